@@ -1,0 +1,1 @@
+"""What runs where: job profiles, found by name at run time."""

@@ -1,0 +1,1 @@
+"""Whole jobs: they wire actors, data and config together; the command line lives here."""

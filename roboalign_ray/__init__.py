@@ -1,0 +1,11 @@
+"""RoboAlign: robot video world models, aligned with reinforcement learning.
+
+The library half of the project: PyTorch, NumPy and gymnasium, never Ray. Importing it registers a lazy hook
+that makes CPU-only torch builds usable beside CUDA-built torchvision wheels (see `foundation.torchvision_guard`).
+"""
+
+from roboalign_ray.foundation.torchvision_guard import install as _install_torchvision_guard
+
+__version__ = "0.1.0"
+
+_install_torchvision_guard()

@@ -1,0 +1,1 @@
+"""The mathematics of alignment: advantages, KL estimators, GRPO."""

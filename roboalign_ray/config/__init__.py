@@ -1,0 +1,35 @@
+"""One frozen model per component, composed into one tree. Imports neither torch nor ray."""
+
+from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.cluster import ClusterConfig, RoleConfig
+from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
+from roboalign_ray.config.job import EvaluationConfig, JobConfig
+from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
+from roboalign_ray.config.world_model import (
+    PretrainingConfig,
+    RefreshConfig,
+    RolloutConfig,
+    SamplingConfig,
+    WorldModelConfig,
+)
+
+__all__ = [
+    "AlignmentConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "EpisodesConfig",
+    "EvaluationConfig",
+    "FidelityRewardConfig",
+    "FrozenConfig",
+    "JobConfig",
+    "PretrainingConfig",
+    "RefreshConfig",
+    "RoleConfig",
+    "RolloutConfig",
+    "SamplingConfig",
+    "SimulationConfig",
+    "TokenizerConfig",
+    "TokenizerTrainingConfig",
+    "WorldModelConfig",
+]

@@ -1,0 +1,58 @@
+"""Which episodes a job reads, how it samples windows from them, and how simulated ones are made."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from roboalign_ray.config.base import FrozenConfig
+
+
+class EpisodesConfig(FrozenConfig):
+    """Reading episodes from a store.
+
+    Attributes:
+        store: path of an episode store, or "shipped" for the one inside the package.
+        view: camera view to use; None takes each episode's first one.
+        frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped.
+        held_out_fraction: share of episode groups held out, chosen by a hash of the group id.
+        action_bins: bins per action dimension between its 1st and 99th percentile.
+        shuffle_buffer: windows held back for shuffling while streaming.
+    """
+
+    store: str = "shipped"
+    view: str | None = None
+    frame_stride: PositiveInt = 1
+    held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    action_bins: int = Field(256, ge=2, le=65536)
+    shuffle_buffer: PositiveInt = 512
+
+
+class SimulationConfig(FrozenConfig):
+    """Generating Meta-World episodes.
+
+    Attributes:
+        tasks: Meta-World task names; empty takes the built-in list.
+        starts_per_task: distinct start states per task.
+        variants: action variants replayed from each start: "expert" and counterfactual ones.
+        frames: frames per episode.
+        steps_per_frame: simulator steps between two frames (80 Hz physics, 16 Hz control at 5).
+        height, width: pixels.
+        camera_distance, camera_azimuth, camera_elevation: free camera, metres and degrees.
+        camera_lookat: metres, world frame.
+        seed: start states derive from (task, seed, index) alone, so a larger run contains a smaller one.
+        workers: simulator processes; 0 takes one per core.
+    """
+
+    tasks: tuple[str, ...] = ()
+    starts_per_task: PositiveInt = 20
+    variants: tuple[str, ...] = ("expert", "noisy")
+    frames: PositiveInt = 40
+    steps_per_frame: PositiveInt = 4
+    height: PositiveInt = 64
+    width: PositiveInt = 64
+    camera_distance: float = Field(1.05, gt=0)
+    camera_azimuth: float = 135.0
+    camera_elevation: float = -30.0
+    camera_lookat: tuple[float, float, float] = (0.0, 0.68, 0.08)
+    seed: int = 0
+    workers: int = Field(0, ge=0)

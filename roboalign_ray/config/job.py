@@ -1,0 +1,77 @@
+"""The whole tree of a job: one model per component, and the rules that need more than one of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.cluster import ClusterConfig
+from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
+from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
+from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
+
+
+class EvaluationConfig(FrozenConfig):
+    """Metrics and protocols.
+
+    Attributes:
+        episodes: held-out windows per protocol.
+        horizon: frames of the long-horizon protocol.
+        samples: rollouts per window.
+        windows: refresh windows compared by the long-horizon protocol.
+        lpips_network: LPIPS backbone.
+        roi_threshold: a pixel belongs to the region of interest where the real clip's temporal standard deviation
+            (mean over channels, [0, 1] scale) exceeds this.
+        freeze_threshold: a frame counts as frozen when its mean absolute change is below this share of the real one's.
+        bootstrap_resamples: resamples of the 95 % interval over episodes.
+    """
+
+    episodes: PositiveInt = 16
+    horizon: PositiveInt = 30
+    samples: PositiveInt = 1
+    windows: tuple[PositiveInt, ...] = (6, 10)
+    lpips_network: Literal["alex", "vgg"] = "alex"
+    roi_threshold: float = Field(0.05, ge=0)
+    freeze_threshold: float = Field(0.1, ge=0)
+    bootstrap_resamples: PositiveInt = 2000
+    fvd: bool = False
+
+
+class JobConfig(FrozenConfig):
+    """Everything a job needs to know, in one frozen tree.
+
+    Attributes:
+        tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package.
+    """
+
+    name: str = "demo"
+    seed: NonNegativeInt = 0
+    output: str = "runs"
+    tokenizer_weights: str = "shipped"
+    world_model_weights: str = "shipped"
+    episodes: EpisodesConfig = EpisodesConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer_training: TokenizerTrainingConfig = TokenizerTrainingConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: FidelityRewardConfig = FidelityRewardConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check_minibatch(self) -> JobConfig:
+        alignment = self.alignment
+        if alignment.prompts_per_update % alignment.minibatch_prompts:
+            raise ConfigError(
+                f"prompts_per_update {alignment.prompts_per_update} is not a multiple of "
+                f"minibatch_prompts {alignment.minibatch_prompts}",
+                where="alignment",
+                remedy="make it one, so that every optimizer step sees whole groups",
+            )
+        return self

@@ -1,0 +1,101 @@
+"""The token world model, its pre-training, and how rollouts are made from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+
+RefreshPolicy = Literal["none", "swr", "token_window", "sinks", "reference_recent"]
+
+
+class WorldModelConfig(FrozenConfig):
+    """LLaMA by configuration. Vocabulary and sequence length follow from tokenizer, actions and window.
+
+    Attributes:
+        action_dims: action tokens per frame, one per action dimension.
+        window_frames: frames of a training window, the start frame included.
+    """
+
+    hidden: PositiveInt = 256
+    layers: PositiveInt = 6
+    heads: PositiveInt = 8
+    kv_heads: PositiveInt = 8
+    ffn: PositiveInt = 768
+    rope_theta: float = 10_000.0
+    action_dims: PositiveInt = 4
+    window_frames: int = Field(8, ge=2)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> WorldModelConfig:
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"hidden {self.hidden}, heads {self.heads} and kv_heads {self.kv_heads} do not divide",
+                where="world_model",
+                remedy="hidden must be a multiple of heads, heads of kv_heads",
+            )
+        return self
+
+
+class PretrainingConfig(FrozenConfig):
+    """Next-token pre-training on dynamics tokens.
+
+    Attributes:
+        steps: optimizer steps.
+        windows_per_step: windows over all workers.
+        context_range: the context frame is drawn from this many frames before the window's start.
+        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up, then cosine to 10 %
+            ("constant" keeps the rate, as the public RLVR-World recipe does).
+        precision: autocast type.
+        ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
+    """
+
+    steps: PositiveInt = 2000
+    windows_per_step: PositiveInt = 16
+    context_range: PositiveInt = 15
+    learning_rate: float = Field(5e-5, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(5000, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    log_every: PositiveInt = 20
+    checkpoint_every: PositiveInt = 500
+
+
+class RefreshConfig(FrozenConfig):
+    """How the context is renewed in a long rollout.
+
+    Attributes:
+        policy: "none" plain autoregression; "swr" decode, clamp, re-encode the last frame as context and as the
+            start frame every `window` frames; "token_window" keep the first context and restart from the last
+            frame's tokens every `window` frames; "sinks" keep `sink_tokens` first tokens and the last `window`
+            frames; "reference_recent" keep the context frame and re-encode the last `recent` frames.
+        window: frames between refreshes, or frames kept by "sinks".
+        sink_tokens: first tokens that "sinks" keeps.
+        recent: frames that "reference_recent" re-encodes at a refresh.
+    """
+
+    policy: RefreshPolicy = "swr"
+    window: PositiveInt = 6
+    sink_tokens: NonNegativeInt = 4
+    recent: PositiveInt = 4
+
+
+class SamplingConfig(FrozenConfig):
+    """Sampling inside a slot's vocabulary. `top_k` 0 keeps all; `temperature` 0 takes the most likely token."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_k: NonNegativeInt = 0
+
+
+class RolloutConfig(FrozenConfig):
+    """One rollout: horizon in frames, refresh and sampling; `precision` is the engine's arithmetic."""
+
+    horizon: PositiveInt = 12
+    refresh: RefreshConfig = RefreshConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,0 +1,108 @@
+"""What an episode is, wherever it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.foundation.failures import UserError
+
+
+class EpisodeError(UserError):
+    """An episode that cannot be used. Sources raise it, readers quarantine the episode with this reason."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of how the episode went. None, or an absent key: not known.
+
+    Attributes:
+        success: whether the task was done by the end.
+        success_per_frame: bool [T], where known per frame.
+        privileged: arrays over time read from a simulator's state, each [T, ...]; metres, newtons, quaternions wxyz.
+            Names in use: "object_position" [T, 3], "target_position" [T, 3], "gripper_position" [T, 3],
+            "gripper_opening" [T], "contact" [T] bool (gripper touches the object), "contact_force" [T] newtons,
+            "penetration" [T] metres (deepest contact, >= 0).
+    """
+
+    success: bool | None = None
+    success_per_frame: np.ndarray | None = None
+    privileged: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One robot episode: what the cameras saw, what was done, what was asked.
+
+    `actions[t]` is what moves the world from frame t to frame t+1; the last one may be a hold.
+
+    Attributes:
+        episode_id: unique within its source, "source/…".
+        group_id: episodes that share a start state or scene share it; splits never separate a group.
+        frames: view name -> uint8 [T, H, W, 3] RGB.
+        actions: float32 [T, A].
+        action_names: A names, with the unit in brackets where there is one.
+        angle_dims: action dimensions that are angles in radians (unwrapped before differencing).
+        state: proprioception float32 [T, S], or None.
+        instruction: the sentence given to the robot; "" where the source has none.
+        fps: frames per second.
+        embodiment: robot name, for example "sawyer" or "franka".
+        outcome: labels where known.
+        provenance: source, files, generator settings: whatever it takes to find or make it again (JSON types only).
+    """
+
+    episode_id: str
+    group_id: str
+    frames: Mapping[str, np.ndarray]
+    actions: np.ndarray
+    instruction: str
+    fps: float
+    embodiment: str
+    action_names: tuple[str, ...] = ()
+    angle_dims: tuple[int, ...] = ()
+    state: np.ndarray | None = None
+    outcome: Outcome = Outcome()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise EpisodeError("has no camera view", where=self.episode_id)
+        for view, frames in self.frames.items():
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+                raise EpisodeError(
+                    f"view '{view}' is {frames.dtype} {frames.shape}, not uint8 [T, H, W, 3]", where=self.episode_id
+                )
+            if len(frames) != len(self.actions):
+                raise EpisodeError(
+                    f"view '{view}' has {len(frames)} frames for {len(self.actions)} actions", where=self.episode_id
+                )
+        if self.actions.ndim != 2 or not np.isfinite(self.actions).all():
+            raise EpisodeError("actions are not a finite [T, A] array", where=self.episode_id)
+        if self.state is not None and len(self.state) != len(self.actions):
+            raise EpisodeError(
+                f"{len(self.state)} states for {len(self.actions)} frames", where=self.episode_id
+            )
+        if not self.fps > 0:
+            raise EpisodeError(f"fps is {self.fps}", where=self.episode_id)
+
+    @property
+    def length(self) -> int:
+        """Frames in every view."""
+        return len(self.actions)
+
+    def view(self, name: str | None = None) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of one view; None takes the first.
+
+        Raises:
+            EpisodeError: no such view.
+        """
+        if name is None:
+            return next(iter(self.frames.values()))
+        if name not in self.frames:
+            raise EpisodeError(
+                f"has no view '{name}'", where=self.episode_id, remedy=f"views: {', '.join(self.frames)}"
+            )
+        return self.frames[name]

@@ -1,0 +1,1 @@
+"""What every room stands on: failures, checkpoints, progress, telemetry. Knows nothing of robots or video."""

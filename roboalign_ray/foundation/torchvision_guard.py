@@ -1,0 +1,56 @@
+"""Make `import torchvision` work when torch is a CPU build and torchvision a CUDA build.
+
+PyPI carries torchvision built for CUDA alone. Beside a CPU torch its C library does not load, and its Python half
+then fails while registering fake kernels for operators that were never defined. Declaring the two operator schemas
+first lets the pure-Python parts (transforms, models) import; nms and image codecs stay unavailable, and nothing
+here uses them. On a machine with CUDA the guard does nothing.
+
+The hook runs when torchvision is first imported, so importing `roboalign_ray` stays free of torch.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_libraries: list[object] = []  # torch.library.Library unregisters its schemas when collected
+
+
+def _declare_operators() -> None:
+    import torch
+
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return
+    for schema in _SCHEMAS:
+        name = schema.split("(", 1)[0]
+        if hasattr(torch.ops.torchvision, name):
+            continue
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define(schema)
+        _libraries.append(library)
+
+
+class _TorchvisionFinder(importlib.abc.MetaPathFinder):
+    """Declares the operators just before torchvision is loaded, then steps aside."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            _declare_operators()
+        return None
+
+
+def install() -> None:
+    """Register the hook once per process; harmless when torchvision is absent or already imported."""
+    if "torchvision" in sys.modules or any(isinstance(f, _TorchvisionFinder) for f in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _TorchvisionFinder())

@@ -1,0 +1,1 @@
+"""The dual-branch FSQ video tokenizer: frames to codes and back."""

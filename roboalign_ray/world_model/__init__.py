@@ -1,0 +1,1 @@
+"""The token world model: sequence layout, transformer, rollout engine, context refresh."""
