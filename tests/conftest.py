@@ -1,0 +1,19 @@
+"""Fixtures shared by every room."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real robot episodes; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("ROBOALIGN_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real episodes at {folder}; set ROBOALIGN_REAL_DATA")
+    return folder
