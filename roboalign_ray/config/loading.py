@@ -1,0 +1,281 @@
+"""From a profile's name and a few overrides to one checked `JobConfig`.
+
+    profile file ──extends──► its base ──extends──► …        merged from the base up, section by section
+         └── overrides "alignment.updates=5"                 laid on top, typed as YAML
+               └── JobConfig                                 unknown key, wrong type, broken rule: one `ConfigError`
+
+Every key remembers the file and line it came from, so an error says where to look. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.job import JobConfig
+from roboalign_ray.config.yaml_source import Located, parse_mapping, parse_value, problem, read_mapping
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """The job that a profile and overrides describe.
+
+    Args:
+        profile: a name among `profile_names()`, or a path ending in .yaml or .yml.
+        overrides: "dotted.key=value" each, the value in YAML ("tokenizer.channels=[96,160]"); the last one wins.
+
+    Raises:
+        ConfigError: the profile is not found or not YAML, its `extends` run in a circle, a key is unknown, a value
+            has the wrong type, or a rule across fields is broken. One line, with file and line where there is one.
+    """
+    merged = _read_chain(profile)
+    values, origins = merged.values, merged.origins
+    for override in overrides:
+        path, value = parse_override(override)
+        origin = f"override '{override}'"
+        over = _nested(path, value)
+        _check_keys(Located(over, {path: origin}, origin))
+        values = _merge(JobConfig, values, over)
+        origins = {**origins, path: origin}
+    values.setdefault("name", merged.file.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))
+    return _validate(values, origins, profile)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """("alignment.updates", 5) from "alignment.updates=5".
+
+    Raises:
+        ConfigError: no "=", no key, or a value that is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    if path == "extends":
+        raise ConfigError("extends belongs in a profile file", where=f"override '{text}'")
+    if not equals or not all(part.strip() for part in path.split(".")):
+        raise ConfigError(
+            f"'{text}' is not key=value", where="override", remedy="write for example alignment.updates=5"
+        )
+    try:
+        return path, parse_value(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"value is not valid YAML: {problem(error)}", where=f"override '{text}'") from None
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the package, sorted."""
+    folder = _profile_folder()
+    names = (entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(name.removesuffix(".yaml") for name in names)
+
+
+def dump_yaml(config: FrozenConfig) -> str:
+    """The whole tree as YAML that `load_job` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def known_paths(model: type[FrozenConfig] = JobConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of every section and value below `model`."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path
+        if section := _section(field.annotation):
+            yield from known_paths(section, f"{path}.")
+
+
+# --- finding and joining files ---------------------------------------------------------------------------------
+
+
+def _profile_folder() -> Traversable:
+    # Found by name at run time: the library never imports the package that holds the profiles.
+    try:
+        folder = resources.files("cluster_configs") / "profiles"
+    except ModuleNotFoundError:
+        folder = None
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            "no profiles are installed",
+            where="cluster_configs",
+            remedy="reinstall, or give the path of a .yaml file",
+        )
+    return folder
+
+
+def _read(profile: str, base_folder: Path | None, named_by: str) -> tuple[str, Located]:
+    """Identity (for cycles) and content of one profile; a relative path counts from `base_folder`."""
+    if profile.endswith(_SUFFIXES):
+        path = Path(profile).expanduser()
+        path = path if base_folder is None else base_folder / path
+        if not path.is_file():
+            raise ConfigError(f"no such profile file: {path}", where=named_by)
+        return str(path.resolve()), read_mapping(path, str(path))
+    names = profile_names()
+    if profile not in names:
+        near = difflib.get_close_matches(profile, names, n=1, cutoff=0.5)
+        remedy = f"did you mean '{near[0]}'?" if near else f"known profiles: {', '.join(names)}"
+        raise ConfigError(
+            f"unknown profile '{profile}'", where=named_by, remedy=f"{remedy} (or a path to a .yaml)"
+        )
+    text = (_profile_folder() / f"{profile}.yaml").read_text(encoding="utf-8")
+    return profile, parse_mapping(text, f"cluster_configs/profiles/{profile}.yaml")
+
+
+def _read_chain(profile: str) -> Located:
+    """The profile laid over everything it extends."""
+    chain: list[Located] = []
+    seen: list[str] = []
+    folder: Path | None = None
+    name, named_by = profile, "profile"
+    while True:
+        identity, located = _read(name, folder, named_by)
+        if identity in seen:
+            circle = " -> ".join([*seen[seen.index(identity) :], identity])
+            raise ConfigError(f"extends runs in a circle: {circle}", where=named_by, remedy="cut one of them")
+        seen.append(identity)
+        extends = located.values.pop("extends", None)
+        named_by = located.origins.pop("extends", located.file)
+        _check_keys(located)
+        chain.append(located)
+        if extends is None:
+            break
+        if not isinstance(extends, str):
+            raise ConfigError(
+                f"extends is {extends!r}", where=named_by, remedy="name one profile or .yaml file"
+            )
+        name, folder = extends, Path(identity).parent if identity.endswith(_SUFFIXES) else None
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for located in reversed(chain):
+        # A profile's name is its own: what extends it is called after its own file.
+        values.pop("name", None)
+        values = _merge(JobConfig, values, located.values)
+        origins |= located.origins
+    return Located(values, origins, chain[0].file)
+
+
+def _merge(model: type[FrozenConfig], base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: sections join key by key, values (lists and mappings too) are replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        section = _section(model.model_fields[key].annotation)
+        merged[key] = _merge(section, merged.get(key, {}), value) if section else value
+    return merged
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return value
+
+
+# --- checking --------------------------------------------------------------------------------------------------
+
+
+def _section(annotation: Any) -> type[FrozenConfig] | None:
+    """The config model that a field holds, also where it may be None; None for plain values."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, FrozenConfig):
+            return candidate
+    return None
+
+
+def _check_keys(located: Located) -> None:
+    _check_section(JobConfig, located.values, "", located)
+
+
+def _check_section(
+    model: type[FrozenConfig], values: Mapping[str, Any], prefix: str, located: Located
+) -> None:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        where = located.origins.get(path, located.file)
+        if key not in model.model_fields:
+            raise ConfigError(
+                f"unknown key '{path}'", where=where, remedy=_suggest(model, prefix, str(key), value)
+            )
+        if section := _section(model.model_fields[key].annotation):
+            if not isinstance(value, Mapping):
+                keys = ", ".join(list(section.model_fields)[:4])
+                raise ConfigError(
+                    f"{path} is a section, not a value", where=where, remedy=f"set {keys}, … below it"
+                )
+            _check_section(section, value, f"{path}.", located)
+
+
+def _suggest(model: type[FrozenConfig], prefix: str, key: str, value: Any) -> str:
+    """Names the nearest known key, its siblings first, with its full dotted path."""
+    siblings = [*model.model_fields, *([] if prefix else ["extends"])]
+    if near := difflib.get_close_matches(key, siblings, n=1, cutoff=0.6):
+        suggestion = f"{prefix}{near[0]}"
+        if isinstance(value, Mapping) and len(value) == 1:  # an override's inner keys: show the whole path
+            rest = ".".join(_single_path(value))
+            suggestion = (
+                f"{suggestion}.{rest}" if f"{suggestion}.{rest}" in set(known_paths()) else suggestion
+            )
+        return f"did you mean '{suggestion}'?"
+    elsewhere: dict[str, list[str]] = {}
+    for path in known_paths():
+        elsewhere.setdefault(path.rsplit(".", 1)[-1], []).append(f"'{path}'")
+    if near := difflib.get_close_matches(key, list(elsewhere), n=1, cutoff=0.6):
+        return f"did you mean {' or '.join(elsewhere[near[0]][:4])}?"
+    return f"known keys here: {', '.join(sorted(siblings))}"
+
+
+def _single_path(value: Any) -> list[str]:
+    path = []
+    while isinstance(value, Mapping) and len(value) == 1:
+        key, value = next(iter(value.items()))
+        path.append(str(key))
+    return path
+
+
+def _frozen(value: Any, path: str, origins: Mapping[str, str]) -> Any:
+    """Lists as tuples, so that strict validation takes them; infinite and undefined numbers are refused."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path}: expected a finite number, got {value}", where=origins.get(path, ""))
+    if isinstance(value, list):
+        return tuple(_frozen(item, path, origins) for item in value)
+    if isinstance(value, Mapping):
+        return {
+            key: _frozen(item, f"{path}.{key}" if path else str(key), origins) for key, item in value.items()
+        }
+    return value
+
+
+def _validate(values: dict[str, Any], origins: Mapping[str, str], profile: str) -> JobConfig:
+    frozen = _frozen(values, "", origins)
+    try:
+        # Strict: "5" is not 5 and true is not 1, or a slip of the pen would pass for a number.
+        return JobConfig.model_validate(frozen, strict=True)
+    except ValidationError as error:
+        raise _readable(error, origins, profile) from None
+    except ConfigError as error:
+        where = ": ".join(part for part in (f"profile '{profile}'", error.where) if part)
+        raise ConfigError(error.what, where=where, remedy=error.remedy) from None
+
+
+def _readable(error: ValidationError, origins: Mapping[str, str], profile: str) -> ConfigError:
+    """The first of pydantic's complaints in one line: origin, dotted path, expected, got."""
+    first, *others = error.errors(include_url=False)
+    names = [part for part in first["loc"] if isinstance(part, str)]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    depths = range(len(names), 0, -1)
+    origin = next(
+        (origins[key] for n in depths if (key := ".".join(names[:n])) in origins), f"profile '{profile}'"
+    )
+    message = first["msg"].replace("a valid tuple", "a list")
+    if message.startswith("Input should be "):
+        message = f"expected {message.removeprefix('Input should be ')}, got {first['input']!r}"
+    elif first["type"] == "missing":
+        message = "a value is missing"
+    more = f" (and {len(others)} more)" if others else ""
+    return ConfigError(f"{path}: {message}{more}", where=origin)
