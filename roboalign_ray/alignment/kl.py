@@ -1,0 +1,48 @@
+"""Per-token estimators of KL(policy || reference) from samples of the policy.
+
+With d = log pi_ref - log pi on a sampled token: k1 = -d is unbiased and may be negative, k2 = d^2/2 is biased
+and low in variance, k3 = exp(d) - d - 1 is unbiased and never negative (J. Schulman, "Approximating KL
+divergence", 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from roboalign_ray.foundation.failures import UserError
+
+
+def kl_k1(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+    """log pi - log pi_ref, per token, any shape, nats."""
+    return logprobs - reference_logprobs
+
+
+def kl_k2(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+    """(log pi_ref - log pi)^2 / 2, per token, any shape, nats."""
+    return 0.5 * (reference_logprobs - logprobs).square()
+
+
+def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+    """exp(d) - d - 1 with d = log pi_ref - log pi, per token, any shape, nats, >= 0."""
+    difference = reference_logprobs - logprobs
+    return torch.expm1(difference) - difference
+
+
+ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "k1": kl_k1,
+    "k2": kl_k2,
+    "k3": kl_k3,
+}
+
+
+def kl_estimate(name: str, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+    """The estimator of that name, per token.
+
+    Raises:
+        UserError: no such estimator.
+    """
+    if name not in ESTIMATORS:
+        raise UserError(f"no KL estimator '{name}'", remedy=f"one of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name](logprobs, reference_logprobs)
