@@ -1,0 +1,155 @@
+"""The command `roboalign`: what can be asked for, and how an error is told.
+
+Heavy modules (torch, ray, simulators) are imported inside the commands that need them: `roboalign --help` answers
+at once. Bad input is one line on stderr and exit code 2; a bug keeps its traceback and exits 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from pipelines import assets_cli
+from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, UserError
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+JOBS = "Jobs"
+LOOK = "Look before you run"
+MATERIAL = "Material"
+
+HELP = """Robot video world models, aligned with reinforcement learning on Ray.
+
+A job is described by a [bold]profile[/bold]: the name of one that comes along (demo, single_gpu, node_8gpu, \
+paper_rt1, shipped) or the path of a YAML file, which may extend another. \
+[bold]--set[/bold] changes single values.
+
+\b
+[bold]Examples[/bold]
+  roboalign demo                                  align, then report
+  roboalign plan paper_rt1                        does the job fit here?
+  roboalign align demo --set alignment.updates=5  one value changed
+  roboalign align mine.yaml --out runs/mine       a profile of your own
+"""
+
+app = typer.Typer(
+    name="roboalign",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Profile = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROFILE", help="A profile's name, or the path of a .yaml file.", show_default=True
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value, for example alignment.updates=5. May be repeated.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
+
+
+@app.callback(help=HELP)
+def _root() -> None:
+    pass
+
+
+@app.command(rich_help_panel=LOOK)
+def version(as_json: Json = False) -> None:
+    """Print the versions of roboalign_ray and of what it stands on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    versions = {"python": platform.python_version()}
+    for name in ("roboalign-ray", "torch", "ray", "deepspeed", "transformers", "vllm", "metaworld"):
+        try:
+            versions[name] = installed(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    if as_json:
+        typer.echo(json.dumps(versions, indent=2))
+    else:
+        for name, text in versions.items():
+            typer.echo(f"{name:<14} {text}")
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The bad input that an exception stands for, however it was wrapped on its way here; None for a bug.
+
+    Ray hands an actor's exception on as the `cause` of its own, Ray Train as the values of `worker_failures`;
+    both are asked by attribute, so that nothing here imports ray.
+    """
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError) and "what" in vars(current):
+            return current
+        queue += list(_wrapped(current))
+    return None
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException | None]:
+    yield vars(error).get("cause")
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):
+        yield from failures.values()
+    if isinstance(error, BaseExceptionGroup):
+        yield from error.exceptions
+    yield error.__cause__
+
+
+def _report(line: str) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 for a bug, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        result = app(args=arguments, prog_name="roboalign", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except typer.TyperException as error:
+        if not error.format_message():  # called without arguments: the help is on the screen
+            return EXIT_BAD_INPUT
+        return _report(f"{error.format_message()}; see 'roboalign --help'")
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if found := user_error_in(error):
+            return _report(found.line())
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+def main() -> None:
+    """Entry point of the `roboalign` script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
