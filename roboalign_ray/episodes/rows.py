@@ -1,0 +1,123 @@
+"""One episode as one Parquet row, and back. The store's schema lives here.
+
+Arrays whose width is the same for all frames are nested lists, readable by any Parquet tool; simulator labels of any
+shape are raw bytes with their type and shape beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
+from roboalign_ray.episodes.video import decode_video, encode_video
+
+SCHEMA_VERSION = 1
+INDEX_COLUMNS = ("episode_id", "group_id", "instruction", "length")
+
+_ARRAY = pa.struct(
+    [("name", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int32())), ("data", pa.binary())]
+)
+ROW_SCHEMA = pa.schema(
+    [
+        ("episode_id", pa.string()),
+        ("group_id", pa.string()),
+        ("instruction", pa.string()),
+        ("length", pa.int32()),
+        ("fps", pa.float64()),
+        ("embodiment", pa.string()),
+        ("views", pa.list_(pa.struct([("name", pa.string()), ("video", pa.large_binary())]))),
+        ("actions", pa.list_(pa.list_(pa.float32()))),
+        ("action_names", pa.list_(pa.string())),
+        ("angle_dims", pa.list_(pa.int32())),
+        ("state", pa.list_(pa.list_(pa.float32()))),
+        ("success", pa.bool_()),
+        ("success_per_frame", pa.list_(pa.bool_())),
+        ("privileged", pa.list_(_ARRAY)),
+        ("provenance", pa.string()),
+    ],
+    metadata={"roboalign_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def episode_to_row(episode: Episode, *, crf: int, pixel_format: str) -> dict[str, Any]:
+    """A row of `ROW_SCHEMA`, its frames encoded.
+
+    Raises:
+        EpisodeError: the frames cannot be encoded, or the provenance is not JSON.
+    """
+    try:
+        provenance = json.dumps(dict(episode.provenance))
+    except TypeError as error:
+        raise EpisodeError(f"provenance is not JSON ({error})", where=episode.episode_id) from error
+    outcome = episode.outcome
+    return {
+        "episode_id": episode.episode_id,
+        "group_id": episode.group_id,
+        "instruction": episode.instruction,
+        "length": episode.length,
+        "fps": float(episode.fps),
+        "embodiment": episode.embodiment,
+        "views": [
+            {"name": name, "video": encode_video(frames, episode.fps, crf=crf, pixel_format=pixel_format)}
+            for name, frames in episode.frames.items()
+        ],
+        "actions": np.asarray(episode.actions, dtype=np.float32).tolist(),
+        "action_names": list(episode.action_names),
+        "angle_dims": list(episode.angle_dims),
+        "state": None if episode.state is None else np.asarray(episode.state, dtype=np.float32).tolist(),
+        "success": outcome.success,
+        "success_per_frame": (
+            None
+            if outcome.success_per_frame is None
+            else np.asarray(outcome.success_per_frame, dtype=bool).tolist()
+        ),
+        "privileged": [_pack(name, array) for name, array in outcome.privileged.items()],
+        "provenance": provenance,
+    }
+
+
+def row_to_episode(row: Mapping[str, Any]) -> Episode:
+    """The episode of a row, its video decoded.
+
+    Raises:
+        EpisodeError: the video does not decode, or the row contradicts itself.
+    """
+    try:
+        frames = {view["name"]: decode_video(view["video"]) for view in row["views"]}
+    except EpisodeError as error:
+        raise EpisodeError(error.what, where=row["episode_id"]) from error
+    per_frame = row["success_per_frame"]
+    outcome = Outcome(
+        success=row["success"],
+        success_per_frame=None if per_frame is None else np.asarray(per_frame, dtype=bool),
+        privileged={item["name"]: _unpack(item) for item in row["privileged"]},
+    )
+    return Episode(
+        episode_id=row["episode_id"],
+        group_id=row["group_id"],
+        frames=frames,
+        actions=np.asarray(row["actions"], dtype=np.float32).reshape(row["length"], -1),
+        instruction=row["instruction"],
+        fps=row["fps"],
+        embodiment=row["embodiment"],
+        action_names=tuple(row["action_names"]),
+        angle_dims=tuple(row["angle_dims"]),
+        state=None if row["state"] is None else np.asarray(row["state"], dtype=np.float32),
+        outcome=outcome,
+        provenance=json.loads(row["provenance"]),
+    )
+
+
+def _pack(name: str, array: np.ndarray) -> dict[str, Any]:
+    array = np.asarray(array)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
+    return {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "data": array.tobytes()}
+
+
+def _unpack(item: Mapping[str, Any]) -> np.ndarray:
+    return np.frombuffer(item["data"], dtype=np.dtype(item["dtype"])).reshape(item["shape"]).copy()

@@ -1,0 +1,139 @@
+"""Video in and out through PyAV, which carries its own FFmpeg.
+
+The store keeps 4:4:4 H.264: at 64×64 the usual chroma subsampling leaves one colour per 2×2 block, which smears
+grippers and small objects. Browsers play 4:2:0 only, so the report uses `encode_browser_video`.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from roboalign_ray.episodes.episode import EpisodeError
+
+# Written into the stream, so that players do not guess another matrix for small frames.
+_COLOUR = "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m"
+
+
+def encode_video(
+    frames: np.ndarray,
+    fps: float,
+    *,
+    codec: str = "libx264",
+    crf: int = 18,
+    pixel_format: str = "yuv444p",
+) -> bytes:
+    """Encode frames to an mp4 whose index stands at its front.
+
+    Args:
+        frames: uint8 [T, H, W, 3] RGB.
+        fps: frames per second.
+        codec: an FFmpeg encoder.
+        crf: constant rate factor, 0 (best) to 51.
+        pixel_format: "yuv444p" keeps full colour; "yuv420p" wants even H and W.
+
+    Raises:
+        EpisodeError: wrong shape or type, or the encoder refuses them.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise EpisodeError(
+            f"cannot encode {frames.dtype} {frames.shape}, want uint8 [T, H, W, 3]", where="video"
+        )
+    options = {"crf": str(crf)}
+    if codec == "libx264":
+        options["x264-params"] = _COLOUR
+    # Moving the index to the front rewrites the file, which FFmpeg does on a real file only.
+    with tempfile.TemporaryDirectory(prefix="roboalign_video_") as folder:
+        path = Path(folder) / "video.mp4"
+        try:
+            _write_mp4(path, frames, fps, codec, pixel_format, options)
+        except (av.FFmpegError, ValueError) as error:
+            raise EpisodeError(f"{codec} cannot encode {frames.shape}: {error}", where="video") from error
+        return path.read_bytes()
+
+
+def _write_mp4(
+    path: Path, frames: np.ndarray, fps: float, codec: str, pixel_format: str, options: dict[str, str]
+) -> None:
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        stream.thread_count = 1
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def encode_browser_video(frames: np.ndarray, fps: float, *, scale: int = 1, crf: int = 16) -> bytes:
+    """An mp4 that every browser plays (H.264, 4:2:0), each pixel repeated `scale` times.
+
+    Args:
+        frames: uint8 [T, H, W, 3] RGB; an odd height or width is padded by its last row or column.
+        fps: frames per second.
+        scale: integer enlargement; 2 or more also hides the chroma subsampling.
+        crf: constant rate factor.
+    """
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    odd = [(0, 0), (0, large.shape[1] % 2), (0, large.shape[2] % 2), (0, 0)]
+    return encode_video(np.pad(large, odd, mode="edge"), fps, crf=crf, pixel_format="yuv420p")
+
+
+def decode_video(
+    source: bytes | Path, *, start_seconds: float | None = None, end_seconds: float | None = None
+) -> np.ndarray:
+    """Decode frames in presentation order, upright (rotation metadata is applied).
+
+    Args:
+        source: a file's bytes, or its path; any container and codec that FFmpeg reads.
+        start_seconds, end_seconds: keep frames whose time is in [start, end); None keeps all.
+
+    Returns:
+        uint8 [T, H, W, 3] RGB.
+
+    Raises:
+        EpisodeError: missing, corrupt or truncated file, or no frame in the range.
+    """
+    where = str(source) if isinstance(source, Path) else "video"
+    if isinstance(source, Path) and not source.is_file():
+        raise EpisodeError("no such video file", where=where)
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+            if not container.streams.video:
+                raise EpisodeError("has no video stream", where=where)
+            stream = container.streams.video[0]
+            expected = stream.frames
+            frames = _decode(container, stream, start_seconds, end_seconds)
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise EpisodeError(f"video cannot be decoded ({error})", where=where) from error
+    if not frames:
+        raise EpisodeError("video holds no frame in the range asked for", where=where)
+    if start_seconds is None and end_seconds is None and len(frames) < expected:
+        raise EpisodeError(f"video is truncated: {len(frames)} of {expected} frames decode", where=where)
+    return np.stack(frames)
+
+
+def _decode(
+    container: av.container.InputContainer, stream: av.VideoStream, start: float | None, end: float | None
+) -> list[np.ndarray]:
+    stream.codec_context.thread_count = 1  # many small videos at once: threads would only compete
+    half_frame = 0.5 / float(stream.average_rate) if stream.average_rate else 0.0
+    if start:
+        container.seek(max(0, int((start - half_frame) / stream.time_base)), stream=stream)
+    frames: list[np.ndarray] = []
+    for frame in container.decode(stream):
+        # Times are compared half a frame early: containers round them to their own clock.
+        time = (frame.time or 0.0) + half_frame
+        if end is not None and time >= end:
+            break
+        if start is not None and time < start:
+            continue
+        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        frames.append(np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)))
+    return frames
