@@ -1,0 +1,190 @@
+"""DROID episodes in the annotation layout: one JSON and three mp4 an episode.
+
+    <root>/annotation/<split>/<episode>.json
+    <root>/videos/<split>/<episode>/{0,1,2}.mp4      two exterior cameras and the wrist camera, in this order
+
+The JSON holds the instruction, the success flag and, at video rate, states of seven numbers: x, y, z in metres,
+roll, pitch, yaw in radians, and the gripper (0 open, 1 closed). Some files also hold 15 Hz recordings, of which the
+states are every third sample.
+
+Actions are taken from the states, for every episode alike: action[t] is the pose change from state t to state t+1
+(each angle by the shorter way round, because roll wraps at +-pi) and the gripper of state t+1; the last one holds
+still.
+The commands recorded at 15 Hz would be no better: only some episodes have them, they are absolute targets that the
+arm lags behind, and the achieved 15 Hz steps add up to exactly these differences.
+
+A video may be one frame longer than its states. The surplus is the last frame: frame-to-frame motion follows the
+joint speed best with the first frames aligned, and the last frame repeats the one before. It is cut off and noted in
+the provenance. Any other mismatch quarantines the episode.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
+from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
+from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.foundation.failures import UserError
+
+VIEWS = ("exterior_1", "exterior_2", "wrist")
+ANGLE_DIMS = (3, 4, 5)
+_STATE_SIZE = 7
+
+
+class DroidSource:
+    """Episodes under one folder, or under several folders of this layout side by side.
+
+    Args:
+        root: folder with annotation/ and videos/, or the folder above such folders.
+        views: views to decode, of `VIEWS`; None takes all.
+
+    Every episode is a group of its own: the annotations do not say which ones share a scene.
+
+    Raises:
+        UserError: no such folder.
+    """
+
+    name = "droid"
+
+    def __init__(self, root: Path, *, views: tuple[str, ...] | None = None) -> None:
+        self.root = Path(root)
+        self.views = VIEWS if views is None else views
+        self.annotations = sorted(annotation_files(self.root))
+        if not self.annotations:
+            raise UserError("holds no annotation/<split>/<episode>.json", where=str(root))
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def episodes(self) -> Iterator[Episode | Quarantined]:
+        """Episodes by path. Unreadable JSON, missing or corrupt video, bad states: quarantined."""
+        for path in self.annotations:
+            base = path.parents[2]
+            parts = [] if base == self.root else [base.name]
+            episode_id = "/".join([self.name, *parts, path.parent.name, path.stem])
+            try:
+                yield self._episode(episode_id, base, path)
+            except UserError as error:
+                yield Quarantined(episode_id, _relative(error.line(), self.root))
+
+    def _episode(self, episode_id: str, base: Path, path: Path) -> Episode:
+        annotation = read_annotation(path)
+        states = read_states(annotation, path)
+        frames: dict[str, np.ndarray] = {}
+        videos = [base / entry["video_path"] for entry in annotation["videos"]]
+        notes: list[str] = []
+        for view, video in zip(VIEWS, videos, strict=True):
+            if view not in self.views:
+                continue
+            decoded = decode_video(video)
+            surplus = len(decoded) - len(states)
+            if surplus not in (0, 1):
+                raise EpisodeError(f"{len(decoded)} frames for {len(states)} states", where=str(video))
+            if surplus:
+                notes.append(f"{view}: last of {len(decoded)} frames cut off, there are {len(states)} states")
+            frames[view] = decoded[: len(states)]
+        success = annotation.get("success")
+        return Episode(
+            episode_id=episode_id,
+            group_id=episode_id,
+            frames=frames,
+            actions=actions_from_states(states),
+            action_names=CARTESIAN_DELTAS,
+            angle_dims=ANGLE_DIMS,
+            state=states.astype(np.float32),
+            instruction=str(next(iter(annotation.get("texts") or [""]))).strip(),
+            fps=_frame_rate(videos[0]),
+            embodiment="franka",
+            outcome=Outcome(success=None if success is None else bool(success)),
+            provenance={
+                "format": "droid",
+                "file": str(path.relative_to(self.root)),
+                "videos": [str(video.relative_to(self.root)) for video in videos],
+                "actions": "differences of consecutive states, gripper of the next state",
+                "has_15hz_recording": "action.cartesian_position" in annotation,
+                "notes": notes,
+            },
+        )
+
+
+def annotation_files(root: Path) -> list[Path]:
+    """Annotation files of the layout under `root`, or one level below it."""
+    return [*root.glob("annotation/*/*.json"), *root.glob("*/annotation/*/*.json")]
+
+
+def read_annotation(path: Path) -> Mapping[str, Any]:
+    """One episode's JSON.
+
+    Raises:
+        EpisodeError: unreadable, or without states or the three videos.
+    """
+    try:
+        annotation = json.loads(path.read_text())
+        entries = [entry["video_path"] for entry in annotation["videos"]]
+        annotation["states"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EpisodeError(f"cannot be read ({type(error).__name__}: {error})", where=str(path)) from error
+    if len(entries) != len(VIEWS):
+        raise EpisodeError(f"names {len(entries)} videos, not {len(VIEWS)}", where=str(path))
+    return annotation
+
+
+def read_states(annotation: Mapping[str, Any], path: Path) -> np.ndarray:
+    """States float64 [T, 7].
+
+    Raises:
+        EpisodeError: another shape, or a number that is not finite.
+    """
+    try:
+        states = np.asarray(annotation["states"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise EpisodeError(f"states are no table of numbers ({error})", where=str(path)) from error
+    if states.ndim != 2 or states.shape[1] != _STATE_SIZE or not len(states):
+        raise EpisodeError(f"states have shape {states.shape}, not [T, {_STATE_SIZE}]", where=str(path))
+    if not np.isfinite(states).all():
+        step, dim = np.argwhere(~np.isfinite(states))[0]
+        raise EpisodeError(f"state {step} holds {states[step, dim]} in dimension {dim}", where=str(path))
+    return states
+
+
+def actions_from_states(states: np.ndarray) -> np.ndarray:
+    """Pose changes and the next gripper.
+
+    Args:
+        states: float [T, 7]: x, y, z, roll, pitch, yaw, gripper.
+
+    Returns:
+        float32 [T, 7]; each angle change lies in [-pi, pi); the last row moves nothing and keeps the gripper.
+    """
+    actions = np.zeros(states.shape, np.float64)
+    actions[:-1, :6] = np.diff(states[:, :6], axis=0)
+    angles = list(ANGLE_DIMS)
+    actions[:, angles] = (actions[:, angles] + np.pi) % (2 * np.pi) - np.pi
+    actions[:-1, 6] = states[1:, 6]
+    actions[-1, 6] = states[-1, 6]
+    return actions.astype(np.float32)
+
+
+def _frame_rate(video: Path) -> float:
+    """Frames per second by the container's header: the annotations hold none."""
+    try:
+        with av.open(str(video)) as container:
+            rate = container.streams.video[0].average_rate
+    except (av.FFmpegError, IndexError) as error:
+        raise EpisodeError(f"video cannot be opened ({error})", where=str(video)) from error
+    if not rate:
+        raise EpisodeError("video states no frame rate", where=str(video))
+    return float(rate)
+
+
+def _relative(line: str, root: Path) -> str:
+    """File names in a reason stand relative to the source."""
+    return line.replace(f"{root}/", "")
