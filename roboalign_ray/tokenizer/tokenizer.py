@@ -1,0 +1,201 @@
+"""The dual-branch video tokenizer: one rich context frame, and few tokens for every frame after it.
+
+The context branch spends `context_tokens` on one frame. The dynamics branch spends `dynamics_tokens` on each
+following frame and reads the rest from the context's features. Those features come from the context *codes* alone,
+so whoever holds the tokens (a rollout, a reward, a viewer) needs nothing else. Follows the tokenizer of the public
+RLVR-World code (arXiv 2505.13934) in its two branches, FSQ and losses; resolution, grid and widths are configured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from roboalign_ray.config import TokenizerConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.tokenizer.fsq import FSQ
+from roboalign_ray.tokenizer.modules import Decoder, Encoder
+
+_WEIGHTS, _CONFIG = "tokenizer.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What training looks at: frames in [0, 1] (not clamped) and the codes that made them.
+
+    Attributes:
+        context: [B, 3, H, W].
+        dynamics: [B, T, 3, H, W].
+        context_codes: int64 [B, C].
+        dynamics_codes: int64 [B, T, D].
+    """
+
+    context: Tensor
+    dynamics: Tensor
+    context_codes: Tensor
+    dynamics_codes: Tensor
+
+
+class _Quantiser(nn.Module):
+    """Project to FSQ's few dimensions, normalise, round; and back. [..., latent] -> values [..., latent], codes."""
+
+    def __init__(self, width: int, config: TokenizerConfig, fsq: FSQ) -> None:
+        super().__init__()
+        self.fsq = fsq
+        self.project = nn.Linear(width, len(config.levels))
+        # Without it the pre-quantiser values grow, tanh saturates and only the corner codes are used.
+        self.normalise = (
+            nn.BatchNorm1d(len(config.levels), affine=False) if config.normalise_before_quantiser else None
+        )
+        self.expand = nn.Linear(len(config.levels), width)
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(latent.device.type, enabled=False):
+            z = self.project(latent.float())
+            if self.normalise is not None:
+                z = self.normalise(z.flatten(0, -2)).view_as(z)
+        values, codes = self.fsq(z)
+        return self.expand(values), codes
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return self.expand(self.fsq.codes_to_values(codes))
+
+
+class DualBranchTokenizer(nn.Module):
+    """Frames to codes and back. Public methods take and give frames in [0, 1]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch_width = config.latent * config.dynamics_patch**2
+        fsq = FSQ(config.levels)
+        self.context_encoder, self.context_decoder = (
+            Encoder(config, fused=False),
+            Decoder(config, fused=False),
+        )
+        self.dynamics_encoder, self.dynamics_decoder = (
+            Encoder(config, fused=True),
+            Decoder(config, fused=True),
+        )
+        self.context_quantiser = _Quantiser(config.latent, config, fsq)
+        self.dynamics_quantiser = _Quantiser(patch_width, config, fsq)
+
+    def forward(self, context_BCHW: Tensor, frames_BTCHW: Tensor) -> Reconstruction:
+        """Encode, quantise with straight-through gradients, and decode both branches."""
+        latent = rearrange(self.context_encoder(context_BCHW * 2 - 1), "b c h w -> b h w c")
+        values, context_codes = self.context_quantiser(latent)
+        features = self.context_decoder.trunk(rearrange(values, "b h w c -> b c h w"))
+        context = self.context_decoder.render(features)
+
+        patches = self._dynamics_patches(frames_BTCHW, features)
+        values, dynamics_codes = self.dynamics_quantiser(patches)
+        return Reconstruction(
+            context=(context + 1) / 2,
+            dynamics=self._render_dynamics(values, features),
+            context_codes=context_codes.flatten(1),
+            dynamics_codes=dynamics_codes.flatten(2),
+        )
+
+    @torch.no_grad()
+    def encode_context(self, frames_BCHW: Tensor) -> Tensor:
+        """Context frames float [B, 3, H, W] in [0, 1] to codes int64 [B, C].
+
+        Raises:
+            UserError: the frames do not have the tokenizer's size.
+        """
+        self._check_size(frames_BCHW)
+        latent = rearrange(self.context_encoder(frames_BCHW * 2 - 1), "b c h w -> b h w c")
+        return self.context_quantiser(latent)[1].flatten(1)
+
+    @torch.no_grad()
+    def encode_dynamics(self, frames_BTCHW: Tensor, context_codes_BC: Tensor) -> Tensor:
+        """Frames float [B, T, 3, H, W] in [0, 1] seen beside their context, to codes int64 [B, T, D]."""
+        self._check_size(frames_BTCHW)
+        patches = self._dynamics_patches(frames_BTCHW, self._context_features(context_codes_BC))
+        return self.dynamics_quantiser(patches)[1].flatten(2)
+
+    @torch.no_grad()
+    def decode_context(self, codes_BC: Tensor) -> Tensor:
+        """Codes int64 [B, C] to frames [B, 3, H, W], clamped to [0, 1]."""
+        frames = self.context_decoder.render(self._context_features(codes_BC))
+        return ((frames + 1) / 2).clamp(0, 1)
+
+    @torch.no_grad()
+    def decode_dynamics(self, codes_BTD: Tensor, context_codes_BC: Tensor) -> Tensor:
+        """Codes int64 [B, T, D] beside context codes int64 [B, C], to frames [B, T, 3, H, W] clamped to [0, 1]."""
+        rows, _ = self.config.dynamics_grid
+        values = self.dynamics_quantiser.lookup(rearrange(codes_BTD, "b t (h w) -> b t h w", h=rows))
+        return self._render_dynamics(values, self._context_features(context_codes_BC)).clamp(0, 1)
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and config (JSON) into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(state, folder / _WEIGHTS)
+        (folder / _CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> DualBranchTokenizer:
+        """Read what `save` wrote; the tokenizer comes back in evaluation mode.
+
+        Raises:
+            UserError: files are missing, unreadable, or do not belong together.
+        """
+        try:
+            config = TokenizerConfig.model_validate(json.loads((folder / _CONFIG).read_text()))
+            tokenizer = cls(config)
+            tokenizer.load_state_dict(load_file(folder / _WEIGHTS))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"no tokenizer here: {Path(error.filename or _WEIGHTS).name} is missing",
+                where=str(folder),
+                remedy="give a folder written by pretraining, or 'shipped'",
+            ) from error
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"tokenizer cannot be read: {str(error).splitlines()[0]}",
+                where=str(folder),
+                remedy="the files are damaged or of two different runs; write them again",
+            ) from error
+        return tokenizer.eval()
+
+    def _context_features(self, codes_BC: Tensor) -> list[Tensor]:
+        rows, _ = self.config.context_grid
+        values = self.context_quantiser.lookup(rearrange(codes_BC, "b (h w) -> b h w", h=rows))
+        return self.context_decoder.trunk(rearrange(values, "b h w c -> b c h w"))
+
+    def _dynamics_patches(self, frames_BTCHW: Tensor, features: list[Tensor]) -> Tensor:
+        """[B, T, rows, columns, latent * patch^2]."""
+        batch = frames_BTCHW.shape[0]
+        flat = rearrange(frames_BTCHW * 2 - 1, "b t c h w -> (b t) c h w")
+        patch = self.config.dynamics_patch
+        return rearrange(
+            self.dynamics_encoder(flat, features),
+            "(b t) c (h p) (w q) -> b t h w (c p q)",
+            b=batch,
+            p=patch,
+            q=patch,
+        )
+
+    def _render_dynamics(self, values: Tensor, features: list[Tensor]) -> Tensor:
+        """Values [B, T, rows, columns, latent * patch^2] to frames [B, T, 3, H, W] in [0, 1], not clamped."""
+        batch, patch = values.shape[0], self.config.dynamics_patch
+        latent = rearrange(values, "b t h w (c p q) -> (b t) c (h p) (w q)", p=patch, q=patch)
+        frames = self.dynamics_decoder.render(self.dynamics_decoder.trunk(latent, features))
+        return (rearrange(frames, "(b t) c h w -> b t c h w", b=batch) + 1) / 2
+
+    def _check_size(self, frames: Tensor) -> None:
+        expected = (3, self.config.height, self.config.width)
+        if tuple(frames.shape[-3:]) != expected:
+            raise UserError(
+                f"frames are {tuple(frames.shape[-3:])}, the tokenizer takes {expected}",
+                where="tokenizer",
+                remedy="resize the frames or configure tokenizer.height and tokenizer.width",
+            )
