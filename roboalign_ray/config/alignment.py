@@ -27,6 +27,7 @@ class AlignmentConfig(FrozenConfig):
         group_size: G, rollouts per prompt.
         minibatch_prompts: groups per optimizer step.
         epochs: passes over each rollout batch.
+        micro_batch_tokens: most tokens of one forward and backward pass; changes memory, not the gradient.
         clip: epsilon of the clipped ratio.
         dual_clip: bound c on the loss where the advantage is negative; 0 leaves it out.
         kl_coefficient: beta of the KL to the frozen pre-trained model.
@@ -41,6 +42,7 @@ class AlignmentConfig(FrozenConfig):
     group_size: int = Field(16, ge=2)
     minibatch_prompts: PositiveInt = 32
     epochs: PositiveInt = 1
+    micro_batch_tokens: PositiveInt = 16_384
     learning_rate: float = Field(5e-5, gt=0)
     warmup_updates: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
