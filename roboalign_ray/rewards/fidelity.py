@@ -1,0 +1,106 @@
+"""Fidelity to the real continuation: -w LPIPS + w SSIM, mean over frames, one score per sample.
+
+The reward of the thin alignment loop (cf. RLVR-World, arXiv 2505.13934, whose verifiable video reward is pixel and
+perceptual distance to the ground truth). A sample that cannot be compared is `Failed` with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roboalign_ray.config import FidelityRewardConfig
+from roboalign_ray.evaluation.metrics import LPIPS_CHUNK, psnr, ssim, to_images
+from roboalign_ray.evaluation.perceptual import PerceptualDistance, load_lpips
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.rewards.protocol import RewardInput, Score, Scored
+
+
+class FidelityReward:
+    """Implements `Reward`. Components: "lpips", "ssim" and "psnr" (dB, for curves; it carries no weight).
+
+    Args:
+        config: weights and LPIPS network.
+        lpips: the distance to use; None loads the configured one on `device`.
+    """
+
+    def __init__(
+        self,
+        config: FidelityRewardConfig,
+        lpips: PerceptualDistance | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.lpips = lpips or load_lpips(config.lpips_network, device)
+
+    @torch.no_grad()
+    def score(self, inputs: RewardInput) -> Sequence[Score]:
+        """One `Scored` or `Failed` per sample, in order."""
+        generated = inputs.generated
+        problem = _problem(inputs)
+        if problem is not None:
+            return [problem] * len(generated)
+        finite = np.isfinite(generated).reshape(len(generated), -1).all(axis=1)
+        usable = np.flatnonzero(finite)
+        scores: list[Score] = [Failed("generated frames hold a value that is not finite", "nan")] * len(
+            generated
+        )
+        if usable.size:
+            for sample, score in zip(usable, self._compare(generated[usable], inputs.real), strict=True):
+                scores[sample] = score
+        return scores
+
+    def _compare(self, generated_GTHWC: np.ndarray, real_THWC: np.ndarray | None) -> list[Score]:
+        assert real_THWC is not None
+        device = self.lpips.shift.device
+        images_GTCHW = to_images(generated_GTHWC, device)
+        real_TCHW = to_images(real_THWC, device)
+        samples, frames = images_GTCHW.shape[:2]
+        flat = images_GTCHW.flatten(0, 1)
+        target = real_TCHW.expand_as(images_GTCHW).flatten(0, 1)
+        pairs = list(zip(flat.split(LPIPS_CHUNK), target.split(LPIPS_CHUNK), strict=True))
+        parts = {
+            "lpips": torch.cat([self.lpips(a, b) for a, b in pairs]),
+            "ssim": torch.cat([ssim(a, b) for a, b in pairs]),
+            "psnr": torch.cat([psnr(a, b) for a, b in pairs]),
+        }
+        means = {name: _per_sample(value, samples, frames) for name, value in parts.items()}
+        return [
+            self._total({name: value[index] for name, value in means.items()}) for index in range(samples)
+        ]
+
+    def _total(self, components: dict[str, float]) -> Score:
+        total = self.config.ssim_weight * components["ssim"] - self.config.lpips_weight * components["lpips"]
+        if not np.isfinite(total):
+            return Failed(f"reward came out as {total}", "nan")
+        return Scored(total=total, components=components)
+
+
+def _problem(inputs: RewardInput) -> Failed | None:
+    """Why the whole group cannot be compared, or None."""
+    generated, real = inputs.generated, inputs.real
+    if real is None:
+        return Failed("no real continuation to compare with", "missing")
+    if generated.ndim != 5 or generated.shape[-1] != 3:
+        return Failed(f"generated frames are {generated.shape}, not [G, T, H, W, 3]", "shape")
+    if generated.shape[1:] != real.shape:
+        return Failed(f"generated frames are {generated.shape[1:]}, the real ones {real.shape}", "shape")
+    if 0 in generated.shape:
+        return Failed(f"generated frames are empty: {generated.shape}", "shape")
+    for name, frames in (("generated", generated), ("real", real)):
+        if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
+            return Failed(f"{name} frames are {frames.dtype}, neither uint8 nor float", "shape")
+    if not np.isfinite(real).all():
+        return Failed("real frames hold a value that is not finite", "nan")
+    if min(generated.shape[2:4]) < 32:
+        return Failed(
+            f"frames of {generated.shape[2]}x{generated.shape[3]} are below LPIPS' 32 pixels", "shape"
+        )
+    return None
+
+
+def _per_sample(values_N: Tensor, samples: int, frames: int) -> list[float]:
+    return values_N.view(samples, frames).mean(dim=1).tolist()
