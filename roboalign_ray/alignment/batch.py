@@ -7,7 +7,7 @@ else when it made it. Sequences of one shape are stacked, so no micro-batch hold
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from roboalign_ray.config import RolloutConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.rollout import Segment
+from roboalign_ray.world_model.transformer import segment_ids
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class BatchCounts:
     failed_samples: int
     flat_groups: int
 
+    def __add__(self, other: BatchCounts) -> BatchCounts:
+        return BatchCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 def check_trainable(rollout: RolloutConfig) -> None:
     """Refuse rollout settings whose log-probabilities a forward pass cannot reproduce.
@@ -155,18 +159,6 @@ def _segment_sequences(
         )
         for sample in np.flatnonzero(advantages.valid)
     ]
-
-
-def segment_ids(segment: Segment, layout: SequenceLayout) -> np.ndarray:
-    """Ids int64 [G, L] of a segment; context and given frames that the group shares are repeated."""
-    samples = len(segment.tokens)
-
-    def per_sample(array: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(array, (samples, *array.shape[1:]))
-
-    dynamics = np.concatenate([per_sample(segment.given), segment.tokens], axis=1)
-    actions = np.broadcast_to(segment.actions, (samples, *segment.actions.shape))
-    return layout.assemble(per_sample(segment.context), dynamics, actions)
 
 
 def micro_batches(

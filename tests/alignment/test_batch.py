@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from roboalign_ray.alignment.batch import (
     check_trainable,
     micro_batches,
-    segment_ids,
     token_count,
     training_sequences,
 )
@@ -20,6 +19,7 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.rollout import RolloutGroup, Segment
+from roboalign_ray.world_model.transformer import segment_ids
 
 LAYOUT = SequenceLayout(context_tokens=5, dynamics_tokens=3, action_tokens=2, codes=11, action_bins=7)
 
