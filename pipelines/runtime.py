@@ -1,0 +1,163 @@
+"""Ray, as a job needs it: start or join a cluster, make actors of plain classes, wait with a deadline.
+
+Every remote wait goes through `settle` or `wait`: they end, and their errors name the role and the cause. Bad
+input found by a worker comes back as the `UserError` that it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from roboalign_ray.config import ClusterConfig, RoleConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+
+# Defaults for this process and all workers that it starts; a value set outside wins.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new Parquet reader starts up to 32 actors for footers alone
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+_TASK_RETRIES = 1  # once more on a restarted worker: calls carry all they need
+
+
+class RoleFailure(RuntimeError):
+    """A role of the job cannot go on: workers lost, an error inside one, or a deadline passed."""
+
+
+@contextmanager
+def start_ray(cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: bool = True) -> Iterator[None]:
+    """Ray for the length of the block: started here for "local", joined otherwise; left alone where already up.
+
+    Args:
+        dashboard: start Ray's dashboard (local clusters).
+        worker_logs: show what workers print.
+
+    Raises:
+        UserError: the cluster at `cluster.address` cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _interpreter_on_path()
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": worker_logs}
+    if cluster.address == "local":
+        options |= {
+            "object_store_memory": int(cluster.object_store_gb * 1e9),
+            "include_dashboard": dashboard,
+        }
+    try:
+        ray.init(address=cluster.address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster at '{cluster.address}' ({str(error).splitlines()[0]})",
+            where="cluster.address",
+            remedy="use 'local', or start one with: ray start --head",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _interpreter_on_path() -> None:
+    """Workers find the tools (ninja, for one) that stand beside this Python."""
+    beside = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if beside not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([beside, path]) if path else beside
+
+
+def role_threads(role: RoleConfig) -> int:
+    """Torch threads of one worker."""
+    return role.threads or max(1, int(role.num_cpus))
+
+
+def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> list[Any]:
+    """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources and restarts."""
+    threads = str(role_threads(role))
+    remote = ray.remote(cls).options(
+        num_cpus=role.num_cpus,
+        num_gpus=role.num_gpus,
+        resources=role.resources or None,
+        accelerator_type=role.accelerator_type,
+        max_restarts=role.max_restarts,
+        max_task_retries=_TASK_RETRIES if role.max_restarts else 0,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+    )
+    return [remote.remote(**keywords) for keywords in arguments]
+
+
+def stop(actors: Sequence[Any]) -> None:
+    """End actors for good."""
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+
+
+def settle(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
+    """The value of every reference, or `Failed` where its worker was lost or raised.
+
+    Args:
+        refs: references of one stage, one per worker.
+        deadline_s: for all of them together, seconds.
+        what: names the stage in errors ("rollouts").
+
+    Raises:
+        UserError: a worker raised one.
+        RoleFailure: the deadline passed.
+    """
+    ends = time.monotonic() + deadline_s
+    return [_settle_one(ref, ends, deadline_s, f"{what} {n + 1}/{len(refs)}") for n, ref in enumerate(refs)]
+
+
+def wait(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
+    """The values of all references; like `settle`, but one failure is an error.
+
+    Raises:
+        UserError: a worker raised one.
+        RoleFailure: the deadline passed, a worker was lost, or raised.
+    """
+    values = settle(refs, deadline_s, what)
+    for value in values:
+        if isinstance(value, Failed):
+            raise RoleFailure(value.reason)
+    return values
+
+
+def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
+    try:
+        return ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
+    except GetTimeoutError as error:
+        raise RoleFailure(
+            f"{what}: no answer within {deadline_s:g} s; the worker is stuck or the cluster has no room for it "
+            "(see 'ray status'), or the role's deadline_s is too short"
+        ) from error
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, UserError):
+            raise cause from error
+        return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", "worker_error")
+    except RayActorError as error:
+        cause = error.__cause__
+        return Failed(f"{what}: worker lost ({_first_line(cause or error)})", "worker_lost")
+    except RayError as error:
+        return Failed(f"{what}: {type(error).__name__}: {_first_line(error)}", "ray_error")
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

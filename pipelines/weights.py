@@ -1,0 +1,44 @@
+"""Where a job's weights lie: folders named in its config, or those inside the package."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import UserError
+
+SHIPPED = "shipped"
+_TOKENIZER_FILE, _WORLD_MODEL_FILE = "tokenizer.safetensors", "model.safetensors"
+
+
+def tokenizer_folder(config: JobConfig) -> Path:
+    """Folder of the tokenizer's weights.
+
+    Raises:
+        UserError: there are none.
+    """
+    return _folder(config.tokenizer_weights, "tokenizer", _TOKENIZER_FILE)
+
+
+def world_model_folder(config: JobConfig) -> Path:
+    """Folder of the world model's weights, a plain Hugging Face directory.
+
+    Raises:
+        UserError: there are none.
+    """
+    return _folder(config.world_model_weights, "world_model", _WORLD_MODEL_FILE)
+
+
+def _folder(named: str, kind: str, file: str) -> Path:
+    shipped = named == SHIPPED
+    folder = (
+        Path(str(importlib.resources.files("roboalign_ray") / "assets" / kind)) if shipped else Path(named)
+    )
+    if not (folder / file).is_file():
+        raise UserError(
+            f"no {kind.replace('_', ' ')} here: {file} is missing",
+            where=str(folder),
+            remedy=f"set {kind}_weights to a folder written by 'roboalign pretrain'",
+        )
+    return folder.absolute()
