@@ -1,0 +1,227 @@
+"""Checkpoints that are whole or not there: atomic directories with a checksum for every file.
+
+    root/
+      step-00000100/   manifest.json  model.safetensors  …     a complete checkpoint
+      step-00000200/   …
+      .writing-…/                                              a write cut short: ignored, swept by the next one
+
+A checkpoint is written beside its final place, flushed to disk, described by `manifest.json` and only then renamed.
+Whoever finds a `step-` directory therefore finds all of it, or learns which file was damaged since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roboalign_ray.foundation.failures import UserError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_NAME = re.compile(r"^step-(\d{8,})$")
+_TEMPORARY = ".writing-"
+_ABANDONED_S = 3600.0
+_CHUNK = 1 << 20
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete or damaged; `where` names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        folder: the directory that holds its files.
+        step: the number it was saved under.
+        metadata: what the writer said about it (JSON types).
+    """
+
+    folder: Path
+    step: int
+    metadata: Mapping[str, Any]
+
+
+def save(
+    root: str | Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    keep: int = 0,
+) -> Path:
+    """Write one checkpoint; it appears under its name complete, or not at all.
+
+    Args:
+        root: directory of checkpoints, made when absent.
+        step: number of the checkpoint; one that is there already is replaced.
+        write: fills the directory it is given with files.
+        metadata: JSON types kept in the manifest.
+        keep: checkpoints kept after this one is in place, the newest ones; 0 keeps all.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        ValueError: a negative step or `keep`, or `write` made a file called manifest.json.
+    """
+    if step < 0 or keep < 0:
+        raise ValueError(f"step {step} and keep {keep} must not be negative")
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    _sweep(root)
+    temporary = _temporary(root)
+    try:
+        write(temporary)
+        _seal(temporary, step, metadata or {})
+        final = root / f"step-{step:08d}"
+        _put(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if keep:
+        for old, _ in _listed(root)[:-keep]:
+            if old != final:
+                shutil.rmtree(old)
+    return final
+
+
+def load(folder: str | Path) -> Checkpoint:
+    """Verify every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: no manifest, or a file is missing, has another size or other bytes, or is not in the manifest.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    present = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    for name, entry in files.items():
+        path = folder / name
+        if name not in present:
+            raise CheckpointError("is missing from the checkpoint", where=str(path), remedy=_REMEDY)
+        if (size := path.stat().st_size) != entry["size"]:
+            raise CheckpointError(
+                f"has {size} bytes instead of {entry['size']}", where=str(path), remedy=_REMEDY
+            )
+        if _sha256(path) != entry["sha256"]:
+            raise CheckpointError("does not match its checksum", where=str(path), remedy=_REMEDY)
+    if extra := sorted(present - set(files)):
+        raise CheckpointError(
+            "is not part of the checkpoint", where=str(folder / extra[0]), remedy="remove it"
+        )
+    return Checkpoint(folder, int(manifest["step"]), manifest["metadata"])
+
+
+def latest(root: str | Path) -> Path | None:
+    """The newest complete checkpoint's directory, unverified; None where there is none."""
+    listed = _listed(Path(root))
+    return listed[-1][0] if listed else None
+
+
+_REMEDY = "use an earlier checkpoint, or write it again"
+
+
+def _temporary(root: Path) -> Path:
+    folder = root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    folder.mkdir()
+    return folder
+
+
+def _seal(folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
+    """Checksums into the manifest, and everything out to the disk."""
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"a checkpoint cannot hold a file of its own called {MANIFEST}")
+    files = {}
+    for path in _files(folder):
+        _flush(path)
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    body = {"format": _FORMAT, "step": step, "metadata": dict(metadata), "files": files}
+    # The manifest vouches for the files, and its own digest for the manifest.
+    text = json.dumps({**body, "digest": _digest(body)}, indent=2, sort_keys=True) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    _flush(folder / MANIFEST)
+    for directory in [path for path in folder.rglob("*") if path.is_dir()] + [folder]:
+        _flush(directory)
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Rename into place. An older checkpoint of the same step is moved aside first, then deleted."""
+    aside = None
+    if final.exists():
+        aside = _temporary(final.parent)
+        final.rename(aside / final.name)
+    temporary.rename(final)
+    _flush(final.parent)
+    if aside:
+        shutil.rmtree(aside)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"holds no {MANIFEST}", where=str(folder), remedy="give a checkpoint's directory"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        body = {key: manifest[key] for key in ("format", "step", "metadata", "files")}
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError("is not a checkpoint's manifest", where=str(path), remedy=_REMEDY) from None
+    if body["format"] != _FORMAT:
+        raise CheckpointError(f"has format {body['format']}, not {_FORMAT}", where=str(path))
+    if set(manifest) != {*body, "digest"} or manifest["digest"] != _digest(body):
+        raise CheckpointError("does not match its own digest", where=str(path), remedy=_REMEDY)
+    return manifest
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(root: Path) -> list[tuple[Path, int]]:
+    """Complete checkpoints, oldest first."""
+    if not root.is_dir():
+        return []
+    found = [(path, int(match[1])) for path in root.iterdir() if (match := _NAME.match(path.name))]
+    return sorted(
+        ((path, step) for path, step in found if (path / MANIFEST).is_file()), key=lambda item: item[1]
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below a checkpoint's directory but its manifest, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what writers that died left behind. Young directories may belong to a writer at work."""
+    for path in root.glob(f"{_TEMPORARY}*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True)
