@@ -1,0 +1,130 @@
+"""Progress that a person can read: a bar in a terminal, a plain line now and then in a log file.
+
+with Progress("align", total=150, unit="update") as progress:
+    for update in range(150):
+        ...
+        progress.advance(reward=reward, kl=kl)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+Item = TypeVar("Item")
+LINE_EVERY_S = 15.0
+
+
+class Progress:
+    """Counts one job's steps and shows them.
+
+    Args:
+        title: what is going on.
+        total: steps in all; None where unknown.
+        unit: what a step is called.
+        console: where to; None takes standard error, so that standard output stays clean for results.
+        line_every_s: seconds between lines where the console is no terminal.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int | None = None,
+        *,
+        unit: str = "step",
+        console: Console | None = None,
+        line_every_s: float = LINE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self.console = console or Console(stderr=True)
+        self._every, self._clock = line_every_s, clock
+        self._started = self._last_line = clock()
+        self._figures: dict[str, float | str] = {}
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        self._started = self._last_line = self._clock()
+        if self.console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[figures]}"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, figures="")
+        return self
+
+    def advance(self, steps: int = 1, **figures: float | str) -> None:
+        """Count steps done; `figures` stand beside them until others replace them."""
+        self.done += steps
+        self._figures.update(figures)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, figures=_join(self._figures))
+        elif self._clock() - self._last_line >= self._every:
+            self._line()
+
+    def note(self, message: str) -> None:
+        """One line that stays, above the bar."""
+        self.console.print(message, markup=False, highlight=False)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            self._line(final="stopped" if error else "done")
+
+    def _line(self, final: str = "") -> None:
+        now = self._clock()
+        self._last_line, elapsed = now, now - self._started
+        count = f"{self.done}/{self.total}" if self.total else str(self.done)
+        parts = [f"{self.title}: {count} {self.unit}s", seconds(elapsed)]
+        if final:
+            parts.append(final)
+        elif self.total and self.done:
+            parts.append(f"about {seconds(elapsed / self.done * (self.total - self.done))} left")
+        if self._figures:
+            parts.append(_join(self._figures))
+        self.console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
+
+
+def track(
+    items: Iterable[Item], title: str, *, total: int | None = None, unit: str = "step"
+) -> Iterator[Item]:
+    """Yield items and show how many are done."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Progress(title, total, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def seconds(duration: float) -> str:
+    """A duration for people: "8 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(duration)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _join(figures: dict[str, float | str]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in figures.items()
+    )
