@@ -92,6 +92,11 @@ class LeRobotSource:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Views that are read."""
+        return tuple(self.cameras)
+
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes by index; those with a missing or corrupt file are quarantined by that file's name."""
         for entry in self.entries:

@@ -10,7 +10,6 @@ RLDS records no frame rate and no robot. Both are known for the datasets in `KNO
 from __future__ import annotations
 
 import io
-import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.rlds_features import read_features
 from roboalign_ray.episodes.sources.tfrecord import CorruptRecord, FeatureValue, parse_example, read_records
 from roboalign_ray.foundation.failures import UserError
 
@@ -54,59 +54,6 @@ KNOWN_DATASETS: Mapping[str, KnownDataset] = {
 }
 
 
-@dataclass(frozen=True)
-class Feature:
-    """One leaf of features.json. `kind` is "image", "text" or "tensor"; `shape` is that of one step."""
-
-    kind: str
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
-    encoding: str = "none"
-
-    @property
-    def is_numeric(self) -> bool:
-        """A float or integer tensor, fit for an action or state vector."""
-        return self.kind == "tensor" and self.dtype not in ("bool", "string")
-
-
-def read_features(path: Path) -> dict[str, Feature]:
-    """Leaves of a features.json by their flattened name ("steps/observation/state").
-
-    Raises:
-        UserError: unreadable, or not of that layout.
-    """
-    try:
-        leaves = dict(_leaves(json.loads(path.read_text()), ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot be read as RLDS features ({error})", where=str(path)) from error
-    if not any(name.startswith("steps/") for name in leaves):
-        raise UserError("describes no 'steps': not an RLDS dataset", where=str(path))
-    return leaves
-
-
-def _leaves(node: Mapping[str, Any], name: str) -> Iterator[tuple[str, Feature]]:
-    if "featuresDict" in node:
-        for key, child in node["featuresDict"]["features"].items():
-            yield from _leaves(child, f"{name}/{key}" if name else key)
-    elif "sequence" in node:
-        yield from _leaves(node["sequence"]["feature"], name)
-    elif "image" in node:
-        yield name, Feature("image", _shape(node["image"]), node["image"].get("dtype", "uint8"))
-    elif "text" in node:
-        yield name, Feature("text", dtype="string")
-    elif "tensor" in node:
-        tensor = node["tensor"]
-        kind = "text" if tensor.get("dtype") in ("string", "object") else "tensor"
-        yield (
-            name,
-            Feature(kind, _shape(tensor), tensor.get("dtype", "float32"), tensor.get("encoding", "none")),
-        )
-
-
-def _shape(node: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.get("shape", {}).get("dimensions", []))
-
-
 class RldsSource:
     """Episodes of an RLDS dataset folder.
 
@@ -118,17 +65,32 @@ class RldsSource:
         root: folder with features.json and `*.tfrecord*` shards, or the folder above one version of it.
         fps: frames per second; None takes the known dataset's.
         embodiment: robot name; "" takes the known dataset's.
+        views: views to decode; None takes all.
 
     Raises:
         UserError: no such dataset, or its frame rate is not known and not given.
     """
 
-    def __init__(self, root: Path, *, fps: float | None = None, embodiment: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fps: float | None = None,
+        embodiment: str = "",
+        views: tuple[str, ...] | None = None,
+    ) -> None:
         self.root = _version_folder(Path(root))
         self.shards = sorted(path for path in self.root.iterdir() if ".tfrecord" in path.name)
         if not self.shards:
             raise UserError("holds no *.tfrecord* shard", where=str(self.root))
         self.features = read_features(self.root / "features.json")
+        # Depth maps and masks are no camera views.
+        self._cameras = {
+            key.rsplit("/", 1)[1]: key
+            for key, feature in sorted(self.features.items())
+            if feature.kind == "image" and key.startswith("steps/") and feature.shape[-1:] in ((3,), ())
+        }
+        self.views = tuple(self._cameras) if views is None else views
         self.name = self.shards[0].name.split(".tfrecord")[0].rsplit("-", 1)[0]
         known = next((known for key, known in KNOWN_DATASETS.items() if self.name.startswith(key)), None)
         if fps is None and known is None:
@@ -143,6 +105,11 @@ class RldsSource:
         if not self._action_keys:
             raise UserError("features.json names no numeric steps/action", where=str(self.root))
         self._action_names = known.action_names if known else ()
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Camera views that features.json names."""
+        return tuple(self._cameras)
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes shard by shard; a damaged record is quarantined by shard, number and byte."""
@@ -227,14 +194,8 @@ class RldsSource:
         """Pictures by view, uint8 [T, H, W, 3], and the names of views without one."""
         views: dict[str, np.ndarray] = {}
         empty: list[str] = []
-        for key, feature in self.features.items():
-            if (
-                feature.kind != "image"
-                or not key.startswith("steps/")
-                or feature.shape[-1:] not in ((3,), ())
-            ):
-                continue  # depth and masks are no camera views
-            name = key.rsplit("/", 1)[1]
+        for name in self.views:
+            key = self._cameras[name]
             encoded = example.get(key, [])
             if not any(len(raw) for raw in encoded):
                 empty.append(name)

@@ -1,0 +1,92 @@
+"""From a folder of robot episodes to the source that reads it: which format it is, which views are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from roboalign_ray.config.base import nearest_key
+from roboalign_ray.episodes.sources.droid import VIEWS, DroidSource, annotation_files
+from roboalign_ray.episodes.sources.lerobot import LeRobotSource
+from roboalign_ray.episodes.sources.rlds import RldsSource
+from roboalign_ray.foundation.failures import UserError
+
+Format = Literal["lerobot", "rlds", "droid"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+_SIGNS = {
+    "lerobot": "meta/info.json",
+    "rlds": "features.json and *.tfrecord* shards",
+    "droid": "annotation/<split>/*.json",
+}
+
+
+def detect_format(root: Path) -> Format:
+    """The format of a folder, told by the files it must hold.
+
+    Raises:
+        UserError: no such folder, an empty one, or none of the known formats.
+    """
+    if not root.exists():
+        raise UserError("no such folder", where=str(root), remedy="give the folder that holds the episodes")
+    if not root.is_dir():
+        raise UserError("is a file, not a folder of episodes", where=str(root))
+    if (root / "meta" / "info.json").is_file():
+        return "lerobot"
+    if any(root.glob("features.json")) or any(root.glob("*/features.json")):
+        return "rlds"
+    if any(annotation_files(root)):
+        return "droid"
+    if not any(root.iterdir()):
+        raise UserError("the folder is empty", where=str(root))
+    signs = "; ".join(f"{name}: {sign}" for name, sign in _SIGNS.items())
+    raise UserError("holds no known episode format", where=str(root), remedy=f"looked for {signs}")
+
+
+def open_folder(
+    root: Path,
+    format: str = "auto",
+    *,
+    views: Sequence[str] = (),
+    fps: float | None = None,
+) -> LeRobotSource | RldsSource | DroidSource:
+    """The source of a folder.
+
+    Args:
+        root: folder of episodes.
+        format: one of `FORMATS`, or "auto".
+        views: views to read; none given reads all.
+        fps: frame rate of an RLDS dataset whose rate is not known.
+
+    Raises:
+        UserError: unknown format or view, or the folder cannot be read as that format.
+    """
+    if format not in ("auto", *FORMATS):
+        raise UserError(
+            f"unknown format '{format}'", where="--format", remedy=nearest_key(format, ["auto", *FORMATS])
+        )
+    found = detect_format(root)
+    if format not in ("auto", found):
+        raise UserError(
+            f"is a {found} dataset, not {format}", where=str(root), remedy="leave --format out to detect it"
+        )
+    wanted = tuple(views) or None
+    if found == "rlds":
+        rlds = RldsSource(root, fps=fps, views=wanted)
+        _check_views(views, rlds.view_names, root)
+        return rlds
+    if fps is not None:
+        raise UserError(f"a {found} dataset states its own frame rate", where="--source-fps")
+    if found == "droid":
+        _check_views(views, VIEWS, root)
+        return DroidSource(root, views=wanted)
+    lerobot = LeRobotSource(root)
+    _check_views(views, lerobot.view_names, root)
+    return LeRobotSource(root, views=wanted) if wanted else lerobot
+
+
+def _check_views(wanted: Sequence[str], known: Sequence[str], root: Path) -> None:
+    for view in wanted:
+        if view not in known:
+            raise UserError(f"no view '{view}'", where=str(root), remedy=f"views: {', '.join(known)}")
