@@ -10,11 +10,13 @@ import json
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines import assets_cli
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, UserError
 
 EXIT_BUG = 1
@@ -70,6 +72,43 @@ app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 @app.callback(help=HELP)
 def _root() -> None:
     pass
+
+
+@app.command(rich_help_panel=LOOK)
+def plan(
+    profile: Profile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A running Ray cluster to look at: auto, or ray://host:port."),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="A described cluster to look at instead (YAML)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a job is made of and whether it fits, without running it.
+
+    Prints the resolved profile, parameters by component, tokens and bytes per rollout, and the bundles of every role
+    against what the cluster has. Exits 2, naming the missing resource, where the job cannot be placed.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign plan demo
+      roboalign plan paper_rt1 --cluster nodes.yaml
+      roboalign plan node_8gpu --address auto --json
+
+    A cluster file: [cyan]nodes: \\[{cpus: 64, gpus: 8, memory_gb: 512, accelerator_type: H100, count: 2}][/cyan]
+    """
+    from pipelines.plan import make_plan, print_plan
+
+    result = make_plan(load_job(profile, overrides or ()), address=address, cluster_file=cluster)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        print_plan(result)
+    result.require_fit()
 
 
 @app.command(rich_help_panel=LOOK)

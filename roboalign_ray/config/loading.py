@@ -80,7 +80,13 @@ def profile_names() -> list[str]:
 
 def dump_yaml(config: FrozenConfig) -> str:
     """The whole tree as YAML that `load_job` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        config.model_dump(mode="json"),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
 
 
 def known_paths(model: type[FrozenConfig] = JobConfig, prefix: str = "") -> Iterator[str]:

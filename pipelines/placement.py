@@ -1,0 +1,204 @@
+"""Whether a job's bundles fit on a cluster's nodes, decided before anything starts.
+
+Pure: nodes and bundles in, an assignment or the name of what is missing out. The rules are Ray's: a bundle stands
+on one node; a fraction of a GPU stands on one device, several GPUs are whole devices; an accelerator type is a
+resource of the node that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from roboalign_ray.config import RoleConfig
+from roboalign_ray.foundation.failures import UserError
+
+_EPSILON = 1e-6
+_SEARCH_STEPS = 50_000
+GPU = "GPU"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine: named amounts, "CPU" and "GPU" among them; memory in bytes, 0 where it is not known."""
+
+    name: str
+    resources: dict[str, float]
+    memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What one worker of a role needs on one node."""
+
+    role: str
+    index: int
+    needs: dict[str, float]
+
+    def __str__(self) -> str:
+        amounts = ", ".join(f"{amount:g} {name}" for name, amount in self.needs.items())
+        return f"{self.role} worker {self.index} ({amounts or 'nothing'})"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which node each bundle stands on, or why there is no such assignment.
+
+    Attributes:
+        nodes: node name per bundle, in the bundles' order; empty when it does not fit.
+        missing: one line that names the missing resource; "" when it fits.
+    """
+
+    nodes: tuple[str, ...] = ()
+    missing: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every bundle has its place."""
+        return not self.missing
+
+
+@dataclass
+class _Free:
+    """What is left of a node while bundles are laid on it."""
+
+    amounts: dict[str, float]
+    devices: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, node: Node) -> _Free:
+        amounts = {name: amount for name, amount in node.resources.items() if name != GPU}
+        return cls(amounts, [1.0] * int(node.resources.get(GPU, 0)))
+
+    def after(self, needs: dict[str, float]) -> Iterator[_Free]:
+        """Every distinct way that this node can look once `needs` are taken from it; nothing where they don't fit."""
+        amounts = dict(self.amounts)
+        for name, amount in needs.items():
+            if name != GPU:
+                amounts[name] = amounts.get(name, 0.0) - amount
+                if amounts[name] < -_EPSILON:
+                    return
+        gpus, devices = needs.get(GPU, 0.0), sorted(self.devices)
+        if gpus <= 0:
+            yield _Free(amounts, devices)
+        elif gpus < 1:
+            # Fullest device first, so that whole ones stay whole as long as they can.
+            for i, left in enumerate(devices):
+                if left >= gpus - _EPSILON and (i == 0 or left - devices[i - 1] > _EPSILON):
+                    yield _Free(amounts, [*devices[:i], left - gpus, *devices[i + 1 :]])
+        else:
+            kept = len(devices) - int(gpus)  # whole devices stand at the end
+            if kept >= 0 and all(left >= 1 - _EPSILON for left in devices[kept:]):
+                yield _Free(amounts, [*devices[:kept], *[0.0] * int(gpus)])
+
+    def key(self) -> tuple:
+        """Equal for nodes that are interchangeable from here on."""
+        amounts = sorted(
+            (name, round(amount, 5)) for name, amount in self.amounts.items() if amount > _EPSILON
+        )
+        return tuple(amounts), tuple(sorted(round(left, 5) for left in self.devices))
+
+
+def bundles_of(role: str, config: RoleConfig) -> list[Bundle]:
+    """One bundle per worker of a role.
+
+    Raises:
+        UserError: more than one GPU but not a whole number of them, which Ray refuses.
+    """
+    if config.num_gpus > 1 and config.num_gpus % 1:
+        raise UserError(
+            f"num_gpus {config.num_gpus:g} is neither a fraction of one GPU nor a whole number",
+            where=f"cluster.{role}",
+        )
+    needs = {"CPU": config.num_cpus, GPU: config.num_gpus, **config.resources}
+    if config.accelerator_type:
+        needs[f"accelerator_type:{config.accelerator_type}"] = 0.001
+    needs = {name: amount for name, amount in needs.items() if amount > 0}
+    return [Bundle(role, index, needs) for index in range(config.workers)]
+
+
+def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placement:
+    """An assignment of every bundle to a node, or what is missing for one.
+
+    Large bundles first, with backtracking; interchangeable nodes are tried once and dead ends remembered, so jobs
+    of some dozens of bundles are decided exactly. A search that runs out of steps reports the bundle it stuck at.
+    """
+    if not nodes:
+        return Placement(missing="the cluster has no node")
+    if missing := _shortage(bundles, nodes):
+        return Placement(missing=missing)
+    order = sorted(
+        range(len(bundles)), key=lambda i: (_weight(bundles[i], nodes), bundles[i].role), reverse=True
+    )
+    search = _Search([bundles[i] for i in order], [_Free.of(node) for node in nodes])
+    if not search.solve(0):
+        stuck = bundles[order[search.deepest]]
+        return Placement(missing=f"{stuck} finds no room beside the other workers; {_tightest(stuck, nodes)}")
+    chosen = dict(zip(order, search.chosen, strict=True))
+    return Placement(nodes=tuple(nodes[chosen[i]].name for i in range(len(bundles))))
+
+
+class _Search:
+    def __init__(self, bundles: Sequence[Bundle], free: list[_Free]) -> None:
+        self.bundles, self.free = bundles, free
+        self.chosen: list[int] = []
+        self.dead: set[tuple] = set()
+        self.steps, self.deepest = 0, 0
+
+    def solve(self, depth: int) -> bool:
+        if depth == len(self.bundles):
+            return True
+        self.deepest = max(self.deepest, depth)
+        state = (depth, *sorted(free.key() for free in self.free))
+        if state in self.dead or self.steps > _SEARCH_STEPS:
+            return False
+        self.steps += 1
+        tried = set()
+        for i, free in enumerate(self.free):
+            if free.key() in tried:
+                continue
+            tried.add(free.key())
+            self.chosen.append(i)
+            for left in free.after(self.bundles[depth].needs):
+                self.free[i] = left
+                if self.solve(depth + 1):
+                    return True
+            self.free[i] = free
+            self.chosen.pop()
+        self.dead.add(state)
+        return False
+
+
+def _names(bundles: Iterable[Bundle]) -> list[str]:
+    return list(dict.fromkeys(name for bundle in bundles for name in bundle.needs))
+
+
+def _weight(bundle: Bundle, nodes: Sequence[Node]) -> float:
+    """Largest share of the cluster that a bundle takes of any resource."""
+    totals = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in bundle.needs}
+    return max((amount / totals[name] for name, amount in bundle.needs.items() if totals[name]), default=0.0)
+
+
+def _shortage(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
+    """The first resource of which the cluster, or its largest node, has too little; "" when sums suffice."""
+    for name in _names(bundles):
+        needed = sum(bundle.needs.get(name, 0.0) for bundle in bundles)
+        present = sum(node.resources.get(name, 0.0) for node in nodes)
+        if name.startswith("accelerator_type:"):
+            if present <= 0:
+                return f"no node has accelerator type {name.partition(':')[2]}"
+        elif needed > present + _EPSILON:
+            return f"{name}: {needed:g} needed, {present:g} in the cluster"
+    for bundle in bundles:
+        if not any(True for node in nodes for _ in _Free.of(node).after(bundle.needs)):
+            return f"{bundle} fits on no single node; {_tightest(bundle, nodes)}"
+    return ""
+
+
+def _tightest(bundle: Bundle, nodes: Sequence[Node]) -> str:
+    """The resource of a bundle that the largest node has least to spare of."""
+    largest = {name: max(node.resources.get(name, 0.0) for node in nodes) for name in bundle.needs}
+    name = max(
+        largest, key=lambda name: bundle.needs[name] / largest[name] if largest[name] else float("inf")
+    )
+    return f"scarcest is {name}: the largest node has {largest[name]:g}"
