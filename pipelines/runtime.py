@@ -25,10 +25,7 @@ from roboalign_ray.foundation.failures import Failed, UserError
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new Parquet reader starts up to 32 actors for footers alone
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
 }
 _TASK_RETRIES = 1  # once more on a restarted worker: calls carry all they need
 

@@ -1,0 +1,115 @@
+"""A policy and its AdamW inside a DeepSpeed engine: `Trainable` for any ZeRO stage, on CPU and GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roboalign_ray.alignment.batch import MicroBatch
+from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
+from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.foundation.optimisation import decayed_parameters
+
+
+class DeepSpeedPolicy:
+    """Implements `Trainable`.
+
+    Args:
+        policy: float32; DeepSpeed takes it over.
+        config: optimizer, ZeRO stage, precision.
+        address: host:port where the ranks meet.
+    """
+
+    def __init__(
+        self, policy: TokenPolicy, config: AlignmentConfig, address: str, *, rank: int, ranks: int
+    ) -> None:
+        deepspeed = _import_deepspeed(address, rank, ranks)
+        self.layout, self.ranks, self.stage = policy.layout, ranks, config.zero_stage
+        self.dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        parameters = decayed_parameters(policy, config.weight_decay)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=policy,
+            optimizer=torch.optim.AdamW(parameters, config.learning_rate),
+            config=engine_config(config),
+        )
+        self.device = self.engine.device
+        self._gathered = deepspeed.zero.GatheredParameters
+
+    def predict(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies, float32 [B, N]."""
+        return predict_batch(self.engine, batch, self.device)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate; at the step's last micro-batch the gradients of all ranks are added."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        # The engine averages over ranks, while the loss is already this rank's share of the step's mean.
+        self.engine.backward(loss * self.ranks)
+
+    def step(self) -> float:
+        """Clip, update and zero; the global gradient norm before clipping."""
+        own = self._plain_norm()
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(own if norm is None else norm)
+
+    def _plain_norm(self) -> Tensor | None:
+        """Without ZeRO and in float32 the engine keeps no norm; gradients then stand where PyTorch puts them."""
+        if self.stage or self.dtype != torch.float32:
+            return None
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        )
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[nn.Module]:
+        """The model with all its weights in place; with ZeRO 3 they are gathered for the block, on all ranks."""
+        model = self.engine.module.model
+        gathered = self._gathered(list(model.parameters())) if self.stage == 3 else nullcontext()
+        with gathered:
+            yield model
+
+    def close(self) -> None:
+        """Free the engine. The process group stays: DeepSpeed keeps references to it until the process ends."""
+        self.engine.destroy()
+
+
+def engine_config(config: AlignmentConfig) -> dict[str, Any]:
+    """DeepSpeed's settings. Micro-batches are ours to count, so its own accumulation stays at 1."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.clip_norm,
+        "bf16": {"enabled": config.precision == "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own wants a compiler at run time
+        "steps_per_print": 2**31,
+    }
+
+
+def _import_deepspeed(address: str, rank: int, ranks: int) -> Any:
+    """DeepSpeed reads its place among the ranks from the environment; Ray gives every rank its own devices."""
+    host, port = address.rsplit(":", 1)
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+    }
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+    import deepspeed.ops
+
+    if on_cpu:
+        # Its shared-memory collectives are compiled at first use (half a minute, g++ and ninja); gloo does as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

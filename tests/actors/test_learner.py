@@ -1,0 +1,164 @@
+"""The DeepSpeed learner against plain PyTorch on the same groups."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from actors.learner import LearnerActor
+from roboalign_ray.alignment.grpo import GrpoObjective
+from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.alignment.update import policy_update
+from roboalign_ray.config import AlignmentConfig, WorldModelConfig
+from roboalign_ray.rewards.protocol import Scored
+from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.rollout import RolloutGroup, Segment
+from roboalign_ray.world_model.transformer import build_model, load_pretrained, save_pretrained
+
+LAYOUT = SequenceLayout(context_tokens=4, dynamics_tokens=3, action_tokens=2, codes=12, action_bins=5)
+
+
+def settings(**changes):
+    return AlignmentConfig(
+        **(
+            {
+                "prompts_per_update": 4,
+                "minibatch_prompts": 2,
+                "group_size": 3,
+                "learning_rate": 1e-3,
+                "clip_norm": 0.5,
+                "micro_batch_tokens": 60,
+            }
+            | changes
+        )
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    sizes = WorldModelConfig(hidden=32, layers=2, heads=2, kv_heads=2, ffn=48, action_dims=2)
+    save_pretrained(build_model(sizes, LAYOUT), LAYOUT, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def make_group(seed):
+    """Random tokens, with log-probabilities near those of an untrained model (log 12 = 2.48)."""
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, 12, (3, 2, 3), dtype=np.int32)
+    segment = Segment(
+        context=generator.integers(0, 12, (1, 4), dtype=np.int32),
+        given=generator.integers(0, 12, (1, 1, 3), dtype=np.int32),
+        actions=generator.integers(0, 5, (2, 2), dtype=np.int32),
+        tokens=tokens,
+        logprobs=-generator.uniform(2.3, 2.6, tokens.shape).astype(np.float32),
+        version=0,
+    )
+    rollout = RolloutGroup(f"p{seed}", "", (0, 1, 2), (segment,), 0, 0, np.zeros(2))
+    return ScoredGroup(rollout, tuple(Scored(float(r)) for r in generator.normal(size=3)))
+
+
+class PlainPolicy:
+    def __init__(self, module, config):
+        self.module, self.config = module, config
+        self.layout, self.device = module.layout, torch.device("cpu")
+        self.optimizer = torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=0.0)
+
+    def predict(self, batch):
+        return predict_batch(self.module, batch)
+
+    def backward(self, loss, last):
+        loss.backward()
+
+    def step(self):
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+
+def plain_updates(folder, config, batches):
+    model, layout = load_pretrained(folder)
+    module, frozen = TokenPolicy(model, layout), TokenPolicy(copy.deepcopy(model), layout)
+    policy, results = PlainPolicy(module, config), []
+    for groups in batches:
+        results.append(
+            policy_update(
+                policy, lambda batch: predict_batch(frozen, batch), groups, config, GrpoObjective(config)
+            )
+        )
+    return model, results
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_takes_the_same_steps_as_plain_adamw(folder, stage, tmp_path):
+    config = settings(zero_stage=stage)
+    batches = [[make_group(seed) for seed in range(first, first + 4)] for first in (0, 4)]
+    expected, plain = plain_updates(folder, config, batches)
+
+    learner = LearnerActor(folder, config)
+    learner.join(learner.address())
+    try:
+        results = [learner.update(groups[:1], groups[1:]) for groups in batches]
+        version, weights = learner.publish()
+        learner.save(tmp_path / "saved")
+    finally:
+        learner.close()
+
+    assert version == 2
+    for ours, theirs in zip(results, plain, strict=True):
+        assert (ours.steps, ours.tokens, ours.counts) == (theirs.steps, theirs.tokens, theirs.counts)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-3, abs=1e-4)
+    saved, layout = load_pretrained(tmp_path / "saved")
+    assert layout == LAYOUT
+    start, _ = load_pretrained(folder)
+    for name, value in expected.state_dict().items():
+        # four AdamW steps of 1e-3 each: a twentieth of one step is tolerated
+        np.testing.assert_allclose(weights[name], value.numpy(), atol=5e-5)
+        np.testing.assert_array_equal(weights[name], saved.state_dict()[name].numpy())
+    assert any(not np.array_equal(weights[name], value.numpy()) for name, value in start.state_dict().items())
+
+
+def test_state_resumes_to_the_same_next_step(folder, tmp_path):
+    config = settings()
+    first, second = ([make_group(seed) for seed in range(s, s + 4)] for s in (0, 4))
+
+    def run(resume):
+        learner = LearnerActor(folder, config)
+        learner.join(learner.address())
+        try:
+            if resume:
+                assert learner.load_state(tmp_path / "state") == 1
+            else:
+                learner.update(first)
+                learner.save_state(tmp_path / "state")
+            learner.update(second)
+            return learner.publish()
+        finally:
+            learner.close()
+
+    (version, weights), (again, resumed) = run(False), run(True)
+    assert version == again == 2
+    for name, value in weights.items():
+        np.testing.assert_array_equal(value, resumed[name])
+
+
+def test_bfloat16_trains(folder):
+    config = settings(precision="bfloat16", learning_rate=1e-2)
+    learner = LearnerActor(folder, config)
+    learner.join(learner.address())
+    try:
+        result = learner.update([make_group(seed) for seed in range(4)])
+        _, weights = learner.publish()
+    finally:
+        learner.close()
+    assert result.metrics["reference_kl"] < 0.1
+    start, _ = load_pretrained(folder)
+    moved = [np.abs(weights[name] - value.numpy()).max() for name, value in start.state_dict().items()]
+    assert max(moved) > 1e-3
+    assert weights["lm_head.weight"].dtype == np.float32
