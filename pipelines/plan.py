@@ -90,8 +90,9 @@ def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Pa
         bytes=byte_sizes(config),
         nodes=nodes,
         placement={
-            name: _store_fits(config.cluster, nodes[0], store_here)
-            or place(_bundles(config.cluster, roles), nodes)
+            name: _with_store(
+                place(_bundles(config.cluster, roles), nodes), config.cluster, nodes[0], store_here
+            )
             for name, roles in PHASES.items()
         },
     )
