@@ -1,0 +1,147 @@
+"""From a folder of recorded episodes to a store: read, thin out in time, resize, write; count what was set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
+from roboalign_ray.episodes.sources.folder import open_folder
+from roboalign_ray.episodes.store import StoreCard, StoreSummary, write_store
+from roboalign_ray.episodes.transforms import FITS, Fit, resize_episode, stride_episode, target_size
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.progress import Progress
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to change on the way.
+
+    Attributes:
+        format: "auto" or one of the formats of `open_folder`.
+        views: views to keep; none given keeps all.
+        height, width: pixels; None keeps the source's, or follows from the other one.
+        fit: where the aspect changes: "stretch", "crop" or "pad".
+        stride: keep every n-th frame, the actions in between accumulated.
+        fps: or the frame rate wanted, which must divide the source's; None keeps it.
+        limit: stop after this many usable episodes; None takes all.
+        source_fps: frame rate of an RLDS dataset whose rate is not known.
+        held_out_fraction: share of episode groups that the action statistics leave out.
+        overwrite: replace an existing store.
+    """
+
+    format: str = "auto"
+    views: tuple[str, ...] = ()
+    height: int | None = None
+    width: int | None = None
+    fit: Fit = "stretch"
+    stride: int = 1
+    fps: float | None = None
+    limit: int | None = None
+    source_fps: float | None = None
+    held_out_fraction: float = 0.1
+    overwrite: bool = False
+
+
+def convert(
+    source: Path, out: Path, options: ConvertOptions, *, command: str = "", console: Console | None = None
+) -> StoreSummary:
+    """Convert a folder of episodes into a store. An episode that cannot be used is set aside with its reason.
+
+    Args:
+        source: folder in one of the formats of `open_folder`.
+        out: the store's folder; nothing appears there before all is written.
+        options: see `ConvertOptions`.
+        command: the command line, for the dataset card.
+        console: where progress is shown; None shows it on standard error.
+
+    Raises:
+        UserError: an option, the source as a whole or the place of the store cannot be used, or no episode can.
+    """
+    _check(options)
+    episodes = open_folder(source, options.format, views=options.views, fps=options.source_fps)
+    card = StoreCard(
+        title=f"Episodes of {episodes.name}",
+        summary=f"Converted from `{source.resolve().name}`; the episodes' licence is that of their source.",
+        command=command,
+        settings={key: value for key, value in asdict(options).items() if value not in (None, (), False)},
+    )
+    try:
+        return write_store(
+            _converted(episodes, options, console),
+            out,
+            card=card,
+            held_out_fraction=options.held_out_fraction,
+            overwrite=options.overwrite,
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror or error})", where=str(out), remedy="choose another place"
+        ) from error
+
+
+def _check(options: ConvertOptions) -> None:
+    target_size((2, 2), options.height, options.width)
+    if options.fit not in FITS:
+        raise UserError(f"unknown fit '{options.fit}'", where="--fit", remedy=f"one of {', '.join(FITS)}")
+    if options.stride < 1:
+        raise UserError(f"stride is {options.stride}", where="--stride", remedy="1 keeps every frame")
+    if options.fps is not None and (options.fps <= 0 or options.stride != 1):
+        fault = (
+            f"frame rate is {options.fps:g}" if options.fps <= 0 else "--stride says the same in another way"
+        )
+        raise UserError(fault, where="--fps", remedy="give one of them, above 0")
+    if options.source_fps is not None and options.source_fps <= 0:
+        raise UserError(
+            f"frame rate is {options.source_fps:g}", where="--source-fps", remedy="give one above 0"
+        )
+    if options.limit is not None and options.limit < 1:
+        raise UserError(
+            f"limit is {options.limit}", where="--limit", remedy="leave it out to take every episode"
+        )
+    if not 0.0 < options.held_out_fraction < 1.0:
+        raise UserError(
+            f"share is {options.held_out_fraction:g}", where="--held-out", remedy="between 0 and 1"
+        )
+
+
+def _converted(
+    source: EpisodeSource, options: ConvertOptions, console: Console | None
+) -> Iterator[Episode | Quarantined]:
+    usable = quarantined = 0
+    total = len(source) if isinstance(source, Sized) and options.limit is None else None
+    with Progress(f"converting {source.name}", total, unit="episode", console=console) as progress:
+        for item in source.episodes():
+            if isinstance(item, Episode):
+                item = _transformed(item, options)
+            usable += isinstance(item, Episode)
+            quarantined += isinstance(item, Quarantined)
+            yield item
+            progress.advance(usable=usable, quarantined=quarantined)
+            if usable == options.limit:
+                return
+
+
+def _transformed(episode: Episode, options: ConvertOptions) -> Episode | Quarantined:
+    try:
+        stride = options.stride if options.fps is None else stride_for(episode, options.fps)
+        return resize_episode(stride_episode(episode, stride), options.height, options.width, options.fit)
+    except EpisodeError as error:
+        return Quarantined(episode.episode_id, error.what)
+
+
+def stride_for(episode: Episode, fps: float) -> int:
+    """Every how many frames to keep for that frame rate.
+
+    Raises:
+        EpisodeError: the rate does not divide the episode's.
+    """
+    ratio = episode.fps / fps
+    stride = max(1, round(ratio))
+    if abs(ratio - stride) > 0.01 * stride:
+        raise EpisodeError(f"{fps:g} Hz does not divide its {episode.fps:g} Hz", where=episode.episode_id)
+    return stride

@@ -1,0 +1,139 @@
+"""Episodes at another picture size and another frame rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from roboalign_ray.episodes.actions import delta_dims
+from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.foundation.failures import UserError
+
+Fit = Literal["stretch", "crop", "pad"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+
+
+def target_size(source: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
+    """(height, width) in pixels; one that is not given follows from the other and the source's aspect, made even.
+
+    Raises:
+        UserError: a size below 2 pixels.
+    """
+    for name, size in (("height", height), ("width", width)):
+        if size is not None and size < 2:
+            raise UserError(f"{name} is {size}", where=f"--{name}", remedy="give at least 2 pixels")
+    if height is None and width is None:
+        return source
+    if height is None:
+        height = max(2, 2 * round(source[0] * (width or 0) / source[1] / 2))
+    if width is None:
+        width = max(2, 2 * round(source[1] * height / source[0] / 2))
+    return height, width
+
+
+def resize_frames(frames: np.ndarray, height: int, width: int, fit: Fit = "stretch") -> np.ndarray:
+    """Frames at another size, filtered so that small objects do not alias away.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        height, width: pixels.
+        fit: where the aspect differs, "stretch" shows everything distorted, "crop" cuts the longer sides evenly,
+            "pad" adds black bars.
+
+    Returns:
+        uint8 [T, height, width, 3].
+    """
+    if frames.shape[1:3] == (height, width):
+        return frames
+    rows, columns = frames.shape[1:3]
+    if fit == "crop":
+        scale = max(height / rows, width / columns)
+        kept_rows, kept_columns = min(rows, round(height / scale)), min(columns, round(width / scale))
+        top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
+        return _resample(frames[:, top : top + kept_rows, left : left + kept_columns], height, width)
+    if fit == "pad":
+        scale = min(height / rows, width / columns)
+        inner_rows = min(height, max(1, round(rows * scale)))
+        inner_columns = min(width, max(1, round(columns * scale)))
+        padded = np.zeros((len(frames), height, width, 3), np.uint8)
+        top, left = (height - inner_rows) // 2, (width - inner_columns) // 2
+        padded[:, top : top + inner_rows, left : left + inner_columns] = _resample(
+            frames, inner_rows, inner_columns
+        )
+        return padded
+    return _resample(frames, height, width)
+
+
+def _resample(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for t, frame in enumerate(frames):
+        picture = Image.fromarray(np.ascontiguousarray(frame))
+        out[t] = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    return out
+
+
+def accumulate_actions(actions: np.ndarray, names: Sequence[str], stride: int) -> np.ndarray:
+    """Actions between every `stride`-th frame: increments are summed, of targets and commands the last counts.
+
+    Args:
+        actions: float32 [T, A].
+        names: A names; those that begin with "delta" are increments.
+        stride: frames from one kept frame to the next; the last group may be shorter.
+
+    Returns:
+        float32 [ceil(T / stride), A].
+    """
+    starts = np.arange(0, len(actions), stride)
+    last = np.minimum(starts + stride, len(actions)) - 1
+    summed = np.add.reduceat(actions.astype(np.float64), starts, axis=0).astype(np.float32)
+    deltas = delta_dims(names) if len(names) == actions.shape[1] else np.zeros(actions.shape[1], bool)
+    return np.where(deltas, summed, actions[last])
+
+
+def stride_episode(episode: Episode, stride: int) -> Episode:
+    """Every `stride`-th frame; the actions in between are accumulated, so that no motion is lost.
+
+    Frames, state and labels are those of the frames kept; labels that hold for the time between two frames (contact,
+    force, penetration) keep their value at the frame.
+
+    Raises:
+        EpisodeError: the episode is shorter than two strides.
+    """
+    if stride == 1:
+        return episode
+    if episode.length <= stride:
+        raise EpisodeError(
+            f"{episode.length} frames are too few for stride {stride}", where=episode.episode_id
+        )
+    outcome = episode.outcome
+    per_frame = outcome.success_per_frame
+    return replace(
+        episode,
+        frames={view: pictures[::stride] for view, pictures in episode.frames.items()},
+        actions=accumulate_actions(episode.actions, episode.action_names, stride),
+        state=None if episode.state is None else episode.state[::stride],
+        fps=episode.fps / stride,
+        outcome=replace(
+            outcome,
+            success_per_frame=None if per_frame is None else per_frame[::stride],
+            privileged={name: values[::stride] for name, values in outcome.privileged.items()},
+        ),
+        provenance={**episode.provenance, "stride": stride},
+    )
+
+
+def resize_episode(episode: Episode, height: int | None, width: int | None, fit: Fit = "stretch") -> Episode:
+    """The episode with every view at another size; the original size and the fit join its provenance."""
+    if height is None and width is None:
+        return episode
+    frames = {
+        view: resize_frames(pictures, *target_size(pictures.shape[1:3], height, width), fit)
+        for view, pictures in episode.frames.items()
+    }
+    original = {view: list(pictures.shape[1:3]) for view, pictures in episode.frames.items()}
+    provenance = {**episode.provenance, "resized_from": original, "fit": fit}
+    return replace(episode, frames=frames, provenance=provenance)
