@@ -1,0 +1,263 @@
+"""What is asked of a world model on held-out windows: one step from real frames, and thirty on its own.
+
+    one_step       every next frame from the real one before it, with true and with shuffled actions,
+                   against copying the frame before
+    long_horizon   a whole rollout per context-refresh policy, side by side, against copying the first frame
+
+Both take anything that is a `WorldModel`; neither knows how it is made or where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from roboalign_ray.config import EvaluationConfig, RefreshConfig
+from roboalign_ray.evaluation.metrics import FRAME_METRICS, ClipMetrics, clip_metrics
+from roboalign_ray.evaluation.perceptual import PerceptualDistance
+from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.rollout import Prompt, RolloutGroup, WorldModel
+
+POLICY_NAMES = {
+    "none": "plain autoregression",
+    "swr": "SWR",
+    "token_window": "token window",
+    "sinks": "attention sinks",
+    "reference_recent": "reference + recent",
+}
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class EvaluationWindow:
+    """A held-out stretch of an episode.
+
+    Attributes:
+        prompt: context, start frame and actions.
+        real: uint8 [T, H, W, 3], the frames that follow the start frame; T is the prompt's horizon.
+    """
+
+    prompt: Prompt
+    real: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.real) != self.prompt.horizon:
+            raise UserError(
+                f"{len(self.real)} real frames for {self.prompt.horizon} actions", where=self.prompt.prompt_id
+            )
+
+
+def policy_name(refresh: RefreshConfig) -> str:
+    """What a table calls a policy."""
+    name = POLICY_NAMES[refresh.policy]
+    return name if refresh.policy == "none" else f"{name}, W = {refresh.window}"
+
+
+def standard_policies(config: EvaluationConfig, base: RefreshConfig) -> list[RefreshConfig]:
+    """Plain autoregression, SWR at every configured window, and its three rivals at the first one."""
+    policies = [base.model_copy(update={"policy": "none"})]
+    policies += [base.model_copy(update={"policy": "swr", "window": window}) for window in config.windows]
+    rivals = ("token_window", "sinks", "reference_recent")
+    return policies + [base.model_copy(update={"policy": p, "window": config.windows[0]}) for p in rivals]
+
+
+def one_step(
+    model: WorldModel,
+    windows: Sequence[EvaluationWindow],
+    lpips: PerceptualDistance,
+    config: EvaluationConfig,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    every: int = 1,
+    advance: Advance | None = None,
+) -> OneStepResult:
+    """Predict every next frame from the real one before it, a rollout of one frame each.
+
+    The model sees no more history than the frame before, as context and as start frame, so a figure here is a lower
+    bound of what a longer real history would allow. Shuffled actions are the windows' own, permuted over all
+    windows and times.
+
+    Args:
+        model: predicts; its refresh policy plays no part in one frame.
+        windows: held-out windows.
+        lpips: the perceptual distance.
+        config: thresholds and resamples.
+        seed: of the sampling and of the shuffle.
+        batch: prompts a call.
+        every: predict every n-th frame of a window only.
+        advance: told how many predictions were made since the last call.
+    """
+    if not windows:
+        raise UserError("no windows to evaluate", where="one_step")
+    shuffled = _shuffle_actions(windows, np.random.default_rng(seed))
+    predicted: list[ClipMetrics] = []
+    misled: list[ClipMetrics] = []
+    copied: list[ClipMetrics] = []
+    for window, other in zip(windows, shuffled, strict=True):
+        steps = np.arange(0, window.prompt.horizon, every)
+        before_T = np.concatenate([window.prompt.start[None], window.real])[steps]
+        real_T = window.real[steps]
+        for sink, actions in ((predicted, window.prompt.actions), (misled, other)):
+            prompts = [
+                Prompt(f"{window.prompt.prompt_id}/{step}", before, before, actions[step : step + 1])
+                for step, before in zip(steps, before_T, strict=True)
+            ]
+            groups = _rollout(model, prompts, [(seed,)] * len(prompts), batch, advance)
+            frames_T = np.concatenate([model.decode(group)[:, 0] for group in groups])
+            sink.append(clip_metrics(frames_T[None], real_T, window.prompt.start, lpips, config))
+        copied.append(clip_metrics(before_T[None], real_T, window.prompt.start, lpips, config))
+    return OneStepResult(
+        predicted=_stack(predicted, config),
+        shuffled=_stack(misled, config),
+        copy_last=_stack(copied, config),
+        lpips_label=lpips.label,
+    )
+
+
+def long_horizon(
+    engine_for: Callable[[RefreshConfig], WorldModel],
+    policies: Sequence[RefreshConfig],
+    windows: Sequence[EvaluationWindow],
+    lpips: PerceptualDistance,
+    config: EvaluationConfig,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    keep: int = 4,
+    advance: Advance | None = None,
+) -> LongHorizonResult:
+    """Roll every policy out over the same windows with the same seeds.
+
+    Args:
+        engine_for: makes the world model of a policy.
+        policies: see `standard_policies`.
+        windows: held-out windows of one horizon.
+        lpips: the perceptual distance.
+        config: samples per window, thresholds and resamples.
+        seed: sample k of every window is drawn with seed + k.
+        batch: windows a call; times are those of such batches.
+        keep: windows whose frames are kept for videos.
+        advance: told how many windows were done since the last call.
+
+    Raises:
+        UserError: no windows, or windows of several horizons.
+    """
+    horizons = {window.prompt.horizon for window in windows}
+    if len(horizons) != 1:
+        raise UserError(f"windows have the horizons {sorted(horizons)}, not one", where="long_horizon")
+    results = [
+        evaluate_rollouts(
+            engine_for(refresh),
+            windows,
+            lpips,
+            config,
+            refresh,
+            seed=seed,
+            batch=batch,
+            keep=keep,
+            advance=advance,
+        )
+        for refresh in policies
+    ]
+    still = [np.broadcast_to(window.prompt.start, window.real.shape)[None] for window in windows]
+    baseline = [
+        clip_metrics(frames, window.real, window.prompt.start, lpips, config)
+        for frames, window in zip(still, windows, strict=True)
+    ]
+    return LongHorizonResult(
+        policies=tuple(results),
+        copy_first=_stack(baseline, config),
+        lpips_label=lpips.label,
+        horizon=horizons.pop(),
+        windows=len(windows),
+        samples=config.samples,
+    )
+
+
+def evaluate_rollouts(
+    model: WorldModel,
+    windows: Sequence[EvaluationWindow],
+    lpips: PerceptualDistance,
+    config: EvaluationConfig,
+    refresh: RefreshConfig,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    keep: int = 4,
+    advance: Advance | None = None,
+) -> PolicyResult:
+    """One model's rollouts over held-out windows: one row of `long_horizon`, or one side of before/after.
+
+    Arguments are those of `long_horizon`; `refresh` is what the model was built with and names the result.
+    """
+    prompts = [window.prompt for window in windows]
+    seeds = tuple(seed + sample for sample in range(config.samples))
+    # The first call of a process pays for allocation and lazy set-up; it must not count against a policy.
+    model.rollout([replace(prompts[0], actions=prompts[0].actions[:2])], [seeds[:1]])
+    groups = _rollout(model, prompts, [seeds] * len(prompts), batch, advance)
+    metrics: list[ClipMetrics] = []
+    first_samples: list[np.ndarray] = []
+    for window, group in zip(windows, groups, strict=True):
+        frames_GTHWC = model.decode(group)
+        metrics.append(clip_metrics(frames_GTHWC, window.real, window.prompt.start, lpips, config))
+        if config.fvd or len(first_samples) < keep:
+            first_samples.append(frames_GTHWC[0])
+    # Groups of a batch share their times: take one group per batch.
+    seconds_BT = np.stack([group.seconds_per_frame for group in groups[::batch]])
+    return PolicyResult(
+        name=policy_name(refresh),
+        refresh=refresh,
+        metrics=_stack(metrics, config),
+        seconds_per_frame=seconds_BT.mean(axis=0),
+        seconds=float(seconds_BT.sum()),
+        peak_sequence=max(group.peak_sequence for group in groups),
+        cache_bytes=max(group.cache_bytes for group in groups),
+        frames=np.stack(first_samples)[:keep] if keep else np.empty(0, np.uint8),
+        fvd=_fvd(np.stack(first_samples), windows) if config.fvd else None,
+    )
+
+
+def _fvd(frames_ETHWC: np.ndarray, windows: Sequence[EvaluationWindow]) -> float:
+    from roboalign_ray.evaluation.fvd import fvd, load_i3d
+
+    return fvd(frames_ETHWC, np.stack([window.real for window in windows]), load_i3d())
+
+
+def _rollout(
+    model: WorldModel,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[tuple[int, ...]],
+    batch: int,
+    advance: Advance | None,
+) -> list[RolloutGroup]:
+    groups: list[RolloutGroup] = []
+    for first in range(0, len(prompts), batch):
+        chunk = slice(first, first + batch)
+        done = model.rollout(list(prompts[chunk]), list(seeds[chunk]))
+        groups += done
+        if advance is not None:
+            advance(len(done))
+    return groups
+
+
+def _stack(results: Sequence[ClipMetrics], config: EvaluationConfig) -> MetricCurves:
+    """One row per window, samples averaged."""
+    return MetricCurves(
+        per_frame={
+            name: np.stack([result.per_frame[name].mean(axis=0) for result in results])
+            for name in FRAME_METRICS
+        },
+        freeze_rate=np.array([result.freeze_rate.mean() for result in results]),
+        resamples=config.bootstrap_resamples,
+    )
+
+
+def _shuffle_actions(windows: Sequence[EvaluationWindow], rng: np.random.Generator) -> list[np.ndarray]:
+    """The windows' actions, permuted over all windows and times."""
+    lengths = [window.prompt.horizon for window in windows]
+    pooled = rng.permutation(np.concatenate([window.prompt.actions for window in windows]))
+    return np.split(pooled, np.cumsum(lengths)[:-1])

@@ -1,0 +1,142 @@
+"""What the protocols answer: curves per window, totals with intervals, and one row per policy for a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign_ray.config import RefreshConfig
+from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
+from roboalign_ray.evaluation.metrics import FRAME_METRICS
+
+ONE_STEP_HISTORY = "the real frame before it, as context and as start frame"
+
+
+@dataclass(frozen=True)
+class MetricCurves:
+    """Metrics of one way to predict, over the same windows.
+
+    Attributes:
+        per_frame: metric name -> float64 [E, T], mean over samples; NaN where undefined.
+        freeze_rate: float64 [E].
+        resamples: of the bootstrap.
+    """
+
+    per_frame: Mapping[str, np.ndarray]
+    freeze_rate: np.ndarray
+    resamples: int = 2000
+
+    @property
+    def horizon(self) -> int:
+        """Frames T."""
+        return next(iter(self.per_frame.values())).shape[1]
+
+    def per_episode(self, metric: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """One value per window [E]: the mean over frames [first, last)."""
+        if metric == "freeze_rate":
+            return self.freeze_rate
+        return self.per_frame[metric][:, first:last].mean(axis=1)
+
+    def total(self, metric: str) -> Interval:
+        """Mean over all frames, with its interval over windows."""
+        return bootstrap_mean(self.per_episode(metric), self.resamples)
+
+    def first(self, metric: str, frames: int = 10) -> Interval:
+        """Mean over the first frames."""
+        return bootstrap_mean(self.per_episode(metric, 0, frames), self.resamples)
+
+    def last(self, metric: str, frames: int = 10) -> Interval:
+        """Mean over the last frames."""
+        return bootstrap_mean(self.per_episode(metric, max(0, self.horizon - frames)), self.resamples)
+
+    def beyond(self, metric: str, frame: int) -> Interval:
+        """Mean over the frames from `frame` on: past the training window, for example."""
+        return bootstrap_mean(self.per_episode(metric, frame), self.resamples)
+
+    def curve(self, metric: str) -> np.ndarray:
+        """Mean over windows [T]; windows on which the metric is undefined are left out."""
+        values_ET = self.per_frame[metric]
+        defined_ET = np.isfinite(values_ET)
+        count_T = defined_ET.sum(axis=0)
+        sums_T = np.where(defined_ET, values_ET, 0.0).sum(axis=0)
+        return np.divide(sums_T, count_T, out=np.full(len(count_T), np.nan), where=count_T > 0)
+
+
+@dataclass(frozen=True)
+class OneStepResult:
+    """`one_step`'s answer. `history` says what a prediction saw."""
+
+    predicted: MetricCurves
+    shuffled: MetricCurves
+    copy_last: MetricCurves
+    lpips_label: str
+    history: str = ONE_STEP_HISTORY
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """One refresh policy's rollouts.
+
+    Attributes:
+        name: "SWR, W = 6".
+        refresh: the policy.
+        metrics: curves and totals.
+        seconds_per_frame: float [T], wall time of each frame, mean over batches of `batch` windows.
+        seconds: wall time of all rollouts, decoding of results not counted.
+        peak_sequence: tokens of the longest prompt.
+        cache_bytes: most bytes of keys and values held at once for one window.
+        frames: uint8 [K, T, H, W, 3], the first K windows' first samples.
+        fvd: Fréchet video distance to the real clips over all windows' first samples, where asked for.
+    """
+
+    name: str
+    refresh: RefreshConfig
+    metrics: MetricCurves
+    seconds_per_frame: np.ndarray
+    seconds: float
+    peak_sequence: int
+    cache_bytes: int
+    frames: np.ndarray
+    fvd: float | None = None
+
+
+@dataclass(frozen=True)
+class LongHorizonResult:
+    """`long_horizon`'s answer: every policy over the same windows, and copying the first frame."""
+
+    policies: tuple[PolicyResult, ...]
+    copy_first: MetricCurves
+    lpips_label: str
+    horizon: int
+    windows: int
+    samples: int
+
+    def rows(self, edge: int = 10) -> list[dict[str, float | int | str]]:
+        """One flat row per policy, then the baseline: what a table or a JSON file shows."""
+        rows: list[dict[str, float | int | str]] = []
+        for policy in self.policies:
+            row: dict[str, float | int | str] = {"policy": policy.name, **_figures(policy.metrics, edge)}
+            row |= {
+                "seconds": policy.seconds,
+                "ms_per_frame": 1e3 * float(policy.seconds_per_frame.mean()),
+                "peak_sequence": policy.peak_sequence,
+                "cache_bytes": policy.cache_bytes,
+            }
+            if policy.fvd is not None:
+                row["fvd"] = policy.fvd
+            rows.append(row)
+        rows.append({"policy": "copy first frame", **_figures(self.copy_first, edge)})
+        return rows
+
+
+def _figures(metrics: MetricCurves, edge: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name in (*FRAME_METRICS, "freeze_rate"):
+        total = metrics.total(name)
+        figures |= {name: total.mean, f"{name}_low": total.low, f"{name}_high": total.high}
+    for name in ("psnr", "ssim", "lpips"):
+        figures[f"{name}_first"] = metrics.first(name, edge).mean
+        figures[f"{name}_last"] = metrics.last(name, edge).mean
+    return figures
