@@ -11,11 +11,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pipelines import assets_cli
+from pipelines import assets_cli, episodes_cli
+from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, UserError
 
@@ -63,15 +64,65 @@ Overrides = Annotated[
         help="Change one value, for example alignment.updates=5. May be repeated.",
     ),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run directory.", show_default="runs/<profile's name>"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
+app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 
 
 @app.callback(help=HELP)
 def _root() -> None:
     pass
+
+
+@app.command(rich_help_panel=JOBS)
+def pretrain(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    stage: Annotated[
+        list[Literal["tokenizer", "world_model"]] | None,
+        typer.Option("--stage", help="Train this part only; both, in this order, when left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the tokenizer, then the world model, on an episode store.
+
+    A stage that is complete in OUT is left as it is; one that was cut short resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign pretrain shipped --out runs/shipped
+      roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.pretrain import STAGES, run_pretrain
+
+    summary = run_pretrain(config, _run_folder(config, out), tuple(stage or STAGES))
+    _show(summary, as_json)
+
+
+def _run_folder(config: JobConfig, out: Path | None) -> Path:
+    return out or Path(config.output) / config.name
+
+
+def _show(summary: dict[str, Any], as_json: bool, prefix: str = "") -> None:
+    """A job's summary: JSON, or one "key: value" a line."""
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, default=str))
+        return
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            _show(value, as_json, f"{prefix}{key}.")
+        else:
+            typer.echo(
+                f"{prefix}{key}: {value:.6g}" if isinstance(value, float) else f"{prefix}{key}: {value}"
+            )
 
 
 @app.command(rich_help_panel=LOOK)
