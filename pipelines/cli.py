@@ -86,7 +86,7 @@ def pretrain(
     overrides: Overrides = None,
     out: Out = None,
     stage: Annotated[
-        list[Literal["tokenizer", "world_model"]] | None,
+        Literal["tokenizer", "world_model"] | None,
         typer.Option("--stage", help="Train this part only; both, in this order, when left out."),
     ] = None,
     as_json: Json = False,
@@ -103,7 +103,7 @@ def pretrain(
     config = load_job(profile, overrides or ())
     from pipelines.pretrain import STAGES, run_pretrain
 
-    summary = run_pretrain(config, _run_folder(config, out), tuple(stage or STAGES))
+    summary = run_pretrain(config, _run_folder(config, out), (stage,) if stage else STAGES)
     _show(summary, as_json)
 
 
