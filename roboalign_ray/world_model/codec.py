@@ -1,0 +1,88 @@
+"""Frames to codes and back for the rollout engine: uint8 NumPy outside, the tokenizer's float tensors inside.
+
+Decoded frames are clamped and rounded to the uint8 grid. A refresh therefore re-encodes exactly what a real frame could
+have been, and a rollout restarted by hand from the decoded frame takes the same course.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FRAMES_PER_CALL = 64
+
+
+class Tokenizer(Protocol):
+    """What the engine asks of a tokenizer; frames are float in [0, 1], channels first."""
+
+    def encode_context(self, frames_BCHW: Tensor) -> Tensor:
+        """Codes int64 [B, C]."""
+        ...
+
+    def encode_dynamics(self, frames_BTCHW: Tensor, context_codes: Tensor) -> Tensor:
+        """Codes int64 [B, T, D]."""
+        ...
+
+    def decode_dynamics(self, codes: Tensor, context_codes: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W]."""
+        ...
+
+
+class FrameCodec:
+    """A tokenizer behind uint8 frames, at most `FRAMES_PER_CALL` frames at once so that memory stays bounded.
+
+    Args:
+        tokenizer: trained; a module's device is where frames are sent.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        parameters = getattr(tokenizer, "parameters", tuple)()
+        self._device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def encode_context(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 [B, H, W, 3] to context codes int64 [B, C]."""
+        blocks = [
+            self._tokenizer.encode_context(self._to_float(frames[start : start + FRAMES_PER_CALL]))
+            for start in range(0, len(frames), FRAMES_PER_CALL)
+        ]
+        return torch.cat(blocks).cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_dynamics(self, frames: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """Frames uint8 [B, T, H, W, 3] under context codes [B, C] to codes int64 [B, T, D]."""
+        step = max(1, FRAMES_PER_CALL // frames.shape[1])
+        blocks = [
+            self._tokenizer.encode_dynamics(
+                self._to_float(frames[start : start + step]), self._to_codes(context[start : start + step])
+            )
+            for start in range(0, len(frames), step)
+        ]
+        return torch.cat(blocks).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, codes: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """Codes [B, T, D] under context codes [B, C] to frames uint8 [B, T, H, W, 3]."""
+        step = max(1, FRAMES_PER_CALL // codes.shape[1])
+        blocks = [
+            self._tokenizer.decode_dynamics(
+                self._to_codes(codes[start : start + step]), self._to_codes(context[start : start + step])
+            )
+            .clamp(0, 1)
+            .mul(255)
+            .round()
+            .to(torch.uint8)
+            for start in range(0, len(codes), step)
+        ]
+        return torch.cat(blocks).movedim(-3, -1).contiguous().cpu().numpy()
+
+    def _to_float(self, frames: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
+        return pixels.movedim(-1, -3).float().div(255)
+
+    def _to_codes(self, codes: np.ndarray) -> Tensor:
+        return torch.from_numpy(codes.astype(np.int64)).to(self._device)

@@ -1,0 +1,147 @@
+"""The rollout engine: token rollouts from a LLaMA world model, fast, exact and reproducible per seed.
+
+    prompts ─► encode ─► prefix, once per group ─► branch into G rows ─► D tokens ─► [last token + action] ─┐
+                 ▲                                                      ▲  ▲                                │
+                 └──── context refresh at a segment boundary ◄──────────┘  └── next frame, same cache ◄─────┘
+
+Per frame of D tokens the transformer runs D times: D-1 single-token steps, and one chunk that feeds the frame's last
+token together with the action. The cache lives across frames and actions; a segment boundary is the only place where
+it is rebuilt, and therefore the place where new weights take effect.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roboalign_ray.config import RolloutConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.batch import EngineCounters, Parts, RolloutBatch
+from roboalign_ray.world_model.codec import FrameCodec, Tokenizer
+from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.packed import PackedTransformer
+from roboalign_ray.world_model.refresh import make_refresh
+from roboalign_ray.world_model.rollout import Prompt, RolloutGroup
+from roboalign_ray.world_model.sampling import Sampler
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class RolloutEngine:
+    """Implements the WorldModel protocol for the token transformer.
+
+    Args:
+        model: LlamaForCausalLM; its weights are copied, so it may go on training.
+        tokenizer: dual-branch tokenizer, see `codec.Tokenizer`.
+        layout: slots and vocabulary of the model.
+        rollout_config: refresh, sampling and precision. Horizons come from the prompts.
+        version: weight version of `model`.
+        device: where the engine runs; default the model's device.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer: Tokenizer,
+        layout: SequenceLayout,
+        rollout_config: RolloutConfig,
+        version: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.layout, self.config, self.counters = layout, rollout_config, EngineCounters()
+        self._model_config = model.config
+        self._device = torch.device(device if device is not None else model.device)
+        self._codec = FrameCodec(tokenizer)
+        refresh, sampler = make_refresh(rollout_config.refresh, layout), Sampler(rollout_config.sampling)
+        self._parts = Parts(layout, self._codec, refresh, sampler, self.counters, self._begin_segment)
+        self._lock, self._running = threading.Lock(), False
+        self._pending: tuple[PackedTransformer, int] | None = None
+        self._packed, self.version = self._pack(model.state_dict()), version
+
+    def load_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
+        """Take new weights (Hugging Face names to tensors or arrays) from the next segment on.
+
+        May be called from another thread while a rollout runs: the segment under way keeps its weights.
+
+        Raises:
+            UserError: a weight is missing or has another shape; the engine then keeps what it has.
+        """
+        packed = self._pack(state_dict)
+        with self._lock:
+            self._pending = (packed, version)
+            if not self._running:
+                self._adopt()
+
+    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+        """One group per prompt, `len(seeds[i])` samples each; prompts of equal shape run as one batch.
+
+        Raises:
+            UserError: a prompt's shape or values do not fit the layout, or seeds and prompts do not match.
+        """
+        self._check(prompts, seeds)
+        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            batches[prompt.horizon, len(seeds[index])].append(index)
+        groups: dict[int, RolloutGroup] = {}
+        for members in batches.values():
+            batch = RolloutBatch(self._parts, [prompts[i] for i in members], [seeds[i] for i in members])
+            with self._lock:
+                self._running = True
+            try:
+                groups.update(zip(members, batch.run(), strict=True))
+            finally:
+                with self._lock:
+                    self._running = False
+                    self._adopt()
+        return [groups[index] for index in range(len(prompts))]
+
+    def decode(self, group: RolloutGroup) -> np.ndarray:
+        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
+        samples = len(group.seeds)
+        return np.concatenate(
+            [
+                self._codec.decode(s.tokens, np.broadcast_to(s.context, (samples, s.context.shape[-1])))
+                for s in group.segments
+            ],
+            axis=1,
+        )
+
+    def _begin_segment(self) -> tuple[PackedTransformer, int]:
+        with self._lock:
+            self._adopt()
+            return self._packed, self.version
+
+    def _adopt(self) -> None:
+        if self._pending is not None:
+            self._packed, self.version = self._pending
+            self._pending = None
+
+    @torch.inference_mode()
+    def _pack(self, state_dict: Mapping[str, Tensor]) -> PackedTransformer:
+        dtype = _DTYPES[self.config.precision]
+        return PackedTransformer(
+            state_dict, self._model_config, self.layout, dtype=dtype, device=self._device
+        )
+
+    def _check(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> None:
+        if len(prompts) != len(seeds):
+            raise UserError(f"{len(seeds)} tuples of seeds for {len(prompts)} prompts", where="rollout")
+        for prompt, samples in zip(prompts, seeds, strict=True):
+            where = f"prompt '{prompt.prompt_id}'"
+            if not samples:
+                raise UserError("has no seeds", where=where, remedy="give one seed per sample")
+            actions, width = prompt.actions, self.layout.action_tokens
+            if actions.ndim != 2 or not len(actions) or actions.shape[1] != width:
+                raise UserError(f"actions have shape {actions.shape}, not [T >= 1, {width}]", where=where)
+            if actions.min() < 0 or actions.max() >= self.layout.action_bins:
+                raise UserError(f"action bin outside [0, {self.layout.action_bins})", where=where)
+            for name, frame in (("context", prompt.context), ("start", prompt.start)):
+                if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+                    raise UserError(
+                        f"{name} is {frame.dtype} {frame.shape}, not uint8 [H, W, 3]", where=where
+                    )

@@ -1,0 +1,230 @@
+"""Inference weights and the forward pass of the rollout engine.
+
+The weights of a Hugging Face LLaMA, packed for decoding: query, key and value rows in one matrix, gate and up rows in
+one, norms folded into the matrix behind them, head rows of dynamics codes only. Rotary pairs are stored next to each
+other instead of half a head apart (queries and keys are permuted alike, so their products are unchanged); rotating is
+then one complex multiplication. The pass is a dozen kernels per layer into preallocated buffers of fixed shape, which
+also is what a CUDA graph would need.
+
+Bitwise reproducibility: a row's result must not depend on what else is in the batch. Matrix kernels pick their
+arithmetic by the number of rows, but do so only below eight; buffers are therefore padded to eight rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.attention import attend, attend_shared, merge
+from roboalign_ray.world_model.cache import KeyValueCache
+from roboalign_ray.world_model.layout import SequenceLayout
+
+MINIMUM_ROWS = 8
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """Weights of one layer; `down_FH` is stored transposed, which is faster where a matrix narrows."""
+
+    qkv_OH: Tensor
+    out_HO: Tensor
+    gate_up_OH: Tensor
+    down_FH: Tensor
+
+
+class Workspace:
+    """Buffers for one forward pass of `rows` sequences by `chunk` tokens. Padding rows stay zero."""
+
+    def __init__(self, packed: PackedTransformer, rows: int, chunk: int) -> None:
+        self.rows, self.chunk, self.used = rows, chunk, rows * chunk
+        total, total_last = max(self.used, MINIMUM_ROWS), max(rows, MINIMUM_ROWS)
+        heads, kv_heads, head_dim = packed.heads, packed.kv_heads, packed.head_dim
+
+        def zeros(*shape: int, dtype: torch.dtype = packed.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=packed.device)
+
+        self.x = zeros(total, packed.hidden, dtype=torch.float32)
+        self.norm = zeros(total, 1, dtype=torch.float32)
+        self.normed = zeros(total, packed.hidden)
+        self.qkv = zeros(total, (heads + 2 * kv_heads) * head_dim)
+        split = self.qkv[: self.used].view(rows, chunk, heads + 2 * kv_heads, head_dim)
+        self.rotated = split[:, :, : heads + kv_heads].unflatten(-1, (-1, 2))
+        if packed.dtype == torch.float32:
+            self.rotated = torch.view_as_complex(self.rotated)
+        self.queries = split[:, :, :heads]
+        self.keys_values = split[:, :, heads:].unflatten(2, (2, kv_heads)).permute(0, 2, 3, 1, 4)
+        self.attended = zeros(total, heads * head_dim)
+        self.gate_up = zeros(total, 2 * packed.ffn)
+        self.gate, self.up = self.gate_up.chunk(2, dim=-1)
+        self.last = self.x if chunk == 1 else zeros(total_last, packed.hidden, dtype=torch.float32)
+        self.last_norm = zeros(total_last, 1, dtype=torch.float32)
+        self.last_normed = zeros(total_last, packed.hidden)
+        self.logits = zeros(total_last, packed.codes)
+
+
+class PackedTransformer:
+    """A LLaMA ready for decoding.
+
+    Args:
+        state_dict: Hugging Face names to tensors or NumPy arrays.
+        config: the model's LlamaConfig.
+        layout: gives the dynamics range that the head keeps.
+        dtype: of weights and cache; float32 or bfloat16. The residual stream is float32 either way.
+        device: where to run.
+
+    Raises:
+        UserError: a weight is missing, or its shape does not fit the config.
+    """
+
+    def __init__(
+        self,
+        state_dict: Mapping[str, Tensor],
+        config,
+        layout: SequenceLayout,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.hidden, self.ffn = config.hidden_size, config.intermediate_size
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = self.hidden // self.heads
+        self.codes, self.dtype, self.device = layout.codes, dtype, torch.device(device)
+        self.theta = float(config.rope_parameters["rope_theta"])
+        self._norm_floor = torch.tensor(math.sqrt(self.hidden * config.rms_norm_eps), device=self.device)
+        weights = _Weights(state_dict, self.device)
+        embedding = weights.take("model.embed_tokens.weight", (layout.vocabulary, self.hidden))
+        self.embedding = embedding.clone()  # the trainer may go on changing its own
+        self.layers = [self._pack_layer(weights, i) for i in range(config.num_hidden_layers)]
+        first, last = layout.dynamics_range
+        head = weights.take("lm_head.weight", (layout.vocabulary, self.hidden))[first:last]
+        self.head_VH = self._fold(head, weights.take("model.norm.weight", (self.hidden,)))
+        self._phases = self._make_phases(layout.length(16))
+
+    def _pack_layer(self, weights: _Weights, index: int) -> PackedLayer:
+        at, width, narrow = f"model.layers.{index}.", self.hidden, self.kv_heads * self.head_dim
+        q = self._pair(weights.take(f"{at}self_attn.q_proj.weight", (width, width)))
+        k = self._pair(weights.take(f"{at}self_attn.k_proj.weight", (narrow, width)))
+        v = weights.take(f"{at}self_attn.v_proj.weight", (narrow, width))
+        gate = weights.take(f"{at}mlp.gate_proj.weight", (self.ffn, width))
+        up = weights.take(f"{at}mlp.up_proj.weight", (self.ffn, width))
+        down = weights.take(f"{at}mlp.down_proj.weight", (width, self.ffn))
+        before_attention = weights.take(f"{at}input_layernorm.weight", (width,))
+        before_mlp = weights.take(f"{at}post_attention_layernorm.weight", (width,))
+        return PackedLayer(
+            qkv_OH=self._fold(torch.cat([q, k, v]), before_attention),
+            out_HO=weights.take(f"{at}self_attn.o_proj.weight", (width, width)).to(self.dtype, copy=True),
+            gate_up_OH=self._fold(torch.cat([gate, up]), before_mlp),
+            down_FH=down.t().to(self.dtype, memory_format=torch.contiguous_format, copy=True),
+        )
+
+    def _fold(self, matrix_OH: Tensor, norm_H: Tensor) -> Tensor:
+        """The matrix behind an RMS norm with the norm's weight, and the root of the width, multiplied in."""
+        return (matrix_OH * (norm_H * math.sqrt(self.hidden))).to(self.dtype).contiguous()
+
+    def _pair(self, matrix_OH: Tensor) -> Tensor:
+        """Rows of each head reordered from (real half, imaginary half) to (real, imaginary) pairs."""
+        return matrix_OH.unflatten(0, (-1, 2, self.head_dim // 2)).transpose(1, 2).reshape(matrix_OH.shape)
+
+    def _make_phases(self, length: int) -> Tensor:
+        # The same float32 arithmetic as the training model's rotary embedding: positions * inverse frequencies.
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
+        frequencies = 1.0 / (self.theta**exponents)
+        angles = torch.outer(torch.arange(length).float(), frequencies)
+        return torch.complex(angles.cos(), angles.sin()).to(self.device)
+
+    def phases(self, length: int) -> Tensor:
+        """Rotary phases complex64 [at least `length`, d/2] by position; the table grows as needed."""
+        if length > len(self._phases):
+            self._phases = self._make_phases(2 * length)
+        return self._phases
+
+    def empty_cache(self, rows: int, capacity: int) -> KeyValueCache:
+        """An empty cache for this model's shapes, without a shared prefix."""
+        return KeyValueCache.empty(
+            len(self.layers),
+            rows,
+            self.kv_heads,
+            capacity,
+            self.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def forward(self, ids: Tensor, cache: KeyValueCache, workspace: Workspace) -> Tensor:
+        """Feed a chunk of tokens to every row and write its keys and values.
+
+        Args:
+            ids: int64 [rows, chunk].
+            cache: holds what came before; its `length` grows by `chunk`.
+            workspace: buffers of that shape.
+
+        Returns:
+            Logits float32 [rows, codes] after each row's last token; overwritten by the next call with `workspace`.
+        """
+        w, chunk, start, position = workspace, workspace.chunk, cache.length, cache.position
+        phases = self.phases(position + chunk)[position : position + chunk, None]
+        torch.index_select(self.embedding, 0, ids.reshape(-1), out=w.x[: w.used])
+        for index, layer in enumerate(self.layers):
+            shared, own = cache.layer(index)
+            torch.mm(self._normalise(w.x, w.norm, w.normed), layer.qkv_OH.t(), out=w.qkv)
+            self._rotate(w.rotated, phases)
+            own[..., start : start + chunk, :].copy_(w.keys_values)
+            attended = attend(w.queries, own[..., : start + chunk, :])
+            output = attended[0] if shared is None else merge(attend_shared(w.queries, shared), attended)
+            self._add_product(w.x, self._padded(output.reshape(w.used, -1), w.attended), layer.out_HO.t())
+            torch.mm(self._normalise(w.x, w.norm, w.normed), layer.gate_up_OH.t(), out=w.gate_up)
+            self._add_product(w.x, torch.nn.functional.silu(w.gate).mul_(w.up), layer.down_FH)
+        cache.length += chunk
+        if chunk > 1:
+            w.last[: w.rows] = w.x[: w.used].view(w.rows, chunk, -1)[:, -1]
+        torch.mm(self._normalise(w.last, w.last_norm, w.last_normed), self.head_VH.t(), out=w.logits)
+        return w.logits[: w.rows].float()
+
+    def _normalise(self, x: Tensor, norm: Tensor, out: Tensor) -> Tensor:
+        """x / sqrt(sum(x²) + H·eps): RMS norm but for the factor that `_fold` put into the next matrix."""
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm).hypot_(self._norm_floor)
+        return torch.div(x, norm, out=out)
+
+    def _rotate(self, rotated: Tensor, phases: Tensor) -> None:
+        """Apply rotary phases in place; bfloat16 has no complex type and goes through float32."""
+        if rotated.is_complex():
+            rotated.mul_(phases)
+        else:
+            rotated.copy_(torch.view_as_real(torch.view_as_complex(rotated.float()) * phases))
+
+    def _add_product(self, x: Tensor, rows: Tensor, matrix: Tensor) -> None:
+        """x += rows @ matrix, fused where the residual has the weights' type."""
+        if x.dtype == matrix.dtype:
+            x.addmm_(rows, matrix)
+        else:
+            x.add_(torch.mm(rows, matrix))
+
+    @staticmethod
+    def _padded(rows: Tensor, buffer: Tensor) -> Tensor:
+        if len(rows) == len(buffer):
+            return rows
+        buffer[: len(rows)] = rows
+        return buffer
+
+
+class _Weights:
+    """Takes weights out of a state dict by name, checking presence and shape."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor], device: torch.device) -> None:
+        self._state_dict, self._device = state_dict, device
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The weight as float32 on the device; it may share memory with the state dict."""
+        if name not in self._state_dict:
+            raise UserError(f"holds no '{name}'", where="world model weights")
+        weight = torch.as_tensor(self._state_dict[name]).detach()
+        if tuple(weight.shape) != shape:
+            raise UserError(
+                f"'{name}' has shape {tuple(weight.shape)}, not {shape}", where="world model weights"
+            )
+        return weight.to(self._device, torch.float32)

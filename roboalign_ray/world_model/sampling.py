@@ -1,0 +1,72 @@
+"""Sampling inside a slot's vocabulary, reproducible per sample.
+
+Every sample owns a counter-based generator (Philox, keyed by its seed). Its n-th token uses the n-th uniform, by
+inverting the cumulative distribution, so a seed gives the same tokens whatever else is in the batch. Log-probabilities
+are those of the model itself, at temperature 1 over the slot's whole vocabulary, whatever the token was sampled with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roboalign_ray.config import SamplingConfig
+from roboalign_ray.foundation.failures import UserError
+
+# Keeps u * total below total after rounding, so that the search always ends on a token of positive probability.
+_BELOW_ONE = np.float32(1.0 - 2.0**-22)
+
+
+def uniforms(seeds: list[int], count: int) -> np.ndarray:
+    """Float32 [len(seeds), count] in [0, 1): row i depends on seeds[i] alone, and a longer row only appends.
+
+    Raises:
+        UserError: a seed outside [0, 2**128).
+    """
+    rows = np.empty((len(seeds), count), dtype=np.float32)
+    for row, seed in zip(rows, seeds, strict=True):
+        if not 0 <= seed < 2**128:
+            raise UserError(f"seed {seed} is outside [0, 2**128)", where="rollout")
+        np.random.Generator(np.random.Philox(key=int(seed))).random(out=row, dtype=np.float32)
+    return np.minimum(rows, _BELOW_ONE)
+
+
+class Sampler:
+    """Draws one token per row.
+
+    Args:
+        config: temperature (0 takes the most likely token) and top_k (0, or at least the vocabulary, keeps all).
+    """
+
+    def __init__(self, config: SamplingConfig) -> None:
+        self._temperature, self._top_k = config.temperature, config.top_k
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """One token per row.
+
+        Args:
+            logits: float32 [B, V] over the slot's vocabulary.
+            uniform: float32 [B, 1], see `uniforms`.
+
+        Returns:
+            (tokens int64 [B, 1], log-probabilities float32 [B, 1] at temperature 1 over all V).
+        """
+        if self._temperature == 0:
+            tokens = logits.argmax(-1, keepdim=True)
+        elif 0 < self._top_k < logits.shape[-1]:
+            values, ids = logits.topk(self._top_k, dim=-1)
+            tokens = ids.gather(-1, _invert(values.div_(self._temperature).softmax(-1), uniform))
+        elif self._temperature != 1:
+            tokens = _invert((logits / self._temperature).softmax(-1), uniform)
+        else:
+            probabilities = logits.softmax(-1)
+            tokens = _invert(probabilities, uniform)
+            return tokens, probabilities.gather(-1, tokens).log_()
+        return tokens, logits.gather(-1, tokens).sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The first index whose cumulative probability exceeds the uniform: int64 [B, 1]."""
+    cumulative = probabilities.cumsum(-1)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
