@@ -6,8 +6,10 @@ other instead of half a head apart (queries and keys are permuted alike, so thei
 then one complex multiplication. The pass is a dozen kernels per layer into preallocated buffers of fixed shape, which
 also is what a CUDA graph would need.
 
-Bitwise reproducibility: a row's result must not depend on what else is in the batch. Matrix kernels pick their
-arithmetic by the number of rows, but do so only below eight; buffers are therefore padded to eight rows.
+A row's bits must not depend on what else is in the batch, or a seed would not fix its tokens. Two things would break
+that on a CPU. Matrix kernels pick their order of summation by the number of rows, but do so only below eight: buffers
+are padded to eight rows. And vectorised exp, log and their like differ in the last bit from the scalar ones that finish
+a tensor's tail: across rows only correctly rounded operations are used (+, *, /, sqrt).
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class PackedTransformer:
         self.head_dim = self.hidden // self.heads
         self.codes, self.dtype, self.device = layout.codes, dtype, torch.device(device)
         self.theta = float(config.rope_parameters["rope_theta"])
-        self._norm_floor = torch.tensor(math.sqrt(self.hidden * config.rms_norm_eps), device=self.device)
+        self._norm_floor = self.hidden * config.rms_norm_eps
         weights = _Weights(state_dict, self.device)
         embedding = weights.take("model.embed_tokens.weight", (layout.vocabulary, self.hidden))
         self.embedding = embedding.clone()  # the trainer may go on changing its own
@@ -187,7 +189,8 @@ class PackedTransformer:
 
     def _normalise(self, x: Tensor, norm: Tensor, out: Tensor) -> Tensor:
         """x / sqrt(sum(x²) + H·eps): RMS norm but for the factor that `_fold` put into the next matrix."""
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm).hypot_(self._norm_floor)
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
+        norm.mul_(norm).add_(self._norm_floor).sqrt_()
         return torch.div(x, norm, out=out)
 
     def _rotate(self, rotated: Tensor, phases: Tensor) -> None:

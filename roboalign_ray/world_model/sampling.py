@@ -56,14 +56,15 @@ class Sampler:
             tokens = logits.argmax(-1, keepdim=True)
         elif 0 < self._top_k < logits.shape[-1]:
             values, ids = logits.topk(self._top_k, dim=-1)
-            tokens = ids.gather(-1, _invert(values.div_(self._temperature).softmax(-1), uniform))
+            tokens = ids.gather(-1, _invert((values / self._temperature).softmax(-1), uniform))
         elif self._temperature != 1:
             tokens = _invert((logits / self._temperature).softmax(-1), uniform)
         else:
             probabilities = logits.softmax(-1)
             tokens = _invert(probabilities, uniform)
-            return tokens, probabilities.gather(-1, tokens).log_()
-        return tokens, logits.gather(-1, tokens).sub_(logits.logsumexp(-1, keepdim=True))
+            # In double precision, so that vectorised and scalar logarithms round to the same float.
+            return tokens, probabilities.gather(-1, tokens).double().log_().float()
+        return tokens, logits.log_softmax(-1).gather(-1, tokens)
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
