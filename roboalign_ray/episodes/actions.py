@@ -1,16 +1,182 @@
-"""Actions under a stride, and as bins.
+"""Actions as numbers that can be summed, differenced and binned.
 
 Naming decides how an action dimension behaves when frames are skipped: names that begin with "delta" are increments
-and are summed over the frames skipped; all others are absolute targets or commands, of which the last one counts.
+and are summed over the frames skipped; all others are absolute targets or commands, of which the last one counts
+(`transforms.accumulate_actions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from roboalign_ray.foundation.failures import UserError
+
+ACTION_BINS = "action_bins.json"
 
 
 def delta_dims(action_names: Sequence[str]) -> np.ndarray:
     """bool [A]: which dimensions are increments, told by their names."""
     return np.array([name.lower().startswith("delta") for name in action_names], dtype=bool)
+
+
+def unwrap_angles(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:
+    """Take the jumps by whole turns out of angles over time.
+
+    Args:
+        values: [T, A].
+        angle_dims: dimensions in radians; the others stay as they are.
+
+    Returns:
+        float64 [T, A], consecutive angles less than half a turn apart.
+    """
+    out = np.array(values, dtype=np.float64)
+    dims = list(angle_dims)
+    if dims:
+        out[:, dims] = np.unwrap(out[:, dims], axis=0)
+    return out
+
+
+def differences(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:
+    """Increments from each row to the next, angles by the shorter way round; the last row is zero: a hold.
+
+    Args:
+        values: absolute positions and angles [T, A].
+        angle_dims: dimensions in radians.
+
+    Returns:
+        float32 [T, A].
+    """
+    steps = np.diff(unwrap_angles(values, angle_dims), axis=0)
+    return np.concatenate([steps, np.zeros((1, values.shape[1]))]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ActionBinner:
+    """Equal bins between two percentiles per dimension; what lies outside goes to the outermost bin.
+
+    Percentiles and not extremes: one outlier would squeeze everything else into a few bins.
+
+    Attributes:
+        low, high: first and last edge per dimension, A numbers; equal where the dimension never changes.
+        bins: bins per dimension.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    bins: int
+
+    def __post_init__(self) -> None:
+        edges = np.array([self.low, self.high], dtype=np.float64)
+        if len(self.low) != len(self.high) or not len(self.low) or not np.isfinite(edges).all():
+            raise UserError(
+                "the bins want one finite low and high edge per action dimension", where=ACTION_BINS
+            )
+        if (edges[0] > edges[1]).any() or self.bins < 2:
+            raise UserError("the bins want low <= high and at least 2 bins", where=ACTION_BINS)
+
+    @classmethod
+    def fit(cls, actions: np.ndarray, bins: int) -> ActionBinner:
+        """Edges at the 1st and 99th percentile of actions [N, A].
+
+        Raises:
+            UserError: no actions.
+        """
+        if not len(actions):
+            raise UserError("no actions to take percentiles of", where="action bins")
+        low, high = np.percentile(np.asarray(actions, dtype=np.float64), [1, 99], axis=0)
+        return cls(tuple(low.tolist()), tuple(high.tolist()), bins)
+
+    @classmethod
+    def from_statistics(
+        cls, statistics: Mapping[str, Any], bins: int, dims: int | None = None
+    ) -> ActionBinner:
+        """Edges from a store's `statistics`: those of its train split at stride 1.
+
+        Args:
+            statistics: `EpisodeStore.statistics`.
+            bins: bins per dimension.
+            dims: action dimensions, where the store holds robots of several kinds.
+
+        Raises:
+            UserError: no such actions in the store, or several kinds and `dims` not given.
+        """
+        kinds = statistics["actions"]
+        key = str(dims) if dims is not None else next(iter(kinds))
+        if key not in kinds or "p01" not in kinds[key] or (dims is None and len(kinds) > 1):
+            raise UserError(
+                f"the store has no single kind of action with {dims or 'a known number of'} dimensions",
+                where="action bins",
+                remedy=f"it holds actions of {', '.join(kinds)} dimensions",
+            )
+        return cls(tuple(kinds[key]["p01"]), tuple(kinds[key]["p99"]), bins)
+
+    @property
+    def dims(self) -> int:
+        """Action dimensions A."""
+        return len(self.low)
+
+    def to_bins(self, actions: np.ndarray) -> np.ndarray:
+        """Bins int64 [..., A] in [0, bins) of actions [..., A].
+
+        Raises:
+            UserError: another number of dimensions, or a value that is not finite.
+        """
+        values = np.asarray(actions, dtype=np.float64)
+        if values.shape[-1] != self.dims:
+            raise UserError(
+                f"actions have {values.shape[-1]} dimensions, the bins {self.dims}", where="action bins"
+            )
+        if not np.isfinite(values).all():
+            raise UserError("an action is not finite", where="action bins")
+        low, width = self._edges()
+        return np.clip(np.floor((values - low) / width), 0, self.bins - 1).astype(np.int64)
+
+    def to_values(self, bins: np.ndarray) -> np.ndarray:
+        """Centres float32 [..., A] of bins int [..., A]; a dimension that never changes gives its one value."""
+        low, width = self._edges()
+        centres = low + (np.asarray(bins) + 0.5) * width
+        constant = np.asarray(self.low) == np.asarray(self.high)
+        return np.where(constant, np.asarray(self.low), centres).astype(np.float32)
+
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        width = (high - low) / self.bins
+        # A subnormal range would divide to infinity; it is as good as constant.
+        return low, np.where(width > np.finfo(np.float64).tiny, width, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {"low": list(self.low), "high": list(self.high), "bins": self.bins}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> ActionBinner:
+        """Inverse of `state_dict`."""
+        return cls(tuple(map(float, state["low"])), tuple(map(float, state["high"])), int(state["bins"]))
+
+    def save(self, folder: Path) -> None:
+        """Write beside the weights that were trained on these bins."""
+        text = json.dumps(self.state_dict(), indent=1) + "\n"
+        (Path(folder) / ACTION_BINS).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> ActionBinner:
+        """Inverse of `save`.
+
+        Raises:
+            UserError: the file is missing or says something else.
+        """
+        path = Path(folder) / ACTION_BINS
+        if not path.is_file():
+            raise UserError(
+                "no action bins beside the world model", where=str(path), remedy="is it a world model?"
+            )
+        try:
+            return cls.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"not an action bins file ({error})", where=str(path)) from error

@@ -338,6 +338,18 @@ class EpisodeStore:
         wanted, share = check_split(name), fraction or float(self.statistics["held_out_fraction"])
         return [number for number, group in enumerate(self.group_ids) if split_of(group, share) == wanted]
 
+    def actions(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+        """Actions float32 [T, A] and their names, of the episodes at these positions; reads no video."""
+        wanted: dict[Path, list[int]] = {}
+        for number in numbers:
+            shard, row = self._places[number]
+            wanted.setdefault(shard, []).append(row)
+        for shard, rows in wanted.items():
+            table = self._read(shard, lambda file: file.read(columns=["actions", "action_names"]))
+            for row in rows:
+                values = np.asarray(table["actions"][row].as_py(), dtype=np.float32)
+                yield values, tuple(table["action_names"][row].as_py())
+
     def _read(self, shard: Path, reader: Any) -> pa.Table:
         try:
             with pq.ParquetFile(shard) as file:

@@ -1,0 +1,268 @@
+"""Windows: the pieces of episodes that models train on and are judged by. Knows nothing of Ray.
+
+Which windows there are, and in which order, follows from (seed, epoch) and the store's index alone, so a stream that
+stops can go on with exactly the next window, and every rank can work out its own share without talking to anybody.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign_ray.config.episodes import EpisodesConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.episodes.store import EpisodeStore
+from roboalign_ray.episodes.transforms import accumulate_actions, resize_frames
+from roboalign_ray.foundation.failures import UserError
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """What a window is.
+
+    Attributes:
+        frames: consecutive frames n, after the stride.
+        context_range: the context frame is drawn from the window's first frame and this many before it (counted
+            after the stride), cut off at the episode's start.
+        stride: keep every n-th frame; the actions in between are accumulated.
+        view: camera view; None takes each episode's first one.
+        height, width: pixels; None keeps the store's.
+    """
+
+    frames: int
+    context_range: int = 0
+    stride: int = 1
+    view: str | None = None
+    height: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.stride < 1 or self.context_range < 0:
+            raise UserError(f"impossible window: {self}", where="windows")
+
+    @property
+    def span(self) -> int:
+        """Frames of the episode that a window reaches over."""
+        return (self.frames - 1) * self.stride + 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """A context frame and consecutive frames with what was done in between.
+
+    Attributes:
+        context: uint8 [H, W, 3].
+        frames: uint8 [n, H, W, 3].
+        actions: float32 [n, A]; actions[t] leads from frame t to frame t+1.
+        instruction: the episode's.
+        episode_id: the episode's.
+        start: the first frame's number in the episode, before the stride.
+    """
+
+    context: np.ndarray
+    frames: np.ndarray
+    actions: np.ndarray
+    instruction: str
+    episode_id: str
+    start: int
+
+
+def sample_window(episode: Episode, spec: WindowSpec, rng: np.random.Generator) -> Window:
+    """A window at a random start, with a random context frame before it.
+
+    Raises:
+        EpisodeError: the episode is too short, or has no such view.
+    """
+    last = episode.length - spec.span
+    if last < 0:
+        raise EpisodeError(f"{episode.length} frames are fewer than {spec.span}", where=episode.episode_id)
+    start = int(rng.integers(last + 1))
+    earliest = max(0, start - spec.context_range * spec.stride)
+    return cut_window(episode, spec, start, int(rng.integers(earliest, start + 1)))
+
+
+def cut_window(episode: Episode, spec: WindowSpec, start: int, context: int) -> Window:
+    """The window whose first frame is `start`, with frame `context` before it (numbers before the stride).
+
+    Raises:
+        EpisodeError: the window reaches past the episode's end, or there is no such view.
+    """
+    if not 0 <= context <= start <= episode.length - spec.span:
+        raise EpisodeError(
+            f"no window of {spec.span} frames from frame {start} with context {context}",
+            where=episode.episode_id,
+        )
+    pictures = episode.view(spec.view)
+    numbers = [context, *range(start, start + spec.span, spec.stride)]
+    height, width = spec.height or pictures.shape[1], spec.width or pictures.shape[2]
+    chosen = resize_frames(pictures[numbers], height, width)
+    done = episode.actions[start : start + spec.frames * spec.stride]
+    actions = accumulate_actions(done, episode.action_names, spec.stride).astype(np.float32)
+    return Window(chosen[0], chosen[1:], actions, episode.instruction, episode.episode_id, start)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Windows that are made together, from few enough episodes to hold them decoded.
+
+    Attributes:
+        seed, epoch: of the draws.
+        windows: (episode number in the store, draw number within the episode) in the order of the stream.
+    """
+
+    seed: int
+    epoch: int
+    windows: tuple[tuple[int, int], ...]
+
+    def skip(self, count: int) -> Chunk:
+        """The chunk without its first windows."""
+        return Chunk(self.seed, self.epoch, self.windows[count:])
+
+    def read(self, store: EpisodeStore, spec: WindowSpec) -> Iterator[Window]:
+        """Decode each episode once and cut the windows."""
+        episodes: dict[int, Episode] = {}
+        for number, draw in self.windows:
+            if number not in episodes:
+                episodes[number] = store.read(number)
+            rng = np.random.default_rng([self.seed, self.epoch, number, draw])
+            yield sample_window(episodes[number], spec, rng)
+
+
+class WindowPlan:
+    """Which windows come in which order, for one of `world_size` ranks.
+
+    An epoch visits every episode, in a new order, and draws from each as many windows as fit side by side. Ranks take
+    turns over the episodes; within a chunk windows of all its episodes are mixed.
+
+    Args:
+        store: where the episodes are.
+        spec: what a window is.
+        seed: of orders and draws.
+        split, held_out_fraction: which episodes.
+        shuffle_windows: windows mixed at a time.
+        rank, world_size: whose share.
+
+    Raises:
+        UserError: no episode of the split is long enough, or there are fewer of them than ranks.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        spec: WindowSpec,
+        *,
+        seed: int,
+        split: str = "train",
+        held_out_fraction: float | None = None,
+        shuffle_windows: int = 512,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} of {world_size}", where="windows")
+        self._lengths, self._spec, self._seed = store.lengths, spec, seed
+        self._rank, self._world_size, self._shuffle = rank, world_size, shuffle_windows
+        self._episodes = long_enough(store, spec, split, held_out_fraction)
+        if len(self._episodes) < world_size:
+            raise UserError(
+                f"{len(self._episodes)} episodes in split '{split}' for {world_size} ranks",
+                where=str(store.path),
+            )
+
+    def chunks(self, epoch: int) -> list[Chunk]:
+        """This rank's chunks of an epoch, in order."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._episodes)
+        mine = order[self._rank :: self._world_size]
+        chunks: list[Chunk] = []
+        open_windows: list[tuple[int, int]] = []
+        for position, number in enumerate(mine):
+            fit = max(1, self._lengths[number] // (self._spec.frames * self._spec.stride))
+            open_windows += [(int(number), draw) for draw in range(fit)]
+            if len(open_windows) >= self._shuffle or position == len(mine) - 1:
+                rng = np.random.default_rng([self._seed, epoch, self._rank, len(chunks)])
+                mixed = tuple(open_windows[place] for place in rng.permutation(len(open_windows)))
+                chunks.append(Chunk(self._seed, epoch, mixed))
+                open_windows = []
+        return chunks
+
+
+def long_enough(
+    store: EpisodeStore, spec: WindowSpec, split: str, fraction: float | None = None
+) -> list[int]:
+    """Numbers of the split's episodes that hold at least one window.
+
+    Raises:
+        UserError: there is none.
+    """
+    numbers = [number for number in store.split(split, fraction) if store.lengths[number] >= spec.span]
+    if not numbers:
+        raise UserError(
+            f"no episode of split '{split}' has the {spec.span} frames of a window",
+            where=str(store.path),
+            remedy="use shorter windows, a smaller stride, or more episodes",
+        )
+    return numbers
+
+
+def held_out_windows(
+    store: EpisodeStore, spec: WindowSpec, count: int, *, fraction: float | None = None, seed: int = 0
+) -> list[Window]:
+    """The same windows of held-out episodes every time, spread evenly over tasks, then start states, then variants.
+
+    Args:
+        store: where the episodes are.
+        spec: what a window is.
+        count: windows; episodes are used again when there are fewer.
+        fraction: share of groups held out; None takes the store's.
+        seed: of window starts and contexts.
+
+    Raises:
+        UserError: no held-out episode is long enough.
+    """
+    order = spread(store, long_enough(store, spec, "held_out", fraction))
+    windows = []
+    for place in range(count):
+        number = order[place % len(order)]
+        rng = np.random.default_rng([seed, number, place // len(order)])
+        windows.append(sample_window(store.read(number), spec, rng))
+    return windows
+
+
+def spread(store: EpisodeStore, numbers: Sequence[int]) -> list[int]:
+    """Episodes reordered so that any prefix covers as many tasks, then as many start states, as it can."""
+    tasks: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number in numbers:
+        group = store.group_ids[number]
+        tasks[group.rsplit("/", 1)[0]][group].append(number)
+    turns = [_round_robin(list(groups.values()), first) for first, groups in enumerate(tasks.values())]
+    return _round_robin(turns)
+
+
+def _round_robin(lists: Sequence[Sequence[int]], first: int = 0) -> list[int]:
+    """One of each list in turn until all are empty; list k begins at its element (first + k), cyclically."""
+    turned = [
+        [*items[(first + k) % len(items) :], *items[: (first + k) % len(items)]]
+        for k, items in enumerate(lists)
+    ]
+    longest = max(map(len, turned), default=0)
+    return [items[turn] for turn in range(longest) for items in turned if turn < len(items)]
+
+
+def fit_action_binner(store: EpisodeStore, config: EpisodesConfig) -> ActionBinner:
+    """Bins over the actions as the stride leaves them: percentiles of the train split.
+
+    Raises:
+        UserError: the train split is empty, or its robots differ in their number of action dimensions.
+    """
+    stride = config.frame_stride
+    rows = [
+        accumulate_actions(actions, names, stride)[: max(1, len(actions) // stride)]
+        for actions, names in store.actions(store.split("train", config.held_out_fraction))
+    ]
+    if len({part.shape[1] for part in rows}) > 1:
+        raise UserError("episodes differ in their number of action dimensions", where=str(store.path))
+    return ActionBinner.fit(np.concatenate(rows) if rows else np.zeros((0, 1)), config.action_bins)
