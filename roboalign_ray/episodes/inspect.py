@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _PICTURE_INCHES = 1.15  # width of one picture on the sheet
 _TRACE_INCHES = 0.75
 _TITLE_INCHES = 0.34
+_MARGIN_INCHES = (0.9, 1.1)  # left for the row names, right for the legends
 _LEGEND_DIMS = 8  # beyond this many dimensions a legend hides the lines
+_SMOOTH_SECONDS = 0.13  # cameras slower than the recording repeat frames: motion is averaged over this time
 
 
 def store_figures(store: EpisodeStore) -> dict[str, Any]:
@@ -101,14 +103,27 @@ def state_speed(episode: Episode) -> np.ndarray:
     """
     if episode.state is None:
         return np.linalg.norm(_scaled(episode.actions), axis=1)
-    delta = np.diff(episode.state.astype(np.float64), axis=0)
-    if episode.state.shape == episode.actions.shape:
-        angles = list(episode.angle_dims)
-        delta[:, angles] = (delta[:, angles] + np.pi) % (2 * np.pi) - np.pi
+    delta = np.diff(_unwrapped(episode), axis=0)
     scale = delta.std(axis=0)
     speed = np.zeros(episode.length)
     speed[:-1] = np.linalg.norm(delta / np.where(scale > 1e-9, scale, np.inf), axis=1)
     return speed
+
+
+def _unwrapped(episode: Episode) -> np.ndarray:
+    """The state without jumps of a full turn, float64 [T, S]."""
+    state = np.asarray(episode.state, dtype=np.float64).copy()
+    if state.shape == episode.actions.shape:
+        angles = list(episode.angle_dims)
+        state[:, angles] = np.unwrap(state[:, angles], axis=0)
+    return state
+
+
+def _smoothed(values: np.ndarray, fps: float) -> np.ndarray:
+    window = max(1, round(fps * _SMOOTH_SECONDS))
+    return np.convolve(np.pad(values, window // 2, mode="edge"), np.ones(window) / window, "same")[
+        window // 2 : window // 2 + len(values)
+    ]
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -141,15 +156,16 @@ def contact_sheet(episodes: Sequence[Episode], path: Path, *, columns: int = 12)
     heights: list[float] = []
     for episode in episodes:
         heights += _block_heights(episode)
-    width = columns * _PICTURE_INCHES + 1.6
+    left, right = _MARGIN_INCHES
+    width = columns * _PICTURE_INCHES + left + right
     figure = Figure(figsize=(width, sum(heights)), facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         len(heights),
         1,
         height_ratios=heights,
-        left=0.9 / width,
-        right=1 - 0.7 / width,
+        left=left / width,
+        right=1 - right / width,
         top=1,
         bottom=0,
         hspace=0,
@@ -188,7 +204,8 @@ def _draw_block(episode: Episode, axes: list[Axes], moments: list[int]) -> None:
     traces = rows[len(episode.frames) :]
     _draw_lines(traces[0], "actions", episode.actions, episode.action_names)
     if episode.state is not None:
-        _draw_lines(traces[1], "state", episode.state, ())
+        same = episode.state.shape == episode.actions.shape
+        _draw_lines(traces[1], "state", _unwrapped(episode), episode.action_names if same else ())
     _draw_motion(traces[-1], episode)
     for axis in traces:
         axis.set_xlim(*span)
@@ -211,26 +228,29 @@ def _draw_pictures(axis: Axes, view: str, frames: np.ndarray) -> None:
 
 
 def _draw_lines(axis: Axes, label: str, values: np.ndarray, names: Sequence[str]) -> None:
-    """Every dimension between its own extremes; the gripper is the thick black line."""
+    """Every dimension between its own extremes; the gripper is the thick black line, a hand's joints thin ones."""
     time = np.arange(len(values))
     shown = _scaled(values)
     for dim in range(values.shape[1]):
         name = names[dim] if dim < len(names) else ""
-        gripper = "grip" in name.lower()
-        style = {"color": "black", "linewidth": 1.8} if gripper else {"linewidth": 0.9, "alpha": 0.8}
+        style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.8}
+        if "grip" in name.lower():
+            style = {"linewidth": 1.8, "color": "black"}
+        elif "hand" in name.lower():
+            style = {"linewidth": 0.9, "color": "black", "alpha": 0.5}
         axis.plot(time, shown[:, dim], label=name, **style)
     axis.set_ylim(-0.08, 1.08)
     axis.set_ylabel(label, fontsize=7)
-    if names and values.shape[1] <= _LEGEND_DIMS:
+    if label == "actions" and names and values.shape[1] <= _LEGEND_DIMS:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=4.5, frameon=False, handlelength=1)
 
 
 def _draw_motion(axis: Axes, episode: Episode) -> None:
     time = np.arange(episode.length) + 0.5  # a change lies between two frames
     for view, frames in episode.frames.items():
-        change = picture_change(frames)
+        change = _smoothed(picture_change(frames), episode.fps)
         axis.plot(time, change / (change.max() or 1.0), linewidth=0.9, label=f"{view} change")
-    speed = state_speed(episode)
+    speed = _smoothed(state_speed(episode), episode.fps)
     label = "action size" if episode.state is None else "state speed"
     axis.plot(time, speed / (speed.max() or 1.0), color="black", linewidth=1.2, linestyle="--", label=label)
     axis.set_ylim(-0.05, 1.1)
