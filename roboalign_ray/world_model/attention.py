@@ -72,7 +72,7 @@ def attend_shared(queries: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
     """The joint softmax's output [rows, chunk, heads, d] of two disjoint sets of keys; overwrites `second`."""
-    # Every second element of a buffer: kept out of the vectorised loop, whose tail would depend on the batch (packed.py).
+    # Every second element of a buffer: outside the vectorised loop, whose tail would depend on the batch (packed.py).
     weight = torch.sub(second[1], first[1], out=first[1].new_empty((*first[1].shape, 2))[..., 0]).sigmoid_()
     return second[0].sub_(first[0]).mul_(weight[..., None]).add_(first[0])
 
