@@ -37,6 +37,7 @@ class SimulationConfig(FrozenConfig):
         frames: frames per episode.
         steps_per_frame: simulator steps between two frames (80 Hz physics, 16 Hz control at 5).
         height, width: pixels.
+        supersample: rendered pixels per pixel and side; smooths edges, nearly free under software OpenGL.
         camera_distance, camera_azimuth, camera_elevation: free camera, metres and degrees.
         camera_lookat: metres, world frame.
         seed: start states derive from (task, seed, index) alone, so a larger run contains a smaller one.
@@ -50,6 +51,7 @@ class SimulationConfig(FrozenConfig):
     steps_per_frame: PositiveInt = 4
     height: PositiveInt = 64
     width: PositiveInt = 64
+    supersample: PositiveInt = 4
     camera_distance: float = Field(1.05, gt=0)
     camera_azimuth: float = 135.0
     camera_elevation: float = -30.0

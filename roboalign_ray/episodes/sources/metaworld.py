@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from einops import reduce
 
 from roboalign_ray.config.episodes import SimulationConfig
 from roboalign_ray.episodes.episode import Episode, Outcome
@@ -60,7 +61,9 @@ class _Simulator:
         # Multisampling and shadows cost ten times the rest of the picture under software OpenGL.
         env.model.vis.quality.offsamples = 0
         env.model.vis.quality.shadowsize = 0
-        self._renderer = mujoco.Renderer(env.model, config.height, config.width)
+        height, width = config.supersample * config.height, config.supersample * config.width
+        env.model.vis.global_.offheight, env.model.vis.global_.offwidth = height, width
+        self._renderer = mujoco.Renderer(env.model, height, width)
         self.close = weakref.finalize(
             self, self._renderer.close
         )  # also before the interpreter tears OpenGL down
@@ -117,9 +120,12 @@ class _Simulator:
         return observation, total.astype(np.float32), bool(info["success"])
 
     def frame(self) -> np.ndarray:
-        """uint8 [H, W, 3] RGB of this instant."""
+        """uint8 [H, W, 3] RGB of this instant, each pixel the mean of `supersample` squared rendered ones."""
         self._renderer.update_scene(self.env.data, self._camera)
-        return self._renderer.render()
+        side = self.config.supersample
+        fine = self._renderer.render()
+        pixels = reduce(fine.astype(np.float32), "(h a) (w b) c -> h w c", "mean", a=side, b=side)
+        return np.rint(pixels).astype(np.uint8)
 
     def proprioception(self) -> np.ndarray:
         """float32 [4]: hand position in metres, gripper opening in [0, 1]."""
