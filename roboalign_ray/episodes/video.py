@@ -127,6 +127,7 @@ def _decode(
     if start:
         container.seek(max(0, int((start - half_frame) / stream.time_base)), stream=stream)
     frames: list[np.ndarray] = []
+    convert = av.video.reformatter.VideoReformatter()  # kept: a new one per frame would set up its tables again
     for frame in container.decode(stream):
         # Times are compared half a frame early: containers round them to their own clock.
         time = (frame.time or 0.0) + half_frame
@@ -135,5 +136,6 @@ def _decode(
         if start is not None and time < start:
             continue
         turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-        frames.append(np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)))
+        picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        frames.append(np.ascontiguousarray(np.rot90(picture, turns)))
     return frames
