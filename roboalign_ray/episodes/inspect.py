@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from roboalign_ray.episodes.actions import unwrap_angles
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.foundation.failures import UserError
@@ -96,7 +97,7 @@ def picture_change(frames: np.ndarray) -> np.ndarray:
 
 
 def state_speed(episode: Episode) -> np.ndarray:
-    """Size of the state's change from each frame to the next, float [T], each dimension scaled to its own spread.
+    """Size of the state's change from each frame to the next, float [T], each dimension scaled by its root mean square.
 
     Where state and action have the same dimensions, the action's angles tell the state's, which are taken the shorter
     way round. Without a state the actions' size stands in.
@@ -104,19 +105,16 @@ def state_speed(episode: Episode) -> np.ndarray:
     if episode.state is None:
         return np.linalg.norm(_scaled(episode.actions), axis=1)
     delta = np.diff(_unwrapped(episode), axis=0)
-    scale = delta.std(axis=0)
+    scale = np.sqrt((delta**2).mean(axis=0))
     speed = np.zeros(episode.length)
-    speed[:-1] = np.linalg.norm(delta / np.where(scale > 1e-9, scale, np.inf), axis=1)
+    speed[:-1] = np.linalg.norm(delta / np.where(scale > 1e-6, scale, np.inf), axis=1)
     return speed
 
 
 def _unwrapped(episode: Episode) -> np.ndarray:
     """The state without jumps of a full turn, float64 [T, S]."""
-    state = np.asarray(episode.state, dtype=np.float64).copy()
-    if state.shape == episode.actions.shape:
-        angles = list(episode.angle_dims)
-        state[:, angles] = np.unwrap(state[:, angles], axis=0)
-    return state
+    state = np.asarray(episode.state, dtype=np.float64)
+    return unwrap_angles(state, episode.angle_dims if state.shape == episode.actions.shape else ())
 
 
 def _smoothed(values: np.ndarray, fps: float) -> np.ndarray:

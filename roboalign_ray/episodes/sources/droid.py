@@ -28,6 +28,7 @@ from typing import Any
 import av
 import numpy as np
 
+from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
@@ -162,15 +163,12 @@ def actions_from_states(states: np.ndarray) -> np.ndarray:
         states: float [T, 7]: x, y, z, roll, pitch, yaw, gripper.
 
     Returns:
-        float32 [T, 7]; each angle change lies in [-pi, pi); the last row moves nothing and keeps the gripper.
+        float32 [T, 7]; each angle takes the shorter way round; the last row moves nothing and keeps the gripper.
     """
-    actions = np.zeros(states.shape, np.float64)
-    actions[:-1, :6] = np.diff(states[:, :6], axis=0)
-    angles = list(ANGLE_DIMS)
-    actions[:, angles] = (actions[:, angles] + np.pi) % (2 * np.pi) - np.pi
+    actions = differences(states, ANGLE_DIMS)
     actions[:-1, 6] = states[1:, 6]
     actions[-1, 6] = states[-1, 6]
-    return actions.astype(np.float32)
+    return actions
 
 
 def _frame_rate(video: Path) -> float:
