@@ -1,0 +1,278 @@
+"""The report is parsed as a browser would: its parts are there, its numbers are those given, nothing is external."""
+
+from __future__ import annotations
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.evaluation import plots
+from roboalign_ray.evaluation.report import Comparison, EpisodeClip, ReportData, Table, compare, write_report
+from roboalign_ray.evaluation.report.html import curve_title, number
+from roboalign_ray.evaluation.report.tiles import tile
+from roboalign_ray.evaluation.results import MetricCurves
+from roboalign_ray.foundation.failures import UserError
+
+EPISODES, FRAMES = 8, 12
+METRICS = ("psnr", "ssim", "lpips", "roi_lpips", "mse")
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask for."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.sections: list[str] = []
+        self.videos: list[str] = []
+        self.rows: dict[str, list[float]] = {}
+        self.text: list[str] = []
+        self._row = ""
+        self._open: list[str] = []
+        self.balanced = True
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        if tag not in self.VOID:
+            self._open.append(tag)
+        self.links += [values[key] for key in ("src", "href", "poster", "data") if key in values]
+        if tag == "section":
+            self.sections.append(values.get("id") or values.get("class", ""))
+        if tag == "video":
+            self.videos.append(values["src"])
+        if tag == "tr":
+            self._row = values.get("data-metric") or values.get("data-policy") or ""
+        if tag == "td" and self._row and "data-value" in values:
+            self.rows.setdefault(self._row, []).append(float(values["data-value"]))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """SVG shapes close themselves."""
+
+    def handle_endtag(self, tag: str) -> None:
+        self.balanced &= bool(self._open) and self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def _curves(gain: float) -> MetricCurves:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, (EPISODES, FRAMES))
+    signs = {"psnr": 1, "ssim": 1, "lpips": -1, "roi_lpips": -1, "mse": -1}
+    return MetricCurves(
+        {name: 1.0 + noise + signs[name] * gain for name in METRICS}, np.full(EPISODES, 0.1), resamples=200
+    )
+
+
+def _clip(seed: int) -> EpisodeClip:
+    rng = np.random.default_rng(seed)
+    shades = rng.integers(0, 256, (4, FRAMES, 1, 1, 3), dtype=np.uint8)
+    context, real, before, after = (np.broadcast_to(s, (FRAMES, 32, 48, 3)).copy() for s in shades)
+    return EpisodeClip(f"episode <{seed}>", context[0], real, before, after, "PSNR & more")
+
+
+def _data(**changes) -> ReportData:
+    before, after = _curves(0.0), _curves(0.2)
+    steps = np.arange(20)
+    settings = {
+        "title": "align demo",
+        "subject": "GRPO on Meta-World.",
+        "comparisons": compare(
+            before, after, reward=(np.full(EPISODES, 0.5), np.full(EPISODES, 0.6)), resamples=200
+        ),
+        "episodes": EPISODES,
+        "horizon": FRAMES,
+        "lpips_label": "LPIPS-alex",
+        "lpips_real": True,
+        "settings": JobConfig().model_dump(mode="json"),
+        "command": "roboalign align demo --set seed=3",
+        "seed": 3,
+        "versions": {"torch": "2.13.0", "ray": "2.60.0"},
+        "hardware": "2 CPU cores",
+        "seconds": 200.0,
+        "created": "2026-01-01 10:00",
+        "learning_curves": {"align/reward": (steps, steps / 20), "align/kl": (steps, np.full(20, np.nan))},
+        "frame_curves": {"psnr": {"before": before.curve("psnr"), "after": after.curve("psnr")}},
+        "policy_curves": {
+            "psnr": {"SWR, W = 6": after.curve("psnr"), "copy first frame": before.curve("psnr")}
+        },
+        "training_frames": 8,
+        "policies": [
+            {
+                "policy": "SWR, W = 6",
+                "psnr": 21.5,
+                "psnr_low": 21.0,
+                "psnr_high": 22.25,
+                "cache_bytes": 2_500_000,
+            },
+            {"policy": "copy first frame", "psnr": 18.25},
+        ],
+        "tables": [Table("One step", ["way", "PSNR"], [["true", 27.5]], digits=[None, 2])],
+        "clips": [_clip(0), _clip(1)],
+        "fps": 4.0,
+    }
+    return ReportData(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportData, str]:
+    data = _data()
+    path = write_report(data, tmp_path_factory.mktemp("run") / "nested" / "report.html")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no draft left behind
+    return data, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(written: tuple[ReportData, str]) -> Page:
+    return Page(written[1])
+
+
+def test_every_section_is_there_and_tags_close(page: Page) -> None:
+    assert page.balanced
+    assert page.sections == [
+        "headline", "before-after", "videos", "learning", "frames", "policies", "extra", "reproduce", "settings",
+        "measured",
+    ]  # fmt: skip
+
+
+def test_nothing_is_requested_from_outside(written: tuple[ReportData, str], page: Page) -> None:
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    text = written[1]
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+
+
+def test_table_holds_the_numbers_given(written: tuple[ReportData, str], page: Page) -> None:
+    data, _ = written
+    assert list(page.rows)[: len(data.comparisons)] == [comparison.name for comparison in data.comparisons]
+    for comparison in data.comparisons:
+        change = comparison.change
+        expected = [comparison.before.mean, comparison.after.mean, change.difference.mean, change.wins]
+        assert page.rows[comparison.name] == expected
+    assert page.rows["SWR, W = 6"] == [21.5, 2_500_000]
+    words = " ".join(page.text)
+    for shown in ("0.6000", "was 0.5000", "better by 20.0 %", "±0.75", "2.5", "27.50", "3 min 20 s"):
+        assert shown in words, shown
+
+
+def test_settings_and_reproduction_are_shown(page: Page) -> None:
+    words = " ".join(page.text)
+    for shown in (
+        "roboalign align demo --set seed=3",
+        "group_size",
+        "levels",
+        "7, 5, 5, 5, 5",
+        "2 CPU cores",
+    ):
+        assert shown in words, shown
+
+
+def test_videos_decode_with_four_panels_in_order(written: tuple[ReportData, str], page: Page) -> None:
+    data, _ = written
+    assert len(page.videos) == 2
+    for uri, clip in zip(page.videos, data.clips, strict=True):
+        kind, payload = uri.split(",", 1)
+        assert kind == "data:video/mp4;base64"
+        frames = decode_video(base64.b64decode(payload))
+        scale = 8  # 32 pixels high, enlarged to about 256
+        assert frames.shape == (FRAMES, 32 * scale, (4 * 48 + 3) * scale + (4 * 48 + 3) * scale % 2, 3)
+        for panel, source in enumerate(
+            (clip.context[None].repeat(FRAMES, 0), clip.real, clip.before, clip.after)
+        ):
+            middle = (panel * 49 + 24) * scale
+            shown = frames[:, 128, middle].astype(int)
+            assert np.abs(shown - source[:, 16, 24].astype(int)).max() <= 24  # lossy, 4:2:0
+
+
+def test_titles_are_escaped(written: tuple[ReportData, str]) -> None:
+    assert "episode &lt;0&gt;" in written[1]
+    assert "episode <0>" not in written[1]
+
+
+def test_random_lpips_is_said_plainly(tmp_path: Path) -> None:
+    label = "random-LPIPS-alex (backbone not available)"
+    text = write_report(_data(lpips_label=label, lpips_real=False, clips=[]), tmp_path / "r.html").read_text()
+    assert text.count(label) == 2
+    assert "a random network stands in" in text
+    assert "videos" not in Page(text).sections
+
+
+@pytest.mark.parametrize(
+    ("gains", "headline"),
+    [
+        ((0.2, 0.2), "Alignment helped"),
+        ((-0.2, -0.2), "Alignment hurt"),
+        ((0.2, -0.2), "Mixed result"),
+        ((0.0, 0.0), "No clear change"),
+    ],
+)
+def test_verdict_follows_the_intervals(gains: tuple[float, float], headline: str) -> None:
+    rng = np.random.default_rng(0)
+    comparisons: list[Comparison] = []
+    for gain in gains:
+        noise = rng.normal(0, 0.05, (EPISODES, FRAMES))
+        noise -= noise.mean()
+        after = MetricCurves(dict.fromkeys(METRICS, 1 + noise + gain), np.full(EPISODES, 0.1))
+        comparisons += [c for c in compare(_curves(0.0), after, resamples=500) if c.name == "SSIM"]
+    assert _data(comparisons=comparisons).verdict()[1] == headline
+
+
+def test_lower_is_better_turns_the_gain_around() -> None:
+    lpips = next(c for c in compare(_curves(0.0), _curves(0.2)) if c.name == "LPIPS")
+    mean, low, high = lpips.gain()
+    assert lpips.change.difference.mean == pytest.approx(-0.2)
+    assert lpips.verdict == "better"
+    assert low <= mean <= high
+    assert mean == pytest.approx(20, rel=0.02)
+
+
+def test_panels_must_fit() -> None:
+    clip = _clip(0)
+    short = EpisodeClip("short", clip.context, clip.real, clip.before[:-1], clip.after)
+    with pytest.raises(UserError, match="short: panels have the shapes"):
+        tile(short)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 40.0), (1e-6, 2e-5), (20.1, 20.2)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    ticks = plots.nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 6
+    assert low <= ticks[0] < ticks[-1] <= high
+    steps = np.diff(ticks)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+
+
+def test_curves_break_where_values_are_missing() -> None:
+    y = np.array([1.0, 2.0, np.nan, 3.0, 4.0])
+    svg = plots.line_chart([plots.Series("a", "after", np.arange(5), y)])
+    assert svg.count("<polyline") == 2
+    assert "no finite values" in plots.line_chart(
+        [plots.Series("a", "after", np.arange(2), y[2:3].repeat(2))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("align/kl", "KL"), ("eval/roi_lpips", "Eval ROI-LPIPS"), ("clip_fraction", "Clip fraction")],
+)
+def test_curve_titles(name: str, title: str) -> None:
+    assert curve_title(name, "align/") == title
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.5, 4, "0.5000"), (-1.25, 2, "−1.25"), (float("nan"), 2, "–"), (7, None, "7"), (0.1, None, "0.1000")],
+)
+def test_numbers_are_written_for_people(value: float, digits: int | None, text: str) -> None:
+    assert number(value, digits) == text
