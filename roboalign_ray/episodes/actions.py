@@ -140,15 +140,15 @@ class ActionBinner:
     def to_values(self, bins: np.ndarray) -> np.ndarray:
         """Centres float32 [..., A] of bins int [..., A]; a dimension that never changes gives its one value."""
         low, width = self._edges()
-        centres = low + (np.asarray(bins) + 0.5) * width
-        constant = np.asarray(self.low) == np.asarray(self.high)
-        return np.where(constant, np.asarray(self.low), centres).astype(np.float32)
+        constant = np.asarray(self.high) - low < np.finfo(np.float64).tiny * self.bins
+        return np.where(constant, low, low + (np.asarray(bins) + 0.5) * width).astype(np.float32)
 
     def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """First edge and bin width per dimension; the width is 1 where the dimension never changes."""
         low, high = np.asarray(self.low), np.asarray(self.high)
-        width = (high - low) / self.bins
-        # A subnormal range would divide to infinity; it is as good as constant.
-        return low, np.where(width > np.finfo(np.float64).tiny, width, 1.0)
+        # Dividing by a subnormal width would overflow; such a range is as good as constant.
+        constant = high - low < np.finfo(np.float64).tiny * self.bins
+        return low, np.where(constant, 1.0, (high - low) / self.bins)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON types only."""
