@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,22 +107,103 @@ def pretrain(
     _show(summary, as_json)
 
 
+@app.command(rich_help_panel=JOBS)
+def align(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint in OUT.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a pre-trained world model with GRPO.
+
+    Rollout workers sample groups, scorers turn them into rewards, the learner updates; curves and the aligned model
+    land in OUT.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign align demo --out runs/first
+      roboalign align single_gpu --set alignment.updates=50 --resume
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.align import run_align
+
+    result = run_align(config, _run_folder(config, out), resume=resume, quiet=quiet)
+    _show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+
+
+@app.command(rich_help_panel=JOBS)
+def evaluate(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Folder of a world model.", show_default="the profile's"),
+    ] = None,
+    protocol: Annotated[
+        Literal["reconstruction", "one_step", "long_horizon"] | None,
+        typer.Option("--protocol", help="Run this one only.", show_default="all three"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a tokenizer and a world model on held-out windows.
+
+    Reconstruction, one step ahead (also with shuffled actions, and against copying the last frame), and the long
+    horizon with every refresh policy side by side. Writes evaluation.json and evaluation.png into OUT.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign evaluate demo
+      roboalign evaluate demo --model runs/demo/model --protocol long_horizon
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.evaluate import PROTOCOLS, run_evaluate
+
+    folder = _run_folder(config, out)
+    result = run_evaluate(
+        config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
+    )
+    if as_json:
+        _show(result, as_json)
+        return
+    if rows := result.get("long_horizon", {}).get("rows"):
+        _print_rows(rows)
+    _show({**result["headline"], "figures": folder / "evaluation.json"}, as_json)
+
+
 def _run_folder(config: JobConfig, out: Path | None) -> Path:
     return out or Path(config.output) / config.name
 
 
-def _show(summary: dict[str, Any], as_json: bool, prefix: str = "") -> None:
+def _show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:
     """A job's summary: JSON, or one "key: value" a line."""
     if as_json:
         typer.echo(json.dumps(summary, indent=2, default=str))
         return
     for key, value in summary.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             _show(value, as_json, f"{prefix}{key}.")
         else:
             typer.echo(
                 f"{prefix}{key}: {value:.6g}" if isinstance(value, float) else f"{prefix}{key}: {value}"
             )
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -6,8 +6,6 @@ the code that trains. Tokens and bytes follow from the sequence layout and the r
 
 from __future__ import annotations
 
-from math import ceil
-
 from roboalign_ray.config import JobConfig, RefreshConfig
 from roboalign_ray.world_model.layout import SequenceLayout
 
@@ -42,19 +40,23 @@ def _count(parts) -> dict[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
+def segment_frames(refresh: RefreshConfig, horizon: int) -> list[tuple[int, int]]:
+    """(given, generated) frames of each segment of a `horizon`-frame rollout."""
+    if refresh.policy in ("none", "sinks"):
+        return [(1, horizon)]
+    starts = range(0, horizon, refresh.window)
+    recent = refresh.recent if refresh.policy == "reference_recent" else 1
+    return [(min(recent, 1 + start), min(refresh.window, horizon - start)) for start in starts]
+
+
 def peak_tokens(layout: SequenceLayout, refresh: RefreshConfig, horizon: int) -> int:
     """Tokens of the longest prompt that a frame of a `horizon`-frame rollout is generated from.
 
-    "none" sees everything so far; "swr" and "token_window" at most the context and `window` frames; "sinks" its first
-    tokens and `window` frames; "reference_recent" the context, `recent` given frames and `window` - 1 generated ones.
+    "sinks" holds the whole context until the first eviction, so its longest prompt is the one just before.
     """
-    whole, window = layout.length(horizon), refresh.window
-    if refresh.policy == "none" or horizon <= window:
-        return whole
     if refresh.policy == "sinks":
-        return min(whole, refresh.sink_tokens + window * layout.frame_tokens)
-    given = min(refresh.recent, window) if refresh.policy == "reference_recent" else 1
-    return layout.length(window + given - 1)
+        return layout.length(min(horizon, refresh.window))
+    return max(layout.length(given - 1 + generated) for given, generated in segment_frames(refresh, horizon))
 
 
 def token_sizes(config: JobConfig) -> dict[str, int]:
@@ -86,7 +88,7 @@ def byte_sizes(config: JobConfig) -> dict[str, int]:
     layout, model, rollout = layout_of(config), config.world_model, config.rollout
     tokens, samples = token_sizes(config), config.alignment.group_size
     shared, own = _after_refresh(layout, rollout.refresh, rollout.horizon)
-    refreshes = ceil(rollout.horizon / rollout.refresh.window) - 1
+    refreshes = len(segment_frames(rollout.refresh, rollout.horizon)) - 1
     codes = (tokens["generated_per_rollout"] + refreshes * own) * _CODE_BYTES
     logprobs = tokens["generated_per_rollout"] * _LOGPROB_BYTES
     width = model.hidden // model.heads * model.kv_heads
