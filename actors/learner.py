@@ -18,6 +18,7 @@ from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
 from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
 from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
 from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
 
@@ -107,6 +108,7 @@ class LearnerActor:
         with self.policy.whole_weights() as model:
             if not self.rank:
                 save_pretrained(model, self.policy.layout, folder)
+                ActionBinner.load(self.world_model).save(folder)
 
     def save_state(self, folder: Path) -> None:
         """Write all that the next update depends on, every rank its part."""

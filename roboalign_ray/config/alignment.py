@@ -35,6 +35,7 @@ class AlignmentConfig(FrozenConfig):
         zero_stage: DeepSpeed ZeRO stage.
         evaluate_every: updates between evaluations on held-out prompts; the last one is always evaluated.
         held_out_prompts: prompts of the before/after evaluation.
+        held_out_samples: rollouts per held-out prompt, the same seeds at every evaluation.
     """
 
     updates: PositiveInt = 150
@@ -55,3 +56,4 @@ class AlignmentConfig(FrozenConfig):
     zero_stage: Literal[0, 1, 2, 3] = 1
     evaluate_every: PositiveInt = 10
     held_out_prompts: PositiveInt = 16
+    held_out_samples: PositiveInt = 4

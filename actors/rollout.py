@@ -1,0 +1,140 @@
+"""The rollout actor: a tokenizer and a rollout engine that read their prompts themselves and answer in tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roboalign_ray.alignment.prompts import PromptName, PromptReader
+from roboalign_ray.config import EpisodesConfig, RolloutConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+from roboalign_ray.world_model.engine import RolloutEngine
+from roboalign_ray.world_model.rollout import Prompt, RolloutGroup
+from roboalign_ray.world_model.transformer import load_pretrained
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """Numbers of one call, for the driver.
+
+    Attributes:
+        failed: prompt id to why it has no group.
+        tokens: generated.
+        seconds: wall time in the actor.
+        peak_sequence: longest prompt of any frame, tokens.
+        cache_bytes: most bytes of keys and values held for one group.
+    """
+
+    failed: dict[str, Failed]
+    tokens: int
+    seconds: float
+    peak_sequence: int
+    cache_bytes: int
+
+
+class RolloutActor:
+    """Makes rollouts. Weights come with each call, so a restarted actor needs to be told nothing.
+
+    Args:
+        tokenizer, world_model: folders; the world model's are version 0.
+        rollout, episodes: configs.
+        threads: torch threads.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Path,
+        world_model: Path,
+        rollout: RolloutConfig,
+        episodes: EpisodesConfig,
+        threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
+        self.config, self.episodes = rollout, episodes
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def _tokenizer(self) -> DualBranchTokenizer:
+        return DualBranchTokenizer.load(self.tokenizer_folder).to(self.device)
+
+    @cached_property
+    def _engine(self) -> RolloutEngine:
+        model, layout = load_pretrained(self.world_model_folder)
+        return RolloutEngine(model, self._tokenizer, layout, self.config, version=0, device=self.device)
+
+    @cached_property
+    def _reader(self) -> PromptReader:
+        size = self._tokenizer.config
+        binner = ActionBinner.load(self.world_model_folder)
+        return PromptReader(self.episodes, size.height, size.width, binner)
+
+    def ready(self) -> None:
+        """Load everything, so that bad input is told before the first rollout.
+
+        Raises:
+            UserError: a folder or the store cannot be read.
+        """
+        _ = self._engine, self._reader
+
+    def load_weights(self, version: int, weights: Any) -> None:
+        """Take weights from the next rollout on.
+
+        Args:
+            version: their version; nothing happens where the engine has it already.
+            weights: arrays by name; or one reference to them in a sequence, fetched here; an empty sequence means
+                those of version 0.
+        """
+        if version == self._engine.version:
+            return
+        if not weights:
+            weights = load_pretrained(self.world_model_folder)[0].state_dict()
+        elif not isinstance(weights, Mapping):
+            weights = _fetch(weights[0])
+        self._engine.load_weights(weights, version)
+
+    def rollout(
+        self,
+        names: Sequence[PromptName],
+        seeds: Sequence[tuple[int, ...]],
+        version: int = 0,
+        weights: Any = (),
+    ) -> tuple[list[RolloutGroup], RolloutReport]:
+        """One group per prompt that can be read, and the numbers of the call.
+
+        Raises:
+            UserError: prompts and layout do not fit.
+        """
+        began = time.perf_counter()
+        self.load_weights(version, weights)
+        prompts: list[Prompt] = []
+        kept: list[tuple[int, ...]] = []
+        failed: dict[str, Failed] = {}
+        for name, group_seeds in zip(names, seeds, strict=True):
+            try:
+                prompts.append(self._reader.prompt(name, self.config.horizon))
+                kept.append(group_seeds)
+            except Exception as error:  # one bad episode costs its own group only
+                failed[name.prompt_id] = Failed(f"{type(error).__name__}: {error}", "prompt")
+        groups = self._engine.rollout(prompts, kept) if prompts else []
+        return groups, RolloutReport(
+            failed=failed,
+            tokens=sum(group.tokens.size for group in groups),
+            seconds=time.perf_counter() - began,
+            peak_sequence=max((group.peak_sequence for group in groups), default=0),
+            cache_bytes=max((group.cache_bytes for group in groups), default=0),
+        )
+
+
+def _fetch(reference: Any) -> dict[str, Any]:
+    import ray
+
+    return ray.get(reference)

@@ -1,0 +1,152 @@
+"""Prompts for alignment: which windows, in which order, and how one is read where it is needed.
+
+The schedule knows episode ids and lengths only and is a function of (seed, update): a resumed job asks for the same
+prompts. Names of windows travel; pixels are read by the actor that needs them (`PromptReader`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from roboalign_ray.config import EpisodesConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window, long_enough, spread
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.rollout import Prompt
+
+_EPISODES_KEPT = 16
+_ORDER, _START, _SAMPLE, _HELD_OUT = 1, 2, 3, 4  # random streams that must not share numbers
+
+
+@dataclass(frozen=True)
+class PromptName:
+    """A window of an episode: its first frame's number, before the stride."""
+
+    episode_id: str
+    start: int
+
+    @property
+    def prompt_id(self) -> str:
+        """The name as one string."""
+        return f"{self.episode_id}@{self.start}"
+
+    @classmethod
+    def parse(cls, prompt_id: str) -> PromptName:
+        """The window that `prompt_id` names."""
+        episode_id, _, start = prompt_id.rpartition("@")
+        return cls(episode_id, int(start))
+
+
+class PromptSchedule:
+    """Which windows an update is made of, and the seeds of their samples.
+
+    Args:
+        train, held_out: (episode id, window starts that fit) of each split, none empty; of the held-out ones the
+            first are used first.
+        seed: of the job.
+    """
+
+    def __init__(
+        self, train: Sequence[tuple[str, int]], held_out: Sequence[tuple[str, int]], seed: int
+    ) -> None:
+        self._train, self._held_out, self._seed = list(train), list(held_out), seed
+
+    def train(self, update: int, count: int) -> list[PromptName]:
+        """`count` windows of an update. Every episode is used once before any is used again."""
+        return [self._train_window(update * count + index) for index in range(count)]
+
+    def held_out(self, count: int) -> list[PromptName]:
+        """`count` windows, the same at every call and for every job seed."""
+        names = []
+        for position in range(count):
+            episode_id, starts = self._held_out[position % len(self._held_out)]
+            start = np.random.default_rng([_HELD_OUT, position]).integers(starts)
+            names.append(PromptName(episode_id, int(start)))
+        return names
+
+    def seeds(self, update: int, prompts: int, samples: int) -> list[tuple[int, ...]]:
+        """Sampling seeds per prompt of an update; update -1 names those of held-out prompts."""
+        generator = np.random.default_rng([self._seed, _SAMPLE, update + 1])
+        return [tuple(row) for row in generator.integers(2**31, size=(prompts, samples)).tolist()]
+
+    def _train_window(self, position: int) -> PromptName:
+        lap, place = divmod(position, len(self._train))
+        order = np.random.default_rng([self._seed, _ORDER, lap]).permutation(len(self._train))
+        episode_id, starts = self._train[order[place]]
+        start = np.random.default_rng([self._seed, _START, position]).integers(starts)
+        return PromptName(episode_id, int(start))
+
+
+def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:
+    """Frame 0 and `horizon` more."""
+    return WindowSpec(horizon + 1, stride=config.frame_stride, view=config.view, height=height, width=width)
+
+
+def schedule_from_store(config: EpisodesConfig, horizon: int, seed: int) -> PromptSchedule:
+    """The schedule over a store's splits. Reads its index, no video.
+
+    Raises:
+        UserError: no store, or no episode that is long enough.
+    """
+    store = open_store(config.store)
+    spec = WindowSpec(horizon + 1, stride=config.frame_stride)
+
+    def starts(numbers: list[int]) -> list[tuple[str, int]]:
+        return [(store.ids[n], store.lengths[n] - spec.span + 1) for n in numbers]
+
+    fraction = config.held_out_fraction
+    train = long_enough(store, spec, "train", fraction)
+    held_out = spread(store, long_enough(store, spec, "held_out", fraction))
+    return PromptSchedule(starts(train), starts(held_out), seed)
+
+
+class PromptReader:
+    """Reads the windows that prompts name, from the episode store; frame 0 is its own context.
+
+    Args:
+        config: store, view and stride.
+        height, width: pixels that the tokenizer takes.
+        binner: actions to bins; `frames` does without.
+    """
+
+    def __init__(
+        self, config: EpisodesConfig, height: int, width: int, binner: ActionBinner | None = None
+    ) -> None:
+        self._config, self._size, self._binner = config, (height, width), binner
+        self._store = open_store(config.store)
+        self._episode = lru_cache(_EPISODES_KEPT)(self._read)
+
+    def prompt(self, name: PromptName, horizon: int) -> Prompt:
+        """The prompt.
+
+        Raises:
+            UserError: no such episode, or actions that do not fit the bins.
+            EpisodeError: it does not decode, or is too short.
+        """
+        if self._binner is None:
+            raise UserError("prompts need action bins", where="prompt reader")
+        window = self._window(name, horizon)
+        actions = self._binner.to_bins(window.actions[:horizon])
+        return Prompt(name.prompt_id, window.context, window.frames[0], actions, window.instruction)
+
+    def frames(self, name: PromptName, horizon: int) -> np.ndarray:
+        """Frame 0 and the real continuation, uint8 [horizon + 1, H, W, 3].
+
+        Raises:
+            UserError: no such episode.
+            EpisodeError: it does not decode, or is too short.
+        """
+        return self._window(name, horizon).frames
+
+    def _window(self, name: PromptName, horizon: int) -> Window:
+        spec = prompt_spec(self._config, horizon, *self._size)
+        return cut_window(self._episode(name.episode_id), spec, name.start, context=name.start)
+
+    def _read(self, episode_id: str) -> Episode:
+        return self._store.read(episode_id)

@@ -1,0 +1,141 @@
+"""Rollout and scorer actors called directly, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_job import make_tiny_job, square_episode
+
+from actors.rollout import RolloutActor
+from actors.scorer import ScorerActor
+from roboalign_ray.alignment.prompts import PromptName, PromptReader, schedule_from_store
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.evaluation.metrics import ssim, to_images
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.rewards.protocol import Scored
+from roboalign_ray.world_model.transformer import load_pretrained
+
+SEEDS = [(1, 2, 3), (4, 5, 6)]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return make_tiny_job(tmp_path_factory.mktemp("job"))
+
+
+def rollout_actor(job):
+    return RolloutActor(Path(job.tokenizer_weights), Path(job.world_model_weights), job.rollout, job.episodes)
+
+
+@pytest.fixture(scope="module")
+def actor(job):
+    return rollout_actor(job)
+
+
+@pytest.fixture(scope="module")
+def scorer(job):
+    return ScorerActor(Path(job.tokenizer_weights), job.reward, job.episodes)
+
+
+@pytest.fixture(scope="module")
+def names(job):
+    return schedule_from_store(job.episodes, job.rollout.horizon, 0).train(0, 2)
+
+
+def test_groups_of_tokens_come_back_in_order(actor, names):
+    groups, report = actor.rollout(names, SEEDS)
+    assert [group.prompt_id for group in groups] == [name.prompt_id for name in names]
+    assert [group.seeds for group in groups] == SEEDS
+    assert all(group.versions == (0, 0) for group in groups)
+    assert report.tokens == 2 * 3 * 4 * 4
+    assert report.failed == {}
+
+
+def test_same_seeds_same_tokens_in_another_actor_and_company(job, actor, names):
+    groups, _ = actor.rollout(names, SEEDS)
+    alone, _ = rollout_actor(job).rollout(names[1:], SEEDS[1:])
+    np.testing.assert_array_equal(alone[0].tokens, groups[1].tokens)
+
+
+def test_an_unreadable_prompt_costs_its_own_group_only(actor, names):
+    groups, report = actor.rollout([PromptName("toy/none", 0), names[1]], SEEDS)
+    assert [group.prompt_id for group in groups] == [names[1].prompt_id]
+    assert "toy/none" in report.failed["toy/none@0"].reason
+
+
+def test_weights_travel_with_the_call_and_mark_the_segments(job, names):
+    actor = rollout_actor(job)
+    before, _ = actor.rollout(names, SEEDS)
+    model, _ = load_pretrained(job.world_model_weights)
+    weights = {name: np.asarray(value) for name, value in model.state_dict().items()}
+    changed = {name: -value for name, value in weights.items()}
+    actor.load_weights(5, changed)
+    after, _ = actor.rollout(names, SEEDS, 5, [object()])  # version 5 is there: the reference is not touched
+    assert after[0].versions == (5, 5)
+    assert not np.array_equal(after[0].tokens, before[0].tokens)
+    actor.load_weights(6, weights)
+    again, _ = actor.rollout(names, SEEDS, 6)
+    np.testing.assert_array_equal(again[0].tokens, before[0].tokens)
+    back, _ = actor.rollout(names, SEEDS, 0)
+    assert back[0].versions == (0, 0)
+    np.testing.assert_array_equal(back[0].tokens, before[0].tokens)
+
+
+def test_scores_are_those_of_the_decoded_frames_against_the_store(job, actor, scorer, names):
+    groups, _ = actor.rollout(names, SEEDS)
+    scored, records = scorer.score(groups)
+    frames = actor._engine.decode(groups[0])
+    episode = square_episode(int(names[0].episode_id[-2:]))
+    real = episode.view()[names[0].start + 1 : names[0].start + 5]
+    for sample, score in enumerate(scored[0].scores):
+        assert isinstance(score, Scored)
+        # the store's video is lossy
+        expected = float(ssim(to_images(frames[sample]), to_images(real)).mean())
+        assert score.components["ssim"] == pytest.approx(expected, abs=0.02)
+        assert score.total == pytest.approx(score.components["ssim"] - score.components["lpips"])
+    assert records[0].scores == scored[0].scores
+    assert records[1].prompt_id == names[1].prompt_id
+
+
+def test_one_bad_group_fails_alone(actor, scorer, names):
+    groups, _ = actor.rollout(names, SEEDS)
+    scored, _ = scorer.score([replace(groups[0], prompt_id="toy/none@3"), groups[1]])
+    assert all(isinstance(score, Failed) and score.kind == "episode" for score in scored[0].scores)
+    assert all(isinstance(score, Scored) for score in scored[1].scores)
+
+
+def test_prompts_hold_the_episodes_frames_and_actions(job, names):
+    binner = ActionBinner.load(Path(job.world_model_weights))
+    reader = PromptReader(job.episodes, 32, 32, binner)
+    prompt = reader.prompt(names[0], 4)
+    episode = square_episode(int(names[0].episode_id[-2:]))
+    start = names[0].start
+    assert np.abs(prompt.start.astype(int) - episode.view()[start]).mean() < 4
+    np.testing.assert_array_equal(prompt.actions, binner.to_bins(episode.actions[start : start + 4]))
+    assert prompt.instruction == "push the square"
+    with pytest.raises(UserError, match="frames"):
+        reader.frames(PromptName(names[0].episode_id, 8), 4)
+
+
+def test_a_stride_keeps_every_other_frame_and_sums_the_increments(job):
+    binner = ActionBinner((-4.0, -4.0), (4.0, 4.0), 8)
+    reader = PromptReader(job.episodes.model_copy(update={"frame_stride": 2}), 32, 32, binner)
+    prompt, episode = reader.prompt(PromptName("toy/03", 1), 3), square_episode(3)
+    summed = episode.actions[1:7].reshape(3, 2, 2).sum(1)
+    np.testing.assert_array_equal(prompt.actions, binner.to_bins(summed))
+    frames = reader.frames(PromptName("toy/03", 1), 3).astype(int)
+    assert np.abs(frames - episode.view()[1:8:2]).mean() < 4
+
+
+def test_a_horizon_longer_than_every_episode_is_told(job):
+    with pytest.raises(UserError, match="frames of a window"):
+        schedule_from_store(job.episodes, 10, 0)
+
+
+def test_missing_weights_are_told_when_getting_ready(job, tmp_path):
+    actor = RolloutActor(tmp_path, tmp_path, job.rollout, job.episodes)
+    with pytest.raises(UserError):
+        actor.ready()

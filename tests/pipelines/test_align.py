@@ -1,0 +1,129 @@
+"""The alignment job on Ray, toy-sized: two updates on a local cluster."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from tiny_job import make_tiny_job
+
+from pipelines.align import AlignResult, run_align
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.transformer import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return make_tiny_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, job, tmp_path_factory) -> tuple[AlignResult, Path]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return run_align(job, out, quiet=True), out
+
+
+def journal(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+
+
+def test_weights_change_and_load_as_a_plain_world_model(job, finished):
+    result, _ = finished
+    before, layout = load_pretrained(job.world_model_weights)
+    after, again = load_pretrained(result.model)
+    assert layout == again
+    assert ActionBinner.load(result.model) == ActionBinner.load(Path(job.world_model_weights))
+    moved = [
+        float((after.state_dict()[name] - value).abs().max()) for name, value in before.state_dict().items()
+    ]
+    assert max(moved) > 1e-4
+
+
+def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
+    result, out = finished
+    lines = journal(out)
+    assert [line["update"] for line in lines] == [0] * 4 + [1] * 4
+    assert all(set(line["versions"]) == {line["update"]} for line in lines)
+    assert all(len(line["seeds"]) == len(line["scores"]) == 3 for line in lines)
+    assert result.counts == {
+        "groups": 8,
+        "samples": 24,
+        "failed_samples": 0,
+        "failed_groups": 0,
+        "dropped_groups": 0,
+    }
+
+
+def test_curves_hold_training_and_held_out_figures(finished):
+    result, out = finished
+    steps, rewards = result.curves["held_out/reward_mean"]
+    assert steps.tolist() == [0, 1, 2]
+    assert np.isfinite(rewards).all()
+    steps, rewards = result.curves["reward_mean"]
+    assert steps.tolist() == [1, 2]
+    for update, mean in enumerate(rewards):
+        totals = [s["total"] for line in journal(out) if line["update"] == update for s in line["scores"]]
+        assert mean == pytest.approx(np.mean(totals))
+    expected = {"reward_ssim", "reward_lpips", "reference_kl", "clip_fraction", "entropy", "grad_norm"}
+    assert expected | {"seconds_rollout", "seconds_scorer", "seconds_learner"} <= result.curves.keys()
+    assert result.curves["reference_kl"][1][0] == pytest.approx(0, abs=1e-3)
+
+
+def test_no_object_outlives_the_job(finished):
+    gc.collect()
+    worker = ray._private.worker.global_worker.core_worker
+    deadline = time.monotonic() + 30
+    while worker.get_all_reference_counts() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert worker.get_all_reference_counts() == {}
+
+
+def test_a_finished_run_is_not_overwritten(job, finished):
+    with pytest.raises(UserError, match="--resume"):
+        run_align(job, finished[1], quiet=True)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(cluster, job, finished, tmp_path):
+    whole, _ = finished
+    half = job.model_copy(update={"alignment": job.alignment.model_copy(update={"updates": 1})})
+    run_align(half, tmp_path / "out", quiet=True)
+    with (tmp_path / "out" / "rollouts.jsonl").open("a") as file:
+        file.write('{"update": 1, "prompt": "written before the interruption"}\n{"upd')
+    resumed = run_align(job, tmp_path / "out", resume=True, quiet=True)
+    expected, actual = (load_pretrained(result.model)[0].state_dict() for result in (whole, resumed))
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name].numpy(), value.numpy(), atol=1e-6)
+    assert resumed.counts == whole.counts
+    assert [line["update"] for line in journal(tmp_path / "out")] == [0] * 4 + [1] * 4
+    np.testing.assert_allclose(
+        resumed.curves["held_out/reward_mean"][1], whole.curves["held_out/reward_mean"][1], atol=1e-6
+    )
+    other = job.model_copy(update={"seed": 9})
+    with pytest.raises(UserError, match="'seed'"):
+        run_align(other, tmp_path / "out", resume=True, quiet=True)
+
+
+def test_settings_that_cannot_be_trained_on_are_told_before_ray_starts(job, tmp_path):
+    refresh = job.rollout.refresh.model_copy(update={"policy": "sinks"})
+    config = job.model_copy(update={"rollout": job.rollout.model_copy(update={"refresh": refresh})})
+    with pytest.raises(UserError, match="sinks"):
+        run_align(config, tmp_path / "out", quiet=True)
+
+
+def test_missing_weights_are_told_in_one_line(job, tmp_path):
+    config = job.model_copy(update={"world_model_weights": str(tmp_path)})
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        run_align(config, tmp_path / "out", quiet=True)
