@@ -105,6 +105,8 @@ def fetch(source: SourceDistribution, *, archive: Path | None = None, force: boo
         return False
     with tempfile.TemporaryDirectory(prefix="roboalign-fetch-") as scratch:
         path = archive or _download(source, Path(scratch))
+        if not path.is_file():
+            raise UserError("no such archive", where=str(path), remedy="leave it out to download one")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != source.sha256:
             raise UserError(

@@ -9,14 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roboalign_ray.config import JobConfig
+from roboalign_ray.config import JobConfig, RefreshConfig
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.evaluation import plots
-from roboalign_ray.evaluation.report import Comparison, EpisodeClip, ReportData, Table, compare, write_report
+from roboalign_ray.evaluation.protocols import EvaluationWindow
+from roboalign_ray.evaluation.report import (
+    Comparison,
+    EpisodeClip,
+    ReportData,
+    Table,
+    compare,
+    episode_clips,
+    one_step_table,
+    policy_curves,
+    write_report,
+)
 from roboalign_ray.evaluation.report.html import curve_title, number
 from roboalign_ray.evaluation.report.tiles import tile
-from roboalign_ray.evaluation.results import MetricCurves
+from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.rollout import Prompt
 
 EPISODES, FRAMES = 8, 12
 METRICS = ("psnr", "ssim", "lpips", "roi_lpips", "mse")
@@ -276,3 +288,38 @@ def test_curve_titles(name: str, title: str) -> None:
 )
 def test_numbers_are_written_for_people(value: float, digits: int | None, text: str) -> None:
     assert number(value, digits) == text
+
+
+def test_results_become_curves_clips_and_tables() -> None:
+    """What the protocols answer, rearranged: nothing is lost, averaged twice or put in another's place."""
+    rng = np.random.default_rng(3)
+    frames = rng.integers(0, 256, (2, FRAMES, 32, 48, 3), dtype=np.uint8)
+    before, after = (
+        PolicyResult(
+            "SWR, W = 6", RefreshConfig(), _curves(gain), np.zeros(FRAMES), 0.0, 1, 1, frames + shift
+        )
+        for gain, shift in ((0.0, 0), (0.2, 1))
+    )
+    windows = [
+        EvaluationWindow(
+            Prompt(f"w{i}", frames[0, 0], frames[0, 0], np.zeros((FRAMES, 1), np.int64)), frames[1] // 2
+        )
+        for i in range(EPISODES)
+    ]
+    clips = episode_clips(windows, before, after)
+    assert [clip.title for clip in clips] == ["w0", "w1"]  # as many as both kept
+    np.testing.assert_array_equal(clips[1].before, frames[1])
+    np.testing.assert_array_equal(clips[1].after, frames[1] + 1)
+    first = before.metrics.per_frame["psnr"][0].mean(), after.metrics.per_frame["psnr"][0].mean()
+    assert clips[0].caption.startswith(f"PSNR {first[0]:.2f} → {first[1]:.2f} dB")
+
+    result = LongHorizonResult((before, after), _curves(-1.0), "LPIPS-alex", FRAMES, EPISODES, 1)
+    curves = policy_curves(result)
+    assert list(curves) == ["psnr", "ssim", "lpips"]
+    np.testing.assert_allclose(
+        curves["ssim"]["copy first frame"], _curves(-1.0).per_frame["ssim"].mean(axis=0)
+    )
+
+    table = one_step_table(OneStepResult(_curves(0.3), _curves(0.1), _curves(0.2), "LPIPS-alex"))
+    assert [row[0] for row in table.rows] == ["true actions", "shuffled actions", "copy the last frame"]
+    assert table.rows[1][1] == pytest.approx(_curves(0.1).per_frame["psnr"].mean())

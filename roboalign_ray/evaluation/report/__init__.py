@@ -1,13 +1,24 @@
 """The report: one self-contained HTML file that says whether alignment helped."""
 
-from roboalign_ray.evaluation.report.data import (
-    Comparison,
-    EpisodeClip,
-    ReportData,
-    Table,
+from roboalign_ray.evaluation.report.assemble import (
     compare,
+    episode_clips,
+    frame_curves,
     one_step_table,
+    policy_curves,
 )
+from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, ReportData, Table
 from roboalign_ray.evaluation.report.html import write_report
 
-__all__ = ["Comparison", "EpisodeClip", "ReportData", "Table", "compare", "one_step_table", "write_report"]
+__all__ = [
+    "Comparison",
+    "EpisodeClip",
+    "ReportData",
+    "Table",
+    "compare",
+    "episode_clips",
+    "frame_curves",
+    "one_step_table",
+    "policy_curves",
+    "write_report",
+]

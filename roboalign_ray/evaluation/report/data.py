@@ -8,19 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from roboalign_ray.evaluation.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_difference
-from roboalign_ray.evaluation.metrics import LOWER_IS_BETTER
-from roboalign_ray.evaluation.results import MetricCurves, OneStepResult
+from roboalign_ray.evaluation.bootstrap import Interval, PairedDifference
 
 Change = Literal["better", "worse", "unclear"]
-_TITLES = {
-    "psnr": ("PSNR", "dB", 2),
-    "ssim": ("SSIM", "", 4),
-    "lpips": ("LPIPS", "", 4),
-    "roi_lpips": ("ROI-LPIPS", "", 4),
-    "mse": ("MSE", "", 5),
-    "freeze_rate": ("Freeze rate", "", 3),
-}
 
 
 @dataclass(frozen=True)
@@ -157,56 +147,3 @@ class ReportData:
                 f"{better} of {total} metrics improved and {worse} got worse, {where}.",
             )
         return "unclear", "No clear change", f"No metric moved beyond its 95 % interval, {where}."
-
-
-def compare(
-    before: MetricCurves,
-    after: MetricCurves,
-    *,
-    reward: tuple[np.ndarray, np.ndarray] | None = None,
-    resamples: int = 2000,
-) -> list[Comparison]:
-    """Reward first, then every metric, in the order that the report shows.
-
-    Args:
-        before, after: over the same windows.
-        reward: reward per window [E] before and after, where there is one.
-        resamples: of the bootstrap.
-    """
-    comparisons = []
-    if reward is not None:
-        comparisons.append(_comparison("Reward", *reward, False, "", 4, resamples))
-    for metric, (name, unit, digits) in _TITLES.items():
-        values = before.per_episode(metric), after.per_episode(metric)
-        comparisons.append(_comparison(name, *values, metric in LOWER_IS_BETTER, unit, digits, resamples))
-    return comparisons
-
-
-def _comparison(
-    name: str, before: np.ndarray, after: np.ndarray, lower: bool, unit: str, digits: int, resamples: int
-) -> Comparison:
-    return Comparison(
-        name=name,
-        before=bootstrap_mean(before, resamples),
-        after=bootstrap_mean(after, resamples),
-        change=paired_difference(before, after, lower_is_better=lower, resamples=resamples),
-        lower_is_better=lower,
-        unit=unit,
-        digits=digits,
-    )
-
-
-def one_step_table(result: OneStepResult) -> Table:
-    """One-step prediction against copying the last frame and against shuffled actions."""
-    rows: list[list[float | int | str]] = []
-    ways = (("true actions", result.predicted), ("shuffled actions", result.shuffled))
-    for name, curves in (*ways, ("copy the last frame", result.copy_last)):
-        totals = [curves.total(metric) for metric in ("psnr", "ssim", "lpips", "roi_lpips", "mse")]
-        rows.append([name, *(total.mean for total in totals)])
-    return Table(
-        title="One step ahead",
-        columns=["prediction", "PSNR ↑", "SSIM ↑", "LPIPS ↓", "ROI-LPIPS ↓", "MSE ↓"],
-        rows=rows,
-        digits=[None, 2, 4, 4, 4, 5],
-        note=f"Every next frame is predicted from {result.history}.",
-    )

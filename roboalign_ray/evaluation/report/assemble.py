@@ -1,0 +1,124 @@
+"""From what the protocols answer to what the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
+from roboalign_ray.evaluation.metrics import LOWER_IS_BETTER
+from roboalign_ray.evaluation.protocols import EvaluationWindow
+from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, Table
+from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+
+SHOWN_CURVES = ("psnr", "ssim", "lpips")
+_TITLES = {
+    "psnr": ("PSNR", "dB", 2),
+    "ssim": ("SSIM", "", 4),
+    "lpips": ("LPIPS", "", 4),
+    "roi_lpips": ("ROI-LPIPS", "", 4),
+    "mse": ("MSE", "", 5),
+    "freeze_rate": ("Freeze rate", "", 3),
+}
+
+
+def compare(
+    before: MetricCurves,
+    after: MetricCurves,
+    *,
+    reward: tuple[np.ndarray, np.ndarray] | None = None,
+    resamples: int = 2000,
+) -> list[Comparison]:
+    """Reward first, then every metric, in the order that the report shows.
+
+    Args:
+        before, after: over the same windows.
+        reward: reward per window [E] before and after, where there is one.
+        resamples: of the bootstrap.
+    """
+    comparisons = []
+    if reward is not None:
+        comparisons.append(_comparison("Reward", *reward, False, "", 4, resamples))
+    for metric, (name, unit, digits) in _TITLES.items():
+        values = before.per_episode(metric), after.per_episode(metric)
+        comparisons.append(_comparison(name, *values, metric in LOWER_IS_BETTER, unit, digits, resamples))
+    return comparisons
+
+
+def _comparison(
+    name: str, before: np.ndarray, after: np.ndarray, lower: bool, unit: str, digits: int, resamples: int
+) -> Comparison:
+    return Comparison(
+        name=name,
+        before=bootstrap_mean(before, resamples),
+        after=bootstrap_mean(after, resamples),
+        change=paired_difference(before, after, lower_is_better=lower, resamples=resamples),
+        lower_is_better=lower,
+        unit=unit,
+        digits=digits,
+    )
+
+
+def one_step_table(result: OneStepResult) -> Table:
+    """One-step prediction against copying the last frame and against shuffled actions."""
+    rows: list[list[float | int | str]] = []
+    ways = (("true actions", result.predicted), ("shuffled actions", result.shuffled))
+    for name, curves in (*ways, ("copy the last frame", result.copy_last)):
+        totals = [curves.total(metric) for metric in ("psnr", "ssim", "lpips", "roi_lpips", "mse")]
+        rows.append([name, *(total.mean for total in totals)])
+    return Table(
+        title="One step ahead",
+        columns=["prediction", "PSNR ↑", "SSIM ↑", "LPIPS ↓", "ROI-LPIPS ↓", "MSE ↓"],
+        rows=rows,
+        digits=[None, 2, 4, 4, 4, 5],
+        note=f"Every next frame is predicted from {result.history}.",
+    )
+
+
+def frame_curves(
+    series: Mapping[str, MetricCurves], metrics: Sequence[str] = SHOWN_CURVES
+) -> dict[str, dict[str, np.ndarray]]:
+    """Per-frame curves for `ReportData.frame_curves`: metric -> series label -> mean over windows [T]."""
+    return {metric: {label: curves.curve(metric) for label, curves in series.items()} for metric in metrics}
+
+
+def policy_curves(result: LongHorizonResult) -> dict[str, dict[str, np.ndarray]]:
+    """Per-frame curves of every refresh policy and of copying the first frame."""
+    series = {policy.name: policy.metrics for policy in result.policies}
+    return frame_curves({**series, "copy first frame": result.copy_first})
+
+
+def episode_clips(
+    windows: Sequence[EvaluationWindow],
+    before: PolicyResult,
+    after: PolicyResult,
+    titles: Sequence[str] | None = None,
+) -> list[EpisodeClip]:
+    """One clip per window whose frames both results kept, with its own figures as caption.
+
+    Args:
+        windows: in the order they were evaluated.
+        before, after: results over these windows.
+        titles: one per window; None takes prompt ids.
+    """
+    psnr = before.metrics.per_episode("psnr"), after.metrics.per_episode("psnr")
+    lpips = before.metrics.per_episode("lpips"), after.metrics.per_episode("lpips")
+    clips = []
+    for index in range(min(len(before.frames), len(after.frames), len(windows))):
+        window = windows[index]
+        figures = (
+            f"PSNR {psnr[0][index]:.2f} → {psnr[1][index]:.2f} dB",
+            f"LPIPS {lpips[0][index]:.4f} → {lpips[1][index]:.4f}",
+        )
+        clips.append(
+            EpisodeClip(
+                title=titles[index] if titles else window.prompt.prompt_id,
+                context=window.prompt.context,
+                real=window.real,
+                before=before.frames[index],
+                after=after.frames[index],
+                caption=", ".join(figures),
+            )
+        )
+    return clips
