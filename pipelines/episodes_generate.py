@@ -30,6 +30,7 @@ from roboalign_ray.config import SimulationConfig
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.metaworld import MetaworldSource
+from roboalign_ray.episodes.sources.metaworld_tasks import DEFAULT_TASKS
 from roboalign_ray.episodes.store import StoreCard, StoreSummary, write_store
 
 _AHEAD = 3  # groups in flight per worker: enough to keep it busy, little enough to hold in memory
@@ -144,7 +145,7 @@ def command_of(config: SimulationConfig, out: str) -> str:
 def card_of(config: SimulationConfig, name: str, held_out_fraction: float, crf: int) -> StoreCard:
     """The card of a simulated store."""
     return StoreCard(
-        title=f"Simulated manipulation episodes: {name}",
+        title="Simulated manipulation episodes",
         summary=(
             "A Sawyer arm in Meta-World (MIT), driven by scripted experts and by counterfactual variants that begin in "
             "the same start states. Actions are metres per frame and a gripper command; success, contacts, "
@@ -155,6 +156,7 @@ def card_of(config: SimulationConfig, name: str, held_out_fraction: float, crf: 
         license="apache-2.0",
         settings={
             **config.model_dump(mode="json", exclude={"workers"}),
+            "tasks": list(config.tasks or DEFAULT_TASKS),
             "held_out_fraction": held_out_fraction,
             "crf": crf,
         },

@@ -155,6 +155,7 @@ class WindowStream:
 def _dataset(chunks: list[Chunk], store_path: Path, spec: WindowSpec, decoders: int) -> Any:
     """A lazy dataset of the chunks' windows, one row each, in order."""
     import ray
+    from ray.data import TaskPoolStrategy
 
     rows = [{"seed": chunk.seed, "epoch": chunk.epoch, "windows": chunk.windows} for chunk in chunks]
     # One block per chunk: a task then holds one chunk's episodes.
@@ -169,7 +170,7 @@ def _dataset(chunks: list[Chunk], store_path: Path, spec: WindowSpec, decoders: 
         batch_format="numpy",
         # Trainers may hold every CPU; decoding for them must not wait until they are done.
         num_cpus=0,
-        concurrency=decoders,
+        compute=TaskPoolStrategy(size=decoders),
     )
 
 
