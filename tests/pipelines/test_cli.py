@@ -1,0 +1,150 @@
+"""The command line: fast help, exit codes, and errors in one line however they were wrapped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from pipelines import cli
+from roboalign_ray.foundation.failures import UserError
+
+HEAVY = ("torch", "ray", "transformers", "matplotlib", "metaworld", "pyarrow", "av")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pipelines.cli import run\n"
+        f"code = run(['--help'])\nprint([name for name in {HEAVY!r} if name in sys.modules], code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "pretrain",
+        "align",
+        "evaluate",
+        "demo",
+        "plan",
+        "version",
+        "episodes",
+        "episodes convert",
+        "assets",
+    ],
+)
+def test_every_command_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*command.split(), "--help"]) == 0
+    assert "Usage: roboalign" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["pretrain", "align", "evaluate", "plan", "episodes generate"])
+def test_help_of_jobs_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run([*command.split(), "--help"])
+    assert f"roboalign {command}" in capsys.readouterr().out.split("Examples", 1)[1]
+
+
+def test_called_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 2
+    shown = capsys.readouterr()
+    assert "Usage: roboalign" in shown.out + shown.err
+
+
+def test_version_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["torch"].startswith("2.")
+
+
+def test_plan_as_json(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    (tmp_path / "nodes.yaml").write_text("nodes: [{cpus: 2}]\n")
+    assert cli.run(["plan", "demo", "--json", "--cluster", str(tmp_path / "nodes.yaml")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["placement"]["alignment"]["fits"] is True
+    assert plan["config"]["name"] == "demo"
+
+
+# --- exit codes ------------------------------------------------------------------------------------------------
+
+
+def ends_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    broken = typer.Typer(pretty_exceptions_enable=False)
+
+    @broken.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", broken)
+    return cli.run([])
+
+
+class WorkerGroupError(Exception):
+    """What Ray Train raises: failures of workers by rank."""
+
+    def __init__(self, worker_failures: dict[int, Exception]) -> None:
+        super().__init__("workers failed")
+        self.worker_failures = worker_failures
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+WRAPPED = {
+    "bare": lambda bad: bad,
+    "chained": lambda bad: caused(RuntimeError("in between"), bad),
+    "chained twice": lambda bad: caused(ValueError("x"), caused(RuntimeError("y"), bad)),
+    "by rank": lambda bad: WorkerGroupError({1: caused(RuntimeError("z"), bad)}),
+    "in a group": lambda bad: ExceptionGroup("several", [ValueError("x"), bad]),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_bad_input_is_one_line_however_wrapped(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = UserError("holds no\n weights", where="runs/x", remedy="train one")
+    assert ends_with(WRAPPED[how](bad), monkeypatch) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "error: runs/x: holds no weights; train one\n")
+
+
+def test_bad_input_inside_a_ray_task_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray's own wrappers, made as its workers make them, but without a cluster."""
+    ray_exceptions = pytest.importorskip("ray.exceptions")
+    bad = UserError("holds no weights", where="runs/x")
+    task_error = ray_exceptions.RayTaskError("score", "Traceback of the worker", bad)
+    for error in (task_error, task_error.as_instanceof_cause()):
+        assert ends_with(error, monkeypatch) == 2
+        assert capsys.readouterr().err == "error: runs/x: holds no weights\n"
+
+
+def test_a_bug_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends_with(ZeroDivisionError("oops"), monkeypatch) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_bad_input_behind_a_bug_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug met while an input error was being handled is still a bug."""
+    bug = KeyError("missing")
+    bug.__context__ = UserError("handled already")
+    assert ends_with(bug, monkeypatch) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort()])
+def test_an_interrupted_run_says_so(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ends_with(error, monkeypatch) == 130
+
+
+def test_a_command_may_choose_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ends_with(typer.Exit(7), monkeypatch) == 7
