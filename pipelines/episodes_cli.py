@@ -174,6 +174,8 @@ def generate(
     config = simulation_config(
         {key: value for key, value in given.items() if value is not None}, override or (), profile
     )
+    if out.exists() and not overwrite:  # said before processes start and hours are spent
+        raise UserError("already exists", where=str(out), remedy="choose another place or allow --overwrite")
     from pipelines.episodes_generate import generate as run
 
     summary = run(config, out, held_out_fraction=held_out, overwrite=overwrite, show_progress=not quiet)
@@ -296,8 +298,9 @@ def _report(summary: StoreSummary, as_json: bool) -> None:
         typer.echo(json.dumps(figures | {"bytes": summary.bytes, "quarantined": quarantined}, indent=2))
         return
     console = Console()
+    count = f"{summary.episodes} episode" + "s" * (summary.episodes != 1)
     console.print(
-        f"{summary.path}: {summary.episodes} episodes, {summary.frames} frames, {summary.bytes / 1e6:.1f} MB, "
+        f"{summary.path}: {count}, {summary.frames} frames, {summary.bytes / 1e6:.1f} MB, "
         f"{len(quarantined)} quarantined",
         markup=False,
         soft_wrap=True,

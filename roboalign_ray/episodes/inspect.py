@@ -175,7 +175,8 @@ def contact_sheet(episodes: Sequence[Episode], path: Path, *, columns: int = 12)
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be written ({error})", where=str(path)) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot be written ({reason})", where=str(path)) from error
     return path
 
 

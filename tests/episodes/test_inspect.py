@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,13 +70,13 @@ def test_a_wrapped_angle_is_no_speed():
     state[:, 2] = np.sin(np.arange(40))
     smooth, wrapped = state.copy(), state
     smooth[:, 1] = angle
-    speeds = [state_speed(Episode(**{**vars(turning), "state": values})) for values in (smooth, wrapped)]
-    assert np.allclose(*speeds, rtol=1e-2)
+    plain, jumping = (state_speed(replace(turning, state=values)) for values in (smooth, wrapped))
+    assert np.allclose(plain, jumping, rtol=1e-2)
 
 
 def test_figures_are_those_of_the_episodes_written(tmp_path):
     episodes = [episode(number, length) for number, length in enumerate((9, 12, 15, 9))]
-    items = [*episodes, Quarantined("test/9", "no such video file")]
+    items: list[Episode | Quarantined] = [*episodes, Quarantined("test/9", "no such video file")]
     write_store(items, tmp_path / "store", held_out_fraction=0.5)
     figures = store_figures(open_store(tmp_path / "store"))
     assert (figures["episodes"], figures["frames"]) == (4, 45)

@@ -106,7 +106,7 @@ def test_depth_maps_are_no_views(tmp_path):
     ("file", "text", "clue"),
     [
         ("meta/info.json", "{", "cannot be read as LeRobot info"),
-        ("meta/info.json", '{"codebase_version": "v2.1"}', "'fps'"),
+        ("meta/info.json", '{"codebase_version": "v2.1"}', "fps: Field required"),
         ("meta/episodes.jsonl", '{"episode_index": 0', "episode tables cannot be read"),
     ],
 )

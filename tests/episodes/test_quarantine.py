@@ -115,12 +115,12 @@ def _two_videos(annotation):
 
 
 DROID_FAULTS = [
-    ("annotation/train/1.json", _truncate, "cannot be read"),
+    ("annotation/train/1.json", _truncate, "cannot be read as a DROID annotation"),
     ("annotation/train/1.json", _annotation(_nan_state), "state 3 holds nan in dimension 5"),
     ("annotation/train/1.json", _annotation(_short_state_rows), "states have shape (6, 6)"),
     ("annotation/train/1.json", _annotation(_ragged_states), "no table of numbers"),
-    ("annotation/train/1.json", _annotation(_no_states), "KeyError"),
-    ("annotation/train/1.json", _annotation(_two_videos), "names 2 videos"),
+    ("annotation/train/1.json", _annotation(_no_states), "states: Field required"),
+    ("annotation/train/1.json", _annotation(_two_videos), "at least 3 items"),
     ("videos/train/1/2.mp4", _delete, "no such video file"),
     ("videos/train/1/1.mp4", _garbage, "cannot be decoded"),
 ]

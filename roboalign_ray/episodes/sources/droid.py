@@ -20,17 +20,18 @@ the provenance. Any other mismatch quarantines the episode.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from pydantic import BaseModel, Field
 
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import UserError
@@ -38,6 +39,22 @@ from roboalign_ray.foundation.failures import UserError
 VIEWS = ("exterior_1", "exterior_2", "wrist")
 ANGLE_DIMS = (3, 4, 5)
 _STATE_SIZE = 7
+
+
+class Video(BaseModel):
+    """Where one view's video lies, relative to the folder with annotation/ and videos/."""
+
+    video_path: str
+
+
+class Annotation(BaseModel):
+    """What is used of an episode's JSON. Only states are checked number by number, by `read_states`."""
+
+    texts: list[str] | None = None
+    success: bool | None = None
+    videos: list[Video] = Field(min_length=len(VIEWS), max_length=len(VIEWS))
+    states: list[Any]
+    recorded_15hz: Any = Field(None, alias="action.cartesian_position")
 
 
 class DroidSource:
@@ -77,10 +94,10 @@ class DroidSource:
                 yield Quarantined(episode_id, _relative(error.line(), self.root))
 
     def _episode(self, episode_id: str, base: Path, path: Path) -> Episode:
-        annotation = read_annotation(path)
-        states = read_states(annotation, path)
+        annotation = read_metadata(path, Annotation, "a DROID annotation")
+        states = read_states(annotation.states, path)
         frames: dict[str, np.ndarray] = {}
-        videos = [base / entry["video_path"] for entry in annotation["videos"]]
+        videos = [base / entry.video_path for entry in annotation.videos]
         notes: list[str] = []
         for view, video in zip(VIEWS, videos, strict=True):
             if view not in self.views:
@@ -92,7 +109,6 @@ class DroidSource:
             if surplus:
                 notes.append(f"{view}: last of {len(decoded)} frames cut off, there are {len(states)} states")
             frames[view] = decoded[: len(states)]
-        success = annotation.get("success")
         return Episode(
             episode_id=episode_id,
             group_id=episode_id,
@@ -101,16 +117,16 @@ class DroidSource:
             action_names=CARTESIAN_DELTAS,
             angle_dims=ANGLE_DIMS,
             state=states.astype(np.float32),
-            instruction=str(next(iter(annotation.get("texts") or [""]))).strip(),
+            instruction=(annotation.texts or [""])[0].strip(),
             fps=_frame_rate(videos[0]),
             embodiment="franka",
-            outcome=Outcome(success=None if success is None else bool(success)),
+            outcome=Outcome(success=annotation.success),
             provenance={
                 "format": "droid",
                 "file": str(path.relative_to(self.root)),
                 "videos": [str(video.relative_to(self.root)) for video in videos],
                 "actions": "differences of consecutive states, gripper of the next state",
-                "has_15hz_recording": "action.cartesian_position" in annotation,
+                "has_15hz_recording": annotation.recorded_15hz is not None,
                 "notes": notes,
             },
         )
@@ -121,31 +137,14 @@ def annotation_files(root: Path) -> list[Path]:
     return [*root.glob("annotation/*/*.json"), *root.glob("*/annotation/*/*.json")]
 
 
-def read_annotation(path: Path) -> Mapping[str, Any]:
-    """One episode's JSON.
-
-    Raises:
-        EpisodeError: unreadable, or without states or the three videos.
-    """
-    try:
-        annotation = json.loads(path.read_text())
-        entries = [entry["video_path"] for entry in annotation["videos"]]
-        annotation["states"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EpisodeError(f"cannot be read ({type(error).__name__}: {error})", where=str(path)) from error
-    if len(entries) != len(VIEWS):
-        raise EpisodeError(f"names {len(entries)} videos, not {len(VIEWS)}", where=str(path))
-    return annotation
-
-
-def read_states(annotation: Mapping[str, Any], path: Path) -> np.ndarray:
+def read_states(rows: Any, path: Path) -> np.ndarray:
     """States float64 [T, 7].
 
     Raises:
         EpisodeError: another shape, or a number that is not finite.
     """
     try:
-        states = np.asarray(annotation["states"], dtype=np.float64)
+        states = np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise EpisodeError(f"states are no table of numbers ({error})", where=str(path)) from error
     if states.ndim != 2 or states.shape[1] != _STATE_SIZE or not len(states):

@@ -22,13 +22,43 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import BaseModel, Field, PositiveInt
 
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import UserError
 
 _ACTION, _STATE = "action", "observation.state"
+
+
+class Feature(BaseModel):
+    """One entry of info.json's features."""
+
+    dtype: str
+    names: Any = None
+    info: dict[str, Any] | None = None
+    video_info: dict[str, Any] | None = None
+
+    @property
+    def is_camera(self) -> bool:
+        """Pictures or video, but no depth map."""
+        notes = {**(self.info or {}), **(self.video_info or {})}
+        depth = notes.get("is_depth_map") or notes.get("video.is_depth_map")
+        return self.dtype in ("video", "image") and not depth
+
+
+class Info(BaseModel):
+    """What is used of meta/info.json. The paths are templates with the names of `EpisodeEntry`'s places."""
+
+    codebase_version: str
+    fps: float = Field(gt=0, allow_inf_nan=False)
+    features: dict[str, Feature]
+    data_path: str
+    video_path: str | None = None
+    chunks_size: PositiveInt = 1000
+    robot_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +72,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class EpisodeEntry:
-    """One row of the episode table. `clips` maps video key -> `Clip`; `faults` says what the row itself lacks."""
+    """One row of the episode table. `clips` maps video key -> `Clip`."""
 
     index: int
     length: int
@@ -65,26 +95,28 @@ class LeRobotSource:
     def __init__(self, root: Path, *, views: tuple[str, ...] | None = None) -> None:
         self.root = Path(root)
         self.name = self.root.resolve().name
-        self.info = _read_info(self.root / "meta" / "info.json")
-        self.version = str(self.info["codebase_version"]).lstrip("v")
+        self.info = read_metadata(self.root / "meta" / "info.json", Info, "LeRobot info")
+        self.version = self.info.codebase_version.lstrip("v")
         if self.version.split(".")[0] not in ("2", "3"):
             raise UserError(
-                f"LeRobot version '{self.info['codebase_version']}' is not known",
+                f"LeRobot version '{self.info.codebase_version}' is not known",
                 where=str(self.root),
                 remedy="v2.x and v3.0 are read",
             )
-        self.fps = float(self.info["fps"])
-        self.features: Mapping[str, Any] = self.info["features"]
-        cameras = [key for key, feature in self.features.items() if feature["dtype"] in ("video", "image")]
-        self.cameras = {_view_name(key): key for key in cameras if not _is_depth(self.features[key])}
+        self.fps = self.info.fps
+        self.features = self.info.features
+        self.cameras = {_view_name(key): key for key, feature in self.features.items() if feature.is_camera}
         if views is not None:
             self.cameras = {view: key for view, key in self.cameras.items() if view in views}
         if not self.cameras or _ACTION not in self.features:
             missing = "camera view" if not self.cameras else "'action' feature"
             raise UserError(f"info.json names no {missing}", where=str(self.root))
+        if self._video_keys() and not self.info.video_path:
+            raise UserError("info.json names videos but no 'video_path'", where=str(self.root))
+        self._video_path = self.info.video_path or ""
         try:
             self.entries = self._entries_v3() if self.version.startswith("3") else self._entries_v2()
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
             raise UserError(
                 f"episode tables cannot be read ({error})", where=str(self.root / "meta")
             ) from error
@@ -114,7 +146,7 @@ class LeRobotSource:
         actions = _matrix(rows, _ACTION, entry.data_file)
         state = _matrix(rows, _STATE, entry.data_file) if _STATE in rows.column_names else None
         frames = {view: self._frames(entry, key, rows) for view, key in self.cameras.items()}
-        names = _flat_names(self.features[_ACTION].get("names"), actions.shape[1])
+        names = _flat_names(self.features[_ACTION].names, actions.shape[1])
         return Episode(
             episode_id=episode_id,
             group_id=episode_id,
@@ -124,7 +156,7 @@ class LeRobotSource:
             state=state,
             instruction=entry.instruction,
             fps=self.fps,
-            embodiment=str(self.info.get("robot_type") or "unknown"),
+            embodiment=self.info.robot_type or "unknown",
             outcome=Outcome(success=_success(rows)),
             provenance={
                 "format": f"lerobot v{self.version}",
@@ -175,7 +207,7 @@ class LeRobotSource:
         return frames
 
     def _video_keys(self) -> list[str]:
-        return [key for key in self.cameras.values() if self.features[key]["dtype"] == "video"]
+        return [key for key in self.cameras.values() if self.features[key].dtype == "video"]
 
     def _entries_v2(self) -> list[EpisodeEntry]:
         entries = []
@@ -184,12 +216,9 @@ class LeRobotSource:
                 continue
             row = json.loads(line)
             index = int(row["episode_index"])
-            place = {"episode_index": index, "episode_chunk": index // int(self.info["chunks_size"])}
-            clips = {
-                key: Clip(self.info["video_path"].format(video_key=key, **place))
-                for key in self._video_keys()
-            }
-            data_file = self.info["data_path"].format(**place)
+            place = {"episode_index": index, "episode_chunk": index // self.info.chunks_size}
+            clips = {key: Clip(self._video_path.format(video_key=key, **place)) for key in self._video_keys()}
+            data_file = self.info.data_path.format(**place)
             entries.append(EpisodeEntry(index, int(row["length"]), _first(row["tasks"]), data_file, clips))
         return sorted(entries, key=lambda entry: entry.index)
 
@@ -208,28 +237,16 @@ class LeRobotSource:
         for key in self._video_keys():
             at = f"videos/{key}/"
             place = {"chunk_index": row[f"{at}chunk_index"], "file_index": row[f"{at}file_index"]}
-            file = self.info["video_path"].format(video_key=key, **place)
+            file = self._video_path.format(video_key=key, **place)
             clips[key] = Clip(file, float(row[f"{at}from_timestamp"]), float(row[f"{at}to_timestamp"]))
         place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
         return EpisodeEntry(
             int(row["episode_index"]),
             int(row["length"]),
             _first(row["tasks"]),
-            self.info["data_path"].format(**place),
+            self.info.data_path.format(**place),
             clips,
         )
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text())
-        for key in ("codebase_version", "fps", "features", "data_path"):
-            info[key]
-        if not float(info["fps"]) > 0:
-            raise ValueError(f"fps is {info['fps']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot be read as LeRobot info ({error})", where=str(path)) from error
-    return info
 
 
 @lru_cache(maxsize=2)
@@ -240,11 +257,6 @@ def _read_data_file(path: Path) -> pa.Table:
 
 def _view_name(key: str) -> str:
     return key.removeprefix("observation.images.").removeprefix("observation.")
-
-
-def _is_depth(feature: Mapping[str, Any]) -> bool:
-    info = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
 
 def _first(tasks: Any) -> str:
