@@ -208,7 +208,7 @@ def _publish(job: _Job, folder: Path, metrics: dict[str, float]) -> None:
 def _stream(config: JobConfig, frames: int, context_range: int, windows: int):
     import ray.train
 
-    from pipelines.streaming import WindowStream
+    from pipelines.feed import WindowFeed
     from roboalign_ray.episodes.windows import WindowSpec
 
     context = ray.train.get_context()
@@ -227,12 +227,12 @@ def _stream(config: JobConfig, frames: int, context_range: int, windows: int):
         height=config.tokenizer.height,
         width=config.tokenizer.width,
     )
-    return WindowStream(
-        config.episodes.store,
-        config.episodes,
-        spec,
-        windows // workers,
-        config.seed,
+    return WindowFeed(
+        store_path=config.episodes.store,
+        episodes_config=config.episodes,
+        spec=spec,
+        batch_size=windows // workers,
+        seed=config.seed,
         rank=context.get_world_rank(),
         world_size=workers,
     )
