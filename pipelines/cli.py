@@ -206,6 +206,41 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
+@app.command(rich_help_panel=JOBS)
+def demo(
+    profile: Annotated[
+        str, typer.Argument(metavar="[PROFILE]", help="A profile's name, or the path of a .yaml file.")
+    ] = "demo",
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an alignment that was cut short.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in OUT first.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a world model and report what changed: before, GRPO, after, one HTML file.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign demo
+      roboalign demo --out runs/longer --set alignment.updates=60
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.demo import prepare_folder, run_demo
+
+    folder = _run_folder(config, out)
+    prepare_folder(folder, fresh=fresh)
+    summary = run_demo(config, folder, command=["roboalign", *sys.argv[1:]], resume=resume, quiet=quiet)
+    if as_json:
+        _show(summary, as_json)
+        return
+    for name, row in summary["before_after"].items():
+        typer.echo(f"{name:12} {row['before']:9.4f} -> {row['after']:9.4f}  ({row['verdict']})")
+    typer.echo(f"{summary['seconds']:.0f} s, report: {summary['report']}")
+
+
 @app.command(rich_help_panel=LOOK)
 def plan(
     profile: Profile,
@@ -266,8 +301,9 @@ def version(as_json: Json = False) -> None:
 def user_error_in(error: BaseException | None) -> UserError | None:
     """The bad input that an exception stands for, however it was wrapped on its way here; None for a bug.
 
-    Ray hands an actor's exception on as the `cause` of its own, Ray Train as the values of `worker_failures`;
-    both are asked by attribute, so that nothing here imports ray.
+    Ray hands an actor's exception on as the `cause` of its own, Ray Train as `controller_failure` or as the values of
+    `worker_failures`, each in a wrapper that keeps the traceback; all are asked by attribute, so that nothing here
+    imports ray.
     """
     seen: set[int] = set()
     queue = [error]
@@ -283,7 +319,8 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException | None]:
-    yield vars(error).get("cause")
+    for name in ("cause", "controller_failure", "_base_exc"):
+        yield vars(error).get(name)
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, dict):
         yield from failures.values()

@@ -83,14 +83,6 @@ def ends_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     return cli.run([])
 
 
-class WorkerGroupError(Exception):
-    """What Ray Train raises: failures of workers by rank."""
-
-    def __init__(self, worker_failures: dict[int, Exception]) -> None:
-        super().__init__("workers failed")
-        self.worker_failures = worker_failures
-
-
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -100,7 +92,6 @@ WRAPPED = {
     "bare": lambda bad: bad,
     "chained": lambda bad: caused(RuntimeError("in between"), bad),
     "chained twice": lambda bad: caused(ValueError("x"), caused(RuntimeError("y"), bad)),
-    "by rank": lambda bad: WorkerGroupError({1: caused(RuntimeError("z"), bad)}),
     "in a group": lambda bad: ExceptionGroup("several", [ValueError("x"), bad]),
 }
 
@@ -115,14 +106,23 @@ def test_bad_input_is_one_line_however_wrapped(
     assert (shown.out, shown.err) == ("", "error: runs/x: holds no weights; train one\n")
 
 
-def test_bad_input_inside_a_ray_task_is_one_line(
+def test_bad_input_inside_a_ray_worker_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ray's own wrappers, made as its workers make them, but without a cluster."""
-    ray_exceptions = pytest.importorskip("ray.exceptions")
+    from ray.exceptions import RayTaskError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
     bad = UserError("holds no weights", where="runs/x")
-    task_error = ray_exceptions.RayTaskError("score", "Traceback of the worker", bad)
-    for error in (task_error, task_error.as_instanceof_cause()):
+    task_error = RayTaskError("score", "Traceback of the worker", bad)
+    kept = UserExceptionWithTraceback(bad, "Traceback of the worker")
+    for error in (
+        task_error,
+        task_error.as_instanceof_cause(),
+        WorkerGroupError("rank 1 failed", {1: kept}),
+        ControllerError(task_error),
+    ):
         assert ends_with(error, monkeypatch) == 2
         assert capsys.readouterr().err == "error: runs/x: holds no weights\n"
 
