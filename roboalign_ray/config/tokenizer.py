@@ -94,6 +94,7 @@ class TokenizerTrainingConfig(FrozenConfig):
         windows_per_step: windows over all workers; each gives one context and `frames_per_window` dynamics frames.
         frames_per_window: dynamics frames drawn from each window.
         context_range: the context frame is drawn from this many frames before the window's start.
+        context_share: share of the L1 term that the context frames carry, whatever their number.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
         perceptual_weight: weight of LPIPS; 0 leaves it out.
         perceptual_network: LPIPS backbone.
@@ -108,6 +109,7 @@ class TokenizerTrainingConfig(FrozenConfig):
     windows_per_step: PositiveInt = 8
     frames_per_window: PositiveInt = 5
     context_range: PositiveInt = 15
+    context_share: float = Field(0.3, ge=0, le=1)
     learning_rate: float = Field(5e-4, gt=0)
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.0, ge=0)

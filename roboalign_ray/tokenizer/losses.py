@@ -50,17 +50,22 @@ def reconstruction_loss(
     config: TokenizerTrainingConfig,
     perceptual: Perceptual | None,
     generator: torch.Generator,
+    *,
+    contexts: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L1 plus weighted LPIPS on a random choice of `perceptual_images` frames.
 
     Args:
-        made, real: [N, 3, H, W] in [0, 1].
+        made, real: [N, 3, H, W] in [0, 1], the context frames first.
+        contexts: how many of them are context frames; they carry the share `context_share` of L1.
         generator: draws the frames that LPIPS sees.
 
     Returns:
         the loss and its parts.
     """
-    l1 = (made - real).abs().mean()
+    error = (made - real).abs()
+    share = config.context_share
+    l1 = share * error[:contexts].mean() + (1 - share) * error[contexts:].mean()
     parts = {"l1": l1.detach()}
     if perceptual is None or config.perceptual_weight == 0:
         return l1, parts

@@ -87,6 +87,11 @@ def _scales(config: TokenizerConfig) -> list[tuple[int, tuple[int, int]]]:
     ]
 
 
+def _positions(config: TokenizerConfig) -> nn.ParameterList:
+    """What is seen at a place of its own, per scale: a fixed camera's background needs no codes."""
+    return nn.ParameterList(torch.randn(1, channels, *size) * 0.02 for channels, size in _scales(config))
+
+
 def _fusions(config: TokenizerConfig) -> nn.ModuleList:
     return nn.ModuleList(
         ContextFusion(channels, size, attend=max(size) <= config.attention_max_size)
@@ -113,6 +118,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
         )
+        self.positions = _positions(config)
         self.fusions = _fusions(config) if fused else None
         self.head = nn.Sequential(_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent, 1))
 
@@ -121,6 +127,7 @@ class Encoder(nn.Module):
         for i, blocks in enumerate(self.blocks):
             if i > 0:
                 x = self.down[i - 1](x)
+            x = x + self.positions[i]
             if self.fusions is not None and context is not None:
                 x = self.fusions[i](x, context[i])
             x = blocks(x)
@@ -140,6 +147,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(b, 4 * a, 1), nn.PixelShuffle(2)) for a, b in itertools.pairwise(widths)
         )
+        self.positions = _positions(config)
         self.fusions = _fusions(config) if fused else None
         self.head = nn.Sequential(
             _norm(widths[0]),
@@ -153,6 +161,7 @@ class Decoder(nn.Module):
         features: list[Tensor] = []
         x = self.stem(latent)
         for i in reversed(range(len(self.blocks))):
+            x = x + self.positions[i]
             if self.fusions is not None and context is not None:
                 x = self.fusions[i](x, context[i])
             x = self.blocks[i](x)

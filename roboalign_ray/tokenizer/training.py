@@ -97,7 +97,9 @@ class TokenizerTrainer:
         with torch.autocast(device_type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             result = self.model(context_BCHW, frames_BTCHW)
         made, real = pair_frames(result, context_BCHW, frames_BTCHW)
-        loss, parts = reconstruction_loss(made, real, config, self.perceptual, self.generator)
+        loss, parts = reconstruction_loss(
+            made, real, config, self.perceptual, self.generator, contexts=len(context)
+        )
         loss = loss + self._adversarial(made, real, parts)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

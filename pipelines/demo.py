@@ -1,0 +1,229 @@
+"""The whole loop in one job: measure, align, measure again, report.
+
+held-out windows ─► before ─► run_align ─► after ─► report.html, TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.align import ALIGNED, JOURNAL, AlignResult, run_align
+from pipelines.evaluate import Bench, make_bench, run_one_step, run_policies, run_rollouts
+from pipelines.weights import world_model_folder
+from roboalign_ray.config import FidelityRewardConfig, JobConfig
+from roboalign_ray.evaluation.protocols import standard_policies
+from roboalign_ray.evaluation.report.assemble import (
+    compare,
+    episode_clips,
+    frame_curves,
+    one_step_table,
+    policy_curves,
+)
+from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, ReportData
+from roboalign_ray.evaluation.report.html import write_report
+from roboalign_ray.evaluation.report.tiles import tile
+from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+from roboalign_ray.foundation.environment import hardware, versions
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.telemetry import MetricsWriter
+
+REPORT, SUMMARY = "report.html", "summary.json"
+_OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, "checkpoints", "logs"}
+_CLIPS = 6
+_PACKAGES = ("roboalign-ray", "torch", "ray", "deepspeed", "transformers")
+_LEARNING = (
+    "held_out/reward_mean",
+    "reward_mean",
+    "reward_std",
+    "reference_kl",
+    "clip_fraction",
+    "entropy",
+    "ratio_max",
+    "grad_norm",
+    "seconds",
+)
+
+
+def prepare_folder(out: Path, *, fresh: bool) -> None:
+    """Remove an earlier run where asked to; anything that is not such a run stays.
+
+    Raises:
+        UserError: `out` holds other things.
+    """
+    if not fresh or not out.exists():
+        return
+    foreign = {entry.name for entry in out.iterdir()} - _OWN
+    if foreign:
+        raise UserError(
+            f"holds '{min(foreign)}', which no run wrote", where=str(out), remedy="choose another folder"
+        )
+    shutil.rmtree(out)
+
+
+def run_demo(
+    config: JobConfig, out: Path, *, command: Sequence[str], resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Align the configured world model and report what changed on held-out episodes.
+
+    Args:
+        config: the job; `evaluation` says what is measured before and after.
+        out: run directory; report.html and summary.json land in it.
+        command: what makes this run again, word by word.
+        resume: continue the alignment from its last checkpoint.
+        quiet: no progress on the terminal.
+
+    Returns:
+        what summary.json holds: the report's path, the before/after figures, counts and seconds.
+
+    Raises:
+        UserError: as `run_align` and `make_bench`.
+    """
+    began, settings = time.monotonic(), config.evaluation
+    base = world_model_folder(config)
+    bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=base)
+    aligned = run_align(config, out, resume=resume, quiet=quiet)
+    before = run_rollouts(bench, base, "before", keep=_CLIPS, quiet=quiet)
+    after = run_rollouts(bench, aligned.model, "after", keep=_CLIPS, quiet=quiet)
+    policies = standard_policies(settings, config.rollout.refresh)
+    rivals = run_policies(bench, base, policies, quiet=quiet)
+    steps = run_one_step(bench, base, quiet=quiet)
+
+    rewards = tuple(_reward(config.reward, result.metrics) for result in (before, after))
+    comparisons = compare(
+        before.metrics,
+        after.metrics,
+        reward=(rewards[0], rewards[1]),
+        resamples=settings.bootstrap_resamples,
+    )
+    clips = episode_clips(bench.windows, before, after, [_title(window.prompt) for window in bench.windows])
+    report = ReportData(
+        title=f"Alignment report: {config.name}",
+        subject=_subject(config, bench),
+        comparisons=comparisons,
+        episodes=len(bench.windows),
+        horizon=settings.horizon,
+        lpips_label=bench.lpips.label,
+        lpips_real=bench.lpips.real,
+        settings=config.model_dump(mode="json"),
+        command=shlex.join(command),
+        seed=config.seed,
+        versions=versions(_PACKAGES),
+        hardware=hardware(),
+        seconds=time.monotonic() - began,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        learning_curves={name: aligned.curves[name] for name in _LEARNING if name in aligned.curves},
+        frame_curves=frame_curves(
+            {"before": before.metrics, "after": after.metrics, "copy first frame": rivals.copy_first}
+        ),
+        policy_curves=policy_curves(rivals),
+        training_frames=config.world_model.window_frames,
+        policies=rivals.rows(),
+        tables=[one_step_table(steps)],
+        clips=clips,
+        notes=_notes(config, bench),
+    )
+    path = write_report(report, out / REPORT)
+    _write_tensorboard(aligned, before, after, clips)
+    return _write_summary(out, path, comparisons, aligned, report.seconds, steps, rivals)
+
+
+def _reward(config: FidelityRewardConfig, metrics: MetricCurves) -> np.ndarray:
+    """The job's reward [E] from the curves already measured."""
+    lpips, ssim = metrics.per_episode("lpips"), metrics.per_episode("ssim")
+    return config.ssim_weight * ssim - config.lpips_weight * lpips
+
+
+def _title(prompt: Any) -> str:
+    return f"“{prompt.instruction}” ({prompt.prompt_id})" if prompt.instruction else prompt.prompt_id
+
+
+def _subject(config: JobConfig, bench: Bench) -> str:
+    settings = config.alignment
+    size = bench.tokenizer.config
+    return (
+        f"A token world model at {size.height}×{size.width}, aligned by GRPO with a fidelity reward: "
+        f"{settings.updates} updates of {settings.prompts_per_update} prompts × {settings.group_size} rollouts, "
+        f"{config.rollout.horizon} frames each."
+    )
+
+
+def _notes(config: JobConfig, bench: Bench) -> list[str]:
+    refresh = config.rollout.refresh
+    notes = [
+        f"Before and after are sampled with the same seeds, temperature {config.rollout.sampling.temperature:g} and "
+        f"refresh policy “{refresh.policy}”, W = {refresh.window}; frame 0 is its own context.",
+        f"ROI-LPIPS is LPIPS over the pixels whose temporal standard deviation in the real clip exceeds "
+        f"{config.evaluation.roi_threshold:g}.",
+        "Intervals are 95 % bootstrap intervals over held-out windows.",
+    ]
+    if not bench.lpips.real:
+        notes.append(
+            "The LPIPS backbone was not available: distances come from random features and are no LPIPS. "
+            "Fetch it with 'roboalign assets fetch'."
+        )
+    return notes
+
+
+def _write_tensorboard(
+    aligned: AlignResult, before: PolicyResult, after: PolicyResult, clips: Sequence[EpisodeClip]
+) -> None:
+    """The report's per-frame curves and videos, beside the learning curves that the job wrote."""
+    with MetricsWriter(aligned.logs.parent / "report") as writer:
+        curves = {"before": before.metrics, "after": after.metrics}
+        for frame in range(before.metrics.horizon):
+            writer.scalars(
+                frame + 1,
+                {
+                    f"per_frame/{metric}/{side}": float(metrics.curve(metric)[frame])
+                    for side, metrics in curves.items()
+                    for metric in ("psnr", "ssim", "lpips")
+                },
+            )
+        for number, clip in enumerate(clips):
+            writer.animation(0, f"context_real_before_after/{number}", tile(clip))
+
+
+def _write_summary(
+    out: Path,
+    report: Path,
+    comparisons: Sequence[Comparison],
+    aligned: AlignResult,
+    seconds: float,
+    steps: OneStepResult,
+    rivals: LongHorizonResult,
+) -> dict[str, Any]:
+    summary = {
+        "report": str(report),
+        "model": str(aligned.model),
+        "tensorboard": str(aligned.logs.parent),
+        "seconds": seconds,
+        "before_after": {
+            c.name: {
+                "before": c.before.mean,
+                "after": c.after.mean,
+                "change": c.change.difference.mean,
+                "low": c.change.difference.low,
+                "high": c.change.difference.high,
+                "verdict": c.verdict,
+            }
+            for c in comparisons
+        },
+        "one_step_psnr": {
+            "predicted": steps.predicted.total("psnr").mean,
+            "shuffled_actions": steps.shuffled.total("psnr").mean,
+            "copy_last": steps.copy_last.total("psnr").mean,
+        },
+        "policies": rivals.rows(),
+        "counts": aligned.counts,
+    }
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
