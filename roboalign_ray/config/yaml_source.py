@@ -1,7 +1,7 @@
 """YAML text to plain values that remember the line they stand on.
 
-PyYAML alone drops positions, takes the last of two equal keys without a word, and reads `5e-5` as text (YAML 1.1
-wants `5.0e-5`). Each of these turns into a puzzling error far from its cause, so this reader mends the three.
+PyYAML alone drops positions, takes the last of two equal keys without a word, reads `5e-5` as text (YAML 1.1 wants
+`5.0e-5`) and `no` as false. Each of these turns into a puzzling error far from its cause, so this reader mends them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from roboalign_ray.config.base import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads every usual way of writing a float."""
+    """SafeLoader that reads every usual way of writing a float, and only true and false as truth values."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),

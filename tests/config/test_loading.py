@@ -64,6 +64,13 @@ def test_every_way_of_writing_a_small_number(text: str) -> None:
     assert load_job("demo", [f"alignment.learning_rate={text}"]).alignment.learning_rate == 5e-5
 
 
+@pytest.mark.parametrize("word", ["no", "on", "y", "off"])
+def test_words_stay_words(word: str) -> None:
+    """YAML 1.1 takes these for truth values; here only true and false are."""
+    assert load_job("demo", [f"output={word}"]).output == word
+    assert load_job("demo", ["evaluation.fvd=true"]).evaluation.fvd is True
+
+
 MISTAKES = {
     "alignment.update=5": "did you mean 'alignment.updates'?",
     "alignmnt.updates=5": "did you mean 'alignment.updates'?",

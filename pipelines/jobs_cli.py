@@ -1,0 +1,195 @@
+"""The jobs on the command line: demo, pretrain, align, evaluate. Each loads a profile and runs one pipeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.config.loading import load_job
+from roboalign_ray.foundation.failures import UserError
+
+Profile = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROFILE", help="A profile's name, or the path of a .yaml file.", show_default=True
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value, for example alignment.updates=5. May be repeated.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Run directory.", show_default="runs/<profile's name>"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint in OUT.")]
+
+
+def demo(
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
+    ] = "demo",
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in OUT first.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a world model and report what changed: before, GRPO, after, one HTML file.
+
+    The report has curves, tables and videos side by side; TensorBoard has the same.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign demo
+      roboalign demo --out runs/longer --set alignment.updates=60
+    """
+    config, folder = _job(profile, overrides, out)
+    if resume and fresh:
+        raise UserError("--resume and --fresh exclude each other", where="roboalign demo")
+    from pipelines.demo import prepare_folder, run_demo
+
+    prepare_folder(folder, fresh=fresh)
+    summary = run_demo(config, folder, command=["roboalign", *sys.argv[1:]], resume=resume, quiet=quiet)
+    if as_json:
+        _show(summary, as_json)
+        return
+    for name, row in summary["before_after"].items():
+        typer.echo(f"{name:12} {row['before']:9.4f} -> {row['after']:9.4f}  ({row['verdict']})")
+    typer.echo(f"{summary['seconds']:.0f} s, report: {summary['report']}")
+
+
+def pretrain(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    stage: Annotated[
+        Literal["tokenizer", "world_model"] | None,
+        typer.Option("--stage", help="Train this part only; both, in this order, when left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the tokenizer, then the world model, on an episode store.
+
+    A stage that is complete in OUT is left as it is; one that was cut short resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign pretrain shipped --out runs/shipped
+      roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
+    """
+    config, folder = _job(profile, overrides, out)
+    from pipelines.pretrain import STAGES, run_pretrain
+
+    summary = run_pretrain(config, folder, (stage,) if stage else STAGES)
+    _show(summary, as_json)
+
+
+def align(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a pre-trained world model with GRPO.
+
+    Rollout workers sample groups, scorers turn them into rewards, the learner updates; curves and the aligned model
+    land in OUT.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign align demo --out runs/first
+      roboalign align single_gpu --set alignment.updates=50 --resume
+    """
+    config, folder = _job(profile, overrides, out)
+    from pipelines.align import run_align
+
+    result = run_align(config, folder, resume=resume, quiet=quiet)
+    _show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+
+
+def evaluate(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Folder of a world model.", show_default="the profile's"),
+    ] = None,
+    protocol: Annotated[
+        Literal["reconstruction", "one_step", "long_horizon"] | None,
+        typer.Option("--protocol", help="Run this one only.", show_default="all three"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a tokenizer and a world model on held-out windows.
+
+    Reconstruction, one step ahead (also with shuffled actions, and against copying the last frame), and the long
+    horizon with every refresh policy side by side. Writes evaluation.json and evaluation.png into OUT.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign evaluate demo
+      roboalign evaluate demo --model runs/demo/model --protocol long_horizon
+    """
+    config, folder = _job(profile, overrides, out)
+    from pipelines.evaluate import PROTOCOLS, run_evaluate
+
+    result = run_evaluate(
+        config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
+    )
+    if as_json:
+        _show(result, as_json)
+        return
+    if rows := result.get("long_horizon", {}).get("rows"):
+        _print_rows(rows)
+    _show({**result["headline"], "figures": folder / "evaluation.json"}, as_json)
+
+
+def _job(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
+    """The job, and the folder that it runs in."""
+    config = load_job(profile, overrides or ())
+    return config, out or Path(config.output) / config.name
+
+
+def _show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:
+    """A job's summary: JSON, or one "key: value" a line."""
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, default=str))
+        return
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            _show(value, as_json, f"{prefix}{key}.")
+        else:
+            typer.echo(
+                f"{prefix}{key}: {value:.6g}" if isinstance(value, float) else f"{prefix}{key}: {value}"
+            )
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in rows[0]:
+        text = isinstance(rows[0][name], str)
+        table.add_column(name, justify="left" if text else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
