@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from roboalign_ray.config import JobConfig, RoleConfig
 from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.windows import fit_action_binner
 from roboalign_ray.foundation.failures import UserError
 
 Stage = Literal["tokenizer", "world_model"]
@@ -38,12 +39,14 @@ def run_pretrain(config: JobConfig, out: Path, stages: tuple[Stage, ...] = STAGE
         per stage: its last metrics, seconds, and hardware.
 
     Raises:
-        UserError: the store cannot be read, or the world model has no tokenizer to stand on.
+        UserError: the store cannot be read or is another robot's, or the world model has no tokenizer to stand on.
     """
     from pipelines.runtime import start_ray
     from pipelines.weights import tokenizer_folder
 
-    open_store(config.episodes.store)  # a wrong path is told now, not by a worker
+    store = open_store(config.episodes.store)  # what is wrong is told now, not by a worker
+    if "world_model" in stages:
+        _check_action_dims(fit_action_binner(store, config.episodes).dims, config.world_model.action_dims)
     out = out.absolute()
     if "tokenizer" not in stages and not (out / "tokenizer" / SUMMARY).is_file():
         tokenizer_folder(config)
@@ -284,7 +287,6 @@ def _world_model_job(config: JobConfig, out: Path) -> _Job:
     from ray.train.torch import get_device, prepare_model
 
     from pipelines.weights import tokenizer_folder
-    from roboalign_ray.episodes.windows import fit_action_binner
     from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
     from roboalign_ray.world_model.layout import SequenceLayout
     from roboalign_ray.world_model.pretraining import SlotPredictor, WorldModelTrainer
@@ -296,7 +298,6 @@ def _world_model_job(config: JobConfig, out: Path) -> _Job:
     tokenizer = DualBranchTokenizer.load(folder).to(device)
     layout = SequenceLayout.from_config(tokenizer.config, config.world_model, config.episodes.action_bins)
     binner = fit_action_binner(open_store(config.episodes.store), config.episodes)
-    _check_action_dims(binner.dims, layout.action_tokens)
     predictor = SlotPredictor(build_model(config.world_model, layout), layout)
     trainer = WorldModelTrainer(prepare_model(predictor), tokenizer, layout, settings, device=device)
 

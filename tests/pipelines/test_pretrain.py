@@ -1,0 +1,148 @@
+"""Pre-training, evaluation, packing: whole pipelines on toy episodes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import ray
+import torch
+from tiny_job import make_tiny_job
+
+from pipelines.evaluate import run_evaluate
+from pipelines.pack import pack
+from pipelines.pretrain import run_pretrain
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.telemetry import read_curves
+from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+from roboalign_ray.world_model.transformer import load_pretrained
+
+TRAINING = {
+    "tokenizer_training": {
+        "steps": 4,
+        "windows_per_step": 4,
+        "frames_per_window": 3,
+        "context_range": 2,
+        "perceptual_weight": 0.0,
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "precision": "float32",
+    },
+    "pretraining": {
+        "steps": 4,
+        "windows_per_step": 4,
+        "context_range": 2,
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "precision": "float32",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A pre-training run of both stages: (config, folder, summary)."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    config = make_tiny_job(folder, **TRAINING)
+    out = folder / "run"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=200_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        summary = run_pretrain(config, out)
+    finally:
+        ray.shutdown()
+    return config, out, summary
+
+
+def test_both_stages_leave_loadable_models_and_curves(run):
+    config, out, summary = run
+    assert {stage: summary[stage]["steps"] for stage in summary} == {"tokenizer": 4, "world_model": 4}
+    tokenizer = DualBranchTokenizer.load(out / "tokenizer")
+    assert tokenizer.config == config.tokenizer
+    model, layout = load_pretrained(out / "world_model")
+    assert model.config.vocab_size == layout.vocabulary
+    assert ActionBinner.load(out / "world_model").bins == config.episodes.action_bins
+    steps, losses = read_curves(out / "logs" / "world_model")["loss"]
+    assert steps.tolist() == [2, 4]
+    assert np.isfinite(losses).all()
+
+
+def test_a_complete_run_is_not_trained_again(run):
+    config, out, summary = run
+    weights = (out / "tokenizer" / "tokenizer.safetensors").stat().st_mtime_ns
+    ray.init(
+        address="local",
+        num_cpus=1,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        again = run_pretrain(config, out)
+    finally:
+        ray.shutdown()
+    assert again == summary
+    assert (out / "tokenizer" / "tokenizer.safetensors").stat().st_mtime_ns == weights
+
+
+def test_packed_weights_are_the_trained_ones_rounded_to_bfloat16(run, tmp_path):
+    _, out, _ = run
+    sizes = pack(out, tmp_path)
+    assert sizes["tokenizer"] < sum(f.stat().st_size for f in (out / "tokenizer").iterdir())
+    trained, packed = (load_pretrained(folder / "world_model")[0] for folder in (out, tmp_path))
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(packed.state_dict()[name], value.bfloat16().float())
+    assert DualBranchTokenizer.load(tmp_path / "tokenizer").config.height == 32
+    assert "roboalign pretrain" in (tmp_path / "world_model" / "README.md").read_text()
+
+
+def test_an_incomplete_run_is_not_packed(tmp_path):
+    with pytest.raises(UserError, match="not complete"):
+        pack(tmp_path, tmp_path / "target")
+
+
+def test_evaluation_measures_all_protocols_and_policies(run, tmp_path):
+    config, out, _ = run
+    config = config.model_copy(
+        update={
+            "tokenizer_weights": str(out / "tokenizer"),
+            "world_model_weights": str(out / "world_model"),
+            "evaluation": config.evaluation.model_copy(
+                update={"episodes": 2, "horizon": 6, "windows": (2, 3), "bootstrap_resamples": 50}
+            ),
+        }
+    )
+    result = run_evaluate(config, tmp_path / "eval", quiet=True)
+    assert json.loads((tmp_path / "eval" / "evaluation.json").read_text())["windows"] == 2
+    assert (tmp_path / "eval" / "evaluation.png").stat().st_size > 10_000
+    names = [row["policy"] for row in result["long_horizon"]["rows"]]
+    assert len(names) == len(set(names)) == 7  # plain, SWR twice, three rivals, copying
+    figures = result["one_step"]["figures"]
+    assert set(figures) == {"predicted", "shuffled_actions", "copy_last"}
+    # Reconstruction bounds nothing for an untrained model, but its codes must be counted right.
+    reconstruction = result["reconstruction"]
+    assert 1 <= reconstruction["codes_used"]["dynamics"] <= reconstruction["codes"] == 16
+
+
+def test_a_store_of_another_robot_is_refused(tmp_path):
+    config = make_tiny_job(tmp_path, **TRAINING, world_model={"action_dims": 3})
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=200_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        with pytest.raises(UserError, match="action"):
+            run_pretrain(config, tmp_path / "run")
+    finally:
+        ray.shutdown()
+    assert not (tmp_path / "run").exists()
