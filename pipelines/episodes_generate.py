@@ -34,7 +34,7 @@ from roboalign_ray.episodes.sources.metaworld_tasks import DEFAULT_TASKS
 from roboalign_ray.episodes.store import StoreCard, StoreSummary, write_store
 
 _AHEAD = 3  # groups in flight per worker: enough to keep it busy, little enough to hold in memory
-_GROUP_SECONDS = 600.0
+_GROUP_SECONDS = 1800.0  # a group takes seconds; a crowded machine takes its time to start the first ones
 
 Item = Episode | Quarantined
 
