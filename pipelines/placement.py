@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.foundation.failures import UserError
 
 _EPSILON = 1e-6
-_SEARCH_STEPS = 50_000
+_SEARCH_STEPS = 20_000
 GPU = "GPU"
 
 
@@ -58,7 +59,7 @@ class Placement:
         return not self.missing
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Free:
     """What is left of a node while bundles are laid on it."""
 
@@ -91,6 +92,7 @@ class _Free:
             if kept >= 0 and all(left >= 1 - _EPSILON for left in devices[kept:]):
                 yield _Free(amounts, [*devices[:kept], *[0.0] * int(gpus)])
 
+    @cached_property
     def key(self) -> tuple:
         """Equal for nodes that are interchangeable from here on."""
         amounts = sorted(
@@ -149,15 +151,15 @@ class _Search:
         if depth == len(self.bundles):
             return True
         self.deepest = max(self.deepest, depth)
-        state = (depth, *sorted(free.key() for free in self.free))
+        state = (depth, *sorted(free.key for free in self.free))
         if state in self.dead or self.steps > _SEARCH_STEPS:
             return False
         self.steps += 1
         tried = set()
         for i, free in enumerate(self.free):
-            if free.key() in tried:
+            if free.key in tried:
                 continue
-            tried.add(free.key())
+            tried.add(free.key)
             self.chosen.append(i)
             for left in free.after(self.bundles[depth].needs):
                 self.free[i] = left
@@ -189,10 +191,28 @@ def _shortage(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
                 return f"no node has accelerator type {name.partition(':')[2]}"
         elif needed > present + _EPSILON:
             return f"{name}: {needed:g} needed, {present:g} in the cluster"
+    alike: dict[tuple, list[Bundle]] = {}
     for bundle in bundles:
-        if not any(True for node in nodes for _ in _Free.of(node).after(bundle.needs)):
+        alike.setdefault(tuple(sorted(bundle.needs.items())), []).append(bundle)
+    for bundle, *others in alike.values():
+        room, wanted = sum(_copies(bundle.needs, node) for node in nodes), 1 + len(others)
+        if room == 0:
             return f"{bundle} fits on no single node; {_tightest(bundle, nodes)}"
+        if room < wanted:
+            return f"room for {room:g} of {wanted} workers like {bundle}; {_tightest(bundle, nodes)}"
     return ""
+
+
+def _copies(needs: dict[str, float], node: Node) -> float:
+    """How many bundles alike an empty node holds."""
+    counts = []
+    for name, amount in needs.items():
+        present = node.resources.get(name, 0.0)
+        if name == GPU and amount < 1:
+            counts.append(int(present) * ((1 + _EPSILON) // amount))
+        else:
+            counts.append((present + _EPSILON) // amount)
+    return min(counts, default=float("inf"))
 
 
 def _tightest(bundle: Bundle, nodes: Sequence[Node]) -> str:

@@ -125,6 +125,14 @@ CONFIG_CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "nowhere: no world model here",
     ),
     "policy that cannot be trained with": (nothing, "align demo --set rollout.refresh.policy=sinks", "sinks"),
+    "options that contradict": (nothing, "demo --resume --fresh", "--resume and --fresh exclude each other"),
+    "folder with other things in it": (
+        lambda folder: (
+            (folder / "mine").mkdir() or ((folder / "mine" / "notes.txt").write_text("keep") and None)
+        ),
+        "demo --fresh --out mine",
+        "holds 'notes.txt', which no run wrote",
+    ),
     "run folder in use": (
         lambda folder: (folder / "taken" / "aligned").mkdir(parents=True),
         "align demo --out taken",
@@ -180,7 +188,7 @@ FILE_CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "weights of another binning": (nothing, " --set episodes.action_bins=16", "action_bins 8 != 16"),
     "store without statistics": (lambda f: (f / "store/statistics.json").unlink(), "", "statistics.json"),
-    "horizon longer than any episode": (nothing, " --set evaluation.horizon=500", "500"),
+    "horizon longer than any episode": (nothing, " --set evaluation.horizon=500", "501 frames"),
 }
 
 

@@ -170,7 +170,7 @@ UNPLACEABLE = {
         [node(8, 2), node(8, 2)],
         "scarcest is GPU: the largest node has 2",
     ),
-    "fractions": (RoleConfig(workers=3, num_gpus=0.6, num_cpus=0), [node(8, 2)], "finds no room"),
+    "fractions": (RoleConfig(workers=3, num_gpus=0.6, num_cpus=0), [node(8, 2)], "room for 2 of 3 workers"),
     "custom resource": (RoleConfig(resources={"arm": 1}), [node(8)], "arm: 1 needed, 0 in the cluster"),
     "accelerator type": (
         RoleConfig(num_gpus=1, accelerator_type="H100"),
