@@ -81,3 +81,28 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
         return
     for name, here in present.items():
         typer.echo(f"{name}: {'here' if here else 'missing (roboalign assets fetch)'}")
+
+
+@app.command()
+def pack(
+    run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign pretrain' run.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder that receives tokenizer/ and world_model/.")],
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="evaluation.json of these weights, for the cards.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
+) -> None:
+    """Pack a pre-training run for shipping: weights as bfloat16, a card each.
+
+    \b
+    [bold]Example[/bold]
+      roboalign assets pack runs/shipped --to roboalign_ray/assets --evaluation runs/shipped/evaluation.json
+    """
+    from pipelines.pack import pack as pack_run
+
+    sizes = pack_run(run, to, evaluation)
+    if as_json:
+        typer.echo(json.dumps(sizes))
+        return
+    for stage, size in sizes.items():
+        typer.echo(f"{to / stage}: {size / 1e6:.1f} MB")
