@@ -9,6 +9,7 @@ longer run begins with a shorter one's episodes.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections import deque
@@ -74,7 +75,7 @@ def generate(
     source = MetaworldSource(config)  # checks names and OpenGL here, before any process is started
     started_ray = not ray.is_initialized()
     if started_ray:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         workers = config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         items = _simulate(source, workers, show_progress)

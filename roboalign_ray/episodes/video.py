@@ -10,6 +10,7 @@ import io
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -61,7 +62,8 @@ def _write_mp4(
     path: Path, frames: np.ndarray, fps: float, codec: str, pixel_format: str, options: dict[str, str]
 ) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options=options))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
         stream.thread_count = 1
@@ -104,7 +106,7 @@ def decode_video(
     if isinstance(source, Path) and not source.is_file():
         raise EpisodeError("no such video file", where=where)
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
             if not container.streams.video:
                 raise EpisodeError("has no video stream", where=where)
             stream = container.streams.video[0]
@@ -124,10 +126,12 @@ def _decode(
 ) -> list[np.ndarray]:
     stream.codec_context.thread_count = 1  # many small videos at once: threads would only compete
     half_frame = 0.5 / float(stream.average_rate) if stream.average_rate else 0.0
-    if start:
+    if start and stream.time_base:
         container.seek(max(0, int((start - half_frame) / stream.time_base)), stream=stream)
     frames: list[np.ndarray] = []
-    convert = av.video.reformatter.VideoReformatter()  # kept: a new one per frame would set up its tables again
+    convert = (
+        av.video.reformatter.VideoReformatter()
+    )  # kept: a new one per frame would set up its tables again
     for frame in container.decode(stream):
         # Times are compared half a frame early: containers round them to their own clock.
         time = (frame.time or 0.0) + half_frame

@@ -6,6 +6,7 @@ of one start differ only by what the robot does. Episodes are the same bit for b
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import warnings
 import weakref
@@ -42,6 +43,12 @@ def random_generator(*parts: Any) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
+def _close(renderer: weakref.ReferenceType[Any]) -> None:
+    living = renderer()
+    if living is not None:
+        living.close()
+
+
 class _Simulator:
     """One Meta-World environment with its camera and its label reader."""
 
@@ -51,7 +58,7 @@ class _Simulator:
         from metaworld.policies import ENV_POLICY_MAP
 
         self.task, self.config = task, config
-        self._policy_class = ENV_POLICY_MAP[f"{task}-v3"]
+        self._policy_class: Any = ENV_POLICY_MAP[f"{task}-v3"]
         env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
         # Let observations hold the goal, which the experts need; the cached space would clip it to zero.
         env._partially_observable, env._set_task_called, env.max_path_length = False, True, 10**9
@@ -64,9 +71,8 @@ class _Simulator:
         height, width = config.supersample * config.height, config.supersample * config.width
         env.model.vis.global_.offheight, env.model.vis.global_.offwidth = height, width
         self._renderer = mujoco.Renderer(env.model, height, width)
-        self.close = weakref.finalize(
-            self, self._renderer.close
-        )  # also before the interpreter tears OpenGL down
+        # MuJoCo shuts EGL down at exit; what is registered later, as here, runs before that.
+        atexit.register(_close, weakref.ref(self._renderer))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
         self._camera = mujoco.MjvCamera()

@@ -54,10 +54,10 @@ class LabelReader:
             "object_position": np.asarray(env._get_pos_objects(), dtype=np.float32)[:3],
             "target_position": np.asarray(np.full(3, np.nan) if goal is None else goal, dtype=np.float32)[:3],
             "gripper_position": np.asarray(env.tcp_center, dtype=np.float32),
-            "gripper_opening": np.float32(env._get_curr_obs_combined_no_goal()[3]),
-            "contact": np.bool_(contact),
-            "contact_force": np.float32(force),
-            "penetration": np.float32(depth),
+            "gripper_opening": np.asarray(env._get_curr_obs_combined_no_goal()[3], dtype=np.float32),
+            "contact": np.asarray(contact, dtype=bool),
+            "contact_force": np.asarray(force, dtype=np.float32),
+            "penetration": np.asarray(depth, dtype=np.float32),
         }
 
     def _contacts(self) -> tuple[bool, float, float]:
