@@ -122,7 +122,8 @@ def test_an_action_moves_the_hand_from_its_frame_to_the_next(drawer: list[Episod
 def test_pictures_are_upright_and_keep_moving(source: MetaworldSource) -> None:
     for episode in source.group("push", 1):
         frames = episode.view().astype(float)
-        floor, wall = frames[:, -4:].mean((0, 1, 2)), frames[:, :4, -8:].mean((0, 1, 2))
+        scene = np.median(frames, axis=0)  # without the arm, which passes
+        floor, wall = scene[-4:].mean((0, 1)), scene[:4, -8:].mean((0, 1))
         assert floor[0] > floor[2] + 15  # brown wood below
         assert abs(wall[0] - wall[2]) < 15  # grey wall above
         change = ((frames[1:] - frames[:-1]) ** 2).mean((1, 2, 3))
