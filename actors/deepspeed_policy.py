@@ -54,8 +54,7 @@ class DeepSpeedPolicy:
         """Clip, update and zero; the global gradient norm before clipping."""
         own = self._plain_norm()
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float(own if norm is None else norm)
+        return float(self.engine.get_global_grad_norm() if own is None else own)
 
     def _plain_norm(self) -> Tensor | None:
         """Without ZeRO and in float32 the engine keeps no norm; gradients then stand where PyTorch puts them."""

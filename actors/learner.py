@@ -44,7 +44,7 @@ class LearnerActor:
 
     def address(self) -> str:
         """host:port where the ranks can meet, free at this moment."""
-        host = "127.0.0.1" if self.ranks == 1 else socket.gethostbyname(socket.gethostname())
+        host = "127.0.0.1" if self.ranks == 1 else _node_address()
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"{host}:{probe.getsockname()[1]}"
@@ -126,3 +126,10 @@ class LearnerActor:
 
     def _predict_reference(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return predict_batch(self.reference, batch, self.policy.device)
+
+
+def _node_address() -> str:
+    """This node's address as the other nodes know it; a host's own name often resolves to itself only."""
+    import ray.util
+
+    return ray.util.get_node_ip_address()

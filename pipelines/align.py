@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.align_loop import Crew, Update, Weights, publish, rollout_and_score, updates
+from pipelines.align_loop import Update, updates
+from pipelines.align_stages import Crew, Weights, publish, rollout_and_score
 from pipelines.runtime import role_threads, spawn, start_ray, stop, wait
 from pipelines.weights import tokenizer_folder, world_model_folder
 from roboalign_ray.alignment.batch import check_trainable
@@ -71,6 +72,7 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         raise UserError(
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
+    tokenizer_folder(config), world_model_folder(config)  # what is missing is told now, before Ray starts
     schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
     with start_ray(config.cluster, worker_logs=False), crew_of(config) as crew:
         job = _Job(config, out, crew, schedule)
@@ -162,7 +164,7 @@ class _Job:
                     scalars |= self._held_out(weights)
                     self._checkpoint(weights.version)
                 writer.scalars(weights.version, scalars)
-                progress.advance(**_figures(scalars))
+                progress.advance(1, **_figures(scalars))
         self._save_result()
         return AlignResult(
             self.out / ALIGNED, self.out / LOGS, read_curves(self.out / LOGS), dict(self.counts)

@@ -87,7 +87,7 @@ def role_threads(role: RoleConfig) -> int:
 def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> list[Any]:
     """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources and restarts."""
     threads = str(role_threads(role))
-    remote = ray.remote(cls).options(
+    remote: Any = ray.remote(cls).options(
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus,
         resources=role.resources or None,

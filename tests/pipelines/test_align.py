@@ -12,7 +12,9 @@ import pytest
 import ray
 from tiny_job import make_tiny_job
 
-from pipelines.align import AlignResult, run_align
+from pipelines.align import AlignResult, crew_of, run_align
+from pipelines.align_stages import Weights, publish, rollout_and_score, train
+from roboalign_ray.alignment.prompts import schedule_from_store
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.transformer import load_pretrained
@@ -96,8 +98,14 @@ def test_a_finished_run_is_not_overwritten(job, finished):
         run_align(job, finished[1], quiet=True)
 
 
+def with_workers(job, role, workers):
+    changed = getattr(job.cluster, role).model_copy(update={"workers": workers})
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update={role: changed})})
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(cluster, job, finished, tmp_path):
     whole, _ = finished
+    job = with_workers(job, "rollout", 1)  # how many there are must not matter either
     half = job.model_copy(update={"alignment": job.alignment.model_copy(update={"updates": 1})})
     run_align(half, tmp_path / "out", quiet=True)
     with (tmp_path / "out" / "rollouts.jsonl").open("a") as file:
@@ -127,3 +135,41 @@ def test_missing_weights_are_told_in_one_line(job, tmp_path):
     config = job.model_copy(update={"world_model_weights": str(tmp_path)})
     with pytest.raises(UserError, match=r"model\.safetensors"):
         run_align(config, tmp_path / "out", quiet=True)
+
+
+def test_lost_workers_are_restarted_with_their_weights_or_counted(cluster, job):
+    schedule = schedule_from_store(job.episodes, job.rollout.horizon, job.seed)
+    names, seeds = schedule.train(0, 4), schedule.seeds(0, 4, 3)
+    with crew_of(job) as crew:
+        train(crew, rollout_and_score(crew, names, seeds, Weights()))
+        weights = publish(crew)
+        whole = rollout_and_score(crew, names, seeds, weights)
+        assert all(set(record.versions) == {1} for record in whole.records)
+
+        ray.kill(crew.rollouts[0], no_restart=False)
+        again = rollout_and_score(crew, names, seeds, weights)
+        assert [r.scores for r in again.records] == [r.scores for r in whole.records]
+        assert [r.versions for r in again.records] == [r.versions for r in whole.records]
+
+        ray.kill(crew.rollouts[0], no_restart=True)
+        rest = rollout_and_score(crew, names, seeds, weights)
+        assert set(rest.failed) == {name.prompt_id for name in names[:2]}
+        assert all(failure.kind == "worker_lost" for failure in rest.failed.values())
+        assert [r.scores for r in rest.records] == [r.scores for r in whole.records[2:]]
+        assert rest.scalars["failed_groups"] == 2
+        assert train(crew, rest)["optimizer_steps"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_two_learner_ranks_do_what_one_does(cluster, job, finished, stage, tmp_path):
+    whole, _ = finished
+    settings = job.alignment.model_copy(update={"zero_stage": stage})
+    two = with_workers(job.model_copy(update={"alignment": settings}), "learner", 2)
+    result = run_align(two, tmp_path / "out", quiet=True)
+    expected, actual = (load_pretrained(r.model)[0].state_dict() for r in (whole, result))
+    for name, value in expected.items():
+        # four AdamW steps of 1e-3: sums in another order, a twentieth of a step is tolerated
+        np.testing.assert_allclose(actual[name].numpy(), value.numpy(), atol=5e-5)
+    for name in ("reference_kl", "entropy", "policy_loss", "grad_norm"):
+        np.testing.assert_allclose(result.curves[name][1], whole.curves[name][1], rtol=2e-2, atol=1e-5)
