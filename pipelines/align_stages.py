@@ -59,7 +59,7 @@ def rollout_and_score(
     groups, reports, failed = _rollout(crew, names, seeds, weights)
     rolled = time.perf_counter()
     references, records = _score(crew, groups, names, failed)
-    if not references:
+    if not records:
         raise RoleFailure(f"no rollout could be scored; first reason: {next(iter(failed.values())).reason}")
     scalars = {
         **reward_scalars(records),
