@@ -25,6 +25,7 @@ from roboalign_ray.foundation.failures import Failed, UserError
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new Parquet reader starts up to 32 actors for footers alone
+    "RAY_worker_niceness": "0",  # its default of 15 starves a job's workers beside anything else on the machine
     "TOKENIZERS_PARALLELISM": "false",
 }
 _TASK_RETRIES = 1  # once more on a restarted worker: calls carry all they need
