@@ -11,7 +11,8 @@ One group of G samples is rolled out token by token by three programs with the s
 
 Weights are random: time does not depend on what is predicted. Frames are not encoded or decoded by any of the three.
 Figures are medians over repeats. The decode step is one forward pass of G rows with sampling, at the middle of the
-window; the bare products are its matrices, one after the other, on the same number of rows and nothing else.
+window; the bare products are `torch.mm` with matrices of the same shapes, one after the other, on the same number of
+rows and nothing else.
 """
 
 from __future__ import annotations
@@ -157,15 +158,19 @@ def measure_step(
         cache.length = middle
         sampler.draw(packed.forward(token, cache, w), uniform)
 
-    activations = torch.randn_like(w.up.contiguous())
+    matrices = [
+        torch.randn(matrix.shape, dtype=dtype)
+        for layer in packed.layers
+        for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)
+    ] + [torch.randn(packed.head.shape, dtype=dtype)]
+    pairs = [
+        (torch.randn(samples, m.shape[1], dtype=dtype), m.t(), torch.empty(samples, m.shape[0], dtype=dtype))
+        for m in matrices
+    ]
 
     def products() -> None:
-        for layer in packed.layers:
-            torch.mm(w.normed, layer.qkv_OH.t(), out=w.qkv)
-            torch.mm(w.attended, layer.out_HO.t(), out=w.normed)
-            torch.mm(w.normed, layer.gate_up_OH.t(), out=w.gate_up)
-            torch.mm(activations, layer.down_FH, out=w.attended)
-        torch.mm(w.last_normed, packed.head_VH.t(), out=w.logits)
+        for rows, matrix, out in pairs:
+            torch.mm(rows, matrix, out=out)
 
     for _ in range(3):
         step(), products()

@@ -1,8 +1,9 @@
 """Attention in two parts, over a group's shared prefix and over a sample's own tokens, merged exactly.
 
-Each part returns its output and the log of its softmax's denominator; two parts with denominators a and b make up the
-joint softmax with weights a/(a+b) and b/(a+b). The prefix part is a matrix product with one row per sample of the
-group, so the prefix's keys and values are read once per group instead of once per sample.
+The prefix part is a matrix product with one row per sample of the group, so the prefix's keys and values are read once
+per group instead of once per sample. It returns its output and the log of its softmax's denominator. That is all the
+own part needs: the whole prefix then counts as one more key, whose score is that log and whose value is that output.
+Scores are not scaled here: the packed query weights carry the factor 1/sqrt(d).
 """
 
 from __future__ import annotations
@@ -10,27 +11,54 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from roboalign_ray.world_model.cache import KeyValueCache
+
 # A row's bits depend on the number of rows only where that is small; see packed.py.
 _ROWS_MULTIPLE = 8
 
 
-def attend(queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention of the last `chunk` tokens of each row over the row's own tokens.
+def attend(queries: Tensor, cache: KeyValueCache, layer: int, length: int) -> Tensor:
+    """Causal attention of the last `chunk` tokens of each row over the group's prefix and the row's own tokens.
 
     Args:
-        queries: [rows, chunk, heads, d].
-        own: [rows, 2, kv_heads, S, d], keys and values; the last `chunk` of S belong to the queries.
+        queries: [rows, chunk, heads, d], rows of a group adjacent, scaled and rotated.
+        cache: holds the chunk's own keys and values already.
+        layer: index of the layer.
+        length: own tokens per row, the chunk included.
 
     Returns:
-        (output [rows, chunk, heads, d], log denominators float32 [rows, chunk, heads]).
+        [rows, chunk, heads, d].
     """
-    rows, chunk, heads, head_dim = queries.shape
-    keys, values = own.unbind(1)
-    kv_heads, length = keys.shape[1:3]
-    if chunk == 1:
-        # Heads that share keys become rows of one product.
-        output, log_sum = _flash(queries.view(rows, kv_heads, heads // kv_heads, head_dim), keys, values)
-        return output.reshape(rows, 1, heads, head_dim), log_sum.reshape(rows, 1, heads)
+    shared, own = cache.layer(layer)
+    prefix = None if shared is None else attend_shared(queries, *shared)
+    if queries.shape[1] == 1 and queries.dtype == torch.float32:
+        return _attend_one(queries, *own, length, prefix)
+    recent = _attend_chunk(queries, *own, length)
+    return recent[0] if prefix is None else merge(prefix, recent)
+
+
+def _attend_one(
+    queries: Tensor, keys: Tensor, values: Tensor, length: int, prefix: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """One token per row: two batched products with the prefix as key 0, whose product is a placeholder."""
+    rows, _, heads, head_dim = queries.shape
+    stacked = queries.reshape(len(keys), -1, head_dim)  # heads that share keys are rows of one product
+    values = values.narrow(1, 1, length)
+    if prefix is None:
+        scores = torch.bmm(stacked, keys.narrow(1, 1, length).transpose(1, 2))
+        return torch.bmm(scores.softmax(-1), values).view(rows, 1, heads, head_dim)
+    scores = torch.bmm(stacked, keys.narrow(1, 0, 1 + length).transpose(1, 2))
+    scores[..., 0] = prefix[1].reshape(len(keys), -1)
+    weights = scores.softmax(-1)
+    output = prefix[0].reshape(stacked.shape) * weights[..., :1]
+    return output.baddbmm_(weights.narrow(2, 1, length), values).view(rows, 1, heads, head_dim)
+
+
+def _attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Several tokens per row: (output [rows, chunk, heads, d], log denominators float32 [rows, chunk, heads])."""
+    rows, chunk, heads, _ = queries.shape
+    kv_heads = len(keys) // rows
+    keys, values = (part.narrow(1, 1, length).unflatten(0, (rows, kv_heads)) for part in (keys, values))
     if heads != kv_heads:
         keys, values = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (keys, values))
     mask = None
@@ -41,18 +69,17 @@ def attend(queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return output.transpose(1, 2), log_sum.transpose(1, 2)
 
 
-def attend_shared(queries: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+def attend_shared(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of every token of a group over the group's prefix.
 
     Args:
         queries: [rows, chunk, heads, d], rows of a group adjacent.
-        shared: [groups, 2, kv_heads, P, d], keys and values.
+        keys, values: [groups, kv_heads, P, d].
 
     Returns:
-        As `attend`.
+        (output [rows, chunk, heads, d], log denominators float32 [rows, chunk, heads]).
     """
     rows, chunk, heads, head_dim = queries.shape
-    keys, values = shared.unbind(1)
     groups, kv_heads = keys.shape[:2]
     repeat, tokens = heads // kv_heads, rows * chunk // groups
     queries = queries.reshape(groups, tokens, heads, head_dim)
@@ -83,9 +110,9 @@ def _flash(
     """(output [B, heads, R, d], log denominators [B, heads, R]); PyTorch's fused kernel on a CPU."""
     if queries.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries, keys, values, 0.0, causal, attn_mask=mask
+            queries, keys, values, 0.0, causal, attn_mask=mask, scale=1.0
         )
-    scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
+    scores = torch.matmul(queries, keys.transpose(-1, -2)).float()
     if causal:
         rows, columns = scores.shape[-2:]
         scores += torch.full((rows, columns), -torch.inf, device=scores.device).triu_(1)

@@ -165,7 +165,7 @@ class RolloutBatch:
             last = min(first + step, cache.groups)
             block = tokens[first * cache.samples : last * cache.samples]
             workspace = Workspace(packed, *block.shape)
-            logits.append(packed.forward(block, cache.groups_block(first, last), workspace).clone())
+            logits.append(packed.forward(block, cache.groups_block(first, last), workspace))
         cache.length += ids.shape[1]
         return torch.cat(logits)
 

@@ -1,11 +1,12 @@
 """Keys and values of a batch of groups: one shared prefix per group, one preallocated suffix per sample.
 
-    shared  [groups, 2, kv_heads, P, d]    what the G samples of a group have in common, stored once
-    own     [rows,   2, kv_heads, S, d]    what each sample wrote itself; rows = groups * samples
+    shared  [layers, 2, groups, kv_heads, P, d]        what the G samples of a group have in common, stored once
+    own     [layers, 2, rows, kv_heads, 1 + S, d]      what each sample wrote itself; rows = groups * samples
 
-Nothing grows by concatenation: `own` is allocated once per segment at the size that the segment needs. Keys are stored
-with their rotary phase applied. Positions are absolute from 0 in a segment; after an eviction (the "sinks" policy)
-they count places within the cache, so the keys that moved are turned by the distance they moved.
+Nothing grows by concatenation: `own` is allocated once per segment at the size that the segment needs. Its slot 0 holds
+no token: it stands for the whole shared prefix while a decode step computes its joint softmax (`attention.py`). Keys
+are stored with their rotary phase applied. Positions are absolute from 0 in a segment; after an eviction (the "sinks"
+policy) they count places within the cache, so the keys that moved are turned by the distance they moved.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ class KeyValueCache:
     """One batch's cache over all layers.
 
     Args:
-        shared: [layers, groups, 2, kv_heads, P, d], or None where samples have nothing in common.
-        own: [layers, rows, 2, kv_heads, S, d], uninitialised.
+        shared: [layers, 2, groups, kv_heads, P, d], or None where samples have nothing in common.
+        own: [layers, 2, rows, kv_heads, 1 + S, d]; slot 0 of the keys is set to zero here.
         samples: rows per group.
     """
 
     def __init__(self, shared: Tensor | None, own: Tensor, samples: int) -> None:
-        self.shared, self.own, self.samples = shared, own, samples
-        self.length = 0
-        self._own_layers = own.unbind(0)
+        self.own, self.samples, self.length = own, samples, 0
+        own[:, :, :, :, 0].zero_()
+        self._own_layers = [tuple(layer.flatten(1, 2).unbind(0)) for layer in own.unbind(0)]
         self._set_shared(shared)
 
     @classmethod
@@ -34,38 +35,40 @@ class KeyValueCache:
         cls, layers: int, rows: int, heads: int, capacity: int, head_dim: int, *, dtype: torch.dtype, device
     ) -> KeyValueCache:
         """A cache without a shared prefix: every row is its own group."""
-        own = torch.empty((layers, rows, 2, heads, capacity, head_dim), dtype=dtype, device=device)
+        own = torch.empty((layers, 2, rows, heads, 1 + capacity, head_dim), dtype=dtype, device=device)
         return cls(None, own, 1)
 
     def branch(self, samples: int, capacity: int) -> KeyValueCache:
         """Each row of this cache becomes the prefix that `samples` new rows share; no keys or values are copied."""
-        layers, groups, pair, heads, _, head_dim = self.own.shape
-        own = self.own.new_empty((layers, groups * samples, pair, heads, capacity, head_dim))
-        return KeyValueCache(self.own[..., : self.length, :], own, samples)
+        layers, pair, groups, heads, _, head_dim = self.own.shape
+        own = self.own.new_empty((layers, pair, groups * samples, heads, 1 + capacity, head_dim))
+        return KeyValueCache(self.own[..., 1 : 1 + self.length, :], own, samples)
 
     def rebranch(self, prefix: int, capacity: int) -> KeyValueCache:
         """The same groups restarted behind the first `prefix` shared tokens, with empty rows."""
         assert self.shared is not None
-        shape = (*self.own.shape[:-2], capacity, self.own.shape[-1])
+        shape = (*self.own.shape[:-2], 1 + capacity, self.own.shape[-1])
         return KeyValueCache(self.shared[..., :prefix, :], self.own.new_empty(shape), self.samples)
 
     def groups_block(self, first: int, last: int) -> KeyValueCache:
         """A view on groups [first, last): writes go to this cache's storage, its `length` is its own."""
-        shared = None if self.shared is None else self.shared[:, first:last]
-        block = KeyValueCache(shared, self.own[:, first * self.samples : last * self.samples], self.samples)
+        shared = None if self.shared is None else self.shared[:, :, first:last]
+        own = self.own[:, :, first * self.samples : last * self.samples]
+        block = KeyValueCache(shared, own, self.samples)
         block.length = self.length
         return block
 
     def _set_shared(self, shared: Tensor | None) -> None:
         self.shared = None if shared is None or shared.shape[-2] == 0 else shared
         self.prefix = 0 if self.shared is None else self.shared.shape[-2]
-        layers = len(self._own_layers)
-        self._shared_layers = (None,) * layers if self.shared is None else self.shared.unbind(0)
+        self._shared_layers: list[tuple[Tensor, ...] | None] = [None] * len(self._own_layers)
+        if self.shared is not None:
+            self._shared_layers = [tuple(layer.unbind(0)) for layer in self.shared.unbind(0)]
 
     @property
     def groups(self) -> int:
         """Groups in the batch."""
-        return self.own.shape[1] // self.samples
+        return self.own.shape[2] // self.samples
 
     @property
     def position(self) -> int:
@@ -80,9 +83,13 @@ class KeyValueCache:
             held += self.shared.untyped_storage().nbytes()
         return held // self.groups
 
-    def layer(self, index: int) -> tuple[Tensor | None, Tensor]:
-        """(shared [groups, 2, heads, P, d] or None, own [rows, 2, heads, S, d]) of one layer."""
+    def layer(self, index: int) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...]]:
+        """One layer's (shared keys and values [groups, heads, P, d], or None; own ones [rows * heads, 1 + S, d])."""
         return self._shared_layers[index], self._own_layers[index]
+
+    def slots(self, index: int, start: int, count: int) -> Tensor:
+        """Where one layer's next keys and values go: [2, rows, heads, count, d]."""
+        return self.own[index].narrow(3, 1 + start, count)
 
     def evict(self, sinks: int, tokens: int, turn: Tensor) -> None:
         """Forget tokens between the sinks and the recent frames, and close the gap.
@@ -101,11 +108,10 @@ class KeyValueCache:
             self._set_shared(self.shared[..., :sinks, :].clone())  # a copy, so that the rest is freed
         else:
             distance = dropped = tokens
-        kept = self.own[..., dropped : self.length, :]
-        if dropped:
-            kept = kept.clone()
-            self.own[..., : self.length - dropped, :] = kept
+        tokens_own = self.own[..., 1 : 1 + self.length, :]
         self.length -= dropped
-        keys = self.own[:, :, 0, :, : self.length]
-        pairs = torch.view_as_complex(keys.float().unflatten(-1, (-1, 2)).contiguous())
-        keys.copy_(torch.view_as_real(pairs * turn[distance].conj()).flatten(-2))
+        kept = tokens_own[..., : self.length, :]
+        if dropped:
+            kept.copy_(tokens_own[..., dropped:, :].clone())
+        pairs = torch.view_as_complex(kept[:, 0].float().unflatten(-1, (-1, 2)).contiguous())
+        kept[:, 0] = torch.view_as_real(pairs * turn[distance].conj()).flatten(-2).to(kept.dtype)

@@ -1,10 +1,10 @@
 """Inference weights and the forward pass of the rollout engine.
 
 The weights of a Hugging Face LLaMA, packed for decoding: query, key and value rows in one matrix, gate and up rows in
-one, norms folded into the matrix behind them, head rows of dynamics codes only. Rotary pairs are stored next to each
+one, norms and the scale of scores folded in, head rows of dynamics codes only. Rotary pairs are stored next to each
 other instead of half a head apart (queries and keys are permuted alike, so their products are unchanged); rotating is
-then one complex multiplication. The pass is a dozen kernels per layer into preallocated buffers of fixed shape, which
-also is what a CUDA graph would need.
+then one complex multiplication. A pass is some twenty kernels per layer, of shapes that stay the same from step to step
+but for the number of cached tokens.
 
 A row's bits must not depend on what else is in the batch, or a seed would not fix its tokens. Two things would break
 that on a CPU. Matrix kernels pick their order of summation by the number of rows, but do so only below eight: buffers
@@ -22,29 +22,30 @@ import torch
 from torch import Tensor
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.attention import attend, attend_shared, merge
+from roboalign_ray.world_model.attention import attend
 from roboalign_ray.world_model.cache import KeyValueCache
 from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.matrices import PackedMatrix
 
 MINIMUM_ROWS = 8
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """Weights of one layer; `down_FH` is stored transposed, which is faster where a matrix narrows."""
+    """Weights of one layer."""
 
-    qkv_OH: Tensor
-    out_HO: Tensor
-    gate_up_OH: Tensor
-    down_FH: Tensor
+    qkv: PackedMatrix
+    out: PackedMatrix
+    gate_up: PackedMatrix
+    down: PackedMatrix
 
 
 class Workspace:
-    """Buffers for one forward pass of `rows` sequences by `chunk` tokens. Padding rows stay zero."""
+    """Buffers and views for one forward pass of `rows` sequences by `chunk` tokens. Padding rows stay zero."""
 
     def __init__(self, packed: PackedTransformer, rows: int, chunk: int) -> None:
         self.rows, self.chunk, self.used = rows, chunk, rows * chunk
-        total, total_last = max(self.used, MINIMUM_ROWS), max(rows, MINIMUM_ROWS)
+        total = max(self.used, MINIMUM_ROWS)
         heads, kv_heads, head_dim = packed.heads, packed.kv_heads, packed.head_dim
 
         def zeros(*shape: int, dtype: torch.dtype = packed.dtype) -> Tensor:
@@ -59,14 +60,9 @@ class Workspace:
         if packed.dtype == torch.float32:
             self.rotated = torch.view_as_complex(self.rotated)
         self.queries = split[:, :, :heads]
-        self.keys_values = split[:, :, heads:].unflatten(2, (2, kv_heads)).permute(0, 2, 3, 1, 4)
+        self.keys_values = split[:, :, heads:].unflatten(2, (2, kv_heads)).permute(2, 0, 3, 1, 4)
         self.attended = zeros(total, heads * head_dim)
-        self.gate_up = zeros(total, 2 * packed.ffn)
-        self.gate, self.up = self.gate_up.chunk(2, dim=-1)
-        self.last = self.x if chunk == 1 else zeros(total_last, packed.hidden, dtype=torch.float32)
-        self.last_norm = zeros(total_last, 1, dtype=torch.float32)
-        self.last_normed = zeros(total_last, packed.hidden)
-        self.logits = zeros(total_last, packed.codes)
+        self.last = zeros(max(rows, MINIMUM_ROWS), packed.hidden, dtype=torch.float32)
 
 
 class PackedTransformer:
@@ -104,12 +100,14 @@ class PackedTransformer:
         self.layers = [self._pack_layer(weights, i) for i in range(config.num_hidden_layers)]
         first, last = layout.dynamics_range
         head = weights.take("lm_head.weight", (layout.vocabulary, self.hidden))[first:last]
-        self.head_VH = self._fold(head, weights.take("model.norm.weight", (self.hidden,)))
+        self.head = self._fold(head, weights.take("model.norm.weight", (self.hidden,)))
         self._phases = self._make_phases(layout.length(16))
 
     def _pack_layer(self, weights: _Weights, index: int) -> PackedLayer:
         at, width, narrow = f"model.layers.{index}.", self.hidden, self.kv_heads * self.head_dim
-        q = self._pair(weights.take(f"{at}self_attn.q_proj.weight", (width, width)))
+        q = self._pair(weights.take(f"{at}self_attn.q_proj.weight", (width, width))) / math.sqrt(
+            self.head_dim
+        )
         k = self._pair(weights.take(f"{at}self_attn.k_proj.weight", (narrow, width)))
         v = weights.take(f"{at}self_attn.v_proj.weight", (narrow, width))
         gate = weights.take(f"{at}mlp.gate_proj.weight", (self.ffn, width))
@@ -118,15 +116,15 @@ class PackedTransformer:
         before_attention = weights.take(f"{at}input_layernorm.weight", (width,))
         before_mlp = weights.take(f"{at}post_attention_layernorm.weight", (width,))
         return PackedLayer(
-            qkv_OH=self._fold(torch.cat([q, k, v]), before_attention),
-            out_HO=weights.take(f"{at}self_attn.o_proj.weight", (width, width)).to(self.dtype, copy=True),
-            gate_up_OH=self._fold(torch.cat([gate, up]), before_mlp),
-            down_FH=down.t().to(self.dtype, memory_format=torch.contiguous_format, copy=True),
+            qkv=self._fold(torch.cat([q, k, v]), before_attention),
+            out=PackedMatrix(weights.take(f"{at}self_attn.o_proj.weight", (width, width)), self.dtype),
+            gate_up=self._fold(torch.cat([gate, up]), before_mlp),
+            down=PackedMatrix(down, self.dtype),
         )
 
-    def _fold(self, matrix_OH: Tensor, norm_H: Tensor) -> Tensor:
+    def _fold(self, matrix_OH: Tensor, norm_H: Tensor) -> PackedMatrix:
         """The matrix behind an RMS norm with the norm's weight, and the root of the width, multiplied in."""
-        return (matrix_OH * (norm_H * math.sqrt(self.hidden))).to(self.dtype).contiguous()
+        return PackedMatrix(matrix_OH * (norm_H * math.sqrt(self.hidden)), self.dtype)
 
     def _pair(self, matrix_OH: Tensor) -> Tensor:
         """Rows of each head reordered from (real half, imaginary half) to (real, imaginary) pairs."""
@@ -166,26 +164,25 @@ class PackedTransformer:
             workspace: buffers of that shape.
 
         Returns:
-            Logits float32 [rows, codes] after each row's last token; overwritten by the next call with `workspace`.
+            Logits float32 [rows, codes] after each row's last token.
         """
         w, chunk, start, position = workspace, workspace.chunk, cache.length, cache.position
         phases = self.phases(position + chunk)[position : position + chunk, None]
         torch.index_select(self.embedding, 0, ids.reshape(-1), out=w.x[: w.used])
+        x = w.x
         for index, layer in enumerate(self.layers):
-            shared, own = cache.layer(index)
-            torch.mm(self._normalise(w.x, w.norm, w.normed), layer.qkv_OH.t(), out=w.qkv)
+            w.qkv.copy_(layer.qkv.product(self._normalise(x, w.norm, w.normed)))
             self._rotate(w.rotated, phases)
-            own[..., start : start + chunk, :].copy_(w.keys_values)
-            attended = attend(w.queries, own[..., : start + chunk, :])
-            output = attended[0] if shared is None else merge(attend_shared(w.queries, shared), attended)
-            self._add_product(w.x, self._padded(output.reshape(w.used, -1), w.attended), layer.out_HO.t())
-            torch.mm(self._normalise(w.x, w.norm, w.normed), layer.gate_up_OH.t(), out=w.gate_up)
-            self._add_product(w.x, torch.nn.functional.silu(w.gate).mul_(w.up), layer.down_FH)
+            cache.slots(index, start, chunk).copy_(w.keys_values)
+            attended = attend(w.queries, cache, index, start + chunk).reshape(w.used, -1)
+            x = layer.out.add_product(x, self._padded(attended, w.attended))
+            gate, up = layer.gate_up.product(self._normalise(x, w.norm, w.normed)).chunk(2, dim=-1)
+            x = layer.down.add_product(x, torch.nn.functional.silu(gate).mul_(up))
         cache.length += chunk
         if chunk > 1:
-            w.last[: w.rows] = w.x[: w.used].view(w.rows, chunk, -1)[:, -1]
-        torch.mm(self._normalise(w.last, w.last_norm, w.last_normed), self.head_VH.t(), out=w.logits)
-        return w.logits[: w.rows].float()
+            x = self._padded(x[: w.used].view(w.rows, chunk, -1)[:, -1], w.last)
+        norm, normed = torch.empty_like(x[:, :1]), torch.empty_like(x, dtype=self.dtype)
+        return self.head.product(self._normalise(x, norm, normed))[: w.rows].float()
 
     def _normalise(self, x: Tensor, norm: Tensor, out: Tensor) -> Tensor:
         """x / sqrt(sum(x²) + H·eps): RMS norm but for the factor that `_fold` put into the next matrix."""
@@ -199,13 +196,6 @@ class PackedTransformer:
             rotated.mul_(phases)
         else:
             rotated.copy_(torch.view_as_real(torch.view_as_complex(rotated.float()) * phases))
-
-    def _add_product(self, x: Tensor, rows: Tensor, matrix: Tensor) -> None:
-        """x += rows @ matrix, fused where the residual has the weights' type."""
-        if x.dtype == matrix.dtype:
-            x.addmm_(rows, matrix)
-        else:
-            x.add_(torch.mm(rows, matrix))
 
     @staticmethod
     def _padded(rows: Tensor, buffer: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_swr_peak_is_context_and_window_frames_whatever_the_horizon(
     assert plain.peak_sequence == layout.context_tokens + horizon * layout.frame_tokens
     # A sample's own prompt and window, for two samples; the first segment's shared prefix needs less.
     per_token = 3 * 2 * 32 * 4
-    assert group.cache_bytes <= 2 * per_token * (layout.peak_prompt(1) + 3 * layout.frame_tokens)
+    assert group.cache_bytes <= 2 * per_token * (1 + layout.peak_prompt(1) + 3 * layout.frame_tokens)
 
 
 def test_paper_peak_reduction_in_closed_form():

@@ -101,7 +101,8 @@ def test_cache_bytes_grow_with_samples_only_behind_the_prefix(make_engine, make_
     per_token = 3 * 2 * 32 * 4  # layers, keys and values, width, float32
     for samples in (1, 8):
         group = make_engine().rollout([make_prompt(0, 4)], [tuple(range(samples))])[0]
-        expected = layout.peak_prompt(1) + samples * 4 * layout.frame_tokens
+        # One slot each is not a token: see cache.py.
+        expected = 1 + layout.peak_prompt(1) + samples * (1 + 4 * layout.frame_tokens)
         assert group.cache_bytes == per_token * expected
 
 
@@ -151,7 +152,9 @@ def test_bfloat16_stays_close(model, make_engine, make_prompt, layout):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_decode_gives_every_frame_under_its_segments_context(make_engine, make_prompt, block_tokenizer, policy):
+def test_decode_gives_every_frame_under_its_segments_context(
+    make_engine, make_prompt, block_tokenizer, policy
+):
     engine = make_engine(policy)
     group = engine.rollout([make_prompt(0, 7)], [(1, 2)])[0]
     frames = engine.decode(group)
