@@ -14,6 +14,7 @@ from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
 from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.rollout import RolloutGroup, Segment
@@ -43,6 +44,7 @@ def folder(tmp_path):
     torch.manual_seed(0)
     sizes = WorldModelConfig(hidden=32, layers=2, heads=2, kv_heads=2, ffn=48, action_dims=2)
     save_pretrained(build_model(sizes, LAYOUT), LAYOUT, tmp_path / "base")
+    ActionBinner((-1.0, -1.0), (1.0, 1.0), LAYOUT.action_bins).save(tmp_path / "base")
     return tmp_path / "base"
 
 
