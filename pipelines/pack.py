@@ -36,7 +36,7 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
                 f"stage '{stage}' is not complete", where=str(run), remedy="run 'roboalign pretrain'"
             )
     figures = _read_figures(evaluation)
-    sizes = {}
+    sizes: dict[str, int] = {}
     for stage in STAGES:
         folder = target / stage
         shutil.rmtree(folder, ignore_errors=True)

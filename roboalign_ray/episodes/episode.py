@@ -73,11 +73,13 @@ class Episode:
         for view, frames in self.frames.items():
             if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
                 raise EpisodeError(
-                    f"view '{view}' is {frames.dtype} {frames.shape}, not uint8 [T, H, W, 3]", where=self.episode_id
+                    f"view '{view}' is {frames.dtype} {frames.shape}, not uint8 [T, H, W, 3]",
+                    where=self.episode_id,
                 )
             if len(frames) != len(self.actions):
                 raise EpisodeError(
-                    f"view '{view}' has {len(frames)} frames for {len(self.actions)} actions", where=self.episode_id
+                    f"view '{view}' has {len(frames)} frames for {len(self.actions)} actions",
+                    where=self.episode_id,
                 )
         if self.actions.ndim != 2 or not np.isfinite(self.actions).all():
             raise EpisodeError("actions are not a finite [T, A] array", where=self.episode_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class TokenizerTrainer:
         seed: int = 0,
     ) -> None:
         self.model, self.config, self.perceptual, self.device = tokenizer, config, perceptual, device
-        self.plain: DualBranchTokenizer = getattr(tokenizer, "module", tokenizer)
+        self.plain = cast(DualBranchTokenizer, getattr(tokenizer, "module", tokenizer))
         self.optimizer = torch.optim.AdamW(
             tokenizer.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
@@ -114,7 +114,7 @@ class TokenizerTrainer:
         """The tokenizer to keep: the weight average where there is one, in evaluation mode."""
         if self.average is None or self.steps_done == 0:
             return self.plain.eval()
-        return self.average.module.eval()
+        return cast(DualBranchTokenizer, self.average.module).eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class WorldModelTrainer:
     ) -> None:
         self.predictor, self.tokenizer, self.layout, self.config = predictor, tokenizer, layout, config
         self.device = device
-        self.plain: nn.Module = getattr(predictor, "module", predictor).model
+        self.plain = cast(SlotPredictor, getattr(predictor, "module", predictor)).model
         self.optimizer = torch.optim.AdamW(
             decayed_parameters(predictor, config.weight_decay), config.learning_rate, betas=(0.9, 0.95)
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,12 +157,13 @@ def _read_model(folder: Path):
         if not (folder / name).is_file():
             raise UserError(f"holds no {name}", where=str(folder), remedy="give a world model folder")
     try:
-        model, info = LlamaForCausalLM.from_pretrained(
+        loaded: Any = LlamaForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
     except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot be loaded ({reason})", where=str(folder)) from error
+    model, info = loaded
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
         raise UserError(f"weights and config.json disagree, first at '{wrong[0]}'", where=str(folder))
