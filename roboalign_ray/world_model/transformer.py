@@ -101,6 +101,7 @@ def segment_ids(segment: Segment, layout: SequenceLayout) -> np.ndarray:
 def save_pretrained(model, layout: SequenceLayout, folder: str | Path) -> None:
     """Write config.json, model.safetensors and layout.json into `folder`."""
     folder = Path(folder)
+    _quiet_transformers()
     model.save_pretrained(folder)
     (folder / LAYOUT_FILE).write_text(json.dumps(asdict(layout), indent=2) + "\n")
 
@@ -156,6 +157,7 @@ def _read_model(folder: Path):
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"holds no {name}", where=str(folder), remedy="give a world model folder")
+    _quiet_transformers()
     try:
         loaded: Any = LlamaForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
@@ -168,3 +170,10 @@ def _read_model(folder: Path):
     if wrong:
         raise UserError(f"weights and config.json disagree, first at '{wrong[0]}'", where=str(folder))
     return model.eval()
+
+
+def _quiet_transformers() -> None:
+    """No progress bars for files of a few megabytes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
