@@ -73,10 +73,14 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
     tokenizer_folder(config), world_model_folder(config)  # what is missing is told now, before Ray starts
+    # Checked before any process is started: a damaged checkpoint is told at once.
+    found = checkpoints.load(begun) if resume and begun is not None else None
+    if found is not None:
+        _check_same_job(found.metadata["config"], config, str(found.folder))
     schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
     with start_ray(config.cluster, worker_logs=False), crew_of(config) as crew:
         job = _Job(config, out, crew, schedule)
-        return job.run(begun if resume else None, quiet=quiet)
+        return job.run(found, quiet=quiet)
 
 
 @contextmanager
@@ -149,8 +153,8 @@ class _Job:
             "dropped_groups": 0,
         }
 
-    def run(self, checkpoint: Path | None, *, quiet: bool) -> AlignResult:
-        weights = self._resume(checkpoint) if checkpoint else Weights()
+    def run(self, found: checkpoints.Checkpoint | None, *, quiet: bool) -> AlignResult:
+        weights = self._resume(found) if found else Weights()
         total, first = self.config.alignment.updates, weights.version
         progress = Progress("align", total=total - first, unit="update", console=_console(quiet))
         # A resumed run writes its first update again; the evaluation at the checkpoint is kept.
@@ -188,10 +192,8 @@ class _Job:
         kept = ("reward_", "failed_", "samples")
         return {f"held_out/{name}": value for name, value in batch.scalars.items() if name.startswith(kept)}
 
-    def _resume(self, checkpoint: Path) -> Weights:
+    def _resume(self, found: checkpoints.Checkpoint) -> Weights:
         """Learner, counts and journal as they were at the checkpoint."""
-        found = checkpoints.load(checkpoint)
-        _check_same_job(found.metadata["config"], self.config, str(checkpoint))
         self.counts.update(found.metadata["counts"])
         _cut_journal(self.out / JOURNAL, found.step)
         deadline = self.crew.cluster.learner.deadline_s
