@@ -182,14 +182,29 @@ def _show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:
             )
 
 
+_COLUMNS = {
+    "policy": "policy",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "roi_lpips": "ROI-LPIPS",
+    "freeze_rate": "freeze",
+    "psnr_last": "PSNR, end",
+    "lpips_last": "LPIPS, end",
+    "seconds": "s",
+    "peak_sequence": "peak",
+}
+
+
 def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """One line per refresh policy; "end" is the mean over the last ten frames. The JSON file has every figure."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for name in rows[0]:
-        text = isinstance(rows[0][name], str)
-        table.add_column(name, justify="left" if text else "right")
+    table = Table(box=None, pad_edge=False)
+    for name, title in _COLUMNS.items():
+        table.add_column(title, justify="left" if name == "policy" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        values = (row.get(name, "") for name in _COLUMNS)
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
     Console().print(table)
