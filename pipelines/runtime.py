@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # its default of 15 starves a job's workers beside anything else on the machine
     "TOKENIZERS_PARALLELISM": "false",
 }
+_CONNECT_S = 10.0  # seconds for a cluster's port to answer
 _TASK_RETRIES = 1  # once more on a restarted worker: calls carry all they need
 
 
@@ -58,6 +60,7 @@ def start_ray(cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: b
             "object_store_memory": int(cluster.object_store_gb * 1e9),
             "include_dashboard": dashboard,
         }
+    _check_reachable(cluster.address)
     try:
         ray.init(address=cluster.address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -70,6 +73,25 @@ def start_ray(cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: b
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens.
+
+    Raises:
+        UserError: `address` names a host and port that do not answer.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster at '{address}' ({error.strerror or error})",
+            where="cluster.address",
+            remedy="use 'local', or start one with: ray start --head",
+        ) from error
 
 
 def _interpreter_on_path() -> None:

@@ -81,7 +81,8 @@ def test_curves_hold_training_and_held_out_figures(finished):
         assert mean == pytest.approx(np.mean(totals))
     expected = {"reward_ssim", "reward_lpips", "reference_kl", "clip_fraction", "entropy", "grad_norm"}
     assert expected | {"seconds_rollout", "seconds_scorer", "seconds_learner"} <= result.curves.keys()
-    assert result.curves["reference_kl"][1][0] == pytest.approx(0, abs=1e-3)
+    # Only the first update's second optimizer step has left the reference, by one step.
+    assert 0 <= result.curves["reference_kl"][1][0] < 1e-2
 
 
 def test_no_object_outlives_the_job(finished):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from pipelines.runtime import RoleFailure, settle, spawn, start_ray, stop, wait
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+
+
+# Workers cannot import a test module: its classes travel by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Worker:
@@ -34,6 +40,13 @@ class Worker:
 
     def threads(self):
         return os.environ["OMP_NUM_THREADS"]
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once():
+    assert not ray.is_initialized()
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(UserError, match=r"cluster\.address"), start_ray(ClusterConfig(address=address)):
+            pass
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +99,3 @@ def test_a_running_ray_is_used_and_left_alone(workers):
     with start_ray(ClusterConfig()):
         assert ray.is_initialized()
     assert ray.is_initialized()
-
-
-def test_a_cluster_that_is_not_there_is_told():
-    if ray.is_initialized():
-        ray.shutdown()
-    with pytest.raises(UserError, match=r"cluster\.address"), start_ray(ClusterConfig(address="127.0.0.1:1")):
-        pass
