@@ -125,7 +125,9 @@ class SequenceLayout:
 
     def _check(self, name: str, values: np.ndarray, size: int, high: int) -> None:
         if values.shape[-1] != size:
-            raise UserError(f"{name} slot holds {values.shape[-1]} tokens, not {size}", where="sequence layout")
+            raise UserError(
+                f"{name} slot holds {values.shape[-1]} tokens, not {size}", where="sequence layout"
+            )
         if values.size and (values.min() < 0 or values.max() >= high):
             raise UserError(
                 f"{name} value outside [0, {high})", where="sequence layout", remedy="was it offset already?"

@@ -248,7 +248,7 @@ def test_this_machine_has_cores_and_memory() -> None:
 def test_every_profile_fits_where_it_is_meant_for(profile: str, tmp_path: Path) -> None:
     path = tmp_path / "nodes.yaml"
     gpus = {"demo": 0, "shipped": 0, "single_gpu": 1}.get(profile, 8)
-    cpus = {"demo": 2, "shipped": 2, "single_gpu": 8}.get(profile, 32)
+    cpus = {"demo": 2, "shipped": 2, "single_gpu": 8}.get(profile, 64)
     path.write_text(f"nodes: [{{cpus: {cpus}, gpus: {gpus}}}]\n")
     plan = make_plan(load_job(profile), cluster_file=path)
     assert plan.missing == ""
