@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]  # keys and values
+
 
 class KeyValueCache:
     """One batch's cache over all layers.
@@ -27,7 +29,7 @@ class KeyValueCache:
     def __init__(self, shared: Tensor | None, own: Tensor, samples: int) -> None:
         self.own, self.samples, self.length = own, samples, 0
         own[:, :, :, :, 0].zero_()
-        self._own_layers = [tuple(layer.flatten(1, 2).unbind(0)) for layer in own.unbind(0)]
+        self._own_layers: list[Pair] = [(keys, values) for keys, values in own.flatten(2, 3)]
         self._set_shared(shared)
 
     @classmethod
@@ -61,9 +63,9 @@ class KeyValueCache:
     def _set_shared(self, shared: Tensor | None) -> None:
         self.shared = None if shared is None or shared.shape[-2] == 0 else shared
         self.prefix = 0 if self.shared is None else self.shared.shape[-2]
-        self._shared_layers: list[tuple[Tensor, ...] | None] = [None] * len(self._own_layers)
+        self._shared_layers: list[Pair | None] = [None] * len(self._own_layers)
         if self.shared is not None:
-            self._shared_layers = [tuple(layer.unbind(0)) for layer in self.shared.unbind(0)]
+            self._shared_layers = [(keys, values) for keys, values in self.shared]
 
     @property
     def groups(self) -> int:
@@ -83,7 +85,7 @@ class KeyValueCache:
             held += self.shared.untyped_storage().nbytes()
         return held // self.groups
 
-    def layer(self, index: int) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...]]:
+    def layer(self, index: int) -> tuple[Pair | None, Pair]:
         """One layer's (shared keys and values [groups, heads, P, d], or None; own ones [rows * heads, 1 + S, d])."""
         return self._shared_layers[index], self._own_layers[index]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FRAMES_PER_CALL = 64
 
@@ -40,8 +40,8 @@ class FrameCodec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        parameters = getattr(tokenizer, "parameters", tuple)()
-        self._device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+        module = tokenizer if isinstance(tokenizer, nn.Module) else nn.Module()
+        self._device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
     @torch.inference_mode()
     def encode_context(self, frames: np.ndarray) -> np.ndarray:

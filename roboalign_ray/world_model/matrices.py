@@ -23,7 +23,8 @@ class PackedMatrix:
 
     def __init__(self, matrix_OI: Tensor, dtype: torch.dtype) -> None:
         self.shape = tuple(matrix_OI.shape)
-        self._blocked = self._plain_IO = None
+        self._blocked: Tensor | None = None
+        self._plain_IO = matrix_OI[:0]
         if matrix_OI.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
             self._blocked = torch.ops.mkldnn._reorder_linear_weight(matrix_OI.contiguous(), _TYPICAL_ROWS)
         else:
