@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from roboalign_ray.alignment.prompts import PromptName, PromptReader
@@ -69,7 +68,7 @@ class ScorerActor:
     def _score_group(self, group: RolloutGroup) -> ScoredGroup:
         """An exception costs this group's samples their scores and nothing else."""
         try:
-            generated = self._decode(group)
+            generated = self._codec.decode_group(group)
             real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
             scores = self._reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
             return ScoredGroup(group, tuple(scores))
@@ -77,12 +76,3 @@ class ScorerActor:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
-
-    def _decode(self, group: RolloutGroup) -> np.ndarray:
-        """Frames uint8 [G, T, H, W, 3], each segment under its own context."""
-        samples = len(group.seeds)
-        parts = [
-            self._codec.decode(s.tokens, np.broadcast_to(s.context, (samples, s.context.shape[-1])))
-            for s in group.segments
-        ]
-        return np.concatenate(parts, axis=1)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from roboalign_ray.world_model.rollout import RolloutGroup
+
 FRAMES_PER_CALL = 64
 
 
@@ -79,6 +81,15 @@ class FrameCodec:
             for start in range(0, len(codes), step)
         ]
         return torch.cat(blocks).movedim(-3, -1).contiguous().cpu().numpy()
+
+    def decode_group(self, group: RolloutGroup) -> np.ndarray:
+        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
+        samples = len(group.seeds)
+        parts = [
+            self.decode(s.tokens, np.broadcast_to(s.context, (samples, s.context.shape[-1])))
+            for s in group.segments
+        ]
+        return np.concatenate(parts, axis=1)
 
     def _to_float(self, frames: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)

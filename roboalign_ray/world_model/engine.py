@@ -102,14 +102,7 @@ class RolloutEngine:
 
     def decode(self, group: RolloutGroup) -> np.ndarray:
         """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
-        samples = len(group.seeds)
-        return np.concatenate(
-            [
-                self._codec.decode(s.tokens, np.broadcast_to(s.context, (samples, s.context.shape[-1])))
-                for s in group.segments
-            ],
-            axis=1,
-        )
+        return self._codec.decode_group(group)
 
     def _begin_segment(self) -> tuple[PackedTransformer, int]:
         with self._lock:
