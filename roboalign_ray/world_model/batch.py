@@ -1,7 +1,7 @@
-"""One batch of rollouts from first prompt to last frame: prompts of equal horizon and equal number of samples.
+"""One batch of rollouts from first prompt to last frame: prompts of equal horizon, past and number of samples.
 
-Rows of a group are adjacent: row = group * samples + sample. Frame 0 is the prompt's start frame; `actions[t]` leads
-from frame t to frame t+1.
+Rows of a group are adjacent: row = group * samples + sample. Frame 0 is the prompt's start frame; the action from frame
+t to frame t+1 stands at `actions[past + t]`, behind those of the prompt's past.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RolloutBatch:
 
     Args:
         parts: the engine's parts.
-        prompts: of equal horizon.
+        prompts: of equal horizon and equally many given frames.
         seeds: per prompt, equally many.
     """
 
@@ -79,8 +79,8 @@ class RolloutBatch:
         self.parts, self.prompts, self.seeds = parts, prompts, seeds
         self.samples = len(seeds[0])
         self.rows = len(prompts) * self.samples
-        self.actions = np.stack([prompt.actions for prompt in prompts]).astype(np.int64)
-        self.horizon = self.actions.shape[1]
+        self.horizon, self.past = prompts[0].horizon, prompts[0].given - 1
+        self.actions = np.stack([_all_actions(prompt) for prompt in prompts]).astype(np.int64)
         self.seconds = np.zeros(self.horizon)
         self.peak_sequence = self.cache_bytes = 0
         self._workspaces: dict[int, Workspace] = {}
@@ -106,16 +106,20 @@ class RolloutBatch:
             del cache
             cache, logits = self._begin(packed, start, done, frames, reusable)
             del reusable
-            tokens, logprobs, exact = self._generate(packed, cache, logits, done, frames, clock)
-            actions = self.actions[:, done - start.given.shape[1] + 1 : done + frames]
+            tokens, logprobs, exact = self._generate(packed, cache, logits, start, done, frames, clock)
+            actions = self._actions(done - start.given.shape[1] + 1, done + frames)
             segments.append(_Generated(start, actions, tokens, logprobs, version, exact))
             done, clock = done + frames, time.perf_counter()
         return [self._group(index, segments) for index in range(len(self.prompts))]
 
     def _first(self) -> SegmentStart:
         context = self.parts.codec.encode_context(np.stack([p.context for p in self.prompts]))
-        starts = np.stack([p.start for p in self.prompts])[:, None]
-        return SegmentStart(context, self.parts.codec.encode_dynamics(starts, context), True, True)
+        given = np.stack([_given_frames(prompt) for prompt in self.prompts])
+        return SegmentStart(context, self.parts.codec.encode_dynamics(given, context), True, True)
+
+    def _actions(self, first: int, last: int) -> np.ndarray:
+        """Bins [groups, last - first, A] of the actions that follow frames first … last - 1; frame 0 is the start."""
+        return self.actions[:, self.past + first : self.past + last]
 
     def _begin(
         self,
@@ -127,7 +131,7 @@ class RolloutBatch:
     ) -> tuple[KeyValueCache, Tensor]:
         """Prefill a segment: its cache, and logits [rows, codes] for the first token of its first frame."""
         layout, counters = self.parts.layout, self.parts.counters
-        actions = self.actions[:, done - start.given.shape[1] + 1 : done + 1]
+        actions = self._actions(done - start.given.shape[1] + 1, done + 1)
         kept = self.parts.refresh.cache_frames
         room = layout.frame_tokens * (frames if kept is None else min(frames, kept + 1))
         if start.given_shared:
@@ -174,17 +178,18 @@ class RolloutBatch:
         packed: PackedTransformer,
         cache: KeyValueCache,
         logits: Tensor,
+        start: SegmentStart,
         done: int,
         frames: int,
         clock: float,
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Sample `frames` frames: tokens and log-probabilities [rows, frames, D], and whether nothing was evicted."""
-        layout, counters, kept = self.parts.layout, self.parts.counters, 1
+        layout, counters, kept = self.parts.layout, self.parts.counters, start.given.shape[1]
         size, device, exact = layout.dynamics_tokens, packed.device, True
         uniform = self._uniforms[:, done * size : (done + frames) * size].to(device)
         tokens = torch.empty((self.rows, frames * size), dtype=torch.int64, device=device)
         logprobs = torch.empty((self.rows, frames * size), device=device)
-        injected = torch.from_numpy(self.actions[:, done + 1 : done + frames] + layout.action_range[0])
+        injected = torch.from_numpy(self._actions(done + 1, done + frames) + layout.action_range[0])
         injected = injected.to(device).repeat_interleave(self.samples, 0)
         for frame in range(frames):
             self.peak_sequence = max(self.peak_sequence, cache.position)
@@ -239,3 +244,16 @@ class RolloutBatch:
             cache_bytes=self.cache_bytes,
             seconds_per_frame=self.seconds.copy(),
         )
+
+
+def _all_actions(prompt: Prompt) -> np.ndarray:
+    """Bins [past + T, A]."""
+    if prompt.past_actions is None:
+        return prompt.actions
+    return np.concatenate([prompt.past_actions, prompt.actions])
+
+
+def _given_frames(prompt: Prompt) -> np.ndarray:
+    """Uint8 [past + 1, H, W, 3]."""
+    start = prompt.start[None]
+    return start if prompt.past is None else np.concatenate([prompt.past, start])

@@ -84,9 +84,9 @@ class RolloutEngine:
             UserError: a prompt's shape or values do not fit the layout, or seeds and prompts do not match.
         """
         self._check(prompts, seeds)
-        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+        batches: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
-            batches[prompt.horizon, len(seeds[index])].append(index)
+            batches[prompt.horizon, prompt.given, len(seeds[index])].append(index)
         groups: dict[int, RolloutGroup] = {}
         for members in batches.values():
             batch = RolloutBatch(self._parts, [prompts[i] for i in members], [seeds[i] for i in members])
@@ -128,13 +128,34 @@ class RolloutEngine:
             where = f"prompt '{prompt.prompt_id}'"
             if not samples:
                 raise UserError("has no seeds", where=where, remedy="give one seed per sample")
-            actions, width = prompt.actions, self.layout.action_tokens
-            if actions.ndim != 2 or not len(actions) or actions.shape[1] != width:
-                raise UserError(f"actions have shape {actions.shape}, not [T >= 1, {width}]", where=where)
-            if actions.min() < 0 or actions.max() >= self.layout.action_bins:
-                raise UserError(f"action bin outside [0, {self.layout.action_bins})", where=where)
+            self._check_actions(where, "actions", prompt.actions)
             for name, frame in (("context", prompt.context), ("start", prompt.start)):
                 if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
                     raise UserError(
                         f"{name} is {frame.dtype} {frame.shape}, not uint8 [H, W, 3]", where=where
                     )
+            if (prompt.past is None) != (prompt.past_actions is None):
+                raise UserError("past and past_actions go together", where=where)
+            if prompt.past is not None and prompt.past_actions is not None:
+                self._check_past(where, prompt.past, prompt.past_actions, prompt.start)
+
+    def _check_actions(self, where: str, name: str, actions: np.ndarray) -> None:
+        width = self.layout.action_tokens
+        if actions.ndim != 2 or not len(actions) or actions.shape[1] != width:
+            raise UserError(f"{name} have shape {actions.shape}, not [T >= 1, {width}]", where=where)
+        if actions.min() < 0 or actions.max() >= self.layout.action_bins:
+            raise UserError(f"{name[:-1]} bin outside [0, {self.layout.action_bins})", where=where)
+
+    def _check_past(self, where: str, past: np.ndarray, actions: np.ndarray, start: np.ndarray) -> None:
+        self._check_actions(where, "past_actions", actions)
+        if past.dtype != np.uint8 or past.shape != (len(actions), *start.shape):
+            raise UserError(
+                f"past is {past.dtype} {past.shape}, not uint8 {(len(actions), *start.shape)}", where=where
+            )
+        if self.config.refresh.policy == "sinks" and len(past) >= self.config.refresh.window:
+            raise UserError(
+                f"{len(past)} past frames do not fit beside the start in a cache of "
+                f"{self.config.refresh.window} frames",
+                where=where,
+                remedy="give fewer, or raise refresh.window",
+            )

@@ -22,6 +22,8 @@ class Prompt:
         start: uint8 [H, W, 3], frame 0; becomes dyn_0. May equal `context`.
         actions: bins int64 [T, A]; actions[t] leads from frame t to frame t+1.
         instruction: the sentence, for rewards that read it.
+        past: uint8 [m, H, W, 3], known frames right before `start`, oldest first; or None.
+        past_actions: bins int64 [m, A]; past_actions[i] leads from past[i] to the frame after it. None without `past`.
     """
 
     prompt_id: str
@@ -29,11 +31,18 @@ class Prompt:
     start: np.ndarray
     actions: np.ndarray
     instruction: str = ""
+    past: np.ndarray | None = None
+    past_actions: np.ndarray | None = None
 
     @property
     def horizon(self) -> int:
         """Frames to predict."""
         return len(self.actions)
+
+    @property
+    def given(self) -> int:
+        """Known frames that become dynamics tokens: the start frame and those of `past`."""
+        return 1 if self.past is None else 1 + len(self.past)
 
 
 @dataclass(frozen=True)
