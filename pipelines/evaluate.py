@@ -52,8 +52,10 @@ class Bench:
     lpips: PerceptualDistance
     device: str
 
-    def engine(self, folder: Path, refresh: RefreshConfig | None = None) -> RolloutEngine:
-        """The world model in `folder`, with the job's sampling and this refresh policy."""
+    def engine(
+        self, folder: Path, refresh: RefreshConfig | None = None, *, temperature: float | None = None
+    ) -> RolloutEngine:
+        """The world model in `folder` with the job's refresh policy and sampling, or this policy or temperature."""
         expected = SequenceLayout.from_config(
             self.tokenizer.config, self.config.world_model, self.config.episodes.action_bins
         )
@@ -61,6 +63,9 @@ class Bench:
         rollout = self.config.rollout
         if refresh is not None:
             rollout = rollout.model_copy(update={"refresh": refresh})
+        if temperature is not None:
+            sampling = rollout.sampling.model_copy(update={"temperature": temperature})
+            rollout = rollout.model_copy(update={"sampling": sampling})
         return RolloutEngine(model, self.tokenizer, layout, rollout, device=self.device)
 
 
@@ -188,7 +193,7 @@ def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepR
     steps = len(range(0, bench.windows[0].prompt.horizon, _ONE_STEP_EVERY))
     with _progress("one step", 2 * steps * len(bench.windows), "prediction", quiet) as progress:
         return one_step(
-            bench.engine(folder),
+            bench.engine(folder, temperature=bench.config.evaluation.one_step_temperature),
             bench.windows,
             bench.lpips,
             bench.config.evaluation,
@@ -234,7 +239,7 @@ def _one_step(bench: Bench, folder: Path, quiet: bool) -> dict[str, Any]:
     }
     figures = {way: _totals(curves) for way, curves in ways.items()}
     headline = {f"one_step_{way}_psnr_db": totals["psnr"]["mean"] for way, totals in figures.items()}
-    return {"headline": headline, "history": result.history, "figures": figures}
+    return {"headline": headline, "frames_seen": result.frames_seen, "figures": figures}
 
 
 def _long_horizon(bench: Bench, folder: Path, out: Path, quiet: bool) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class EvaluationConfig(FrozenConfig):
 
     Attributes:
         episodes: held-out windows per protocol.
+        history: real frames before the start frame that the one-step protocol lets the model see.
+        one_step_temperature: of the one-step protocol's predictions; 0 takes the most likely token.
         horizon: frames of the long-horizon protocol.
         samples: rollouts per window.
         windows: refresh windows compared by the long-horizon protocol.
@@ -30,6 +32,8 @@ class EvaluationConfig(FrozenConfig):
     """
 
     episodes: PositiveInt = 16
+    history: int = Field(3, ge=0)
+    one_step_temperature: float = Field(0.0, ge=0)
     horizon: PositiveInt = 30
     samples: PositiveInt = 1
     windows: tuple[PositiveInt, ...] = (6, 10)

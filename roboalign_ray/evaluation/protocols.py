@@ -1,6 +1,6 @@
 """What is asked of a world model on held-out windows: one step from real frames, and thirty on its own.
 
-    one_step       every next frame from the real one before it, with true and with shuffled actions,
+    one_step       every next frame from the real ones before it, with true and with shuffled actions,
                    against copying the frame before
     long_horizon   a whole rollout per context-refresh policy, side by side, against copying the first frame
 
@@ -75,17 +75,17 @@ def one_step(
     every: int = 1,
     advance: Advance | None = None,
 ) -> OneStepResult:
-    """Predict every next frame from the real one before it, a rollout of one frame each.
+    """Predict every next frame from the real ones before it, a rollout of one frame each.
 
-    The model sees no more history than the frame before, as context and as start frame, so a figure here is a lower
-    bound of what a longer real history would allow. Shuffled actions are the windows' own, permuted over all
-    windows and times.
+    The model sees the frame before and up to `config.history` frames before that, with the actions between them; the
+    oldest is the context. Shuffled actions are the windows' own, permuted over all windows and times; only the last
+    one, which leads to the predicted frame, is replaced.
 
     Args:
         model: predicts; its refresh policy plays no part in one frame.
         windows: held-out windows.
         lpips: the perceptual distance.
-        config: thresholds and resamples.
+        config: history, thresholds and resamples.
         seed: of the sampling and of the shuffle.
         batch: prompts a call.
         every: predict every n-th frame of a window only.
@@ -99,13 +99,10 @@ def one_step(
     copied: list[ClipMetrics] = []
     for window, other in zip(windows, shuffled, strict=True):
         steps = np.arange(0, window.prompt.horizon, every)
-        before_T = np.concatenate([window.prompt.start[None], window.real])[steps]
-        real_T = window.real[steps]
+        frames = np.concatenate([window.prompt.start[None], window.real])
+        before_T, real_T = frames[steps], window.real[steps]
         for sink, actions in ((predicted, window.prompt.actions), (misled, other)):
-            prompts = [
-                Prompt(f"{window.prompt.prompt_id}/{step}", before, before, actions[step : step + 1])
-                for step, before in zip(steps, before_T, strict=True)
-            ]
+            prompts = [_step_prompt(window.prompt, frames, int(step), actions, config) for step in steps]
             groups = _rollout(model, prompts, [(seed,)] * len(prompts), batch, advance)
             frames_T = np.concatenate([model.decode(group)[:, 0] for group in groups])
             sink.append(clip_metrics(frames_T[None], real_T, window.prompt.start, lpips, config))
@@ -115,6 +112,23 @@ def one_step(
         shuffled=_stack(misled, config),
         copy_last=_stack(copied, config),
         lpips_label=lpips.label,
+        frames_seen=1 + min(config.history, max(window.prompt.horizon for window in windows) - 1),
+    )
+
+
+def _step_prompt(
+    prompt: Prompt, frames: np.ndarray, step: int, actions: np.ndarray, config: EvaluationConfig
+) -> Prompt:
+    """A rollout of one frame behind frame `step`, with real frames and true actions before it."""
+    first = max(0, step - config.history)
+    return Prompt(
+        prompt_id=f"{prompt.prompt_id}/{step}",
+        context=frames[first],
+        start=frames[step],
+        actions=actions[step : step + 1],
+        instruction=prompt.instruction,
+        past=frames[first:step] if step > first else None,
+        past_actions=prompt.actions[first:step] if step > first else None,
     )
 
 

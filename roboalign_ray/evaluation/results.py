@@ -11,8 +11,6 @@ from roboalign_ray.config import RefreshConfig
 from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
 from roboalign_ray.evaluation.metrics import FRAME_METRICS
 
-ONE_STEP_HISTORY = "the real frame before it, as context and as start frame"
-
 
 @dataclass(frozen=True)
 class MetricCurves:
@@ -66,13 +64,19 @@ class MetricCurves:
 
 @dataclass(frozen=True)
 class OneStepResult:
-    """`one_step`'s answer. `history` says what a prediction saw."""
+    """`one_step`'s answer.
+
+    Attributes:
+        predicted, shuffled, copy_last: with true actions, with shuffled ones, and copying the frame before.
+        lpips_label: the backbone.
+        frames_seen: most real frames that a prediction saw.
+    """
 
     predicted: MetricCurves
     shuffled: MetricCurves
     copy_last: MetricCurves
     lpips_label: str
-    history: str = ONE_STEP_HISTORY
+    frames_seen: int
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,30 @@ def test_one_step_may_skip_frames(lpips: PerceptualDistance, config: EvaluationC
     assert result.predicted.total("psnr").mean == pytest.approx(100)
 
 
+def test_one_step_shows_real_frames_and_true_actions_before_the_last(lpips: PerceptualDistance) -> None:
+    class Recording(SquareWorld):
+        def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+            seen.extend(prompts)
+            return super().rollout(prompts, seeds)
+
+    seen: list[Prompt] = []
+    [window] = _windows(1)
+    config = EvaluationConfig(history=3, bootstrap_resamples=50)
+    result = protocols.one_step(Recording(), [window], lpips, config, every=2)
+    assert result.frames_seen == 4
+    first, second, third = seen[:3]  # steps 0, 2, 4 with true actions; as many with shuffled ones follow
+    assert first.past is None
+    assert second.past is not None
+    np.testing.assert_array_equal(second.past, np.stack([window.prompt.start, window.real[0]]))
+    np.testing.assert_array_equal(second.context, window.prompt.start)
+    for prompt in (third, seen[6 + 2]):
+        assert prompt.past is not None
+        np.testing.assert_array_equal(prompt.past, window.real[:3])
+        np.testing.assert_array_equal(prompt.start, window.real[3])
+        np.testing.assert_array_equal(prompt.past_actions, window.prompt.actions[1:4])
+    np.testing.assert_array_equal(third.actions, window.prompt.actions[4:5])
+
+
 def test_long_horizon_compares_policies_over_the_same_windows(
     lpips: PerceptualDistance, config: EvaluationConfig
 ) -> None:

@@ -320,6 +320,6 @@ def test_results_become_curves_clips_and_tables() -> None:
         curves["ssim"]["copy first frame"], _curves(-1.0).per_frame["ssim"].mean(axis=0)
     )
 
-    table = one_step_table(OneStepResult(_curves(0.3), _curves(0.1), _curves(0.2), "LPIPS-alex"))
+    table = one_step_table(OneStepResult(_curves(0.3), _curves(0.1), _curves(0.2), "LPIPS-alex", 4))
     assert [row[0] for row in table.rows] == ["true actions", "shuffled actions", "copy the last frame"]
     assert table.rows[1][1] == pytest.approx(_curves(0.1).per_frame["psnr"].mean())

@@ -72,7 +72,7 @@ def one_step_table(result: OneStepResult) -> Table:
         columns=["prediction", "PSNR ↑", "SSIM ↑", "LPIPS ↓", "ROI-LPIPS ↓", "MSE ↓"],
         rows=rows,
         digits=[None, 2, 4, 4, 4, 5],
-        note=f"Every next frame is predicted from {result.history}.",
+        note=f"Each frame is predicted from the real frames before it, {result.frames_seen} at most.",
     )
 
 
