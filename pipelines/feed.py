@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from pipelines.streaming import Batch, WindowStream
 
 _AHEAD = 3  # batches requested before they are needed
@@ -58,7 +60,7 @@ class WindowFeed:
                 [(batch, position)] = wait([pending.popleft()], _DEADLINE_S, "windows")
                 pending.append(actor.next.remote())
                 self._position = position
-                yield batch
+                yield {name: _writable(value) for name, value in batch.items()}
         finally:
             ray.kill(actor)
 
@@ -75,3 +77,8 @@ class WindowFeed:
         check = WindowStream(**self._arguments)
         check.load_state_dict(state)
         self._position = check.state_dict()
+
+
+def _writable(value: Any) -> Any:
+    """Arrays out of Ray's shared store are read only, which torch warns of."""
+    return value.copy() if isinstance(value, np.ndarray) else value

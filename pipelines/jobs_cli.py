@@ -81,6 +81,7 @@ def pretrain(
         typer.Option("--stage", help="Train this part only; both, in this order, when left out."),
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the tokenizer, then the world model, on an episode store.
 
@@ -94,7 +95,7 @@ def pretrain(
     config, folder = _job(profile, overrides, out)
     from pipelines.pretrain import STAGES, run_pretrain
 
-    summary = run_pretrain(config, folder, (stage,) if stage else STAGES)
+    summary = run_pretrain(config, folder, (stage,) if stage else STAGES, quiet=quiet)
     _show(summary, as_json)
 
 

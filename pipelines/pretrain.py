@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,20 +28,31 @@ Stage = Literal["tokenizer", "world_model"]
 STAGES: tuple[Stage, ...] = ("tokenizer", "world_model")
 SUMMARY = "training.json"
 _STATE = "state.pt"
+_SHOWN = (
+    "loss",
+    "accuracy",
+    "psnr_context",
+    "psnr_dynamics",
+)  # beside the progress bar, where a stage has them
+_POLL_S = 2.0
 
 
-def run_pretrain(config: JobConfig, out: Path, stages: tuple[Stage, ...] = STAGES) -> dict[str, Any]:
+def run_pretrain(
+    config: JobConfig, out: Path, stages: tuple[Stage, ...] = STAGES, *, quiet: bool = False
+) -> dict[str, Any]:
     """Train the stages in order; one that is complete in `out` is left as it is, a begun one resumes.
 
     Args:
         config: the job; `tokenizer_weights` names the tokenizer where its stage is left out.
         out: run directory.
+        quiet: no progress on the terminal.
 
     Returns:
         per stage: its last metrics, seconds, and hardware.
 
     Raises:
         UserError: the store cannot be read or is another robot's, or the world model has no tokenizer to stand on.
+        RoleFailure: a stage failed more often than its workers may be restarted.
     """
     from pipelines.runtime import start_ray
     from pipelines.weights import tokenizer_folder
@@ -50,17 +63,18 @@ def run_pretrain(config: JobConfig, out: Path, stages: tuple[Stage, ...] = STAGE
     out = out.absolute()
     if "tokenizer" not in stages and not (out / "tokenizer" / SUMMARY).is_file():
         tokenizer_folder(config)
-    with start_ray(config.cluster):
-        return {stage: _run_stage(config, out, stage) for stage in stages}
+    with start_ray(config.cluster, worker_logs=False):
+        return {stage: _run_stage(config, out, stage, quiet) for stage in stages}
 
 
-def _run_stage(config: JobConfig, out: Path, stage: Stage) -> dict[str, Any]:
+def _run_stage(config: JobConfig, out: Path, stage: Stage, quiet: bool) -> dict[str, Any]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     summary = out / stage / SUMMARY
     if not summary.is_file():
-        TorchTrainer(
+        steps = (config.tokenizer_training if stage == "tokenizer" else config.pretraining).steps
+        trainer = TorchTrainer(
             _train,
             train_loop_config={"config": config.model_dump(), "out": str(out), "stage": stage},
             scaling_config=_scaling(config.cluster.trainer),
@@ -70,8 +84,60 @@ def _run_stage(config: JobConfig, out: Path, stage: Stage) -> dict[str, Any]:
                 failure_config=FailureConfig(max_failures=config.cluster.trainer.max_restarts),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
-        ).fit()
+        )
+        with _shown(out / "logs" / stage, stage, steps, quiet):
+            _fit(trainer, stage)
     return json.loads(summary.read_text())
+
+
+def _fit(trainer: Any, stage: Stage) -> None:
+    """Run the job; what a worker found wrong with the input comes back as the `UserError` that it is."""
+    from ray.train import TrainingFailedError
+
+    from pipelines.runtime import RoleFailure
+
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        causes = [getattr(failure, "cause", None) or failure for failure in failures] or [error]
+        for cause in causes:
+            if isinstance(cause, UserError):
+                raise cause from error
+        raise RoleFailure(
+            f"training the {stage.replace('_', ' ')}: {type(causes[0]).__name__}: {causes[0]}"
+        ) from error
+
+
+@contextmanager
+def _shown(logs: Path, stage: Stage, steps: int, quiet: bool) -> Iterator[None]:
+    """Progress on the terminal while the job runs in other processes, read from its newest log line."""
+    from rich.console import Console
+
+    from roboalign_ray.foundation.progress import Progress
+    from roboalign_ray.foundation.telemetry import last_row
+
+    done = threading.Event()
+    with Progress(stage.replace("_", " "), steps, console=Console(stderr=True, quiet=quiet)) as progress:
+
+        def update() -> None:
+            row = last_row(logs)
+            if row is not None and row["step"] > progress.done:
+                figures = {name: row[name] for name in _SHOWN if name in row}
+                progress.advance(row["step"] - progress.done, **figures)
+
+        def follow() -> None:
+            while not done.wait(_POLL_S):
+                update()
+
+        thread = threading.Thread(target=follow, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            update()
 
 
 def _scaling(role: RoleConfig):
@@ -130,7 +196,7 @@ def _loop(job: _Job, logs: Path, seconds: float, *, leads: bool) -> dict[str, fl
     """Train to the last step, logging and checkpointing; metrics are means since the last log line."""
     from roboalign_ray.foundation.telemetry import MetricsWriter
 
-    writer = MetricsWriter(logs) if leads else None
+    writer = MetricsWriter(logs, resume_at=job.trainer.steps_done + 1) if leads else None
     began, recent, last = time.monotonic() - seconds, [], {}
     for batch in _until(job):
         recent.append(job.step(batch))
@@ -141,7 +207,6 @@ def _loop(job: _Job, logs: Path, seconds: float, *, leads: bool) -> dict[str, fl
             recent = []
             if writer is not None:
                 writer.scalars(step, last)
-                print(_line(step, job.steps, last), flush=True)
         if step % job.checkpoint_every == 0 and step < job.steps:
             _checkpoint(job, last, time.monotonic() - began, leads=leads)
     if writer is not None:
@@ -156,10 +221,6 @@ def _until(job: _Job) -> Iterator[dict[str, Any]]:
         yield batch
         if job.trainer.steps_done >= job.steps:
             return
-
-
-def _line(step: int, steps: int, metrics: dict[str, float]) -> str:
-    return f"step {step}/{steps}  " + "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
 
 
 def _checkpoint(job: _Job, metrics: dict[str, float], seconds: float, *, leads: bool) -> None:

@@ -3,15 +3,20 @@
     WindowPlan ──chunks──► Ray Data tasks ──windows──► batches
     (index only)           read, decode, cut           NumPy, in the plan's order
 
-The plan says which windows come in which order; tasks only carry it out, ahead of the consumer and no further than
-Ray Data's memory limit allows. So the stream's position is two numbers, and a restarted stream goes on with exactly
-the next window, whatever was in flight.
+The plan says which windows come in which order; tasks only carry it out. So the stream's position is two numbers, and
+a restarted stream goes on with exactly the next window, whatever was in flight.
+
+Ray Data runs in bursts: one short execution makes the next few chunks while the last ones are consumed, then nothing
+runs until they are used up. One endless execution would poll for as long as the consumer is the slower side (measured:
+half a core, which a CPU trainer cannot spare). At most two bursts are held, so memory is bounded by
+2 * decoders * shuffle_buffer windows.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,8 +31,8 @@ from roboalign_ray.foundation.failures import UserError
 # The newer Parquet reader starts dozens of actors; nothing here needs it.
 os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
 
-_CHUNKS_PER_RUN = 64  # chunks planned into one Ray Data execution: starting one takes a second or two
 _WINDOWS_PER_BLOCK = 32
+_DEADLINE_S = 600.0  # for one burst; it takes seconds
 
 Batch = dict[str, Any]
 
@@ -143,13 +148,19 @@ class WindowStream:
             epoch += 1
 
     def _blocks(self) -> Iterator[Batch]:
-        """Windows in the plan's order, as Ray Data delivers them."""
+        """Windows in the plan's order; the next burst is made while the last one is handed out."""
         remaining = self._remaining()
-        while True:
-            chunks = [next(remaining) for _ in range(_CHUNKS_PER_RUN)]
-            dataset = _dataset(chunks, self._store_path, self._spec, self._decoders)
-            # A prefetched batch would be copied once more; the tasks run ahead as it is.
-            yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+
+        def burst() -> Any:
+            chunks = [next(remaining) for _ in range(self._decoders)]
+            return _dataset(chunks, self._store_path, self._spec, self._decoders).materialize()
+
+        with ThreadPoolExecutor(1, thread_name_prefix="windows") as background:
+            following = background.submit(burst)
+            while True:
+                made = following.result(timeout=_DEADLINE_S)
+                following = background.submit(burst)
+                yield from made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
 
 
 def _dataset(chunks: list[Chunk], store_path: Path, spec: WindowSpec, decoders: int) -> Any:

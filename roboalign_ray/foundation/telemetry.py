@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 JSONL = "metrics.jsonl"
+_TAIL_BYTES = 16_384  # holds several lines
 
 
 class MetricsWriter:
@@ -114,6 +115,17 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [row for row in map(_parse, path.read_text(encoding="utf-8").splitlines()) if row is not None]
+
+
+def last_row(folder: str | Path) -> dict[str, Any] | None:
+    """The newest complete JSON line of a run, read from the file's end; None where there is none."""
+    path = Path(folder) / JSONL
+    if not path.exists():
+        return None
+    with path.open("rb") as lines:
+        lines.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        rows = [_parse(line) for line in lines.read().decode("utf-8", "replace").splitlines()]
+    return next((row for row in reversed(rows) if row is not None), None)
 
 
 def read_curves(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
