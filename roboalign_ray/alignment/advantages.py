@@ -1,5 +1,9 @@
 """Group-normalised advantages (GRPO, arXiv 2402.03300): a sample's reward against the others of its prompt.
 
+Two ways to give credit. `group_advantages` gives every token of a sample the sample's own: all that a reward on whole
+clips allows. `frame_advantages` uses what a reward says of each frame: a frame's tokens are answerable for that frame
+and those after it, not for what went wrong before.
+
 Failed samples and rewards that are not finite take no part: neither in mean and deviation, nor in the loss.
 """
 
@@ -10,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.rewards.protocol import Score, Scored
 
 DEVIATION_FLOOR = 1e-4  # added to the deviation: groups that differ by rounding alone keep tiny advantages
@@ -21,7 +26,7 @@ class GroupAdvantages:
     """Advantages of one group.
 
     Attributes:
-        values: float64 [G], 0 where not valid.
+        values: float64 [G], or [G, T] per generated frame; 0 where not valid.
         valid: bool [G], samples that may be trained on.
         dropped: whether the whole group was left out for having fewer than two valid samples.
     """
@@ -47,13 +52,51 @@ def group_advantages(scores: Sequence[Score], floor: float = DEVIATION_FLOOR) ->
         scores: G of them.
         floor: added to the deviation.
     """
-    rewards = rewards_of(scores)
-    valid = np.isfinite(rewards)
-    values = np.zeros(len(rewards))
-    if valid.sum() < FEWEST_SAMPLES:
-        return GroupAdvantages(values, np.zeros_like(valid), dropped=True)
-    kept = rewards[valid]
-    # The mean of equal floats can differ from them in the last digit, hence the test instead of the formula.
-    if np.ptp(kept) > 0:
-        values[valid] = (kept - kept.mean()) / (kept.std(ddof=1) + floor)
-    return GroupAdvantages(values, valid, dropped=False)
+    return _normalised(rewards_of(scores)[:, None], floor, columns=False)
+
+
+def frame_advantages(
+    scores: Sequence[Score], discount: float = 1.0, floor: float = DEVIATION_FLOOR
+) -> GroupAdvantages:
+    """As `group_advantages`, per frame: of the discounted mean reward from that frame on, among the same frames.
+
+    Args:
+        scores: G of them; those that succeeded say what each frame is worth.
+        discount: weight of a frame's reward relative to the frame before it, in [0, 1].
+        floor: added to the deviation.
+
+    Raises:
+        UserError: a reward on whole clips.
+    """
+    frames = max(
+        (len(s.per_frame) for s in scores if isinstance(s, Scored) and s.per_frame is not None), default=0
+    )
+    rewards = np.full((len(scores), max(1, frames)), np.nan)
+    for row, score in zip(rewards, scores, strict=True):
+        if isinstance(score, Scored):
+            if score.per_frame is None:
+                raise UserError(
+                    "this reward judges clips as a whole, it says nothing of single frames",
+                    where="alignment.credit",
+                    remedy="set it to 'clip'",
+                )
+            row[:] = score.per_frame
+    # weights[t, k]: how much of frame k's reward counts for frame t.
+    distance = np.arange(rewards.shape[1])[None, :] - np.arange(rewards.shape[1])[:, None]
+    weights = np.where(distance >= 0, float(discount) ** np.maximum(distance, 0), 0.0)
+    return _normalised(rewards @ (weights / weights.sum(axis=1, keepdims=True)).T, floor, columns=True)
+
+
+def _normalised(returns_GT: np.ndarray, floor: float, *, columns: bool) -> GroupAdvantages:
+    """Every column against its own mean and deviation; values are [G, T], or [G] of a single column."""
+    valid = np.isfinite(returns_GT).all(axis=1)
+    values = np.zeros_like(returns_GT)
+    dropped = bool(valid.sum() < FEWEST_SAMPLES)
+    if not dropped:
+        kept = returns_GT[valid]
+        normalised = (kept - kept.mean(axis=0)) / (kept.std(axis=0, ddof=1) + floor)
+        # The mean of equal floats can differ from them in the last digit, hence the test instead of the formula.
+        values[valid] = np.where(np.ptp(kept, axis=0) > 0, normalised, 0.0)
+    return GroupAdvantages(
+        values if columns else values[:, 0], np.zeros_like(valid) if dropped else valid, dropped
+    )

@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from roboalign_ray.alignment.advantages import GroupAdvantages, group_advantages
+from roboalign_ray.alignment.advantages import GroupAdvantages, frame_advantages, group_advantages
 from roboalign_ray.alignment.scored import ScoredGroup
-from roboalign_ray.config import RolloutConfig
+from roboalign_ray.config import AlignmentConfig, RolloutConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.rollout import Segment
@@ -29,7 +29,7 @@ class TrainingSequence:
         frames: frames in `ids`, given and generated.
         generated: the last frames, n of them, whose tokens are trained on.
         behaviour: float32 [n * D], log-probabilities under the policy that sampled them.
-        advantage: of the whole sample.
+        advantages: float32 [n * D], per trained token.
         version: weight version that generated the segment.
     """
 
@@ -37,7 +37,7 @@ class TrainingSequence:
     frames: int
     generated: int
     behaviour: np.ndarray
-    advantage: float
+    advantages: np.ndarray
     version: int
 
     @property
@@ -53,8 +53,7 @@ class MicroBatch:
     Attributes:
         ids: int64 [B, L].
         frames, generated: as in `TrainingSequence`.
-        behaviour: float32 [B, N].
-        advantages: float32 [B, 1].
+        behaviour, advantages: float32 [B, N].
         mask: float32 [B, N]; all 0 in a micro-batch that only keeps the ranks in step.
     """
 
@@ -114,18 +113,23 @@ def check_trainable(rollout: RolloutConfig) -> None:
 
 
 def training_sequences(
-    groups: list[ScoredGroup], layout: SequenceLayout
+    groups: list[ScoredGroup], layout: SequenceLayout, config: AlignmentConfig
 ) -> tuple[list[TrainingSequence], BatchCounts]:
     """Sequences of all valid samples, in the order group, segment, sample.
 
+    Args:
+        config: says how credit is given.
+
     Raises:
-        UserError: a segment is not exact.
+        UserError: a segment is not exact, or credit by frame is asked of a reward on clips.
     """
     sequences: list[TrainingSequence] = []
-    advantages = [group_advantages(group.scores) for group in groups]
+    advantages = [_advantages(group, config) for group in groups]
     for group, values in zip(groups, advantages, strict=True):
+        first = 0
         for segment in group.rollout.segments:
-            sequences += _segment_sequences(segment, values, layout, group.rollout.prompt_id)
+            sequences += _segment_sequences(segment, first, values, layout, group.rollout.prompt_id)
+            first += segment.tokens.shape[1]
     flat = sum(not a.dropped and not a.values.any() for a in advantages)
     counts = BatchCounts(
         groups=len(groups),
@@ -137,9 +141,16 @@ def training_sequences(
     return sequences, counts
 
 
+def _advantages(group: ScoredGroup, config: AlignmentConfig) -> GroupAdvantages:
+    if config.credit == "frame":
+        return frame_advantages(group.scores, config.discount)
+    return group_advantages(group.scores)
+
+
 def _segment_sequences(
-    segment: Segment, advantages: GroupAdvantages, layout: SequenceLayout, where: str
+    segment: Segment, first: int, advantages: GroupAdvantages, layout: SequenceLayout, where: str
 ) -> list[TrainingSequence]:
+    """One sequence per valid sample; `first` is the rollout's frame that the segment begins with."""
     if not segment.exact:
         raise UserError(
             "a segment's log-probabilities cannot be reproduced by a forward pass",
@@ -147,14 +158,20 @@ def _segment_sequences(
             remedy="align with another rollout.refresh.policy than 'sinks'",
         )
     ids_GL = segment_ids(segment, layout)
-    frames = segment.given.shape[1] + segment.tokens.shape[1]
+    generated, tokens = segment.tokens.shape[1:]
+    frames = segment.given.shape[1] + generated
+    values = advantages.values
+    per_frame = (
+        values[:, first : first + generated] if values.ndim == 2 else values[:, None].repeat(generated, 1)
+    )
+    per_token = per_frame.repeat(tokens, axis=1).astype(np.float32)
     return [
         TrainingSequence(
             ids=ids_GL[sample],
             frames=frames,
-            generated=segment.tokens.shape[1],
+            generated=generated,
             behaviour=segment.logprobs[sample].reshape(-1).astype(np.float32),
-            advantage=float(advantages.values[sample]),
+            advantages=per_token[sample],
             version=segment.version,
         )
         for sample in np.flatnonzero(advantages.valid)
@@ -194,7 +211,7 @@ def _stack(sequences: list[TrainingSequence], token_budget: int) -> list[MicroBa
                     frames=frames,
                     generated=generated,
                     behaviour=behaviour,
-                    advantages=np.array([[s.advantage] for s in chunk], dtype=np.float32),
+                    advantages=np.stack([s.advantages for s in chunk]),
                     mask=np.ones_like(behaviour),
                 )
             )

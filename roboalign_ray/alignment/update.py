@@ -132,7 +132,9 @@ def plan_steps(
     plan: list[OptimizerStep] = []
     total = BatchCounts(0, 0, 0, 0, 0)
     for first in range(0, len(groups), config.minibatch_prompts):
-        sequences, counts = training_sequences(groups[first : first + config.minibatch_prompts], layout)
+        sequences, counts = training_sequences(
+            groups[first : first + config.minibatch_prompts], layout, config
+        )
         total = total + counts
         if not sequences:
             continue

@@ -26,6 +26,9 @@ class AlignmentConfig(FrozenConfig):
         prompts_per_update: groups per update.
         group_size: G, rollouts per prompt.
         minibatch_prompts: groups per optimizer step.
+        credit: "clip" gives all tokens of a sample the sample's advantage, as published; "frame" gives a frame's tokens
+            that of the rewards from this frame on, where the reward tells frames apart. [ours]
+        discount: with credit by frame, weight of a frame's reward relative to the frame before it. [ours]
         epochs: passes over each rollout batch.
         micro_batch_tokens: most tokens of one forward and backward pass; changes memory, not the gradient.
         clip: epsilon of the clipped ratio.
@@ -42,6 +45,8 @@ class AlignmentConfig(FrozenConfig):
     prompts_per_update: PositiveInt = 128
     group_size: int = Field(16, ge=2)
     minibatch_prompts: PositiveInt = 32
+    credit: Literal["clip", "frame"] = "clip"
+    discount: float = Field(0.9, ge=0, le=1)
     epochs: PositiveInt = 1
     micro_batch_tokens: PositiveInt = 16_384
     learning_rate: float = Field(5e-5, gt=0)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from roboalign_ray.config import FidelityRewardConfig
 from roboalign_ray.evaluation.metrics import LPIPS_CHUNK, psnr, ssim, to_images
@@ -67,16 +66,18 @@ class FidelityReward:
             "ssim": torch.cat([ssim(a, b) for a, b in pairs]),
             "psnr": torch.cat([psnr(a, b) for a, b in pairs]),
         }
-        means = {name: _per_sample(value, samples, frames) for name, value in parts.items()}
-        return [
-            self._total({name: value[index] for name, value in means.items()}) for index in range(samples)
-        ]
+        per_frame = {
+            name: value.view(samples, frames).double().cpu().numpy() for name, value in parts.items()
+        }
+        return [self._total({name: v[sample] for name, v in per_frame.items()}) for sample in range(samples)]
 
-    def _total(self, components: dict[str, float]) -> Score:
-        total = self.config.ssim_weight * components["ssim"] - self.config.lpips_weight * components["lpips"]
+    def _total(self, parts: dict[str, np.ndarray]) -> Score:
+        """One sample's score from its metrics per frame [T]."""
+        rewards_T = self.config.ssim_weight * parts["ssim"] - self.config.lpips_weight * parts["lpips"]
+        total = float(rewards_T.mean())
         if not np.isfinite(total):
             return Failed(f"reward came out as {total}", "nan")
-        return Scored(total=total, components=components)
+        return Scored(total, {name: float(v.mean()) for name, v in parts.items()}, per_frame=rewards_T)
 
 
 def _problem(inputs: RewardInput) -> Failed | None:
@@ -100,7 +101,3 @@ def _problem(inputs: RewardInput) -> Failed | None:
             f"frames of {generated.shape[2]}x{generated.shape[3]} are below LPIPS' 32 pixels", "shape"
         )
     return None
-
-
-def _per_sample(values_N: Tensor, samples: int, frames: int) -> list[float]:
-    return values_N.view(samples, frames).mean(dim=1).tolist()

@@ -19,11 +19,13 @@ class Scored:
         total: what the objective maximises.
         components: named parts, for curves and tables.
         version: of the scorer that gave it.
+        per_frame: float64 [T], what each frame adds to the total; None where the reward judges clips as a whole.
     """
 
     total: float
     components: Mapping[str, float] = field(default_factory=dict)
     version: int = 0
+    per_frame: np.ndarray | None = field(default=None, compare=False)
 
 
 Score = Scored | Failed

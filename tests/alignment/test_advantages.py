@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.advantages import DEVIATION_FLOOR, group_advantages
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.alignment.advantages import DEVIATION_FLOOR, frame_advantages, group_advantages
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.protocol import Scored
 
 rewards_lists = st.lists(st.floats(-100, 100, allow_nan=False), min_size=2, max_size=16)
@@ -78,3 +78,51 @@ def test_groups_with_fewer_than_two_valid_samples_are_dropped(values):
     result = group_advantages(scores(values))
     assert result.dropped
     assert not result.valid.any()
+
+
+def per_frame(rows):
+    return [Scored(float(np.mean(row)), per_frame=np.asarray(row, dtype=float)) for row in rows]
+
+
+def test_frame_credit_is_the_discounted_mean_of_what_follows():
+    rows = np.array([[1.0, 0.0, 4.0], [0.0, 2.0, 1.0], [3.0, 1.0, 1.0]])
+    returns = np.stack(
+        [
+            (rows[:, 0] + 0.5 * rows[:, 1] + 0.25 * rows[:, 2]) / 1.75,
+            (rows[:, 1] + 0.5 * rows[:, 2]) / 1.5,
+            rows[:, 2],
+        ],
+        axis=1,
+    )
+    expected = (returns - returns.mean(0)) / (returns.std(0, ddof=1) + 1e-4)
+    np.testing.assert_allclose(frame_advantages(per_frame(rows), 0.5).values, expected, rtol=1e-12)
+
+
+def test_frame_credit_of_one_frame_is_group_credit():
+    rows = [[0.3], [0.1], [0.9], [0.4]]
+    np.testing.assert_allclose(
+        frame_advantages(per_frame(rows)).values[:, 0], group_advantages(per_frame(rows)).values, rtol=1e-12
+    )
+
+
+def test_what_happened_before_a_frame_does_not_change_its_credit():
+    rows = np.random.default_rng(0).normal(size=(5, 4))
+    other = rows.copy()
+    other[:, 0] = np.random.default_rng(1).normal(size=5)
+    before, after = (frame_advantages(per_frame(r), 0.9).values for r in (rows, other))
+    np.testing.assert_array_equal(before[:, 1:], after[:, 1:])
+    assert (before[:, 0] != after[:, 0]).any()
+
+
+def test_frame_credit_leaves_failures_out_and_equal_frames_at_zero():
+    scores = [*per_frame([[1.0, 2.0], [1.0, 5.0]]), Failed("no", "scorer")]
+    result = frame_advantages(scores, 0.0)
+    assert result.valid.tolist() == [True, True, False]
+    assert result.values[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert result.values[0, 1] == -result.values[1, 1] < 0
+    assert frame_advantages(scores[1:]).dropped
+
+
+def test_frame_credit_needs_a_reward_that_tells_frames_apart():
+    with pytest.raises(UserError, match="judges clips as a whole"):
+        frame_advantages([Scored(1.0), Scored(2.0)])

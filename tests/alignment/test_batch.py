@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roboalign_ray.alignment.advantages import frame_advantages, group_advantages
 from roboalign_ray.alignment.batch import (
     check_trainable,
     micro_batches,
@@ -14,7 +15,7 @@ from roboalign_ray.alignment.batch import (
     training_sequences,
 )
 from roboalign_ray.alignment.scored import ScoredGroup, reward_scalars
-from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig
+from roboalign_ray.config import AlignmentConfig, RefreshConfig, RolloutConfig, SamplingConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.layout import SequenceLayout
@@ -73,7 +74,7 @@ def test_a_segment_is_laid_out_slot_by_slot():
 
 def test_trained_positions_are_the_generated_tokens():
     scored = group()
-    sequences, _ = training_sequences([scored], LAYOUT)
+    sequences, _ = training_sequences([scored], LAYOUT, AlignmentConfig())
     survivors = [0, 2, 3]
     expected = [(part, sample) for part in scored.rollout.segments for sample in survivors]
     assert len(sequences) == len(expected)
@@ -86,16 +87,16 @@ def test_trained_positions_are_the_generated_tokens():
 
 def test_counts_and_failed_samples_leave_no_sequence():
     groups = [group(1), group(2, (None, None, None, 1.0)), group(3, (0.5, 0.5, 0.5, 0.5))]
-    sequences, counts = training_sequences(groups, LAYOUT)
+    sequences, counts = training_sequences(groups, LAYOUT, AlignmentConfig())
     assert (counts.groups, counts.dropped_groups, counts.flat_groups) == (3, 1, 1)
     assert (counts.samples, counts.failed_samples) == (12, 5)
     assert len(sequences) == 3 * (3 + 0 + 4)
     assert token_count(sequences) == 10 * 3 * (3 + 0 + 4)
-    assert all(sequence.advantage == 0 for sequence in sequences[9:])
+    assert not any(sequence.advantages.any() for sequence in sequences[9:])
 
 
 def test_a_batch_without_any_valid_group_is_empty():
-    sequences, counts = training_sequences([group(1, (None, None))], LAYOUT)
+    sequences, counts = training_sequences([group(1, (None, None))], LAYOUT, AlignmentConfig())
     assert sequences == []
     assert counts.dropped_groups == 1
     assert micro_batches(sequences, 100) == []
@@ -104,7 +105,7 @@ def test_a_batch_without_any_valid_group_is_empty():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 4), st.integers(1, 4))
 def test_micro_batches_hold_every_sequence_once_on_equally_busy_ranks(budget, ranks, groups):
-    sequences, _ = training_sequences([group(seed) for seed in range(groups)], LAYOUT)
+    sequences, _ = training_sequences([group(seed) for seed in range(groups)], LAYOUT, AlignmentConfig())
     shares = [micro_batches(sequences, budget, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     rows = []
@@ -113,11 +114,31 @@ def test_micro_batches_hold_every_sequence_once_on_equally_busy_ranks(budget, ra
         assert batch.mask.shape == batch.behaviour.shape == (len(batch.ids), batch.generated * 3)
         if batch.mask.any():
             rows += [
-                (*ids, *behaviour, float(a[0]))
+                (*ids, *behaviour, *a)
                 for ids, behaviour, a in zip(batch.ids, batch.behaviour, batch.advantages, strict=True)
             ]
     assert sum(batch.mask.sum() for share in shares for batch in share) == token_count(sequences)
-    assert sorted(rows) == sorted((*s.ids, *s.behaviour, float(np.float32(s.advantage))) for s in sequences)
+    assert sorted(rows) == sorted((*s.ids, *s.behaviour, *s.advantages) for s in sequences)
+
+
+def test_credit_by_clip_is_the_same_for_all_tokens_and_by_frame_for_those_of_a_frame():
+    scored = group()
+    frames = scored.rollout.tokens.shape[1]
+    rng = np.random.default_rng(5)
+    scores = tuple(
+        Scored(s.total, per_frame=rng.normal(size=frames)) if isinstance(s, Scored) else s
+        for s in scored.scores
+    )
+    by_frame = ScoredGroup(scored.rollout, scores)
+    survivors = [i for i, s in enumerate(scores) if isinstance(s, Scored)]
+    for credit, expected in (
+        ("clip", np.repeat(group_advantages(scores).values[:, None], frames, axis=1)),
+        ("frame", frame_advantages(scores, 0.5).values),
+    ):
+        sequences, _ = training_sequences([by_frame], LAYOUT, AlignmentConfig(credit=credit, discount=0.5))
+        for place, sample in enumerate(survivors):
+            mine = np.concatenate([s.advantages for s in sequences[place :: len(survivors)]])
+            np.testing.assert_allclose(mine, expected[sample].repeat(3), rtol=1e-6)
 
 
 def test_inexact_segments_are_refused():
@@ -125,7 +146,7 @@ def test_inexact_segments_are_refused():
     part = segment(np.random.default_rng(0), 4, 2, exact=False)
     rollout = RolloutGroup("p", "", (0, 1, 2, 3), (part,), 0, 0, np.zeros(2))
     with pytest.raises(UserError, match="sinks"):
-        training_sequences([ScoredGroup(rollout, scored.scores)], LAYOUT)
+        training_sequences([ScoredGroup(rollout, scored.scores)], LAYOUT, AlignmentConfig())
 
 
 @pytest.mark.parametrize(
