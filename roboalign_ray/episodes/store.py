@@ -169,7 +169,7 @@ def write_store(
     if path.exists() and any(path.iterdir()) and not (path / "statistics.json").is_file():
         raise UserError("is not an episode store, so it is not overwritten", where=str(path))
     statistics, quarantined = _Statistics(held_out_fraction), []
-    with _complete_or_absent(path) as folder:
+    with complete_or_absent(path) as folder:
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
         shards = 0
@@ -203,7 +203,7 @@ def write_store(
 
 
 @contextmanager
-def _complete_or_absent(path: Path) -> Iterator[Path]:
+def complete_or_absent(path: Path) -> Iterator[Path]:
     """A folder to write in that takes its final name only when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"

@@ -1,0 +1,381 @@
+"""Judged pairs: a video, the instruction it should follow, and six scores; and the store they lie in.
+
+    pairs/
+      shard-00000.parquet    one row per pair, its video encoded
+      statistics.json        schema version, counts, label histograms
+      README.md              the dataset card
+
+The conventions are those of the episode store: complete or absent, split by a hash of the group id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.splits import check_split, split_of
+from roboalign_ray.episodes.store import StoreCard, complete_or_absent
+from roboalign_ray.episodes.video import decode_video, encode_video
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.rubric import DIMENSIONS, check_scores, names
+
+SCHEMA_VERSION = 1
+CONTENT = "judged pairs"
+HISTOGRAM_STEP = 0.5  # points; scores are rounded to it for the card
+_ROW_GROUP = 16  # pairs per Parquet row group: reading one pair reads this many
+_INDEX = ("pair_id", "group_id", "kind", "annotator", "instruction", "length", "scores")
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("group_id", pa.string()),
+        ("kind", pa.string()),
+        ("annotator", pa.string()),
+        ("instruction", pa.string()),
+        ("length", pa.int32()),
+        ("fps", pa.float64()),
+        ("scores", pa.list_(pa.float32(), len(DIMENSIONS))),
+        ("provenance", pa.string()),
+        ("video", pa.large_binary()),
+    ],
+    metadata={"roboalign_ray.pairs_schema_version": str(SCHEMA_VERSION)},
+)
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """One labelled video.
+
+    Attributes:
+        pair_id: unique within its store.
+        group_id: group of the source episode; a split never separates a group.
+        frames: uint8 [T, H, W, 3] RGB.
+        fps: frames per second.
+        instruction: the sentence that the video is judged against.
+        scores: float32 [6], rubric points in the order of `rubric.DIMENSIONS`, all known.
+        annotator: who gave the scores: "degradation", "privileged", "simulator", a teacher's name, a person.
+        kind: what the video is, such as "real", "degraded/blur", "rollout/swr", "counterfactual/wander".
+        provenance: source episode, frames, settings (JSON types only).
+
+    Raises:
+        UserError: on construction, where frames, instruction or scores cannot be used.
+    """
+
+    pair_id: str
+    group_id: str
+    frames: np.ndarray
+    fps: float
+    instruction: str
+    scores: np.ndarray
+    annotator: str
+    kind: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"pair '{self.pair_id}'"
+        frames = self.frames
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+            raise UserError(f"frames are {frames.dtype} {frames.shape}, not uint8 [T, H, W, 3]", where=where)
+        if not self.instruction.strip():
+            raise UserError("has no instruction", where=where, remedy="a video is judged against a sentence")
+        if not self.fps > 0:
+            raise UserError(f"fps is {self.fps}", where=where)
+        scores = check_scores(self.scores, where)
+        if scores.ndim != 1:
+            raise UserError(f"scores have shape {scores.shape}, not [{len(DIMENSIONS)}]", where=where)
+        object.__setattr__(self, "scores", scores)
+
+    @property
+    def total(self) -> float:
+        """Sum of the scores, 0 to 10."""
+        return float(self.scores.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class PairsSummary:
+    """What was written: the store, its pairs, the bytes of all files, and what the statistics file holds."""
+
+    path: Path
+    pairs: int
+    bytes: int
+    statistics: Mapping[str, Any]
+
+
+def encode_pair(pair: JudgedPair, *, crf: int = 18, pixel_format: str = "yuv444p") -> dict[str, Any]:
+    """A row of `ROW_SCHEMA`: the pair with its video encoded.
+
+    Raises:
+        EpisodeError: the frames cannot be encoded.
+        UserError: the provenance is not JSON.
+    """
+    try:
+        provenance = json.dumps(dict(pair.provenance))
+    except TypeError as error:
+        raise UserError(f"provenance is not JSON ({error})", where=f"pair '{pair.pair_id}'") from error
+    return {
+        "pair_id": pair.pair_id,
+        "group_id": pair.group_id,
+        "kind": pair.kind,
+        "annotator": pair.annotator,
+        "instruction": pair.instruction,
+        "length": len(pair.frames),
+        "fps": float(pair.fps),
+        "scores": pair.scores.tolist(),
+        "provenance": provenance,
+        "video": encode_video(pair.frames, pair.fps, crf=crf, pixel_format=pixel_format),
+    }
+
+
+def decode_pair(row: Mapping[str, Any]) -> JudgedPair:
+    """The pair of a row, its video decoded.
+
+    Raises:
+        EpisodeError: the video does not decode.
+    """
+    try:
+        frames = decode_video(row["video"])
+    except EpisodeError as error:
+        raise EpisodeError(error.what, where=f"pair '{row['pair_id']}'") from error
+    return JudgedPair(
+        pair_id=row["pair_id"],
+        group_id=row["group_id"],
+        frames=frames,
+        fps=row["fps"],
+        instruction=row["instruction"],
+        scores=np.asarray(row["scores"], dtype=np.float32),
+        annotator=row["annotator"],
+        kind=row["kind"],
+        provenance=json.loads(row["provenance"]),
+    )
+
+
+def write_pairs(
+    pairs: Iterable[JudgedPair | Mapping[str, Any]],
+    path: Path,
+    *,
+    card: StoreCard | None = None,
+    shard_pairs: int = 512,
+    held_out_fraction: float = 0.1,
+    crf: int = 18,
+    pixel_format: str = "yuv444p",
+    overwrite: bool = False,
+) -> PairsSummary:
+    """Write pairs as they come; memory holds one shard. Nothing appears at `path` before all is written.
+
+    Args:
+        pairs: pairs, or rows that `encode_pair` made elsewhere.
+        path: the store's folder.
+        card: what the dataset card tells beside the figures.
+        shard_pairs: pairs per Parquet file.
+        held_out_fraction: split that the card counts with, and the default of `PairStore.split`.
+        crf, pixel_format: video quality, see `encode_video`.
+        overwrite: replace an existing store of pairs.
+
+    Raises:
+        UserError: the folder exists and may not be replaced, two pairs share an id, or there is none.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError("already exists", where=str(path), remedy="choose another place or allow overwriting")
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_store(path))):
+        raise UserError("is not a store of judged pairs, so it is not overwritten", where=str(path))
+    figures = _Figures(held_out_fraction)
+    with complete_or_absent(path) as folder:
+        rows: list[Mapping[str, Any]] = []
+        shards = 0
+        for item in pairs:
+            row = (
+                encode_pair(item, crf=crf, pixel_format=pixel_format)
+                if isinstance(item, JudgedPair)
+                else item
+            )
+            figures.add(row, path)
+            rows.append(row)
+            if len(rows) >= shard_pairs:
+                _write_shard(folder, shards, rows)
+                rows, shards = [], shards + 1
+        if not figures.seen:
+            raise UserError("no judged pair to write", where=str(path))
+        if rows:
+            _write_shard(folder, shards, rows)
+        statistics = figures.as_json()
+        text = json.dumps(statistics, indent=1, ensure_ascii=False) + "\n"
+        (folder / "statistics.json").write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(_card_text(card or StoreCard("Judged pairs"), statistics), "utf-8")
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    return PairsSummary(path, len(figures.seen), size, statistics)
+
+
+class _Figures:
+    """Counts and histograms, gathered while rows pass."""
+
+    def __init__(self, held_out_fraction: float) -> None:
+        self.fraction = held_out_fraction
+        self.seen: set[str] = set()
+        self.groups: set[str] = set()
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("kinds", "annotators", "splits")}
+        self.histograms: dict[str, Counter[float]] = {name: Counter() for name in (*names(), "total")}
+        self.frames: Counter[int] = Counter()
+
+    def add(self, row: Mapping[str, Any], path: Path) -> None:
+        if row["pair_id"] in self.seen:
+            raise UserError(f"two pairs named '{row['pair_id']}'", where=str(path))
+        self.seen.add(row["pair_id"])
+        self.groups.add(row["group_id"])
+        self.counts["kinds"][row["kind"]] += 1
+        self.counts["annotators"][row["annotator"]] += 1
+        self.counts["splits"][split_of(row["group_id"], self.fraction)] += 1
+        self.frames[int(row["length"])] += 1
+        scores = [float(score) for score in row["scores"]]
+        for name, score in zip((*names(), "total"), (*scores, sum(scores)), strict=True):
+            self.histograms[name][round(score / HISTOGRAM_STEP) * HISTOGRAM_STEP] += 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "content": CONTENT,
+            "schema_version": SCHEMA_VERSION,
+            "pairs": len(self.seen),
+            "groups": len(self.groups),
+            "held_out_fraction": self.fraction,
+            "lengths": {str(length): count for length, count in sorted(self.frames.items())},
+            **{name: dict(sorted(counts.items())) for name, counts in self.counts.items()},
+            "histograms": {
+                name: {f"{score:g}": count for score, count in sorted(counts.items())}
+                for name, counts in self.histograms.items()
+            },
+        }
+
+
+def _write_shard(folder: Path, number: int, rows: list[Mapping[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+    path = folder / f"shard-{number:05d}.parquet"
+    pq.write_table(table, path, row_group_size=_ROW_GROUP, compression="zstd", use_dictionary=False)
+
+
+def _card_text(card: StoreCard, figures: Mapping[str, Any]) -> str:
+    front = f"---\nlicense: {card.license}\n---\n" if card.license else ""
+    splits = ", ".join(f"{name} {count}" for name, count in sorted(figures["splits"].items()))
+    lines = [f"# {card.title}", "", card.summary, "", "| | |", "|---|---|"]
+    lines += [f"| pairs | {figures['pairs']} from {figures['groups']} groups of episodes |"]
+    lines += [f"| splits | {splits} (held out by group: {figures['held_out_fraction']:g}) |"]
+    for title, key in (("kind", "kinds"), ("annotator", "annotators")):
+        lines += ["", f"| {title} | pairs |", "|---|---|"]
+        lines += [f"| {name} | {count} |" for name, count in figures[key].items()]
+    lines += ["", f"Labels, rounded to {HISTOGRAM_STEP:g} points:", ""]
+    for name, counts in figures["histograms"].items():
+        most = max(counts.values())
+        lines += [f"    {name}"]
+        lines += [
+            f"    {score:>5} {count:>7} {'#' * round(40 * count / most)}" for score, count in counts.items()
+        ]
+    if card.command:
+        lines += ["", "Made by", "", f"    {card.command}"]
+    if card.settings:
+        lines += ["", "Settings", "", "```json", json.dumps(card.settings, indent=1), "```"]
+    return front + "\n".join(lines) + "\n"
+
+
+def _is_store(path: Path) -> bool:
+    try:
+        content = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
+        return isinstance(content, dict) and content.get("content") == CONTENT
+    except (OSError, ValueError):
+        return False
+
+
+class PairStore:
+    """Random access to judged pairs, in the order they were written. The index and all scores are read at once.
+
+    Attributes:
+        ids, group_ids, kinds, annotators, instructions: one per pair.
+        lengths: frames per pair.
+        scores: float32 [N, 6], rubric points.
+
+    Raises:
+        UserError: no store of pairs at `path`, another schema, or a shard that is not Parquet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        remedy = "make one with: roboalign bench build"
+        if not _is_store(self.path):
+            raise UserError("no judged pairs here", where=str(self.path), remedy=remedy)
+        self.statistics: dict[str, Any] = json.loads((self.path / "statistics.json").read_text("utf-8"))
+        if (version := self.statistics.get("schema_version")) != SCHEMA_VERSION:
+            raise UserError(
+                f"schema version {version}, this version reads {SCHEMA_VERSION}", where=str(self.path)
+            )
+        self.shards = sorted(self.path.glob("shard-*.parquet"))
+        tables = [self._read(shard, lambda file: file.read(columns=list(_INDEX))) for shard in self.shards]
+        self._places = [
+            (shard, row)
+            for shard, table in zip(self.shards, tables, strict=True)
+            for row in range(len(table))
+        ]
+        if len(self._places) != self.statistics.get("pairs"):
+            raise UserError(
+                f"holds {len(self._places)} of {self.statistics.get('pairs')} pairs", where=str(self.path)
+            )
+        index = pa.concat_tables(tables)
+        self.ids: list[str] = index["pair_id"].to_pylist()
+        self.group_ids: list[str] = index["group_id"].to_pylist()
+        self.kinds: list[str] = index["kind"].to_pylist()
+        self.annotators: list[str] = index["annotator"].to_pylist()
+        self.instructions: list[str] = index["instruction"].to_pylist()
+        self.lengths: list[int] = index["length"].to_pylist()
+        flat = index["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        self.scores = np.asarray(flat, dtype=np.float32).reshape(-1, len(DIMENSIONS))
+        self._index = {name: number for number, name in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[JudgedPair]:
+        return (self.read(number) for number in range(len(self)))
+
+    def read(self, which: int | str) -> JudgedPair:
+        """One pair, by position or id, video decoded.
+
+        Raises:
+            UserError: no such pair.
+            EpisodeError: its video does not decode.
+        """
+        number = self._index.get(which, -1) if isinstance(which, str) else which
+        if not 0 <= number < len(self):
+            raise UserError(f"no pair {which!r}", where=str(self.path), remedy=f"it holds {len(self)}")
+        shard, row = self._places[number]
+        table = self._read(shard, lambda file: file.read_row_group(row // _ROW_GROUP))
+        return decode_pair(table.slice(row % _ROW_GROUP, 1).to_pylist()[0])
+
+    def split(self, name: str, fraction: float | None = None) -> list[int]:
+        """Positions of the pairs in a split.
+
+        Args:
+            name: "train" or "held_out".
+            fraction: share of groups held out; None takes the one the store was written with.
+        """
+        wanted = check_split(name)
+        share = float(self.statistics["held_out_fraction"]) if fraction is None else fraction
+        return [number for number, group in enumerate(self.group_ids) if split_of(group, share) == wanted]
+
+    def _read(self, shard: Path, reader: Any) -> pa.Table:
+        try:
+            with pq.ParquetFile(shard) as file:
+                return reader(file)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"shard cannot be read ({reason})", where=str(shard)) from error
+
+
+def open_pairs(path: str | Path) -> PairStore:
+    """The judged pairs at `path`."""
+    return PairStore(path)
