@@ -118,7 +118,9 @@ def _shown(logs: Path, stage: Stage, steps: int, quiet: bool) -> Iterator[None]:
     from roboalign_ray.foundation.telemetry import last_row
 
     done = threading.Event()
-    with Progress(stage.replace("_", " "), steps, console=Console(stderr=True, quiet=quiet)) as progress:
+    before = (last_row(logs) or {"step": 0})["step"]  # of a run that is resumed
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(stage.replace("_", " "), steps, done=before, console=console) as progress:
 
         def update() -> None:
             row = last_row(logs)

@@ -28,6 +28,7 @@ class Progress:
         title: what is going on.
         total: steps in all; None where unknown.
         unit: what a step is called.
+        done: steps that were done before: a resumed job's; they count as done, not as fast.
         console: where to; None takes standard error, so that standard output stays clean for results.
         line_every_s: seconds between lines where the console is no terminal.
         clock: seconds, monotonic.
@@ -39,11 +40,13 @@ class Progress:
         total: int | None = None,
         *,
         unit: str = "step",
+        done: int = 0,
         console: Console | None = None,
         line_every_s: float = LINE_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self._before = done
         self.console = console or Console(stderr=True)
         self._every, self._clock = line_every_s, clock
         self._started = self._last_line = clock()
@@ -63,7 +66,7 @@ class Progress:
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, figures="")
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, figures="")
         return self
 
     def advance(self, steps: int = 1, **figures: float | str) -> None:
@@ -94,8 +97,9 @@ class Progress:
         parts = [f"{self.title}: {count} {self.unit}s", seconds(elapsed)]
         if final:
             parts.append(final)
-        elif self.total and self.done:
-            parts.append(f"about {seconds(elapsed / self.done * (self.total - self.done))} left")
+        elif self.total and self.done > self._before:
+            each = elapsed / (self.done - self._before)
+            parts.append(f"about {seconds(each * (self.total - self.done))} left")
         if self._figures:
             parts.append(_join(self._figures))
         self.console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)

@@ -44,6 +44,16 @@ def test_plain_lines_come_at_intervals_and_at_the_end() -> None:
     ]
 
 
+def test_steps_done_before_do_not_count_as_fast() -> None:
+    console, stream = _log()
+    clock = Clock()
+    with Progress("train", 100, done=50, console=console, line_every_s=10, clock=clock) as progress:
+        for _ in range(10):
+            clock.now += 1
+            progress.advance()
+    assert stream.getvalue().splitlines()[0] == "train: 60/100 steps, 10 s, about 40 s left"
+
+
 def test_an_error_is_told_as_stopped_and_passes_through() -> None:
     console, stream = _log()
     with pytest.raises(RuntimeError), Progress("train", total=3, console=console):
