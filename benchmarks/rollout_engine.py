@@ -10,9 +10,10 @@ One group of G samples is rolled out token by token by three programs with the s
     generate   Hugging Face `generate` once per frame, the whole prompt prefilled again and copied per sample
 
 Weights are random: time does not depend on what is predicted. Frames are not encoded or decoded by any of the three.
-Figures are medians over repeats. The decode step is one forward pass of G rows with sampling, at the middle of the
-window; the bare products are `torch.mm` with matrices of the same shapes, one after the other, on the same number of
-rows and nothing else.
+Figures are medians over repeats; progress goes to the error stream. At the paper's size one frame takes Hugging Face
+tens of seconds on a CPU, so few frames are rolled out there, the same for all three. The decode step is one forward
+pass of G rows with sampling, at the middle of the window; the bare products are `torch.mm` with matrices of the same
+shapes, one after the other, on the same number of rows and nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -42,8 +44,8 @@ SIZES = {
     ),
 }
 DEFAULTS = {
-    "demo": {"frames": 12, "repeats": 5, "steps": 200},
-    "paper": {"frames": 3, "repeats": 1, "steps": 25},
+    "demo": {"frames": 30, "repeats": 5, "steps": 200},
+    "paper": {"frames": 2, "repeats": 1, "steps": 25},
 }
 
 
@@ -82,6 +84,11 @@ class Rollouts:
         self.actions = torch.from_numpy(actions + layout.action_range[0])
         config = RolloutConfig(refresh=RefreshConfig(policy="none"), precision=precision)
         self._engine = RolloutEngine(model, FixedCodes(layout), layout, config)
+
+    @property
+    def kernels(self) -> str:
+        """What runs the engine's forward pass."""
+        return "native" if self._engine.native else "PyTorch"
 
     def engine(self) -> np.ndarray:
         """Our engine."""
@@ -129,12 +136,16 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved(
+    functions: dict[str, Callable[[], object]], repeats: int, progress: bool = False
+) -> dict[str, float]:
     """Median seconds by name; the functions take turns, so that a disturbance meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
+    for turn in range(repeats):
         for name, function in functions.items():
             times[name].append(timed(function))
+            if progress:
+                print(f"{name} {turn + 1}/{repeats}: {times[name][-1]:.3f} s", file=sys.stderr, flush=True)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -191,7 +202,7 @@ def run(size: str, arguments: argparse.Namespace) -> dict:
     warm = Rollouts(model, layout, 1, arguments.samples, arguments.precision)
     warm.engine()
     warm.kept()
-    seconds = interleaved(peers, chosen["repeats"])
+    seconds = interleaved(peers, chosen["repeats"], progress=True)
     step = measure_step(
         model, layout, chosen["frames"], arguments.samples, chosen["steps"], arguments.precision
     )
@@ -201,6 +212,7 @@ def run(size: str, arguments: argparse.Namespace) -> dict:
         "samples": arguments.samples,
         "precision": arguments.precision,
         "threads": torch.get_num_threads(),
+        "kernels": rollouts.kernels,
         "torch": torch.__version__,
         **chosen,
         "seconds": seconds,
@@ -219,7 +231,7 @@ def show(result: dict) -> None:
 
     table = Table(
         title=f"{result['size']}: {result['frames']} frames, G={result['samples']}, {result['precision']}, "
-        f"{result['threads']} threads, median of {result['repeats']}"
+        f"{result['kernels']} kernels, {result['threads']} threads, median of {result['repeats']}"
     )
     for column in ("program", "seconds", "tokens/s", "engine is faster by"):
         table.add_column(column, justify="left" if column == "program" else "right")
@@ -240,7 +252,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=[*SIZES, "both"], default="both")
-    parser.add_argument("--frames", type=int, help="frames per rollout (demo 12, paper 3)")
+    parser.add_argument("--frames", type=int, help="frames per rollout (demo 30, paper 2)")
     parser.add_argument("--repeats", type=int, help="rollouts of each program (demo 5, paper 1)")
     parser.add_argument("--steps", type=int, help="decode steps timed (demo 200, paper 25)")
     parser.add_argument("--samples", type=int, default=8, help="G")

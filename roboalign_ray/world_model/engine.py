@@ -63,6 +63,11 @@ class RolloutEngine:
         self._pending: tuple[PackedTransformer, int] | None = None
         self._packed, self.version = self._pack(model.state_dict()), version
 
+    @property
+    def native(self) -> bool:
+        """Whether forward passes run in the C library, or on PyTorch's kernels."""
+        return self._packed.native is not None
+
     def load_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
         """Take new weights (Hugging Face names to tensors or arrays) from the next segment on.
 

@@ -3,13 +3,16 @@
 The weights of a Hugging Face LLaMA, packed for decoding: query, key and value rows in one matrix, gate and up rows in
 one, norms and the scale of scores folded in, head rows of dynamics codes only. Rotary pairs are stored next to each
 other instead of half a head apart (queries and keys are permuted alike, so their products are unchanged); rotating is
-then one complex multiplication. A pass is some twenty kernels per layer, of shapes that stay the same from step to step
-but for the number of cached tokens.
+then one complex multiplication.
+
+On a CPU in float32 a pass is one call of the C library in `native/`. Elsewhere, and where nothing compiles it, a pass
+is some twenty PyTorch kernels per layer, of shapes that stay the same from step to step but for the number of cached
+tokens.
 
 A row's bits must not depend on what else is in the batch, or a seed would not fix its tokens. Two things would break
-that on a CPU. Matrix kernels pick their order of summation by the number of rows, but do so only below eight: buffers
-are padded to eight rows. And vectorised exp, log and their like differ in the last bit from the scalar ones that finish
-a tensor's tail: across rows only correctly rounded operations are used (+, *, /, sqrt).
+that in PyTorch's kernels on a CPU. Matrix kernels pick their order of summation by the number of rows, but do so only
+below eight: buffers are padded to eight rows. And vectorised exp, log and their like differ in the last bit from the
+scalar ones that finish a tensor's tail: across rows only correctly rounded operations are used (+, *, /, sqrt).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +30,20 @@ from roboalign_ray.world_model.attention import attend
 from roboalign_ray.world_model.cache import KeyValueCache
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.matrices import PackedMatrix
+from roboalign_ray.world_model.native.build import native_library
+from roboalign_ray.world_model.native.decoder import NativeDecoder, Panels
 
 MINIMUM_ROWS = 8
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """Weights of one layer."""
+    """Weights of one layer, all of them in the form that the device's kernels take."""
 
-    qkv: PackedMatrix
-    out: PackedMatrix
-    gate_up: PackedMatrix
-    down: PackedMatrix
+    qkv: Any
+    out: Any
+    gate_up: Any
+    down: Any
 
 
 class Workspace:
@@ -45,6 +51,8 @@ class Workspace:
 
     def __init__(self, packed: PackedTransformer, rows: int, chunk: int) -> None:
         self.rows, self.chunk, self.used = rows, chunk, rows * chunk
+        if packed.native is not None:
+            return  # its pass keeps buffers of its own
         total = max(self.used, MINIMUM_ROWS)
         heads, kv_heads, head_dim = packed.heads, packed.kv_heads, packed.head_dim
 
@@ -94,6 +102,7 @@ class PackedTransformer:
         self.codes, self.dtype, self.device = layout.codes, dtype, torch.device(device)
         self.theta = float(config.rope_parameters["rope_theta"])
         self._norm_floor = self.hidden * config.rms_norm_eps
+        self._library = native_library(dtype, self.device, self.head_dim)
         weights = _Weights(state_dict, self.device)
         embedding = weights.take("model.embed_tokens.weight", (layout.vocabulary, self.hidden))
         self.embedding = embedding.clone()  # the trainer may go on changing its own
@@ -102,6 +111,10 @@ class PackedTransformer:
         head = weights.take("lm_head.weight", (layout.vocabulary, self.hidden))[first:last]
         self.head = self._fold(head, weights.take("model.norm.weight", (self.hidden,)))
         self._phases = self._make_phases(layout.length(16))
+        self.native: NativeDecoder | None = None
+        if self._library is not None:
+            parts = (self.embedding, self.layers, self.head)
+            self.native = NativeDecoder(self._library, *parts, self.heads, self.kv_heads, self._norm_floor)
 
     def _pack_layer(self, weights: _Weights, index: int) -> PackedLayer:
         at, width, narrow = f"model.layers.{index}.", self.hidden, self.kv_heads * self.head_dim
@@ -117,14 +130,19 @@ class PackedTransformer:
         before_mlp = weights.take(f"{at}post_attention_layernorm.weight", (width,))
         return PackedLayer(
             qkv=self._fold(torch.cat([q, k, v]), before_attention),
-            out=PackedMatrix(weights.take(f"{at}self_attn.o_proj.weight", (width, width)), self.dtype),
-            gate_up=self._fold(torch.cat([gate, up]), before_mlp),
-            down=PackedMatrix(down, self.dtype),
+            out=self._pack(weights.take(f"{at}self_attn.o_proj.weight", (width, width))),
+            gate_up=self._fold(torch.cat([gate, up]), before_mlp, paired=True),
+            down=self._pack(down),
         )
 
-    def _fold(self, matrix_OH: Tensor, norm_H: Tensor) -> PackedMatrix:
+    def _fold(self, matrix_OH: Tensor, norm_H: Tensor, paired: bool = False) -> PackedMatrix | Panels:
         """The matrix behind an RMS norm with the norm's weight, and the root of the width, multiplied in."""
-        return PackedMatrix(matrix_OH * (norm_H * math.sqrt(self.hidden)), self.dtype)
+        return self._pack(matrix_OH * (norm_H * math.sqrt(self.hidden)), paired)
+
+    def _pack(self, matrix_OI: Tensor, paired: bool = False) -> PackedMatrix | Panels:
+        if self._library is not None:
+            return Panels(matrix_OI, self._library.panel_width(), paired)
+        return PackedMatrix(matrix_OI, self.dtype)
 
     def _pair(self, matrix_OH: Tensor) -> Tensor:
         """Rows of each head reordered from (real half, imaginary half) to (real, imaginary) pairs."""
@@ -167,7 +185,10 @@ class PackedTransformer:
             Logits float32 [rows, codes] after each row's last token.
         """
         w, chunk, start, position = workspace, workspace.chunk, cache.length, cache.position
-        phases = self.phases(position + chunk)[position : position + chunk, None]
+        phases = self.phases(position + chunk)[position : position + chunk]
+        if self.native is not None:
+            return self.native.forward(ids, cache, phases)
+        phases = phases[:, None]
         torch.index_select(self.embedding, 0, ids.reshape(-1), out=w.x[: w.used])
         x = w.x
         for index, layer in enumerate(self.layers):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +37,16 @@ class BlockTokenizer:
         grey = ((codes - context_codes[:, None, :1]) % LAYOUT.codes).float() / (LAYOUT.codes - 1)
         blocks = grey.unflatten(-1, (2, 2)).repeat_interleave(4, -1).repeat_interleave(4, -2)
         return blocks[:, :, None].expand(-1, -1, 3, -1, -1)
+
+
+@pytest.fixture(scope="module", params=["native", "PyTorch"])
+def kernels(request) -> Iterator[str]:
+    """Engines made in the test run their forward pass in C, or on PyTorch's kernels."""
+    if request.param == "native" and not shutil.which("cc"):
+        pytest.skip("no C compiler on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBOALIGN_NATIVE", "1" if request.param == "native" else "0")
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from roboalign_ray.world_model.refresh import make_refresh
 from roboalign_ray.world_model.rollout import Prompt
 from roboalign_ray.world_model.transformer import slot_logits
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 PAPER = SequenceLayout(context_tokens=1280, dynamics_tokens=80, action_tokens=13, codes=4375, action_bins=256)
 
 

@@ -11,6 +11,8 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.rollout import Prompt
 from roboalign_ray.world_model.transformer import segment_ids, token_logprobs
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 POLICIES = ("none", "swr", "token_window", "sinks", "reference_recent")
 
 
@@ -35,6 +37,11 @@ def test_logprobs_equal_a_full_forward_pass(make_model, make_engine, make_prompt
             assert segment.exact == (policy != "sinks")
             if segment.exact:
                 assert_exact(segment, model, layout)
+
+
+def test_engine_says_what_runs_it(make_engine, kernels):
+    assert make_engine().native == (kernels == "native")
+    assert not make_engine(precision="bfloat16").native
 
 
 def test_sampled_distribution_is_not_trivial(make_engine, make_prompt):
