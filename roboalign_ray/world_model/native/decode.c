@@ -250,8 +250,8 @@ static void attend_prefix(const float *keys, const float *values, int64_t prefix
 INLINE void weighted_values(int n, const float *weights, const float *values, int64_t count, int64_t d, float scale,
                             const float *start, float factor, float *to) {
     eight sums[2][4];
-    memset(sums, 0, sizeof sums);
     int64_t k = 0;
+    memset(sums, 0, sizeof sums);
     for (; k + 2 <= count; k += 2, values += 2 * d) {
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++) {
@@ -326,14 +326,13 @@ static void attend(const Model *model, const Pass *pass, const Buffers *b, Scrat
 
 /* What each thread does. */
 static void work(const Model *model, const Pass *pass, const Buffers *b, int thread, int threads) {
-    int64_t tokens = pass->rows * pass->chunk, rows = up_to(tokens, ROWS), first, last;
+    int64_t tokens = pass->rows * pass->chunk, rows = up_to(tokens, ROWS), first, last, first_item, last_item;
     int64_t hidden = model->hidden, width = up_to(hidden, PANEL), d = model->head_dim;
     int64_t qkv = (model->heads + 2 * model->kv_heads) * d;
     float *at = b->scratch + thread * b->scratch_size;
     Scratch s = {at, at + EIGHT * d, at + 2 * EIGHT * d, at + 3 * EIGHT * d, at + EIGHT * (3 * d + pass->prefix), NULL};
     s.scale = s.own + up_to(pass->length + pass->chunk, EIGHT);
     int64_t blocks = up_to(pass->samples * pass->chunk * model->heads / model->kv_heads, EIGHT) / EIGHT;
-    int64_t first_item, last_item;
     share(pass->rows / pass->samples * model->kv_heads * blocks, thread, threads, &first_item, &last_item);
     share(tokens, thread, threads, &first, &last);
     for (int64_t i = first; i < last; i++)
