@@ -1,0 +1,303 @@
+"""The privileged teacher: six scores from measurements, where the real continuation or the simulator's state is known.
+
+A real clip is scored by the simulator's labels alone (`simulator_scores`). A generated clip is scored against the
+real one that the same actions led to (`PrivilegedTeacher`), region by region: what the hand does, what becomes of the
+object, whether light and pace are steady, whether the background and the fine structure stay. What cannot be measured
+is `Failed`, never 0. The measurements are ours; thresholds stand in `PrivilegedConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from roboalign_ray.config.bench import PrivilegedConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
+
+_BLOCK = 8  # pixels a side of the blocks in which jumps are looked for
+Component = float | Failed
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A real clip, and what is known of it.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3], start frame first.
+        scores: float32 [6], points of the real clip itself; a generated one gets no more.
+        object_mask, gripper_mask: bool [T, H, W], or None.
+        contact: bool [T], the gripper touches the object; or None.
+    """
+
+    frames: np.ndarray
+    scores: np.ndarray
+    object_mask: np.ndarray | None = None
+    gripper_mask: np.ndarray | None = None
+    contact: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PrivilegedScore:
+    """Six components in the rubric's order, and the measurements they come from (shares in [0, 1], 1 is faultless)."""
+
+    components: tuple[Component, ...]
+    measurements: Mapping[str, float] = field(default_factory=dict)
+
+    def scores(self) -> np.ndarray | Failed:
+        """Points float32 [6]; Failed, naming the components, where any could not be measured."""
+        failed = [
+            f"{dimension.name}: {value.reason}"
+            for dimension, value in zip(DIMENSIONS, self.components, strict=True)
+            if isinstance(value, Failed)
+        ]
+        if failed:
+            return Failed("; ".join(failed), "unmeasured")
+        return np.array(self.components, dtype=np.float32)
+
+
+class PrivilegedTeacher:
+    """Scores generated clips against their real continuation.
+
+    | dimension | measured by |
+    |---|---|
+    | instruction following | the real clip's points x mean agreement of gripper and object regions |
+    | manipulation success | the real clip's points x agreement of the object's region at the end |
+    | action-outcome consistency | agreement of the gripper's region: the hand is where the actions lead it |
+    | temporal consistency | frozen frames, flicker (second differences), jumps of a block |
+    | contact realism | agreement around hand and object while they touch; stillness of the object while not |
+    | physics adherence | background kept, fine structure kept, the object neither lost nor dissolved |
+
+    Agreement of a region is 1 - (error - tolerance) / change, with the mean absolute error to the real clip and the
+    change of the real clip from its start frame in the same region: 0 is what a still picture gets.
+    """
+
+    def __init__(self, config: PrivilegedConfig | None = None) -> None:
+        self.config = config or PrivilegedConfig()
+
+    def score(self, frames: np.ndarray, reference: Reference) -> PrivilegedScore:
+        """Score a clip uint8 [T', H, W, 3] whose frame 0 is the real start; a shorter one is held at its last frame.
+
+        Raises:
+            UserError: another picture size than the reference's, or fewer than three frames.
+        """
+        real_uint8 = reference.frames
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != real_uint8.shape[1:]:
+            raise UserError(
+                f"clip is {frames.dtype} {frames.shape}, its reference {real_uint8.shape}", where="teacher"
+            )
+        if min(len(frames), len(real_uint8)) < 3:
+            raise UserError(f"a clip of {len(frames)} frames is too short to be judged", where="teacher")
+        held = frames[np.minimum(np.arange(len(real_uint8)), len(frames) - 1)]
+        told, real = held.astype(np.float32), real_uint8.astype(np.float32)
+        shares: dict[str, float] = {}
+        shares |= self._regions(told, real, reference)
+        shares |= self._time(told[: len(frames)], real[: len(frames)])
+        shares |= self._scene(told, real, reference)
+        return PrivilegedScore(self._components(shares, reference), shares)
+
+    def _components(self, shares: Mapping[str, float], reference: Reference) -> tuple[Component, ...]:
+        def product(*needed: str) -> Component:
+            missing = [name for name in needed if name not in shares]
+            if missing:
+                return Failed(f"no {' and no '.join(missing)} can be measured", "unmeasured")
+            return float(np.prod([shares[name] for name in needed]))
+
+        steady = ("motion", "steadiness", "continuity")
+        lasting = ("background", "sharpness", *(("presence",) if "presence" in shares else ()))
+        both: Component = product("gripper", "object")
+        if not isinstance(both, Failed):
+            both = (shares["gripper"] + shares["object"]) / 2
+        parts = (both, product("outcome"), product("gripper"), product(*steady), product("contact"))
+        limits = np.minimum(reference.scores, maxima())
+        return tuple(
+            part if isinstance(part, Failed) else part * float(limit)
+            for part, limit in zip((*parts, product(*lasting)), limits, strict=True)
+        )
+
+    def _regions(self, told: np.ndarray, real: np.ndarray, reference: Reference) -> dict[str, float]:
+        """Agreement of gripper and object over the clip, of the object over its last third, and of contacts."""
+        shares: dict[str, float] = {}
+        hand, thing = reference.gripper_mask, reference.object_mask
+        everywhen = np.arange(len(real)) > 0
+        if hand is not None:
+            shares |= self._agreement("gripper", told, real, hand, everywhen)
+        if thing is not None:
+            end = np.arange(len(real)) >= len(real) - max(1, len(real) // 3)
+            for name, when in (("object", everywhen), ("outcome", end)):
+                there = self._agreement(name, told, real, thing, when)
+                # A thing that was left behind is seen where it was at the start.
+                left = self._agreement(name, told, real, np.broadcast_to(thing[:1], thing.shape), when)
+                shares |= {name: min(there[name], left.get(name, 1.0))} if there else {}
+        if hand is not None and thing is not None and reference.contact is not None:
+            touching = np.asarray(reference.contact, dtype=bool) & everywhen
+            touched = self._agreement("contact", told, real, hand | thing, touching).get("contact", 1.0)
+            alone = self._stillness(told, real, thing & ~hand, ~touching)
+            weight = touching[1:].mean()
+            shares["contact"] = float(weight * touched + (1 - weight) * alone)
+        return shares
+
+    def _agreement(
+        self, name: str, told: np.ndarray, real: np.ndarray, mask: np.ndarray, when: np.ndarray
+    ) -> dict[str, float]:
+        """The share under its name; nothing where the region is never in the picture."""
+        inside = mask & when[:, None, None]
+        if not inside.any():
+            return {}
+        error = np.abs(told - real).mean(axis=-1)[inside].mean()
+        change = np.abs(real - real[:1]).mean(axis=-1)[inside].mean()
+        limit = max(float(change), self.config.region_floor)
+        return {name: _share(1 - (float(error) - self.config.tolerance) / limit)}
+
+    def _stillness(self, told: np.ndarray, real: np.ndarray, mask: np.ndarray, when: np.ndarray) -> float:
+        inside = (mask & when[:, None, None])[1:]
+        if not inside.any():
+            return 1.0
+        moved, wanted = (np.abs(np.diff(clip, axis=0)).mean(axis=-1)[inside].mean() for clip in (told, real))
+        return _share(1 - max(0.0, float(moved - wanted)) / self.config.untouched_limit)
+
+    def _time(self, told: np.ndarray, real: np.ndarray) -> dict[str, float]:
+        """Shares of frames that move where the real ones do, of steady light and pace, and of absent jumps."""
+        config = self.config
+        change, wanted = (np.abs(np.diff(clip, axis=0)).mean(axis=(1, 2, 3)) for clip in (told, real))
+        moving = wanted >= config.still
+        frozen = ((change < config.freeze_share * wanted) & moving).sum() / max(1, moving.sum())
+        second, usual = (float(np.abs(np.diff(clip, 2, axis=0)).mean()) for clip in (told, real))
+        jump, largest = (float(_block_change(clip).max()) for clip in (told, real))
+        return {
+            "motion": _share(1 - float(frozen)),
+            "steadiness": _share(1 - max(0.0, second - usual) / config.flicker_limit),
+            "continuity": _share(1 - max(0.0, jump - largest) / config.jump_limit),
+        }
+
+    def _scene(self, told: np.ndarray, real: np.ndarray, reference: Reference) -> dict[str, float]:
+        """Shares of background kept, of fine structure kept, and of the object's contrast still there."""
+        config = self.config
+        error = np.abs(told - real).mean(axis=-1)
+        still = np.abs(real - real[:1]).mean(axis=-1).max(axis=0) < config.region_floor
+        strange = float(error[1:, still].mean()) if still.any() else 0.0
+        fine, usual = (_gradient_energy(clip[1:]) for clip in (told, real))
+        ratio = fine / max(usual, 1e-6)
+        shares = {
+            "background": _share(1 - (strange - config.tolerance) / config.background_limit),
+            "sharpness": _share((ratio - config.least_sharpness) / (1 - config.least_sharpness)),
+        }
+        thing = reference.object_mask
+        if thing is not None and thing[1:].any():
+            shares["presence"] = self._presence(told, real, thing)
+        return shares
+
+    def _presence(self, told: np.ndarray, real: np.ndarray, thing: np.ndarray) -> float:
+        """How much of the object's contrast to its surroundings is left, anywhere near where it should be."""
+        near = _ring(thing)
+        kept = []
+        for frame, wanted, inside, around in zip(told[1:], real[1:], thing[1:], near[1:], strict=True):
+            if inside.any() and around.any():
+                contrast = wanted[inside] - wanted[around].mean(axis=0)
+                found = frame[inside] - frame[around].mean(axis=0)
+                size = float(np.abs(contrast).mean())
+                if size > self.config.tolerance:
+                    kept.append(min(1.0, float(np.abs(found).mean()) / size))
+        # Some stays: a thing pushed aside has not vanished, and looks the same from here.
+        least = self.config.absent_share
+        return least + (1 - least) * float(np.mean(kept)) if kept else 1.0
+
+
+@dataclass(frozen=True)
+class ClipLabels:
+    """What the simulator says of a real clip; None or an absent key: not known.
+
+    Attributes:
+        succeeded: the task is done by the clip's last frame.
+        privileged: labels of the clip's frames, names as in `Outcome.privileged`.
+    """
+
+    succeeded: bool | None
+    privileged: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def simulator_scores(labels: ClipLabels, config: PrivilegedConfig | None = None) -> PrivilegedScore:
+    """Points of a real simulated clip by its labels.
+
+    Success gives all points of the first two dimensions. Without it, progress decides: the larger of how much closer
+    the hand came to the object and the object to its target, relative to `progress_scale`; it earns up to all points
+    of instruction following and up to one of manipulation success. A simulator's pictures are consistent by
+    construction; deep penetration costs contact realism.
+    """
+    config = config or PrivilegedConfig()
+    progress = clip_progress(labels.privileged, config)
+    depth = labels.privileged.get("penetration")
+    following: Component
+    success: Component
+    if labels.succeeded is None:
+        following = success = Failed("success is not known", "unmeasured")
+    elif labels.succeeded:
+        following, success = 3.0, 2.0
+    elif isinstance(progress, Failed):
+        following = success = progress
+    else:
+        following, success = 3.0 * progress, 1.0 * progress
+    contact: Component = Failed("no penetration labels", "unmeasured")
+    if depth is not None and len(depth):
+        contact = _share(1 - float(np.max(depth)) / config.penetration_limit)
+        contact = min(1.0, 2 * contact)  # shallow overlap is how contact forces arise in a simulator
+    measured = {} if isinstance(progress, Failed) else {"progress": progress}
+    return PrivilegedScore((following, success, 1.0, 1.0, contact, 2.0), measured)
+
+
+def clip_progress(labels: Mapping[str, np.ndarray], config: PrivilegedConfig) -> Component:
+    """Progress in [0, 1] over a clip: hand towards object, or object towards target, whichever is more."""
+    hand, thing = labels.get("gripper_position"), labels.get("object_position")
+    if hand is None or thing is None or not np.isfinite([*hand[[0, -1]], *thing[[0, -1]]]).all():
+        return Failed("no hand and object positions", "unmeasured")
+    reach = np.linalg.norm(hand - thing, axis=-1)
+    approach = _closed(reach, config.progress_scale)
+    if reach[0] < config.near and reach[-1] < config.near:
+        approach = 1.0
+    target = labels.get("target_position")
+    if target is None or not np.isfinite(target[[0, -1]]).all():
+        return approach
+    return max(approach, _closed(np.linalg.norm(thing - target, axis=-1), config.progress_scale))
+
+
+def _closed(distance: np.ndarray, scale: float) -> float:
+    return _share(float(distance[0] - distance[-1]) / max(min(float(distance[0]), scale), 1e-3))
+
+
+def _share(value: float) -> float:
+    return float(np.clip(value, 0.0, 1.0))
+
+
+def _block_change(clip: np.ndarray) -> np.ndarray:
+    """Largest mean change of any block of 8x8 pixels, per step [T - 1]."""
+    change = np.abs(np.diff(clip, axis=0)).mean(axis=-1)
+    height, width = (max(_BLOCK, side - side % _BLOCK) for side in change.shape[1:])
+    rows, columns = (min(_BLOCK, side) for side in change.shape[1:])
+    change = change[:, :height, :width]
+    blocks = change.reshape(len(change), change.shape[1] // rows, rows, change.shape[2] // columns, columns)
+    return blocks.mean(axis=(2, 4)).max(axis=(1, 2))
+
+
+def _gradient_energy(clip: np.ndarray) -> float:
+    grey = clip.mean(axis=-1)
+    return float(np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean())
+
+
+def _ring(mask: np.ndarray, width: int = 3) -> np.ndarray:
+    """What lies around a mask [T, H, W], up to `width` pixels away."""
+    grown = mask
+    for _ in range(width):
+        padded = np.pad(grown, ((0, 0), (1, 1), (1, 1)))
+        parts = (padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
+        grown = np.logical_or.reduce([grown, *parts])
+    return grown & ~mask
+
+
+def describe(score: PrivilegedScore) -> dict[str, float | str]:
+    """Components by name, for provenance and tables: points, or why there are none."""
+    return {
+        name: value.reason if isinstance(value, Failed) else round(value, 4)
+        for name, value in zip(names(), score.components, strict=True)
+    }
