@@ -161,10 +161,9 @@ def gripper_erased(
 def object_duplicate(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the onset on, the object is there a second time, a fifth of the height away or more."""
-    return _copied(
-        frames, material.object_mask, _onset(frames, strength), _shift(frames, material.object_mask, 0.3, rng)
-    )
+    """From the onset on, the object is there a second time, 30 % of the height away."""
+    away = _shift(frames, material.object_mask, 0.3, rng)
+    return _copied(frames, material.object_mask, _onset(frames, strength), away)
 
 
 def teleport(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
