@@ -5,6 +5,14 @@ from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig, RoleConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.job import EvaluationConfig, JobConfig
+from roboalign_ray.config.judge import (
+    DistillationConfig,
+    GateConfig,
+    JudgeConfig,
+    JudgedRewardConfig,
+    RelabelConfig,
+    StudentConfig,
+)
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
     PretrainingConfig,
@@ -18,17 +26,23 @@ __all__ = [
     "AlignmentConfig",
     "ClusterConfig",
     "ConfigError",
+    "DistillationConfig",
     "EpisodesConfig",
     "EvaluationConfig",
     "FidelityRewardConfig",
     "FrozenConfig",
+    "GateConfig",
     "JobConfig",
+    "JudgeConfig",
+    "JudgedRewardConfig",
     "PretrainingConfig",
     "RefreshConfig",
+    "RelabelConfig",
     "RoleConfig",
     "RolloutConfig",
     "SamplingConfig",
     "SimulationConfig",
+    "StudentConfig",
     "TokenizerConfig",
     "TokenizerTrainingConfig",
     "WorldModelConfig",

@@ -10,6 +10,7 @@ from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
+from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
 
@@ -65,6 +66,7 @@ class JobConfig(FrozenConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: FidelityRewardConfig = FidelityRewardConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    judge: JudgeConfig = JudgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
 

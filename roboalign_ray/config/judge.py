@@ -1,0 +1,266 @@
+"""The student judge: its network, how it is distilled, when it is relabelled, and what it must show before it rewards.
+
+RoboAlign-R1 (arXiv 2605.03821) publishes a text and a vision encoder with a linear six-way head, about 98M parameters,
+trained with a dimension-weighted Huber loss on scores normalised to [0, 1]. Everything else here is a choice of this
+project, marked [ours].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+
+DIMENSION_COUNT = 6
+
+TRIALS = (
+    "blur",
+    "static",
+    "temporal_mean",
+    "shuffle",
+    "reverse",
+    "wrong_clip",
+    "wrong_instruction",
+    "wrong_actions",
+    "random",
+)
+
+
+def _check_dimension_weights(weights: tuple[float, ...], where: str) -> None:
+    if len(weights) != DIMENSION_COUNT or min(weights) < 0 or sum(weights) <= 0:
+        raise ConfigError(
+            f"{list(weights)} are not {DIMENSION_COUNT} weights of at least 0, one of them positive",
+            where=where,
+            remedy="give one number per dimension of the rubric",
+        )
+
+
+class StudentConfig(FrozenConfig):
+    """Shape of the student. The defaults have 98M parameters [published: about 98M]; all other numbers are [ours].
+
+    Attributes:
+        height, width: pixels that clips are resized to.
+        frames: frames sampled evenly from a clip, first and last included.
+        patch: pixels per side of a patch.
+        motion: also show each sampled frame's difference to the frame right before it in the clip, so that stutter and
+            flicker between sampled frames are seen.
+        hidden, layers, heads, ffn: video transformer; every layer attends over time, then over space.
+        text_encoder: "hashed" (words and their letter trigrams, hashed; needs no files), or a transformers model.
+        text_hidden, text_layers, text_heads, text_ffn: of the hashed text encoder.
+        text_buckets, text_words: hash buckets, and words read of an instruction.
+        vision_encoder: "patches" (one linear layer), or a transformers vision model applied to every sampled frame.
+        freeze_pretrained: keep plugged-in encoders as they are.
+        fusion_layers, fusion_queries: layers and learned queries that attend to text, then to video.
+        dropout: in the transformers, while training.
+    """
+
+    height: PositiveInt = 128
+    width: PositiveInt = 160
+    frames: int = Field(16, ge=2)
+    patch: PositiveInt = 16
+    motion: bool = True
+    hidden: PositiveInt = 576
+    layers: PositiveInt = 12
+    heads: PositiveInt = 9
+    ffn: PositiveInt = 2304
+    text_encoder: str = "hashed"
+    text_hidden: PositiveInt = 384
+    text_layers: PositiveInt = 4
+    text_heads: PositiveInt = 6
+    text_ffn: PositiveInt = 1536
+    text_buckets: PositiveInt = 16_384
+    text_words: PositiveInt = 32
+    vision_encoder: str = "patches"
+    freeze_pretrained: bool = True
+    fusion_layers: PositiveInt = 3
+    fusion_queries: PositiveInt = 8
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> StudentConfig:
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size % self.patch:
+                raise ConfigError(
+                    f"{name} {size} is not a multiple of patch {self.patch}",
+                    where="judge.student",
+                    remedy="change one of them",
+                )
+        for hidden, heads in (("hidden", "heads"), ("text_hidden", "text_heads")):
+            if getattr(self, hidden) % getattr(self, heads):
+                raise ConfigError(
+                    f"{hidden} {getattr(self, hidden)} is not a multiple of {heads} {getattr(self, heads)}",
+                    where="judge.student",
+                    remedy="change one of them",
+                )
+        return self
+
+    @classmethod
+    def small(cls, **changes: object) -> StudentConfig:
+        """The demo's size: about two million parameters, 64x64 pixels, 8 frames. [ours]"""
+        sizes: dict[str, object] = {
+            "height": 64,
+            "width": 64,
+            "frames": 8,
+            "patch": 8,
+            "hidden": 128,
+            "layers": 4,
+            "heads": 4,
+            "ffn": 384,
+            "text_hidden": 96,
+            "text_layers": 2,
+            "text_heads": 4,
+            "text_ffn": 192,
+            "text_buckets": 2048,
+            "text_words": 24,
+            "fusion_layers": 2,
+            "fusion_queries": 4,
+        }
+        return cls.model_validate({**sizes, **changes})
+
+
+class DistillationConfig(FrozenConfig):
+    """Training the student on judged pairs. The Huber loss and its weighting are [published], their values [ours].
+
+    Attributes:
+        steps: optimizer steps.
+        pairs_per_step: judged pairs a step, over all workers.
+        dimension_weights: weight of each dimension's loss, in the rubric's order; the default is each one's share of
+            the ten points, so that the loss counts points as the total does.
+        huber_delta: where the Huber loss turns from quadratic to linear, in normalised units.
+        variance_weight: weight of the Gaussian likelihood that teaches the variance head; 0 leaves it untrained.
+            Its gradient reaches the mean only through the features both share.
+        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
+        replay_ratio: share of a batch drawn from rounds before the newest, once there are several.
+        held_out_fraction: share of groups held out of training, by a hash of the group id.
+        calibration_share: share of the held-out groups that calibration is fitted on; agreement is
+            measured on the rest.
+        calibration: "isotonic" (monotone steps), "affine" (least squares), or "none".
+        precision: autocast type.
+        ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
+        bootstrap_resamples: of the agreement table's intervals.
+    """
+
+    steps: PositiveInt = 3000
+    pairs_per_step: PositiveInt = 64
+    dimension_weights: tuple[float, ...] = (0.3, 0.2, 0.1, 0.1, 0.1, 0.2)
+    huber_delta: float = Field(0.1, gt=0)
+    variance_weight: float = Field(0.05, ge=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: NonNegativeInt = 100
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    replay_ratio: float = Field(0.5, ge=0, lt=1)
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    calibration_share: float = Field(0.5, gt=0, lt=1)
+    calibration: Literal["isotonic", "affine", "none"] = "isotonic"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    log_every: PositiveInt = 20
+    checkpoint_every: PositiveInt = 500
+    bootstrap_resamples: PositiveInt = 500
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> DistillationConfig:
+        _check_dimension_weights(self.dimension_weights, "judge.distillation.dimension_weights")
+        return self
+
+
+class RelabelConfig(FrozenConfig):
+    """When the teacher labels fresh rollouts and the student trains again. K is unpublished; all values are [ours].
+
+    Attributes:
+        every: K, policy updates after which relabelling happens in any case.
+        least: updates that pass before drift may trigger it again.
+        audit_every: updates between audits; 0 audits never.
+        audit_samples: fresh rollouts an audit shows to both judges.
+        lowest_rank: relabel early where the rank correlation of the totals falls below this.
+        largest_gap: relabel early where the mean totals differ by more than this share of the range.
+        rollouts: fresh rollouts labelled each time.
+    """
+
+    every: PositiveInt = 10
+    least: PositiveInt = 2
+    audit_every: NonNegativeInt = 2
+    audit_samples: int = Field(8, ge=3)
+    lowest_rank: float = Field(0.3, ge=-1, le=1)
+    largest_gap: float = Field(0.1, gt=0)
+    rollouts: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _check_order(self) -> RelabelConfig:
+        if self.least > self.every:
+            raise ConfigError(
+                f"least {self.least} is larger than every {self.every}",
+                where="judge.relabel",
+                remedy="the earliest relabelling cannot come after the latest",
+            )
+        return self
+
+
+class GateConfig(FrozenConfig):
+    """What a judge must show before it may reward anything, and what raises an alarm while it does.
+
+    Attributes:
+        trials: ways of spoiling a clip; the clip as it was must score higher than each.
+        smallest_gap: least difference between the means, as a share of the judge's range [notes: 25 %].
+        least_wins: least share of clips on which the exact one scores higher.
+        clips: held-out clips that are tried.
+        motion_floor: alarm where generated clips move less than this share of the real ones.
+        student_teacher_gap: alarm where the student's mean total exceeds the teacher's by this share of the range.
+        hacking_window: audits over which a component's rise and the teacher's fall are measured.
+        hacking_change: least rise and fall that counts, as shares of their ranges.
+    """
+
+    trials: tuple[str, ...] = TRIALS
+    smallest_gap: float = Field(0.25, gt=0, lt=1)
+    least_wins: float = Field(0.5, ge=0, le=1)
+    clips: PositiveInt = 32
+    motion_floor: float = Field(0.3, ge=0)
+    student_teacher_gap: float = Field(0.2, gt=0)
+    hacking_window: int = Field(4, ge=2)
+    hacking_change: float = Field(0.03, gt=0)
+
+    @model_validator(mode="after")
+    def _check_trials(self) -> GateConfig:
+        for name in self.trials:
+            if name not in TRIALS:
+                raise ConfigError(
+                    f"unknown trial '{name}'", where="judge.gate.trials", remedy=f"use: {', '.join(TRIALS)}"
+                )
+        return self
+
+
+class JudgedRewardConfig(FrozenConfig):
+    """R = sum_k w_k g_k over the six rubric scores [published form]; the weights are [ours].
+
+    Attributes:
+        weights: per dimension, in points: all 1 makes R the total out of ten.
+        uncertainty_penalty: subtracted per point of the student's standard deviation; 0 ignores it.
+        batch: clips the student sees at once.
+    """
+
+    weights: tuple[float, ...] = (1.0,) * DIMENSION_COUNT
+    uncertainty_penalty: float = Field(0.0, ge=0)
+    batch: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> JudgedRewardConfig:
+        _check_dimension_weights(self.weights, "judge.reward.weights")
+        return self
+
+
+class JudgeConfig(FrozenConfig):
+    """The student judge, from its network to its use as a reward.
+
+    Attributes:
+        seed: of initialisation, order and resampling.
+    """
+
+    seed: NonNegativeInt = 0
+    student: StudentConfig = StudentConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    relabel: RelabelConfig = RelabelConfig()
+    gate: GateConfig = GateConfig()
+    reward: JudgedRewardConfig = JudgedRewardConfig()

@@ -1,0 +1,156 @@
+"""The gate opens for a judge that knows, stays shut for those that do not, and its alarms ring for cause alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from roboalign_ray.config.base import ConfigError
+from roboalign_ray.config.judge import TRIALS, GateConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.alarms import Audit, RewardAlarms, motion_share
+from roboalign_ray.judge.gate import GateClip, GateResult, run_gate, spoil
+from roboalign_ray.judge.naive import pixel_l1_scores
+from roboalign_ray.judge.rubric import maxima
+
+
+def moving_square(number: int) -> np.ndarray:
+    frames = np.full((6, 32, 32, 3), 60, np.uint8)
+    for t in range(6):
+        row, column = (4 + 3 * t, 6) if number % 2 else (6, 4 + 3 * t)
+        frames[t, row : row + 6, column : column + 6] = (220, 120, 40)
+    return frames
+
+
+CLIPS = [
+    GateClip(str(n), moving_square(n), ("push down", "push right")[n % 2 - 1], moving_square(n + 1))
+    for n in range(4)
+]
+
+
+def knowing(questions) -> np.ndarray:
+    """Knows every clip and what is done in it."""
+    real = {(c.frames.tobytes(), c.instruction) for c in CLIPS}
+    return np.array([10.0 if (q.frames.tobytes(), q.instruction) in real else 4.0 for q in questions])
+
+
+def test_a_judge_that_knows_passes_every_trial() -> None:
+    result = run_gate(knowing, CLIPS, GateConfig())
+    assert [row.trial for row in result.rows] == list(TRIALS)
+    assert all(row.gap == pytest.approx(0.6) and row.wins == 1 for row in result.rows)
+    result.assert_open()
+
+
+def test_pixel_distance_and_a_constant_fail() -> None:
+    def pixel_l1(questions) -> np.ndarray:
+        return pixel_l1_scores([q.frames for q in questions], [q.reference for q in questions]).sum(1)
+
+    result = run_gate(pixel_l1, CLIPS, GateConfig(), name="pixel L1")
+    failed = {row.trial for row in result.rows if not row.passed}
+    assert {"blur", "static", "reverse", "wrong_instruction"} <= failed
+    with pytest.raises(UserError, match=r"pixel L1: the reward gate is closed.*blur \d+\.\d% FAILED"):
+        result.assert_open()
+    constant = run_gate(lambda questions: np.full(len(questions), 7.0), CLIPS, GateConfig())
+    assert not any(row.passed for row in constant.rows)
+    assert all(row.gap == 0 and row.wins == 0.5 for row in constant.rows)
+
+
+def test_spoiled_clips_are_what_they_are_called() -> None:
+    frames = CLIPS[0].frames
+    made = {trial: spoil(trial, CLIPS)[0] for trial in TRIALS}
+    np.testing.assert_array_equal(made["reverse"].frames, frames[::-1])
+    np.testing.assert_array_equal(made["static"].frames, np.stack([frames[0]] * 6))
+    assert (np.ptp(made["temporal_mean"].frames, axis=0) == 0).all()
+    assert made["temporal_mean"].frames.mean() == pytest.approx(frames.mean(), abs=0.5)
+    shuffled = made["shuffle"].frames
+    assert sorted(f.tobytes() for f in shuffled) == sorted(f.tobytes() for f in frames)
+    assert not np.array_equal(shuffled, frames)
+    assert np.abs(np.diff(made["blur"].frames.astype(int), axis=2)).max() < 60
+    assert made["wrong_instruction"].instruction == CLIPS[1].instruction
+    np.testing.assert_array_equal(made["wrong_clip"].frames, CLIPS[1].frames)
+    np.testing.assert_array_equal(made["wrong_actions"].frames, CLIPS[0].wrong_actions)
+    assert all(np.array_equal(question.reference, frames) for question in made.values())
+
+
+def test_what_could_not_be_tried_keeps_the_gate_shut() -> None:
+    alike = [GateClip(c.clip_id, c.frames, "push") for c in CLIPS]
+    result = run_gate(lambda questions: np.arange(len(questions), 0.0, -1), alike, GateConfig())
+    untried = {row.trial for row in result.rows if row.clips == 0}
+    assert untried == {"wrong_clip", "wrong_instruction", "wrong_actions"}
+    with pytest.raises(UserError, match="wrong_actions not tried"):
+        result.assert_open()
+    again = GateResult.from_json(json.loads(json.dumps(result.as_json())))
+    assert again.table() == result.table()
+    with pytest.raises(UserError, match="no real clip"):
+        run_gate(knowing, [], GateConfig())
+    with pytest.raises(ConfigError, match="unknown trial"):
+        GateConfig(trials=("blurr",))
+
+
+def test_failed_scores_are_counted_and_too_many_close_it() -> None:
+    def failing(count: int):
+        def judge(questions):
+            scores = knowing(questions)
+            scores[:count] = np.nan
+            return scores
+
+        return judge
+
+    few = run_gate(failing(1), CLIPS, GateConfig(trials=("reverse",))).rows[0]
+    assert (few.clips, few.failed, few.passed) == (3, 1, True)
+    assert not run_gate(failing(3), CLIPS, GateConfig(trials=("reverse",))).open
+
+
+# --- alarms --------------------------------------------------------------------------------------------------------
+
+
+def audit(
+    update: int, student: float, teacher: float, motion: float | None = 1.0, dimension: int = 0
+) -> Audit:
+    """Both judges at half of every maximum, but for the student's `dimension` and the teacher's total."""
+    told, truth = np.tile(maxima() * 0.5, (4, 1)), np.tile(maxima() * teacher, (4, 1))
+    told[:, dimension] = maxima()[dimension] * student
+    return Audit(update, told, truth, motion)
+
+
+def test_hacking_is_a_rise_against_a_falling_teacher() -> None:
+    config = GateConfig(hacking_window=4, hacking_change=0.05, student_teacher_gap=0.9)
+    alarms = RewardAlarms(config)
+    found = [
+        a for n in range(6) for a in alarms.observe(audit(n, 0.5 + 0.05 * n, 0.6 - 0.05 * n, dimension=2))
+    ]
+    assert {a.kind for a in found} == {"hacking"}
+    assert all("action_outcome_consistency" in a.message for a in found)
+    assert found[0].update == 3  # as soon as the window is full
+    honest = RewardAlarms(config)
+    assert not [a for n in range(6) for a in honest.observe(audit(n, 0.5 + 0.05 * n, 0.5 + 0.05 * n))]
+    worse = RewardAlarms(config)
+    assert not [a for n in range(6) for a in worse.observe(audit(n, 0.5, 0.6 - 0.05 * n))]
+
+
+def test_motion_floor_and_gap() -> None:
+    alarms = RewardAlarms(GateConfig(motion_floor=0.3, student_teacher_gap=0.2))
+    assert [a.kind for a in alarms.observe(audit(1, 0.5, 0.5, motion=0.1))] == ["motion"]
+    assert [a.kind for a in alarms.observe(audit(2, 0.5, 0.2))] == ["gap"]
+    assert alarms.observe(audit(3, 0.5, 0.9)) == ()  # a modest student is no danger
+    failed = Audit(4, np.full((2, 6), np.nan), np.ones((2, 6)), None)
+    assert alarms.observe(failed) == ()
+
+
+def test_alarms_go_on_after_a_restart() -> None:
+    config = GateConfig(hacking_window=4, student_teacher_gap=0.9)
+    audits = [audit(n, 0.5 + 0.05 * n, 0.6 - 0.05 * n) for n in range(6)]
+    whole, first, second = RewardAlarms(config), RewardAlarms(config), RewardAlarms(config)
+    expected = [whole.observe(a) for a in audits]
+    told = [first.observe(a) for a in audits[:3]]
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert told + [second.observe(a) for a in audits[3:]] == expected
+
+
+def test_motion_is_measured_against_real_clips() -> None:
+    real = moving_square(0)
+    assert motion_share(real, real) == 1
+    assert motion_share(np.stack([real[:1].repeat(6, 0)]), real) == 0
+    assert np.isnan(motion_share(real, real[:1].repeat(6, 0)))

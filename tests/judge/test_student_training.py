@@ -1,0 +1,167 @@
+"""The loss against its closed form, learning, resuming, publishing; and the judge as a reward."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from test_student import TINY, tiny_student
+
+from roboalign_ray.config.base import ConfigError
+from roboalign_ray.config.judge import DistillationConfig, JudgedRewardConfig, StudentConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.clips import prepare_clips
+from roboalign_ray.judge.registry import StudentRegistry
+from roboalign_ray.judge.rubric import maxima, names
+from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.training import StudentTrainer, gaussian_nll, weighted_huber
+from roboalign_ray.rewards.judged import JudgedReward
+from roboalign_ray.rewards.protocol import RewardInput, Scored
+from roboalign_ray.rewards.weighted import WeightedReward
+
+SETTINGS = DistillationConfig(steps=40, warmup_steps=2, learning_rate=3e-3, ema_decay=0.5, pairs_per_step=8)
+
+
+def test_huber_by_hand() -> None:
+    predicted, target = torch.zeros(1, 6), torch.tensor([[0.1, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    weights = torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0, 2.0])
+    expected = (3 * 0.1**2 / 2 + 2 * 0.5 * (1.0 - 0.25)) / 10
+    assert weighted_huber(predicted, target, weights, 0.5).item() == pytest.approx(expected)
+
+
+def test_likelihood_is_gaussian_and_leaves_the_mean_alone() -> None:
+    mean = torch.randn(5, 6, requires_grad=True)
+    log_variance, target = torch.randn(5, 6, requires_grad=True), torch.randn(5, 6)
+    nll = gaussian_nll(mean, log_variance, target)
+    reference = -torch.distributions.Normal(mean, (log_variance / 2).exp()).log_prob(target).mean()
+    assert nll.item() == pytest.approx(reference.item() - 0.5 * np.log(2 * np.pi), abs=1e-5)
+    nll.backward()
+    assert mean.grad is None
+    assert log_variance.grad is not None
+
+
+def lit_clips(pairs: int = 8) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Bright clips score full marks, dark ones none."""
+    rng = np.random.default_rng(0)
+    bright = np.arange(pairs) % 2
+    level = np.where(bright, 200, 40)[:, None, None, None, None]
+    videos = (level + rng.integers(0, 20, (pairs, 4, 16, 16, 3))).astype(np.uint8)
+    clips = prepare_clips(videos, StudentConfig.small(**TINY))
+    return clips, ["push it"] * pairs, bright[:, None] * maxima()
+
+
+def test_it_learns_and_the_average_is_what_is_kept() -> None:
+    torch.manual_seed(0)
+    trainer = StudentTrainer(Student(StudentConfig.small(**TINY)), SETTINGS)
+    losses = [trainer.step(*lit_clips()) for _ in range(40)]
+    assert losses[-1]["huber"] < 0.2 * losses[0]["huber"]
+    assert losses[0]["mae/instruction_following"] == pytest.approx(1.5, abs=0.1)  # first guess: half of three
+    shares, _ = trainer.result().raw_shares([lit_clips()[:2]])
+    assert shares[1::2].mean() - shares[::2].mean() > 0.5
+    assert trainer.result() is not trainer.plain
+
+
+def test_a_resumed_run_takes_the_same_course() -> None:
+    torch.manual_seed(0)
+    whole = StudentTrainer(Student(StudentConfig.small(**TINY)), SETTINGS)
+    whole.step(*lit_clips())
+    resumed = StudentTrainer(tiny_student(1), SETTINGS)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert whole.step(*lit_clips()) == resumed.step(*lit_clips())
+
+
+def test_versions_are_published_whole_once_and_stay(tmp_path) -> None:
+    registry = StudentRegistry(tmp_path / "versions")
+    assert registry.newest() is None
+    with pytest.raises(UserError, match="no student has been published"):
+        registry.load()
+    first, second = tiny_student(1), tiny_student(2)
+    assert registry.publish(first, {"mae": 0.5}, key="round 1") == 1
+    assert registry.publish(first, key="round 1") == 1  # repeated after a restart
+    assert registry.publish(second, key="round 2") == 2
+    assert registry.newest() == 2
+    assert registry.about(1)["mae"] == 0.5
+    old, new = registry.load(1), registry.load()
+    assert (old.version, new.version) == (1, 2)
+    torch.testing.assert_close(old.head.weight, first.head.weight)
+    torch.testing.assert_close(new.head.weight, second.head.weight)
+    with pytest.raises(UserError, match="no student of version 3"):
+        registry.load(3)
+    weights = registry.path(1) / "student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="checksum"):
+        registry.load(1)
+
+
+# --- the reward ----------------------------------------------------------------------------------------------------
+
+
+def inputs(instruction: str = "push it") -> RewardInput:
+    rng = np.random.default_rng(0)
+    start = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return RewardInput(instruction, start, rng.integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8))
+
+
+def test_reward_is_the_weighted_sum_with_the_students_version() -> None:
+    student, given = tiny_student(), inputs()
+    student.version = 5
+    weights = (1.0, 0.5, 0.0, 2.0, 1.0, 0.25)
+    scores = JudgedReward(student, JudgedRewardConfig(weights=weights)).score(given)
+    videos = np.concatenate([np.stack([given.start] * 3)[:, None], given.generated], axis=1)
+    expected = student.score(videos, ["push it"] * 3).scores
+    for score, row in zip(scores, expected, strict=True):
+        assert isinstance(score, Scored)
+        assert score.total == pytest.approx(float(np.dot(weights, row)))
+        assert score.version == 5
+        assert [score.components[name] for name in names()] == pytest.approx(row.tolist())
+
+
+def test_uncertainty_costs_what_the_config_says() -> None:
+    student, given = tiny_student(), inputs()
+    plain = JudgedReward(student, JudgedRewardConfig()).score(given)[0]
+    careful = JudgedReward(student, JudgedRewardConfig(uncertainty_penalty=2.0)).score(given)[0]
+    assert careful.total == pytest.approx(plain.total - 2 * plain.components["uncertainty"])
+
+
+def test_what_cannot_be_scored_has_failed_and_is_no_zero() -> None:
+    student, given = tiny_student(), inputs()
+    reward = JudgedReward(student, JudgedRewardConfig())
+    assert [type(s) for s in reward.score(inputs(" "))] == [Failed] * 3
+    floats = RewardInput("push it", given.start, given.generated.astype(np.float32))
+    assert [type(s) for s in reward.score(floats)] == [Failed] * 3
+    small = RewardInput("push it", given.start[:8], given.generated)
+    assert [type(s) for s in reward.score(small)] == [Failed] * 3
+    with torch.no_grad():
+        student.head.bias[0] = float("nan")
+    assert [(type(s), s.kind) for s in reward.score(given)] == [(Failed, "nan")] * 3
+    with pytest.raises(ConfigError, match="6 weights"):
+        JudgedRewardConfig(weights=(1.0, 2.0))
+
+
+class Fixed:
+    """A reward that says what it is told."""
+
+    def __init__(self, scores) -> None:
+        self.scores = scores
+
+    def score(self, inputs: RewardInput):
+        return self.scores
+
+
+def test_a_weighted_sum_fails_with_its_parts_and_adds_their_frames() -> None:
+    frames = np.array([1.0, 3.0])
+    judged = Fixed([Scored(4.0, {"x": 1.0}, 7), Scored(5.0, {}, 7), Failed("unreadable", "decode")])
+    fidelity = Fixed([Scored(2.0, {}, 0, frames)] * 3)
+    first, second, third = WeightedReward({"judge": (judged, 0.5), "fidelity": (fidelity, 2.0)}).score(
+        inputs()
+    )
+    assert first == Scored(6.0, {"judge": 4.0, "judge/x": 1.0, "fidelity": 2.0}, 7)
+    assert isinstance(second, Scored)
+    assert second.per_frame is None  # the judge tells no frames apart
+    assert third == Failed("judge: unreadable", "decode")
+    alone = WeightedReward({"a": (fidelity, 2.0), "b": (fidelity, 1.0)}).score(inputs())[0]
+    np.testing.assert_array_equal(alone.per_frame, 3 * frames)
+    with pytest.raises(UserError, match="no parts"):
+        WeightedReward({})
