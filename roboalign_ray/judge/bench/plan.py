@@ -1,0 +1,176 @@
+"""Which labelled videos to make: quotas by kind, proposals spread evenly, and what is taken of them.
+
+Nothing here reads a video. Proposals follow from (config, position) alone, so a longer bench begins with a shorter
+one's proposals.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+from roboalign_ray.config.bench import BenchConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.bench.degradations import TABLE
+
+Family = Literal["real", "counterfactual", "degraded", "rollout"]
+FAMILIES: tuple[Family, ...] = ("real", "counterfactual", "degraded", "rollout")
+_CAPPED = (
+    "counterfactual",
+    "rollout",
+)  # what is measured; real clips are good by nature, degraded ones by rule
+_EXPERT = "/expert"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One video to be made.
+
+    Attributes:
+        family: the kind's first word.
+        position: number within the family; names the pair and seeds its draws.
+        episode: position of the source episode in its store.
+        start: number of its first frame, before the stride.
+        name: degradation, or refresh policy.
+        strength: of the degradation, or the sampling temperature.
+    """
+
+    family: Family
+    position: int
+    episode: int
+    start: int
+    name: str = ""
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """What planning needs to know of a store: one entry per episode."""
+
+    ids: Sequence[str]
+    groups: Sequence[str]
+    lengths: Sequence[int]
+
+    def families(self) -> dict[str, list[int]]:
+        """Positions of "real" episodes (a group's expert, or its first) and of "counterfactual" ones (the others)."""
+        members: dict[str, list[int]] = defaultdict(list)
+        for number, group in enumerate(self.groups):
+            members[group].append(number)
+        found: dict[str, list[int]] = {"real": [], "counterfactual": []}
+        for numbers in members.values():
+            expert = next((n for n in numbers if self.ids[n].endswith(_EXPERT)), numbers[0])
+            found["real"].append(expert)
+            found["counterfactual"] += [n for n in numbers if n != expert]
+        return found
+
+
+def quotas(config: BenchConfig, available: Sequence[str]) -> dict[str, int]:
+    """Pairs per family; they sum to `config.pairs`, shares of families that are not available go to the others.
+
+    Raises:
+        UserError: none of the families with a share is available.
+    """
+    shares = {name: float(getattr(config, name)) for name in FAMILIES if name in available}
+    total = sum(shares.values())
+    if total <= 0:
+        raise UserError("nothing with a share can be made here", where="bench", remedy="raise another share")
+    exact = {name: config.pairs * share / total for name, share in shares.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    by_rest = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_rest[: config.pairs - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+class Planner:
+    """Hands out proposals, family by family, each once.
+
+    Args:
+        index: the store's episodes.
+        config: strengths, policies, temperatures, seed.
+        span: frames of an episode that a clip reaches over.
+
+    Raises:
+        UserError: no episode is long enough.
+    """
+
+    def __init__(self, index: EpisodeIndex, config: BenchConfig, span: int) -> None:
+        self._index, self._config, self._span = index, config, span
+        families = index.families()
+        self._episodes: dict[str, list[int]] = {
+            name: [n for n in numbers if index.lengths[n] >= span] for name, numbers in families.items()
+        }
+        if not self._episodes["real"]:
+            raise UserError(
+                f"no episode has the {span} frames of a clip",
+                where="bench",
+                remedy="lower bench.frames or episodes.frame_stride",
+            )
+        self._episodes["degraded"] = self._episodes["real"]
+        self._episodes["rollout"] = self._episodes["real"] + self._episodes["counterfactual"]
+        self._next: Counter[str] = Counter()
+        self._combinations: dict[str, list[tuple[str, float]]] = {
+            "degraded": [(d.name, s) for s, d in product(config.strengths, TABLE)],
+            "rollout": list(product(config.refresh, config.temperatures)),
+        }
+
+    def available(self) -> list[str]:
+        """Families that the store has episodes for."""
+        return [name for name in FAMILIES if self._episodes[name]]
+
+    def propose(self, family: Family, count: int) -> list[Proposal]:
+        """The next `count` proposals of a family."""
+        first = self._next[family]
+        self._next[family] += count
+        return [self._proposal(family, position) for position in range(first, first + count)]
+
+    def _proposal(self, family: Family, position: int) -> Proposal:
+        episodes = self._episodes[family]
+        lap, place = divmod(position, len(episodes))
+        code = FAMILIES.index(family)
+        order = np.random.default_rng([self._config.seed, code, lap]).permutation(len(episodes))
+        episode = episodes[order[place]]
+        rng = np.random.default_rng([self._config.seed, code, 1 << 20, position])
+        start = int(rng.integers(self._index.lengths[episode] - self._span + 1))
+        proposal = Proposal(family, position, episode, start)
+        if combinations := self._combinations.get(family):
+            name, strength = combinations[position % len(combinations)]
+            return replace(proposal, name=name, strength=strength)
+        return proposal
+
+
+class Balancer:
+    """Takes pairs until every family has its quota, and of measured families no more of one score level than the cap.
+
+    A level is a bin of one point of the total. Pure: no clock, no randomness.
+    """
+
+    def __init__(self, counts: Mapping[str, int], level_cap: float) -> None:
+        self._quotas, self._cap = dict(counts), level_cap
+        self._taken: Counter[str] = Counter()
+        self._levels: Counter[tuple[str, int]] = Counter()
+
+    def missing(self) -> dict[str, int]:
+        """Pairs still wanted, by family; families that are full are left out."""
+        wanted = {name: count - self._taken[name] for name, count in self._quotas.items()}
+        return {name: count for name, count in wanted.items() if count > 0}
+
+    def lift_cap(self) -> None:
+        """Take any score level from now on."""
+        self._cap = 1.0
+
+    def take(self, family: str, total: float) -> bool:
+        """Whether a pair of this family and total score is wanted; if so it counts as taken."""
+        if self._taken[family] >= self._quotas.get(family, 0):
+            return False
+        level = (family, min(9, int(total)))
+        if family in _CAPPED and self._levels[level] >= max(1, round(self._cap * self._quotas[family])):
+            return False
+        self._taken[family] += 1
+        self._levels[level] += 1
+        return True

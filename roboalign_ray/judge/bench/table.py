@@ -1,0 +1,76 @@
+"""The table that methods are compared by: mean and standard deviation per dimension and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.pairs import PairStore
+from roboalign_ray.judge.rubric import check_scores, names
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method's line.
+
+    Attributes:
+        method: kind of its pairs, with the store's name where several are compared.
+        videos: how many.
+        mean, std: float64 [7], six dimensions and the total, rubric points; std is the population's.
+    """
+
+    method: str
+    videos: int
+    mean: np.ndarray
+    std: np.ndarray
+
+    def as_json(self) -> dict[str, object]:
+        """Figures by dimension."""
+        figures = {
+            name: {"mean": float(mean), "std": float(std)}
+            for name, mean, std in zip((*names(), "total"), self.mean, self.std, strict=True)
+        }
+        return {"method": self.method, "videos": self.videos, **figures}
+
+
+def method_row(method: str, scores: np.ndarray) -> MethodRow:
+    """The line of scores [N, 6].
+
+    Raises:
+        UserError: there are none, or they are not the rubric's.
+    """
+    if not len(scores):
+        raise UserError("has no scored video", where=method)
+    points = check_scores(scores, method).astype(np.float64)
+    columns = np.concatenate([points, points.sum(axis=1, keepdims=True)], axis=1)
+    return MethodRow(method, len(points), columns.mean(axis=0), columns.std(axis=0))
+
+
+def method_table(stores: Mapping[str, PairStore], split: str | None = None) -> list[MethodRow]:
+    """A line per kind of every store, best total first.
+
+    Args:
+        stores: by name.
+        split: "train" or "held_out"; None takes all pairs.
+    """
+    rows = []
+    for name, store in stores.items():
+        numbers = range(len(store)) if split is None else store.split(split)
+        kinds = sorted({store.kinds[number] for number in numbers})
+        for kind in kinds:
+            chosen = [number for number in numbers if store.kinds[number] == kind]
+            method = kind if len(stores) == 1 else f"{name}: {kind}"
+            rows.append(method_row(method, store.scores[chosen]))
+    return sorted(rows, key=lambda row: -row.mean[-1])
+
+
+def table_cells(rows: Sequence[MethodRow]) -> list[list[str]]:
+    """Header and lines of text: method, videos, six dimensions and the total as "mean ± std"."""
+    cells = [["method", "videos", *names(), "total"]]
+    for row in rows:
+        figures = (f"{mean:.2f} ± {std:.2f}" for mean, std in zip(row.mean, row.std, strict=True))
+        cells.append([row.method, str(row.videos), *figures])
+    return cells
