@@ -9,6 +9,7 @@ of the undivided step, however it is divided.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from roboalign_ray.config import AlignmentConfig
 LOG_RATIO_BOUND = 20.0  # exp() of more overflows to inf, whose zero gradient in a clipped branch becomes NaN
 
 Metrics = dict[str, torch.Tensor]
+# ratio and advantages, broadcasting to [B, N] -> surrogate [B, N], and bool [B, N] where a bound cut it
+Surrogate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class TokenBatch:
         advantages: [B, 1] or [B, N].
         mask: 1 where a token counts, 0 where not.
         entropy: of the policy's distribution, nats, where it was computed.
+        stale: bool, tokens of older weights than the update began with; None where there are none.
+        proximal: under the policy that the update began with, equal to `behaviour` where not stale; None likewise.
     """
 
     logprobs: torch.Tensor
@@ -41,6 +46,8 @@ class TokenBatch:
     advantages: torch.Tensor
     mask: torch.Tensor
     entropy: torch.Tensor | None = None
+    stale: torch.Tensor | None = None
+    proximal: torch.Tensor | None = None
 
 
 class Objective(Protocol):
@@ -80,6 +87,7 @@ def grpo_loss(
     *,
     token_count: float | None = None,
     entropy: torch.Tensor | None = None,
+    surrogate_of: Surrogate | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """GRPO loss of one (micro-)batch.
 
@@ -90,6 +98,7 @@ def grpo_loss(
         config: clip, dual_clip, kl_coefficient, kl_estimator.
         token_count: valid tokens of the whole optimizer step; None takes this batch's own.
         entropy: [B, N], for the metrics alone.
+        surrogate_of: what stands in the place of `clipped_surrogate`.
 
     Returns:
         Scalar loss, and detached metrics. Every metric but "ratio_max" is a sum over valid tokens divided by
@@ -104,7 +113,10 @@ def grpo_loss(
     )
     log_ratio = (logprobs - behaviour_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
-    surrogate, clipped = clipped_surrogate(ratio, advantages, config.clip, config.dual_clip)
+    if surrogate_of is None:
+        surrogate, clipped = clipped_surrogate(ratio, advantages, config.clip, config.dual_clip)
+    else:
+        surrogate, clipped = surrogate_of(ratio, advantages)
     kl = kl_estimate(config.kl_estimator, logprobs, reference_logprobs)
 
     def mean(values: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ arithmetic alone; a rank's metrics are partial sums that `merge_metrics` complet
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from roboalign_ray.alignment.batch import (
     training_sequences,
 )
 from roboalign_ray.alignment.grpo import Metrics, Objective, TokenBatch, merge_metrics
+from roboalign_ray.alignment.off_policy import EVERY_VERSION, OffPolicyObjective, stale_masks
 from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.world_model.layout import SequenceLayout
@@ -55,11 +56,15 @@ class OptimizerStep:
 
     Attributes:
         tokens: valid tokens of the step over all ranks.
+        stale: bool [B, N] of each, tokens of older weights; None where the step has none, or they are not told apart.
+        proximals: log-probabilities [B, N] at the update's start, where `stale` is known.
     """
 
     batches: list[MicroBatch]
     references: list[Tensor]
     tokens: int
+    stale: list[Tensor] | None = None
+    proximals: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def policy_update(
     *,
     rank: int = 0,
     ranks: int = 1,
+    version: int | None = None,
 ) -> UpdateResult:
     """All optimizer steps of one update: `epochs` passes over the batch, `minibatch_prompts` groups a step.
 
@@ -97,12 +103,22 @@ def policy_update(
 
     Args:
         reference: the frozen model's `predict`.
+        version: of the policy's weights at the beginning, which objectives with off-policy correction tell stale
+            segments by; None takes every segment for stale.
 
     Raises:
         UserError: a rollout that cannot be trained on.
         FloatingPointError: the loss is not finite.
     """
-    plan, counts = plan_steps(reference, groups, policy.layout, config, rank=rank, ranks=ranks)
+    before: int | None = None
+    if isinstance(objective, OffPolicyObjective):
+        before = EVERY_VERSION if version is None else version
+    plan, counts = plan_steps(
+        reference, groups, policy.layout, config, rank=rank, ranks=ranks, stale_before=before
+    )
+    if isinstance(objective, OffPolicyObjective) and objective.needs_proximal:
+        # All before the first step: the proximal policy is that of the update's beginning.
+        plan = [_with_proximal(policy, step) for step in plan]
     steps: list[dict[str, float]] = []
     norms: list[float] = []
     for _ in range(config.epochs):
@@ -127,8 +143,13 @@ def plan_steps(
     *,
     rank: int = 0,
     ranks: int = 1,
+    stale_before: int | None = None,
 ) -> tuple[list[OptimizerStep], BatchCounts]:
-    """Divide a batch into optimizer steps and micro-batches; the reference is asked once per micro-batch."""
+    """Divide a batch into optimizer steps and micro-batches; the reference is asked once per micro-batch.
+
+    Args:
+        stale_before: segments of older versions than this one are marked; None marks none.
+    """
     plan: list[OptimizerStep] = []
     total = BatchCounts(0, 0, 0, 0, 0)
     for first in range(0, len(groups), config.minibatch_prompts):
@@ -141,8 +162,24 @@ def plan_steps(
         batches = micro_batches(sequences, config.micro_batch_tokens, rank=rank, ranks=ranks)
         with torch.no_grad():
             references = [reference(batch)[0] for batch in batches]
-        plan.append(OptimizerStep(batches, references, token_count(sequences)))
+        stale = None
+        if stale_before is not None:
+            stale = stale_masks(sequences, stale_before, config.micro_batch_tokens, rank=rank, ranks=ranks)
+        plan.append(OptimizerStep(batches, references, token_count(sequences), stale))
     return plan, total
+
+
+def _with_proximal(policy: Trainable, step: OptimizerStep) -> OptimizerStep:
+    """The step with `proximals`; as it is where nothing in it is stale, on all ranks alike."""
+    if step.stale is None:
+        return step
+    proximals = []
+    with torch.no_grad():
+        for batch, stale in zip(step.batches, step.stale, strict=True):
+            behaviour = torch.from_numpy(batch.behaviour).to(policy.device)
+            mask = stale.to(policy.device)
+            proximals.append(torch.where(mask, policy.predict(batch)[0], behaviour))
+    return replace(step, proximals=proximals)
 
 
 def optimizer_step(
@@ -163,6 +200,8 @@ def optimizer_step(
             advantages=torch.from_numpy(batch.advantages).to(policy.device),
             mask=torch.from_numpy(batch.mask).to(policy.device),
             entropy=entropy,
+            stale=None if step.stale is None else step.stale[index].to(policy.device),
+            proximal=None if step.proximals is None else step.proximals[index],
         )
         loss, metrics = objective(tokens, step.tokens)
         if not torch.isfinite(loss):
