@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
+from roboalign_ray.config.asynchrony import AsynchronyConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
@@ -66,6 +67,7 @@ class JobConfig(FrozenConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: FidelityRewardConfig = FidelityRewardConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    asynchrony: AsynchronyConfig = AsynchronyConfig()
     judge: JudgeConfig = JudgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
