@@ -112,8 +112,10 @@ class GateResult:
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> GateResult:
         """What `as_json` gave."""
-        nan = float("nan")
-        rows = (GateRow(**{k: nan if v is None else v for k, v in row.items()}) for row in told["rows"])
+        rows = []
+        for row in told["rows"]:
+            figures: dict[str, Any] = {k: float("nan") if v is None else v for k, v in row.items()}
+            rows.append(GateRow(**figures))
         return cls(told["judge"], tuple(rows), told["smallest_gap"])
 
     def assert_open(self) -> None:

@@ -207,10 +207,10 @@ class ReplaySampler:
     def _drawn(self, pool: int, step: int) -> np.ndarray:
         count, size = self._counts[pool], len(self._pools[pool])
         places = np.arange(step * count, (step + 1) * count)
-        return np.array([self._order(pool, place // size)[place % size] for place in places], np.int64)
+        return np.array([self._order(pool, int(place) // size)[place % size] for place in places], np.int64)
 
     def _order(self, pool: int, turn: int) -> np.ndarray:
-        key = (pool, int(turn))
+        key = (pool, turn)
         if key not in self._orders:
             self._orders = {k: v for k, v in self._orders.items() if k[0] != pool or k[1] >= turn - 1}
             order = np.random.default_rng((self._seed, *key)).permutation(len(self._pools[pool]))
