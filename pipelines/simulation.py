@@ -16,9 +16,10 @@ import random
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.simulation_workers import WorkerPool, draw
 from roboalign_ray.alignment.backpressure import BackpressureController, Observation
 from roboalign_ray.alignment.buffer import ExperienceBuffer
 from roboalign_ray.alignment.ledger import Outcome, StalenessLedger
@@ -130,10 +131,10 @@ class Simulation:
             rollout_workers=cluster.rollout.workers,
             scorer_workers=cluster.scorer.workers,
         )
-        self.rollouts, self.scorers = _Pool(cluster.rollout.workers), _Pool(cluster.scorer.workers)
-        self.learner = _Pool(1)
-        self.queue: deque[_Rolled] = deque()  # with a scorer's room, not yet in its hands
-        self.blocked: deque[_Rolled] = deque()  # each holds its rollout worker
+        self.rollouts, self.scorers = WorkerPool(cluster.rollout.workers), WorkerPool(cluster.scorer.workers)
+        self.learner = WorkerPool(1)
+        self.queue: deque[Rolled] = deque()  # with a scorer's room, not yet in its hands
+        self.blocked: deque[Rolled] = deque()  # each holds its rollout worker
         self.published = [0.0]  # when each version could be had
         self.publishing = False
         self.seconds = {"rollout": 0.0, "scorer": 0.0, "learner": 0.0}
@@ -206,7 +207,7 @@ class Simulation:
 
     def _rolled(self, duration: float, group: int, attempt: int, version: int) -> None:
         self._learn("rollout", duration)
-        rolled = _Rolled(group, attempt, self._versions(duration, version))
+        rolled = Rolled(group, attempt, self._versions(duration, version))
         if self.scorers.idle:
             self._score(rolled)
         elif self._room() > 0:
@@ -233,12 +234,12 @@ class Simulation:
 
     # --- scores --------------------------------------------------------------------------------------------------
 
-    def _score(self, rolled: _Rolled) -> None:
+    def _score(self, rolled: Rolled) -> None:
         self.scorers.take(self.now)
         duration = self._draw(self.work.scorer)
         self._work(self.work.scorer, duration, self._scored, self._scorer_lost, rolled)
 
-    def _scored(self, duration: float, rolled: _Rolled) -> None:
+    def _scored(self, duration: float, rolled: Rolled) -> None:
         self._learn("scorer", duration)
         self.scorers.give(self.now)
         self._score_next()
@@ -255,7 +256,7 @@ class Simulation:
         while self.blocked and self._room() > 0:
             self.queue.append(self._unblock())
 
-    def _unblock(self) -> _Rolled:
+    def _unblock(self) -> Rolled:
         self.rollouts.give(self.now, held=True)
         return self.blocked.popleft()
 
@@ -263,7 +264,7 @@ class Simulation:
         """Places in the scorers' queues, not counting what is in their hands."""
         return (self.controller.targets.scorer_depth - 1) * self.scorers.workers - len(self.queue)
 
-    def _scorer_lost(self, rolled: _Rolled) -> None:
+    def _scorer_lost(self, rolled: Rolled) -> None:
         self.ledger.fail(rolled.group, rolled.attempt)
         self._down(self.scorers, self.work.scorer, self._score_next)
         self._start_rollouts()
@@ -336,7 +337,7 @@ class Simulation:
                 pool.coming += 1
                 self._after(self.work.provision_s, self._arrive, pool, begin)
 
-    def _arrive(self, pool: _Pool, begin: Callable[[], None]) -> None:
+    def _arrive(self, pool: WorkerPool, begin: Callable[[], None]) -> None:
         pool.arrive(self.now)
         begin()
 
@@ -363,12 +364,12 @@ class Simulation:
         else:
             self._after(duration, done, duration, *arguments)
 
-    def _down(self, pool: _Pool, stage: StageTimeConfig, begin: Callable[[], None]) -> None:
+    def _down(self, pool: WorkerPool, stage: StageTimeConfig, begin: Callable[[], None]) -> None:
         """The worker that was busy is lost, and back after a while."""
         pool.fall(self.now)
         self._after(stage.restart_s, self._back, pool, begin)
 
-    def _back(self, pool: _Pool, begin: Callable[[], None]) -> None:
+    def _back(self, pool: WorkerPool, begin: Callable[[], None]) -> None:
         pool.rise(self.now)
         begin()
 
@@ -380,114 +381,10 @@ class Simulation:
         return draw(stage, self.random)
 
 
-def draw(stage: StageTimeConfig, source: random.Random) -> float:
-    """Seconds of one group: mean `seconds`, standard deviation over mean `variation` where the shape has one.
-
-    Pareto: with a = 1 + sqrt(1 + 1/variation^2) and least value seconds (a - 1) / a.
-    """
-    mean, variation = stage.seconds, stage.variation
-    if stage.shape == "constant" or mean == 0:
-        return mean
-    if stage.shape == "exponential":
-        return mean * source.expovariate(1.0)
-    if stage.shape == "lognormal":
-        variance = math.log1p(variation**2)
-        return mean * math.exp(source.gauss(-variance / 2, math.sqrt(variance)))
-    exponent = 1 + math.sqrt(1 + 1 / variation**2)
-    return mean * (exponent - 1) / exponent * source.paretovariate(exponent)
-
-
 @dataclass(frozen=True)
-class _Rolled:
+class Rolled:
     """A rolled-out group on its way to a score."""
 
     group: int
     attempt: int
     versions: tuple[int, ...]
-
-
-@dataclass
-class _Pool:
-    """Workers of a role, all alike: how many are idle, busy, holding what nobody takes, or down; and for how long."""
-
-    workers: int
-    idle: int = field(init=False)
-    goal: int = field(init=False)
-    busy: int = 0
-    held: int = 0
-    coming: int = 0
-    busy_s: float = 0.0
-    held_s: float = 0.0
-    worker_s: float = 0.0
-    busy_since_look: float = 0.0
-    last: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.idle = self.goal = self.workers
-
-    def tally(self, now: float) -> None:
-        """Count the time since the last change."""
-        elapsed, self.last = now - self.last, now
-        self.busy_s += elapsed * self.busy
-        self.busy_since_look += elapsed * self.busy
-        self.held_s += elapsed * self.held
-        self.worker_s += elapsed * self.workers
-
-    def busy_since(self, now: float) -> float:
-        """Worker-seconds of work since the last look."""
-        self.tally(now)
-        return self.busy_since_look
-
-    def forget(self, now: float) -> None:
-        """Measure from now on."""
-        self.tally(now)
-        self.busy_s = self.held_s = self.worker_s = 0.0
-
-    def take(self, now: float) -> None:
-        """An idle worker begins."""
-        self.tally(now)
-        self.idle -= 1
-        self.busy += 1
-
-    def hold(self, now: float) -> None:
-        """A busy worker is done and cannot hand on."""
-        self.tally(now)
-        self.busy -= 1
-        self.held += 1
-
-    def give(self, now: float, *, held: bool = False) -> None:
-        """A worker is free again; it leaves where there are too many."""
-        self.tally(now)
-        if held:
-            self.held -= 1
-        else:
-            self.busy -= 1
-        self.idle += 1
-        self.retire(now)
-
-    def retire(self, now: float) -> None:
-        """Idle workers beyond the goal leave."""
-        leaving = min(self.idle, self.workers - self.goal)
-        if leaving > 0:
-            self.tally(now)
-            self.idle -= leaving
-            self.workers -= leaving
-
-    def arrive(self, now: float) -> None:
-        """A worker that was asked for is there."""
-        self.tally(now)
-        self.coming -= 1
-        self.workers += 1
-        self.idle += 1
-        self.retire(now)
-
-    def fall(self, now: float) -> None:
-        """A busy worker is lost."""
-        self.tally(now)
-        self.busy -= 1
-
-    def rise(self, now: float) -> None:
-        """A lost worker is back."""
-        self.tally(now)
-        self.idle += 1
-        self.retire(now)

@@ -108,7 +108,7 @@ class PatientTarget:
 
     def wish(self, wanted: float) -> int:
         """One look; the value after it."""
-        goal = min(max(math.ceil(wanted - 1e-9), self.least), self.most)
+        goal = math.ceil(min(max(wanted, self.least), self.most) - 1e-9)
         sign = (goal > self.value) - (goal < self.value)
         if abs(goal - self.value) <= self.deadband * self.value:
             sign = 0
@@ -176,7 +176,7 @@ class BackpressureController:
 
     def _steer_depth(self, seen: Observation) -> None:
         if seen.scorer_seconds > 0:
-            self._depth.wish(1 + math.ceil(seen.round_trip_seconds / seen.scorer_seconds))
+            self._depth.wish(1 + seen.round_trip_seconds / seen.scorer_seconds)
 
     def _steer_pools(self, seen: Observation) -> None:
         if not (seen.learner_seconds > 0 and seen.rollout_seconds > 0):

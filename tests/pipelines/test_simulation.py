@@ -9,7 +9,8 @@ import random
 import numpy as np
 import pytest
 
-from pipelines.simulation import Simulation, draw, simulate, stage_rates
+from pipelines.simulation import Simulation, simulate, stage_rates
+from pipelines.simulation_workers import draw
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.asynchrony import AsynchronyConfig, StageTimeConfig
 from roboalign_ray.foundation.failures import UserError

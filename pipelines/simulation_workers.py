@@ -1,0 +1,113 @@
+"""Workers of the simulated loop: pools that count what their workers do, and how long a piece of work takes."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+from roboalign_ray.config.asynchrony import StageTimeConfig
+
+
+def draw(stage: StageTimeConfig, source: random.Random) -> float:
+    """Seconds of one group: mean `seconds`, standard deviation over mean `variation` where the shape has one.
+
+    Pareto: with a = 1 + sqrt(1 + 1/variation^2) and least value seconds (a - 1) / a.
+    """
+    mean, variation = stage.seconds, stage.variation
+    if stage.shape == "constant" or mean == 0:
+        return mean
+    if stage.shape == "exponential":
+        return mean * source.expovariate(1.0)
+    if stage.shape == "lognormal":
+        variance = math.log1p(variation**2)
+        return mean * math.exp(source.gauss(-variance / 2, math.sqrt(variance)))
+    exponent = 1 + math.sqrt(1 + 1 / variation**2)
+    return mean * (exponent - 1) / exponent * source.paretovariate(exponent)
+
+
+@dataclass
+class WorkerPool:
+    """Workers of a role, all alike: how many are idle, busy, holding what nobody takes, or down; and for how long."""
+
+    workers: int
+    idle: int = field(init=False)
+    goal: int = field(init=False)
+    busy: int = 0
+    held: int = 0
+    coming: int = 0
+    busy_s: float = 0.0
+    held_s: float = 0.0
+    worker_s: float = 0.0
+    busy_since_look: float = 0.0
+    last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.idle = self.goal = self.workers
+
+    def tally(self, now: float) -> None:
+        """Count the time since the last change."""
+        elapsed, self.last = now - self.last, now
+        self.busy_s += elapsed * self.busy
+        self.busy_since_look += elapsed * self.busy
+        self.held_s += elapsed * self.held
+        self.worker_s += elapsed * self.workers
+
+    def busy_since(self, now: float) -> float:
+        """Worker-seconds of work since the last look."""
+        self.tally(now)
+        return self.busy_since_look
+
+    def forget(self, now: float) -> None:
+        """Measure from now on."""
+        self.tally(now)
+        self.busy_s = self.held_s = self.worker_s = 0.0
+
+    def take(self, now: float) -> None:
+        """An idle worker begins."""
+        self.tally(now)
+        self.idle -= 1
+        self.busy += 1
+
+    def hold(self, now: float) -> None:
+        """A busy worker is done and cannot hand on."""
+        self.tally(now)
+        self.busy -= 1
+        self.held += 1
+
+    def give(self, now: float, *, held: bool = False) -> None:
+        """A worker is free again; it leaves where there are too many."""
+        self.tally(now)
+        if held:
+            self.held -= 1
+        else:
+            self.busy -= 1
+        self.idle += 1
+        self.retire(now)
+
+    def retire(self, now: float) -> None:
+        """Idle workers beyond the goal leave."""
+        leaving = min(self.idle, self.workers - self.goal)
+        if leaving > 0:
+            self.tally(now)
+            self.idle -= leaving
+            self.workers -= leaving
+
+    def arrive(self, now: float) -> None:
+        """A worker that was asked for is there."""
+        self.tally(now)
+        self.coming -= 1
+        self.workers += 1
+        self.idle += 1
+        self.retire(now)
+
+    def fall(self, now: float) -> None:
+        """A busy worker is lost."""
+        self.tally(now)
+        self.busy -= 1
+
+    def rise(self, now: float) -> None:
+        """A lost worker is back."""
+        self.tally(now)
+        self.idle += 1
+        self.retire(now)
