@@ -50,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.evaluate):
+for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.distill, jobs_cli.evaluate):
     app.command(rich_help_panel=JOBS)(job)
 app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)

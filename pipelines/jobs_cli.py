@@ -1,4 +1,4 @@
-"""The jobs on the command line: demo, pretrain, align, evaluate. Each loads a profile and runs one pipeline."""
+"""The jobs on the command line: demo, pretrain, align, distill, evaluate. Each loads a profile, runs a pipeline."""
 
 from __future__ import annotations
 
@@ -161,6 +161,54 @@ def evaluate(
     if rows := result.get("long_horizon", {}).get("rows"):
         _print_rows(rows)
     _show({**result["headline"], "figures": folder / "evaluation.json"}, as_json)
+
+
+def distill(
+    profile: Profile,
+    pairs: Annotated[
+        list[Path],
+        typer.Option(
+            "--pairs", metavar="STORE", help="Judged pairs; may be repeated for labels added later."
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="DIR", help="Go on from this student.")
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", metavar="DIR", help="Where versions go.", show_default="OUT/versions"),
+    ] = None,
+    text_blind: Annotated[
+        bool, typer.Option("--text-blind", help="Hide the instructions: a naive judge to compare with.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil judged pairs into a fast student judge.
+
+    Trains, calibrates on held-out pairs, prints how far it agrees with the labels beside judges that know nothing,
+    and publishes a version if it passes the reward gate. A run that was cut short resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign distill demo --pairs bench --out runs/student
+      roboalign distill demo --pairs bench --pairs runs/labels --start runs/student/assessed --out runs/student2
+    """
+    config, folder = _job(profile, overrides, out)
+    from pipelines.distill import run_distill
+
+    summary = run_distill(
+        config, pairs, folder, start=start, registry=registry, text_blind=text_blind, quiet=quiet
+    )
+    if as_json:
+        _show(summary, as_json)
+        return
+    typer.echo((folder / "agreement.md").read_text(encoding="utf-8"))
+    if summary["gate"]:
+        typer.echo((folder / "gate.md").read_text(encoding="utf-8"))
+    typer.echo(f"version: {summary['version']}")
 
 
 def _job(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:

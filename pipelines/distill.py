@@ -1,0 +1,260 @@
+"""Distillation: a student trained on judged pairs as a Ray Train job, calibrated, measured, tried, and published.
+
+    stores of pairs ──► PairFeed ──► StudentTrainer ──► calibration ──► agreement table ──► reward gate ──► version
+                        (Ray Data)   (Ray Train)        └─ held-out groups, two parts ─┘
+
+What is complete in the run's folder is left as it is, what was cut short resumes. A student that fails the gate is
+kept for a look, with its tables, but is not published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import pretrain
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.splits import group_fraction
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.labels import LabelledPairs
+
+STUDENT, ASSESSED, VERSIONS = "student", "assessed", "versions"
+SUMMARY = "distillation.json"
+_CALIBRATION_SALT = "roboalign_ray/calibration/1"
+_ASSESSMENT_DEADLINE_S = 7200.0
+
+
+def run_distill(
+    config: JobConfig,
+    pairs: Sequence[str | Path],
+    out: Path,
+    *,
+    start: Path | None = None,
+    registry: Path | None = None,
+    text_blind: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a student and publish it.
+
+    Args:
+        config: its `judge` section, and `cluster.trainer`.
+        pairs: stores of judged pairs and distillation sets.
+        out: run directory.
+        start: folder of the student to go on from; None starts afresh.
+        registry: where versions are published; None takes `out/versions`.
+        text_blind: train on videos alone, as a naive judge to compare with; measured, never published.
+        quiet: no progress on the terminal.
+
+    Returns:
+        "version" (None where not published), "agreement", "calibration_error", "gate", and training's last metrics.
+
+    Raises:
+        UserError: a store cannot be read, a split is empty, or the student fails the gate.
+        RoleFailure: training failed more often than its workers may be restarted.
+    """
+    from pipelines.runtime import start_ray
+
+    out = out.absolute()
+    paths = [str(Path(path).absolute()) for path in pairs]
+    _check_material(config, LabelledPairs(paths), start)
+    spec = {
+        "config": config.model_dump(),
+        "out": str(out),
+        "pairs": paths,
+        "start": str(start.absolute()) if start else None,
+        "text_blind": text_blind,
+    }
+    with start_ray(config.cluster, worker_logs=False):
+        _train_student(config, out, spec, quiet)
+        summary = _assess_student(config, spec)
+    version = None if text_blind else _publish(out, registry or out / VERSIONS, summary)
+    summary = {"version": version, **summary}
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None) -> None:
+    """What is wrong with the input is told before anything starts."""
+    fraction = config.judge.distillation.held_out_fraction
+    for split in ("train", "held_out"):
+        if not len(pairs.split(split, fraction)):
+            raise UserError(
+                f"no judged pair in the {split} split",
+                where=", ".join(map(str, pairs.paths)),
+                remedy="give more episodes' pairs, or change judge.distillation.held_out_fraction",
+            )
+    if config.judge.distillation.pairs_per_step % config.cluster.trainer.workers:
+        raise UserError(
+            f"{config.judge.distillation.pairs_per_step} pairs a step do not divide among "
+            f"{config.cluster.trainer.workers} workers",
+            where="judge.distillation.pairs_per_step",
+            remedy="make it a multiple of cluster.trainer.workers",
+        )
+    if start is not None:
+        _load_start(config, str(start))
+
+
+def _load_start(config: JobConfig, folder: str) -> Any:
+    from roboalign_ray.judge.student import Student
+
+    student = Student.load(folder)
+    if student.config != config.judge.student:
+        raise UserError(
+            "the student to go on from has another shape",
+            where=folder,
+            remedy="use its judge.student settings",
+        )
+    student.calibration = None
+    return student
+
+
+def _train_student(config: JobConfig, out: Path, spec: dict[str, Any], quiet: bool) -> None:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    if (out / STUDENT / pretrain.SUMMARY).is_file():
+        return
+    role, stage = config.cluster.trainer, STUDENT
+    trainer = TorchTrainer(
+        _train,
+        train_loop_config=spec,
+        scaling_config=pretrain._scaling(role),
+        run_config=RunConfig(
+            name=STUDENT,
+            storage_path=str(out / "checkpoints"),
+            failure_config=FailureConfig(max_failures=role.max_restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with pretrain._shown(out / "logs" / STUDENT, stage, config.judge.distillation.steps, quiet):  # type: ignore[arg-type]
+        pretrain._fit(trainer, stage)  # type: ignore[arg-type]
+
+
+def _train(spec: dict[str, Any]) -> None:
+    """What every worker runs."""
+    import ray.train
+    import torch
+
+    config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])
+    role = config.cluster.trainer
+    torch.set_num_threads(role.threads or max(1, int(role.num_cpus)))
+    torch.manual_seed(config.judge.seed)
+    job = _student_job(config, spec)
+    seconds = pretrain._resume(job)
+    leads = ray.train.get_context().get_world_rank() == 0
+    metrics = pretrain._loop(job, out / "logs" / STUDENT, seconds, leads=leads)
+    if leads:
+        pretrain._publish(job, out / STUDENT, metrics)
+
+
+def _student_job(config: JobConfig, spec: dict[str, Any]) -> pretrain._Job:
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    from pipelines.pair_feed import PairFeed
+    from roboalign_ray.judge.naive import NO_INSTRUCTION
+    from roboalign_ray.judge.student import Student
+    from roboalign_ray.judge.training import StudentTrainer
+
+    judge, context = config.judge, ray.train.get_context()
+    student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
+    trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
+
+    def step(batch: dict[str, Any]) -> dict[str, float]:
+        told = batch["instruction"]
+        heard = [NO_INSTRUCTION] * len(told) if spec["text_blind"] else told
+        return trainer.step(batch["clips"], heard, batch["scores"])
+
+    return pretrain._Job(
+        trainer=trainer,
+        stream=PairFeed(
+            paths=spec["pairs"],
+            student=judge.student,
+            settings=judge.distillation,
+            seed=judge.seed,
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+        ),
+        step=step,
+        save=lambda folder: trainer.result().save(folder),
+        steps=judge.distillation.steps,
+        log_every=judge.distillation.log_every,
+        checkpoint_every=judge.distillation.checkpoint_every,
+    )
+
+
+def _assess_student(config: JobConfig, spec: dict[str, Any]) -> dict[str, Any]:
+    """Calibrate and measure where the trainer's resources are."""
+    import ray
+
+    from pipelines.runtime import role_threads, wait
+
+    role = config.cluster.trainer
+    task: Any = ray.remote(_assess).options(
+        num_cpus=role.num_cpus,
+        num_gpus=role.num_gpus,
+        resources=role.resources or None,
+        accelerator_type=role.accelerator_type,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(role_threads(role))}},
+    )
+    [summary] = wait([task.remote(spec)], _ASSESSMENT_DEADLINE_S, "assessment")
+    return summary
+
+
+def _assess(spec: dict[str, Any]) -> dict[str, Any]:
+    """Calibrate on one part of the held-out groups, measure and try on the other; writes `out/assessed`."""
+    import torch
+
+    from pipelines.assessment import assess_student
+    from roboalign_ray.judge.student import Student
+
+    config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])
+    pairs = LabelledPairs(spec["pairs"])
+    student = Student.load(out / STUDENT).to("cuda" if torch.cuda.is_available() else "cpu")
+    fitted, measured = _parts(pairs, config)
+    result = assess_student(student, config, pairs, fitted, measured, text_blind=spec["text_blind"])
+    student.cpu().save(out / ASSESSED)
+    (out / "agreement.md").write_text(result.agreement_table, encoding="utf-8")
+    if result.gate is not None:
+        (out / "gate.md").write_text(result.gate.table(), encoding="utf-8")
+    training = json.loads((out / STUDENT / pretrain.SUMMARY).read_text(encoding="utf-8"))
+    return {**result.as_json(), "training": training}
+
+
+def _parts(pairs: LabelledPairs, config: JobConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out positions for calibration and for measuring, apart by group.
+
+    Raises:
+        UserError: one part is empty.
+    """
+    settings = config.judge.distillation
+    held_out = pairs.split("held_out", settings.held_out_fraction)
+    shares = np.array([group_fraction(pairs.group_ids[n], _CALIBRATION_SALT) for n in held_out])
+    first = shares < settings.calibration_share
+    if not first.any() or first.all():
+        raise UserError(
+            f"{len(held_out)} held-out pairs do not divide into calibration and measurement by group",
+            where="judge.distillation.calibration_share",
+            remedy="give pairs of more episodes, or hold out a larger share",
+        )
+    return held_out[first], held_out[~first]
+
+
+def _publish(out: Path, registry: Path, summary: dict[str, Any]) -> int:
+    """A new version, if the gate lets it pass; the same weights are published once.
+
+    Raises:
+        UserError: the gate is closed.
+    """
+    from roboalign_ray.judge.gate import GateResult
+    from roboalign_ray.judge.registry import StudentRegistry
+    from roboalign_ray.judge.student import WEIGHTS, Student
+
+    GateResult.from_json(summary["gate"]).assert_open()
+    digest = hashlib.sha256((out / ASSESSED / WEIGHTS).read_bytes()).hexdigest()
+    return StudentRegistry(registry).publish(Student.load(out / ASSESSED), summary, key=digest)
