@@ -1,0 +1,95 @@
+"""Generated videos from anywhere: a folder of video files, each with a JSON file of the same name beside it.
+
+    videos/
+      0001.mp4     any container and codec that FFmpeg reads; frame 0 is the real start frame
+      0001.json    {"episode_id": "…", "start": 12, "method": "my_model"}
+
+`episode_id` and `start` name the real continuation in the episode store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.transforms import resize_frames
+from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.bench.making import PairMaker
+from roboalign_ray.judge.bench.plan import Proposal
+from roboalign_ray.judge.pairs import JudgedPair
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+
+
+@dataclass(frozen=True)
+class GeneratedVideo:
+    """A video file, the real clip it continues, and what made it."""
+
+    path: Path
+    episode_id: str
+    start: int
+    method: str
+
+
+def find_generated(folder: Path) -> list[GeneratedVideo]:
+    """The videos of a folder, by name. Reads the JSON files, no video.
+
+    Raises:
+        UserError: no such folder, no video in it, or a JSON file that is missing or says too little.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder of generated videos", where=str(folder))
+    videos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        raise UserError("holds no video", where=str(folder), remedy=f"one of {', '.join(VIDEO_SUFFIXES)}")
+    return [_described(path) for path in videos]
+
+
+def _described(path: Path) -> GeneratedVideo:
+    sidecar = path.with_suffix(".json")
+    try:
+        told = json.loads(sidecar.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"'{path.name}' has no '{sidecar.name}' beside it",
+            where=str(path.parent),
+            remedy="it names episode_id and start",
+        ) from error
+    except ValueError as error:
+        raise UserError("is not valid JSON", where=str(sidecar)) from error
+    if not isinstance(told, dict) or not isinstance(told.get("episode_id"), str):
+        raise UserError("names no episode_id", where=str(sidecar))
+    start = told.get("start")
+    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+        raise UserError(f"start is {start!r}, not a frame number", where=str(sidecar))
+    return GeneratedVideo(path, told["episode_id"], start, str(told.get("method") or path.parent.name))
+
+
+def generated_pairs(videos: list[GeneratedVideo], maker: PairMaker) -> Iterator[JudgedPair]:
+    """Pairs of the videos, scored by the privileged teacher.
+
+    Raises:
+        UserError: a video cannot be read, its episode is not in the store, or it cannot be scored.
+    """
+    for number, video in enumerate(videos):
+        where = str(video.path)
+        try:
+            frames = decode_video(video.path)
+            source = maker.source(video.episode_id, video.start)
+        except EpisodeError as error:
+            raise UserError(error.what, where=where) from error
+        height, width = source.window.frames.shape[1:3]
+        scored = maker.generated(source, resize_frames(frames, height, width))
+        if isinstance(scored, Failed):
+            raise UserError(f"cannot be scored ({scored.reason})", where=where)
+        points, told = scored
+        proposal = Proposal("rollout", number, 0, video.start)
+        about = told | {"file": video.path.name, "method": video.method}
+        kind = f"generated/{video.method}"
+        yield maker.judged(proposal, source, kind, np.asarray(frames), points, "privileged", about)

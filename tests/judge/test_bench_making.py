@@ -1,0 +1,81 @@
+"""Pairs made from the shipped episodes: labels that fit the kind, and foreign videos scored against what is real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roboalign_ray.config.bench import BenchConfig
+from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.video import encode_video
+from roboalign_ray.episodes.windows import WindowSpec
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.bench.degradations import DEGRADATIONS
+from roboalign_ray.judge.bench.generated import find_generated, generated_pairs
+from roboalign_ray.judge.bench.making import PairMaker
+from roboalign_ray.judge.bench.plan import Planner
+from roboalign_ray.judge.bench.sheets import contact_sheet
+from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.rubric import maxima
+
+
+@pytest.fixture(scope="module")
+def maker() -> PairMaker:
+    return PairMaker(open_store("shipped"), WindowSpec(13, stride=2), BenchConfig())
+
+
+def test_every_degradation_is_made_of_real_episodes(maker: PairMaker) -> None:
+    planner = Planner(maker.index(), maker.config, maker.spec.span)
+    made = {}
+    for proposal in planner.propose("degraded", len(DEGRADATIONS)):
+        pair = maker.pair(proposal)
+        assert isinstance(pair, JudgedPair)
+        source = maker.source(proposal.episode, proposal.start)
+        assert (pair.scores <= source.score.scores() + 1e-6).all()
+        assert pair.group_id == source.group_id
+        assert pair.provenance["episode_id"].endswith("/expert")
+        assert (pair.instruction == source.window.instruction) == (proposal.name != "wrong_instruction")
+        assert pair.fps == pytest.approx(10, rel=0.01)
+        made[pair.kind] = pair
+        assert np.array_equal(maker.pair(proposal).frames, pair.frames)
+    assert set(made) == {f"degraded/{name}" for name in DEGRADATIONS}
+
+
+def test_foreign_videos_are_scored_against_the_real_ones(maker: PairMaker, tmp_path: Path) -> None:
+    source = maker.source(0, 10)
+    real = source.window.frames
+    for name, frames in (("copy", real), ("still", np.repeat(real[:1], len(real), axis=0))):
+        (tmp_path / f"{name}.mp4").write_bytes(encode_video(frames, 10.0, crf=0))
+        told = {"episode_id": source.window.episode_id, "start": 10, "method": name}
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    copy, still = generated_pairs(find_generated(tmp_path), maker)
+    assert copy.kind == "generated/copy"
+    assert copy.scores == pytest.approx(source.score.scores(), abs=0.1)
+    assert still.scores[3] == 0
+    assert still.total < copy.total - 2
+    contact_sheet([("copy", copy.frames), ("still", still.frames)], tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert (maxima() >= copy.scores - 1e-6).all()
+
+
+def test_bad_folders_of_videos_are_told(maker: PairMaker, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_generated(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no video"):
+        find_generated(tmp_path)
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"'v.mp4' has no 'v.json' beside it"):
+        find_generated(tmp_path)
+    for told, line in (
+        ({"start": 3}, "names no episode_id"),
+        ({"episode_id": "x", "start": "3"}, "start is '3'"),
+    ):
+        (tmp_path / "v.json").write_text(json.dumps(told))
+        with pytest.raises(UserError, match=line):
+            find_generated(tmp_path)
+    (tmp_path / "v.json").write_text(json.dumps({"episode_id": "x", "start": 3}))
+    with pytest.raises(UserError, match=r"v.mp4: video cannot be decoded"):
+        list(generated_pairs(find_generated(tmp_path), maker))
