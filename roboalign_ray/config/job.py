@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
 from roboalign_ray.config.asynchrony import AsynchronyConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
@@ -69,6 +70,7 @@ class JobConfig(FrozenConfig):
     alignment: AlignmentConfig = AlignmentConfig()
     asynchrony: AsynchronyConfig = AsynchronyConfig()
     judge: JudgeConfig = JudgeConfig()
+    bench: BenchConfig = BenchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
 

@@ -80,7 +80,7 @@ def quotas(config: BenchConfig, available: Sequence[str]) -> dict[str, int]:
     if total <= 0:
         raise UserError("nothing with a share can be made here", where="bench", remedy="raise another share")
     exact = {name: config.pairs * share / total for name, share in shares.items()}
-    counts = {name: int(value) for name, value in exact.items()}
+    counts: dict[str, int] = {name: int(value) for name, value in exact.items()}
     by_rest = sorted(exact, key=lambda name: counts[name] - exact[name])
     for name in by_rest[: config.pairs - sum(counts.values())]:
         counts[name] += 1
