@@ -193,7 +193,7 @@ def test_bad_generated_videos_are_told(
 
 def test_bad_input_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
-        (["demo", "--set", "bench.frames=200", "--no-rollouts"], "no episode has the 399 frames of a clip"),
+        (["demo", "--set", "bench.frames=200", "--no-rollouts"], "frames of a clip"),
         (["demo", "--set", "bench.strengths=[2.0]"], "strengths [2.0] are not within"),
         (["demo", "--set", "bench.fames=9"], "did you mean"),
         (["demo", "--generated", str(tmp_path / "none"), "--no-rollouts"], "no such folder"),
