@@ -86,7 +86,8 @@ class DualBranchTokenizer(nn.Module):
         )
         self.context_quantiser = _Quantiser(config.latent, config, fsq)
         self.dynamics_quantiser = _Quantiser(patch_width, config, fsq)
-        self.to(memory_format=torch.channels_last)  # convolutions take a fifth less time, on CPUs and GPUs alike
+        # Convolutions take a fifth less time, on CPUs and GPUs alike.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, context_BCHW: Tensor, frames_BTCHW: Tensor) -> Reconstruction:
         """Encode, quantise with straight-through gradients, and decode both branches."""

@@ -113,8 +113,10 @@ class PackedTransformer:
         self._phases = self._make_phases(layout.length(16))
         self.native: NativeDecoder | None = None
         if self._library is not None:
-            parts = (self.embedding, self.layers, self.head)
-            self.native = NativeDecoder(self._library, *parts, self.heads, self.kv_heads, self._norm_floor)
+            layers: Any = self.layers  # of panels, where there is a library
+            self.native = NativeDecoder(
+                self._library, self.embedding, layers, self.head, self.heads, self.kv_heads, self._norm_floor
+            )
 
     def _pack_layer(self, weights: _Weights, index: int) -> PackedLayer:
         at, width, narrow = f"model.layers.{index}.", self.hidden, self.kv_heads * self.head_dim
@@ -135,11 +137,11 @@ class PackedTransformer:
             down=self._pack(down),
         )
 
-    def _fold(self, matrix_OH: Tensor, norm_H: Tensor, paired: bool = False) -> PackedMatrix | Panels:
+    def _fold(self, matrix_OH: Tensor, norm_H: Tensor, paired: bool = False) -> Any:
         """The matrix behind an RMS norm with the norm's weight, and the root of the width, multiplied in."""
         return self._pack(matrix_OH * (norm_H * math.sqrt(self.hidden)), paired)
 
-    def _pack(self, matrix_OI: Tensor, paired: bool = False) -> PackedMatrix | Panels:
+    def _pack(self, matrix_OI: Tensor, paired: bool = False) -> Any:
         if self._library is not None:
             return Panels(matrix_OI, self._library.panel_width(), paired)
         return PackedMatrix(matrix_OI, self.dtype)
