@@ -66,6 +66,12 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         RoleFailure: workers were lost for good, or a deadline passed.
     """
     check_trainable(config.rollout)
+    if config.asynchrony.staleness > 0:
+        raise UserError(
+            f"the alignment loop is synchronous, it cannot be {config.asynchrony.staleness} versions stale",
+            where="asynchrony.staleness",
+            remedy="set it to 0; 'roboalign simulate' predicts what more would bring",
+        )
     out = out.absolute()
     begun = checkpoints.latest(out / CHECKPOINTS)
     if not resume and ((out / ALIGNED).exists() or begun is not None):

@@ -132,6 +132,13 @@ def test_settings_that_cannot_be_trained_on_are_told_before_ray_starts(job, tmp_
         run_align(config, tmp_path / "out", quiet=True)
 
 
+def test_a_stale_job_is_refused_while_the_loop_is_synchronous(tmp_path):
+    job = make_tiny_job(tmp_path)
+    stale = job.model_copy(update={"asynchrony": job.asynchrony.model_copy(update={"staleness": 2})})
+    with pytest.raises(UserError, match="synchronous"):
+        run_align(stale, tmp_path / "out")
+
+
 def test_missing_weights_are_told_in_one_line(job, tmp_path):
     config = job.model_copy(update={"world_model_weights": str(tmp_path)})
     with pytest.raises(UserError, match=r"model\.safetensors"):

@@ -10,6 +10,7 @@ from pipelines.cli import run
 
 TIMES = [
     "--set=alignment.prompts_per_update=4",
+    "--set=alignment.minibatch_prompts=4",
     "--set=asynchrony.workload.rollout={seconds: 2.0, shape: constant}",
     "--set=asynchrony.workload.scorer.seconds=1.0",
     "--set=asynchrony.workload.learner.seconds=0.5",
