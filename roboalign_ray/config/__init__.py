@@ -13,6 +13,7 @@ from roboalign_ray.config.judge import (
     RelabelConfig,
     StudentConfig,
 )
+from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, TeacherTrainingConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
     PretrainingConfig,
@@ -42,7 +43,10 @@ __all__ = [
     "RolloutConfig",
     "SamplingConfig",
     "SimulationConfig",
+    "SmallTeacherConfig",
     "StudentConfig",
+    "TeacherConfig",
+    "TeacherTrainingConfig",
     "TokenizerConfig",
     "TokenizerTrainingConfig",
     "WorldModelConfig",

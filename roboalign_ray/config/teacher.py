@@ -1,0 +1,258 @@
+"""The VLM teacher: which model judges, what it is shown and asked, how it is run, and how it is trained.
+
+RoboAlign-R1 (arXiv 2605.03821) publishes Qwen3-VL-8B-Thinking with LoRA, maximum likelihood on annotated scores, and
+five samples at temperature 0.6. Frames, pixels, prompt, rank and rates are unpublished: those are [ours].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+
+Backend = Literal["transformers", "vllm", "openai"]
+
+
+class TeacherPromptConfig(FrozenConfig):
+    """What the teacher is told beside the video. The wording is [ours]; levels and maxima come from the rubric.
+
+    Attributes:
+        opening: the first lines; "" leaves them out.
+        rubric: "levels" writes out what every score means, "maxima" names dimensions and maxima, "none" is for a
+            teacher that has been trained on the rubric.
+        closing: the last lines, before the description of the answer's form.
+        describe_answer: say which JSON object is wanted.
+    """
+
+    opening: str = (
+        "The video was made by a model that predicts what a robot's camera sees. Judge how well it shows the robot "
+        "carrying out the instruction. Look for things that jump, freeze, vanish, appear or pass through each other."
+    )
+    rubric: Literal["levels", "maxima", "none"] = "levels"
+    closing: str = "Scores between the levels are allowed. Be strict, and judge each dimension by itself."
+    describe_answer: bool = True
+
+
+class TeacherServerConfig(FrozenConfig):
+    """An OpenAI-compatible server. [ours]
+
+    Attributes:
+        url: up to and including /v1.
+        model: name that the server knows the model by; None takes `teacher.model`.
+        api_key_env: environment variable that holds the key; an absent one means no key is needed.
+        video_as: "video" sends one mp4 (vLLM), "images" one PNG per frame (any server with vision).
+        structured: how the answer's schema is asked for: "vllm" (structured_outputs), "openai" (response_format), or
+            "none".
+        deadline_s: for one video, all attempts together, in seconds.
+        retries: further attempts after a failed one.
+        backoff_s: wait before the first retry; doubles with each.
+        concurrency: videos asked about at once.
+    """
+
+    url: str = "http://127.0.0.1:8000/v1"
+    model: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    video_as: Literal["video", "images"] = "video"
+    structured: Literal["vllm", "openai", "none"] = "vllm"
+    deadline_s: float = Field(300.0, gt=0)
+    retries: NonNegativeInt = 3
+    backoff_s: float = Field(0.5, gt=0)
+    concurrency: PositiveInt = 8
+
+
+class TeacherEngineConfig(FrozenConfig):
+    """vLLM's offline engine. [ours]
+
+    Attributes:
+        max_model_len: tokens of prompt and answer together; 0 takes the model's.
+        memory_share: share of a GPU's memory the engine may take.
+        cache_gb: memory for keys and values on a CPU, GB.
+        tensor_parallel: GPUs that share the model.
+        eager: no graph capture or compilation: starts sooner, runs slower.
+        lora_rank: largest rank of an adapter.
+    """
+
+    max_model_len: NonNegativeInt = 32_768
+    memory_share: float = Field(0.9, gt=0, le=1)
+    cache_gb: PositiveInt = 1
+    tensor_parallel: PositiveInt = 1
+    eager: bool = False
+    lora_rank: PositiveInt = 64
+
+
+class TeacherLabellingConfig(FrozenConfig):
+    """Labelling many videos with a pool of teachers. [ours]
+
+    Attributes:
+        batch: videos per call of a teacher.
+        retries: further tries of a video whose label failed; then it is set aside.
+        in_flight: calls waiting per teacher.
+        part: labels per file that is written.
+    """
+
+    batch: PositiveInt = 4
+    retries: NonNegativeInt = 2
+    in_flight: PositiveInt = 2
+    part: PositiveInt = 64
+
+
+class TeacherTrainingConfig(FrozenConfig):
+    """Maximum likelihood on annotated scores [published]; every number is [ours].
+
+    Attributes:
+        method: "lora" trains an adapter, "full" all weights.
+        start: "model" goes on from `teacher.model`; "small" makes `teacher.small` from scratch.
+        lora_rank, lora_alpha, lora_dropout: of the adapter.
+        lora_targets: names of the linear layers that get one, in the language model.
+        steps: optimizer steps.
+        pairs_per_step: judged pairs a step, over all workers.
+        micro_batch: pairs per forward pass.
+        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
+        score_weight: weight of a score's tokens in the loss, against 1 for those of the rationale.
+        held_out_fraction: share of groups held out, by a hash of the group id.
+        zero_stage: DeepSpeed's.
+        precision: weights and activations.
+    """
+
+    method: Literal["lora", "full"] = "lora"
+    start: Literal["model", "small"] = "model"
+    lora_rank: PositiveInt = 32
+    lora_alpha: PositiveInt = 64
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    steps: PositiveInt = 1000
+    pairs_per_step: PositiveInt = 32
+    micro_batch: PositiveInt = 4
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_steps: NonNegativeInt = 50
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    score_weight: float = Field(1.0, gt=0)
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 200
+
+    @model_validator(mode="after")
+    def _check_method(self) -> TeacherTrainingConfig:
+        if self.start == "small" and self.method == "lora":
+            raise ConfigError(
+                "an adapter on untrained weights learns nothing",
+                where="teacher.training",
+                remedy="set method to full, or start from a model",
+            )
+        return self
+
+
+class SmallTeacherConfig(FrozenConfig):
+    """Shape of a small Qwen3-VL made from scratch: about three million parameters. [ours]
+
+    Attributes:
+        vocabulary: tokens of the byte-pair encoding, special ones included.
+        hidden, layers, heads, head_size, ffn: language model.
+        vision_hidden, vision_layers, vision_heads, vision_ffn: vision encoder.
+        patch: pixels per side of a patch; 2x2 of them, in two frames, make one token.
+        positions: longest sequence, tokens.
+    """
+
+    vocabulary: PositiveInt = 1024
+    hidden: PositiveInt = 192
+    layers: PositiveInt = 4
+    heads: PositiveInt = 3
+    head_size: PositiveInt = 64
+    ffn: PositiveInt = 512
+    vision_hidden: PositiveInt = 128
+    vision_layers: PositiveInt = 4
+    vision_heads: PositiveInt = 4
+    vision_ffn: PositiveInt = 384
+    patch: PositiveInt = 8
+    positions: PositiveInt = 4096
+
+    @classmethod
+    def tiny(cls, **changes: object) -> SmallTeacherConfig:
+        """For tests: below one million parameters."""
+        sizes: dict[str, object] = {
+            "vocabulary": 640,
+            "hidden": 64,
+            "layers": 2,
+            "heads": 2,
+            "head_size": 32,
+            "ffn": 128,
+            "vision_hidden": 64,
+            "vision_layers": 2,
+            "vision_heads": 2,
+            "vision_ffn": 128,
+        }
+        return cls.model_validate({**sizes, **changes})
+
+
+class TeacherConfig(FrozenConfig):
+    """The VLM teacher.
+
+    Attributes:
+        backend: "transformers", "vllm" (engine in an actor), or "openai" (a server).
+        model: model name, folder, or "shipped" for the small one inside the package.
+        adapter: folder of a LoRA adapter of that model.
+        samples: independent answers per video [published]; at temperature 0 one is drawn, all would be equal.
+        temperature: of the answers [published].
+        top_p: nucleus. [ours]
+        frames: most frames shown, spread evenly over a video. [ours]
+        pixels: pixels of a frame that the teacher sees, about. [ours]
+        reasoning: reasoning in <think> tags comes first.
+        max_new_tokens: of reasoning and answer. [ours]
+        constrained: hold the answer to the schema while it is written; None does so where the backend can.
+        score_step: scores are multiples of this. [ours]
+        rationale_characters: longest rationale under the schema. [ours]
+        batch: videos per forward pass of the transformers backend. [ours]
+        precision: of weights.
+        seed: of sampling, weights and order.
+    """
+
+    backend: Backend = "transformers"
+    model: str = "Qwen/Qwen3-VL-8B-Thinking"
+    adapter: str | None = None
+    samples: PositiveInt = 5
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    frames: int = Field(16, ge=2)
+    pixels: PositiveInt = 256 * 320
+    reasoning: bool = True
+    max_new_tokens: PositiveInt = 4096
+    constrained: bool | None = None
+    score_step: float = Field(0.5, gt=0, le=1)
+    rationale_characters: PositiveInt = 600
+    batch: PositiveInt = 1
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: NonNegativeInt = 0
+    prompt: TeacherPromptConfig = TeacherPromptConfig()
+    server: TeacherServerConfig = TeacherServerConfig()
+    engine: TeacherEngineConfig = TeacherEngineConfig()
+    labelling: TeacherLabellingConfig = TeacherLabellingConfig()
+    training: TeacherTrainingConfig = TeacherTrainingConfig()
+    small: SmallTeacherConfig = SmallTeacherConfig()
+
+    @model_validator(mode="after")
+    def _check_step(self) -> TeacherConfig:
+        if abs(round(1 / self.score_step) * self.score_step - 1) > 1e-9:
+            raise ConfigError(
+                f"score_step {self.score_step:g} does not divide one point",
+                where="teacher.score_step",
+                remedy="use 1, 0.5, 0.25, 0.2 or 0.1",
+            )
+        return self
+
+    @property
+    def draws(self) -> int:
+        """Answers drawn per video."""
+        return self.samples if self.temperature > 0 else 1
