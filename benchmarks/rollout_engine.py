@@ -59,11 +59,15 @@ class FixedCodes:
         """Zeros [B, C]."""
         return torch.zeros((len(frames), self._layout.context_tokens), dtype=torch.int64)
 
-    def encode_dynamics(self, frames, context_codes):
+    def context_features(self, codes):
+        """The codes."""
+        return codes
+
+    def encode_dynamics(self, frames, context):
         """Zeros [B, T, D]."""
         return torch.zeros((*frames.shape[:2], self._layout.dynamics_tokens), dtype=torch.int64)
 
-    def decode_dynamics(self, codes, context_codes):
+    def decode_dynamics(self, codes, context):
         """Black frames [B, T, 3, 8, 8]."""
         return torch.zeros((*codes.shape[:2], 3, 8, 8))
 

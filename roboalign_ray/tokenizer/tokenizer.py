@@ -25,6 +25,8 @@ from roboalign_ray.tokenizer.modules import Decoder, Encoder
 
 _WEIGHTS, _CONFIG = "tokenizer.safetensors", "tokenizer.json"
 
+ContextFeatures = list[Tensor]  # of the context decoder, [B, channels, rows, columns] each, finest first
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -117,24 +119,39 @@ class DualBranchTokenizer(nn.Module):
         return self.context_quantiser(latent)[1].flatten(1)
 
     @torch.no_grad()
-    def encode_dynamics(self, frames_BTCHW: Tensor, context_codes_BC: Tensor) -> Tensor:
-        """Frames float [B, T, 3, H, W] in [0, 1] seen beside their context, to codes int64 [B, T, D]."""
+    def context_features(self, codes_BC: Tensor) -> ContextFeatures:
+        """What the dynamics branch reads of context codes int64 [B, C]; rows with the same codes are computed once."""
+        distinct, row = torch.unique(codes_BC, dim=0, return_inverse=True)
+        features = self._features_of(distinct)
+        return features if len(distinct) == 1 == len(row) else [feature[row] for feature in features]
+
+    @torch.no_grad()
+    def encode_dynamics(self, frames_BTCHW: Tensor, context: Tensor | ContextFeatures) -> Tensor:
+        """Frames float [B, T, 3, H, W] in [0, 1] seen beside their context, to codes int64 [B, T, D].
+
+        Args:
+            context: codes int64 [B, C], or what `context_features` made of them.
+        """
         self._check_size(frames_BTCHW)
-        patches = self._dynamics_patches(frames_BTCHW, self._context_features(context_codes_BC))
+        patches = self._dynamics_patches(frames_BTCHW, self._as_features(context))
         return self.dynamics_quantiser(patches)[1].flatten(2)
 
     @torch.no_grad()
     def decode_context(self, codes_BC: Tensor) -> Tensor:
         """Codes int64 [B, C] to frames [B, 3, H, W], clamped to [0, 1]."""
-        frames = self.context_decoder.render(self._context_features(codes_BC))
+        frames = self.context_decoder.render(self._features_of(codes_BC))
         return ((frames + 1) / 2).clamp(0, 1)
 
     @torch.no_grad()
-    def decode_dynamics(self, codes_BTD: Tensor, context_codes_BC: Tensor) -> Tensor:
-        """Codes int64 [B, T, D] beside context codes int64 [B, C], to frames [B, T, 3, H, W] clamped to [0, 1]."""
+    def decode_dynamics(self, codes_BTD: Tensor, context: Tensor | ContextFeatures) -> Tensor:
+        """Codes int64 [B, T, D] beside their context, to frames [B, T, 3, H, W] clamped to [0, 1].
+
+        Args:
+            context: codes int64 [B, C], or what `context_features` made of them.
+        """
         rows, _ = self.config.dynamics_grid
         values = self.dynamics_quantiser.lookup(rearrange(codes_BTD, "b t (h w) -> b t h w", h=rows))
-        return self._render_dynamics(values, self._context_features(context_codes_BC)).clamp(0, 1)
+        return self._render_dynamics(values, self._as_features(context)).clamp(0, 1)
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and config (JSON) into `folder`."""
@@ -168,7 +185,10 @@ class DualBranchTokenizer(nn.Module):
             ) from error
         return tokenizer.eval()
 
-    def _context_features(self, codes_BC: Tensor) -> list[Tensor]:
+    def _as_features(self, context: Tensor | ContextFeatures) -> ContextFeatures:
+        return self.context_features(context) if isinstance(context, Tensor) else context
+
+    def _features_of(self, codes_BC: Tensor) -> ContextFeatures:
         rows, _ = self.config.context_grid
         values = self.context_quantiser.lookup(rearrange(codes_BC, "b (h w) -> b h w", h=rows))
         return self.context_decoder.trunk(rearrange(values, "b h w c -> b c h w"))

@@ -6,7 +6,8 @@ have been, and a rollout restarted by hand from the decoded frame takes the same
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import OrderedDict
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from roboalign_ray.world_model.rollout import RolloutGroup
 
 FRAMES_PER_CALL = 64
+_BLOCKS_REMEMBERED = 4
 
 
 class Tokenizer(Protocol):
@@ -24,24 +26,32 @@ class Tokenizer(Protocol):
         """Codes int64 [B, C]."""
         ...
 
-    def encode_dynamics(self, frames_BTCHW: Tensor, context_codes: Tensor) -> Tensor:
-        """Codes int64 [B, T, D]."""
+    def context_features(self, codes: Tensor) -> Any:
+        """What the two methods below read of context codes [B, C]."""
         ...
 
-    def decode_dynamics(self, codes: Tensor, context_codes: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W]."""
+    def encode_dynamics(self, frames_BTCHW: Tensor, context: Any) -> Tensor:
+        """Codes int64 [B, T, D], given features of the context."""
+        ...
+
+    def decode_dynamics(self, codes: Tensor, context: Any) -> Tensor:
+        """Frames [B, T, 3, H, W], given features of the context."""
         ...
 
 
 class FrameCodec:
     """A tokenizer behind uint8 frames, at most `FRAMES_PER_CALL` frames at once so that memory stays bounded.
 
+    Features of the last few blocks of contexts are kept: a refresh encodes under the context that the next one decodes
+    under.
+
     Args:
-        tokenizer: trained; a module's device is where frames are sent.
+        tokenizer: trained, and not trained on; a module's device is where frames are sent.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._features: OrderedDict[bytes, Any] = OrderedDict()
         module = tokenizer if isinstance(tokenizer, nn.Module) else nn.Module()
         self._device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
@@ -60,7 +70,7 @@ class FrameCodec:
         step = max(1, FRAMES_PER_CALL // frames.shape[1])
         blocks = [
             self._tokenizer.encode_dynamics(
-                self._to_float(frames[start : start + step]), self._to_codes(context[start : start + step])
+                self._to_float(frames[start : start + step]), self._context(context[start : start + step])
             )
             for start in range(0, len(frames), step)
         ]
@@ -72,7 +82,7 @@ class FrameCodec:
         step = max(1, FRAMES_PER_CALL // codes.shape[1])
         blocks = [
             self._tokenizer.decode_dynamics(
-                self._to_codes(codes[start : start + step]), self._to_codes(context[start : start + step])
+                self._to_codes(codes[start : start + step]), self._context(context[start : start + step])
             )
             .clamp(0, 1)
             .mul(255)
@@ -90,6 +100,17 @@ class FrameCodec:
             for s in group.segments
         ]
         return np.concatenate(parts, axis=1)
+
+    def _context(self, codes: np.ndarray) -> Any:
+        """Features of a block of context codes [b, C], remembered or made."""
+        key = codes.astype(np.int64).tobytes()
+        features = self._features.pop(key, None)
+        if features is None:
+            features = self._tokenizer.context_features(self._to_codes(codes))
+        self._features[key] = features
+        if len(self._features) > _BLOCKS_REMEMBERED:
+            self._features.popitem(last=False)
+        return features
 
     def _to_float(self, frames: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)

@@ -70,7 +70,9 @@ class Workspace:
         self.queries = split[:, :, :heads]
         self.keys_values = split[:, :, heads:].unflatten(2, (2, kv_heads)).permute(2, 0, 3, 1, 4)
         self.attended = zeros(total, heads * head_dim)
+        # In the last layer only each row's last token goes on.
         self.last = zeros(max(rows, MINIMUM_ROWS), packed.hidden, dtype=torch.float32)
+        self.last_attended = zeros(max(rows, MINIMUM_ROWS), heads * head_dim)
 
 
 class PackedTransformer:
@@ -192,23 +194,25 @@ class PackedTransformer:
             return self.native.forward(ids, cache, phases)
         phases = phases[:, None]
         torch.index_select(self.embedding, 0, ids.reshape(-1), out=w.x[: w.used])
-        x = w.x
+        x, queries, buffer = w.x, w.queries, w.attended
         for index, layer in enumerate(self.layers):
-            w.qkv.copy_(layer.qkv.product(self._normalise(x, w.norm, w.normed)))
+            w.qkv.copy_(layer.qkv.product(self._normalise(x, w)))
             self._rotate(w.rotated, phases)
             cache.slots(index, start, chunk).copy_(w.keys_values)
-            attended = attend(w.queries, cache, index, start + chunk).reshape(w.used, -1)
-            x = layer.out.add_product(x, self._padded(attended, w.attended))
-            gate, up = layer.gate_up.product(self._normalise(x, w.norm, w.normed)).chunk(2, dim=-1)
+            if layer is self.layers[-1] and chunk > 1:
+                # Nobody reads more of the other tokens than their keys and values.
+                w.last[: w.rows] = x[: w.used].view(w.rows, chunk, -1)[:, -1]
+                x, queries, buffer = w.last, queries[:, -1:], w.last_attended
+            attended = attend(queries, cache, index, start + chunk).flatten(0, 1).flatten(1)
+            x = layer.out.add_product(x, self._padded(attended, buffer))
+            gate, up = layer.gate_up.product(self._normalise(x, w)).chunk(2, dim=-1)
             x = layer.down.add_product(x, torch.nn.functional.silu(gate).mul_(up))
         cache.length += chunk
-        if chunk > 1:
-            x = self._padded(x[: w.used].view(w.rows, chunk, -1)[:, -1], w.last)
-        norm, normed = torch.empty_like(x[:, :1]), torch.empty_like(x, dtype=self.dtype)
-        return self.head.product(self._normalise(x, norm, normed))[: w.rows].float()
+        return self.head.product(self._normalise(x, w))[: w.rows].float()
 
-    def _normalise(self, x: Tensor, norm: Tensor, out: Tensor) -> Tensor:
+    def _normalise(self, x: Tensor, workspace: Workspace) -> Tensor:
         """x / sqrt(sum(x²) + H·eps): RMS norm but for the factor that `_fold` put into the next matrix."""
+        norm, out = workspace.norm[: len(x)], workspace.normed[: len(x)]
         torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
         norm.mul_(norm).add_(self._norm_floor).sqrt_()
         return torch.div(x, norm, out=out)

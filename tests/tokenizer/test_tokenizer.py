@@ -103,6 +103,23 @@ def test_one_context_serves_each_row_of_the_batch():
         )
 
 
+def test_rows_that_share_a_context_have_its_features_computed_once():
+    model = tokenizer()
+    context, video = frames(SMALL, batch=4)
+    codes = model.encode_context(context)[[0, 0, 1, 0]]
+    computed = []
+    model.context_decoder.stem.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
+    features = model.context_features(codes)
+    assert computed == [2]
+    tokens = model.encode_dynamics(video, features)
+    decoded = model.decode_dynamics(tokens, features)
+    assert computed == [2]
+    for row in range(4):
+        own = codes[row : row + 1]
+        torch.testing.assert_close(model.encode_dynamics(video[row : row + 1], own)[0], tokens[row])
+        torch.testing.assert_close(model.decode_dynamics(tokens[row : row + 1], own)[0], decoded[row])
+
+
 def test_save_and_load_give_the_same_tokenizer(tmp_path):
     model = tokenizer()
     context, video = frames(SMALL)

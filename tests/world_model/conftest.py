@@ -26,6 +26,9 @@ class BlockTokenizer:
         means = torch.nn.functional.adaptive_avg_pool2d(frames.mean(1, keepdim=True), 4).flatten(1)
         return (means * (LAYOUT.codes - 1)).round().long()
 
+    def context_features(self, codes):
+        return codes
+
     def encode_dynamics(self, frames, context_codes):
         batch, time = frames.shape[:2]
         grey = frames.flatten(0, 1).mean(1, keepdim=True)

@@ -68,6 +68,17 @@ def test_token_window_keeps_the_context_and_passes_the_last_tokens_on(make_engin
     assert group.peak_sequence == layout.peak_prompt(3)
 
 
+def test_swr_computes_the_features_of_a_context_once(make_engine, make_prompt, block_tokenizer, monkeypatch):
+    """A refresh decodes under the context that the one before it encoded under."""
+    asked = []
+    monkeypatch.setattr(
+        type(block_tokenizer), "context_features", lambda _, codes: asked.append(codes.tolist()) or codes
+    )
+    group = make_engine("swr", 3).rollout([make_prompt(0, 12)], [(1, 2)])[0]
+    first, *later = [segment.context.tolist() for segment in group.segments]
+    assert asked == [first, first * 2, *later]  # the first context is its group's, then its samples'
+
+
 @pytest.mark.parametrize("recent", [1, 2, 5])
 def test_reference_recent_reencodes_the_last_frames(
     make_engine, make_prompt, block_tokenizer, layout, recent

@@ -5,6 +5,8 @@
  *
  *     embed | per layer: norm + qkv | rotate, write cache | attend | out | norm + gate, up | down | norm + head
  *
+ * Logits are wanted after each row's last token only: in the last layer the other tokens stop at their keys and values.
+ *
  * Same bits whatever else is in the batch: a number is always summed by the same instructions in the same order. Every
  * sum below runs over a length that the row alone decides, in explicit vectors, and token rows are padded to a multiple
  * of TILE, so that no row ever takes another path than its neighbour.
@@ -293,20 +295,22 @@ static void attend_own(const float *query, const float *keys, const float *value
         weighted_values(1, s->own, values + c, count, d, scale, output + c, factor[0], to + c);
 }
 
-/* Eight queries (or what is left of them) that share a group and a kv head. A group's queries are numbered by sample,
- * token, head; items by group, kv head, block of queries: a head's prefix stays in the cache from block to block. */
+/* Eight queries (or what is left of them) that share a group and a kv head. The last `asking` tokens of each row have
+ * queries. A group's are numbered by sample, token, head; items by group, kv head, block of queries: a head's prefix
+ * stays in the cache from block to block. */
 static void attend(const Model *model, const Pass *pass, const Buffers *b, Scratch *s, int64_t layer, int64_t item,
-                   int64_t blocks) {
+                   int64_t blocks, int64_t asking) {
     int64_t d = model->head_dim, repeat = model->heads / model->kv_heads, block = item % blocks;
     int64_t kv = item / blocks % model->kv_heads, group = item / blocks / model->kv_heads;
-    int64_t count = pass->samples * pass->chunk * repeat - block * EIGHT;
-    int64_t index[EIGHT], head[EIGHT]; /* token row and head of each query */
+    int64_t count = pass->samples * asking * repeat - block * EIGHT;
+    int64_t asker[EIGHT], token[EIGHT], head[EIGHT]; /* of each query: its number among the tokens that ask; place */
     const float *query[EIGHT];
     if (count > EIGHT) count = EIGHT;
     for (int64_t q = 0; q < count; q++) {
-        index[q] = group * pass->samples * pass->chunk + (block * EIGHT + q) / repeat;
+        asker[q] = group * pass->samples * asking + (block * EIGHT + q) / repeat;
+        token[q] = pass->chunk - asking + asker[q] % asking;
         head[q] = kv * repeat + (block * EIGHT + q) % repeat;
-        query[q] = b->qkv + index[q] * b->qkv_row + head[q] * d;
+        query[q] = b->qkv + (asker[q] / asking * pass->chunk + token[q]) * b->qkv_row + head[q] * d;
     }
     eight largest = all(-1e30f), total = all(0);
     if (pass->prefix) {
@@ -317,51 +321,58 @@ static void attend(const Model *model, const Pass *pass, const Buffers *b, Scrat
         attend_prefix(keys, keys + pass->shared_pair, pass->prefix, d, s, &largest, &total);
     }
     for (int64_t q = 0; q < count; q++) {
-        int64_t row = index[q] / pass->chunk, tokens = pass->length + index[q] % pass->chunk + 1;
+        int64_t row = asker[q] / asking, tokens = pass->length + token[q] + 1;
         const float *keys = pass->own + layer * pass->own_layer + row * pass->own_row + kv * pass->own_head;
         attend_own(query[q], keys, keys + pass->own_pair, tokens, d, s, largest[q], total[q], s->output + q * d,
-                   b->attended + index[q] * b->x_row + head[q] * d);
+                   b->attended + asker[q] * b->x_row + head[q] * d);
     }
+}
+
+/* Blocks of queries per group and kv head where `asking` tokens of each row ask, and this thread's part of all items. */
+static int64_t share_attention(const Model *model, const Pass *pass, int64_t asking, int thread, int threads,
+                               int64_t *first, int64_t *last) {
+    int64_t blocks = up_to(pass->samples * asking * model->heads / model->kv_heads, EIGHT) / EIGHT;
+    share(pass->rows / pass->samples * model->kv_heads * blocks, thread, threads, first, last);
+    return blocks;
 }
 
 /* What each thread does. */
 static void work(const Model *model, const Pass *pass, const Buffers *b, int thread, int threads) {
     int64_t tokens = pass->rows * pass->chunk, rows = up_to(tokens, ROWS), first, last, first_item, last_item;
-    int64_t hidden = model->hidden, width = up_to(hidden, PANEL), d = model->head_dim;
+    int64_t hidden = model->hidden, width = up_to(hidden, PANEL), d = model->head_dim, asking = pass->chunk;
     int64_t qkv = (model->heads + 2 * model->kv_heads) * d;
-    float *at = b->scratch + thread * b->scratch_size;
+    float *at = b->scratch + thread * b->scratch_size, *x = b->x;
     Scratch s = {at, at + EIGHT * d, at + 2 * EIGHT * d, at + 3 * EIGHT * d, at + EIGHT * (3 * d + pass->prefix), NULL};
     s.scale = s.own + up_to(pass->length + pass->chunk, EIGHT);
-    int64_t blocks = up_to(pass->samples * pass->chunk * model->heads / model->kv_heads, EIGHT) / EIGHT;
-    share(pass->rows / pass->samples * model->kv_heads * blocks, thread, threads, &first_item, &last_item);
+    int64_t blocks = share_attention(model, pass, asking, thread, threads, &first_item, &last_item);
     share(tokens, thread, threads, &first, &last);
     for (int64_t i = first; i < last; i++)
-        memcpy(b->x + i * b->x_row, model->embedding + pass->ids[i] * hidden, hidden * sizeof(float));
+        memcpy(x + i * b->x_row, model->embedding + pass->ids[i] * hidden, hidden * sizeof(float));
     BARRIER
     for (int64_t layer = 0; layer < model->layers; layer++) {
         const Layer *w = &model->layer[layer];
-        norm_scales(b->x, b->x_row, rows, width, model->floor, s.scale);
-        product(STORE, w->qkv, hidden, qkv, b->x, b->x_row, rows, s.scale, b->qkv, b->qkv_row, thread, threads);
+        norm_scales(x, b->x_row, rows, width, model->floor, s.scale);
+        product(STORE, w->qkv, hidden, qkv, x, b->x_row, rows, s.scale, b->qkv, b->qkv_row, thread, threads);
         BARRIER
         for (int64_t i = first; i < last; i++) rotate_and_write(model, pass, b, layer, i);
+        if (layer == model->layers - 1 && pass->chunk > 1) {
+            asking = 1, rows = pass->rows, x = b->last;
+            blocks = share_attention(model, pass, asking, thread, threads, &first_item, &last_item);
+            share(rows, thread, threads, &first, &last);
+            for (int64_t i = first; i < last; i++)
+                memcpy(x + i * b->x_row, b->x + ((i + 1) * pass->chunk - 1) * b->x_row, hidden * sizeof(float));
+        }
         BARRIER
-        for (int64_t item = first_item; item < last_item; item++) attend(model, pass, b, &s, layer, item, blocks);
+        for (int64_t item = first_item; item < last_item; item++)
+            attend(model, pass, b, &s, layer, item, blocks, asking);
         BARRIER
-        product(ADD, w->out, hidden, hidden, b->attended, b->x_row, rows, NULL, b->x, b->x_row, thread, threads);
+        product(ADD, w->out, hidden, hidden, b->attended, b->x_row, rows, NULL, x, b->x_row, thread, threads);
         BARRIER
-        norm_scales(b->x, b->x_row, rows, width, model->floor, s.scale);
-        product(GATE, w->gate_up, hidden, 2 * up_to(model->ffn, LANES), b->x, b->x_row, rows, s.scale, b->act,
-                b->act_row, thread, threads);
+        norm_scales(x, b->x_row, rows, width, model->floor, s.scale);
+        product(GATE, w->gate_up, hidden, 2 * up_to(model->ffn, LANES), x, b->x_row, rows, s.scale, b->act, b->act_row,
+                thread, threads);
         BARRIER
-        product(ADD, w->down, model->ffn, hidden, b->act, b->act_row, rows, NULL, b->x, b->x_row, thread, threads);
-        BARRIER
-    }
-    float *x = b->x;
-    if (pass->chunk > 1) {
-        x = b->last;
-        share(pass->rows, thread, threads, &first, &last);
-        for (int64_t i = first; i < last; i++)
-            memcpy(x + i * b->x_row, b->x + ((i + 1) * pass->chunk - 1) * b->x_row, hidden * sizeof(float));
+        product(ADD, w->down, model->ffn, hidden, b->act, b->act_row, rows, NULL, x, b->x_row, thread, threads);
         BARRIER
     }
     norm_scales(x, b->x_row, pass->rows, width, model->floor, s.scale);
