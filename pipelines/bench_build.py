@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,12 @@ def _by_group(proposals: Sequence[Proposal], source: BenchSource) -> list[list[P
 
 
 def _by_combination(prompts: Sequence[Proposal]) -> list[list[Proposal]]:
+    """Batches of one policy and temperature each, the combinations taking turns: what is cut off costs all alike."""
     gathered: dict[tuple[str, float], list[Proposal]] = {}
     for proposal in prompts:
         gathered.setdefault((proposal.name, proposal.strength), []).append(proposal)
-    return _cut(gathered.values(), _PROMPTS_PER_BATCH)
+    turns = zip_longest(*(_cut([part], _PROMPTS_PER_BATCH) for part in gathered.values()))
+    return [batch for turn in turns for batch in turn if batch is not None]
 
 
 def _cut(parts: Iterable[list[Proposal]], size: int) -> list[list[Proposal]]:
