@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import pretrain
+from pipelines.train_job import SUMMARY as TRAINING
+from pipelines.train_job import TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.splits import group_fraction
 from roboalign_ray.foundation.failures import UserError
@@ -70,7 +71,8 @@ def run_distill(
         "text_blind": text_blind,
     }
     with start_ray(config.cluster, worker_logs=False):
-        _train_student(config, out, spec, quiet)
+        steps = config.judge.distillation.steps
+        run_train_job(_train, spec, out, STUDENT, role=config.cluster.trainer, steps=steps, quiet=quiet)
         summary = _assess_student(config, spec)
     version = None if text_blind else _publish(out, registry or out / VERSIONS, summary)
     summary = {"version": version, **summary}
@@ -88,13 +90,12 @@ def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None)
                 where=", ".join(map(str, pairs.paths)),
                 remedy="give more episodes' pairs, or change judge.distillation.held_out_fraction",
             )
-    if config.judge.distillation.pairs_per_step % config.cluster.trainer.workers:
-        raise UserError(
-            f"{config.judge.distillation.pairs_per_step} pairs a step do not divide among "
-            f"{config.cluster.trainer.workers} workers",
-            where="judge.distillation.pairs_per_step",
-            remedy="make it a multiple of cluster.trainer.workers",
-        )
+    check_shares(
+        config.judge.distillation.pairs_per_step,
+        "pairs",
+        config.cluster.trainer.workers,
+        where="judge.distillation.pairs_per_step",
+    )
     if start is not None:
         _load_start(config, str(start))
 
@@ -113,46 +114,19 @@ def _load_start(config: JobConfig, folder: str) -> Any:
     return student
 
 
-def _train_student(config: JobConfig, out: Path, spec: dict[str, Any], quiet: bool) -> None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
-
-    if (out / STUDENT / pretrain.SUMMARY).is_file():
-        return
-    role, stage = config.cluster.trainer, STUDENT
-    trainer = TorchTrainer(
-        _train,
-        train_loop_config=spec,
-        scaling_config=pretrain._scaling(role),
-        run_config=RunConfig(
-            name=STUDENT,
-            storage_path=str(out / "checkpoints"),
-            failure_config=FailureConfig(max_failures=role.max_restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    with pretrain._shown(out / "logs" / STUDENT, stage, config.judge.distillation.steps, quiet):  # type: ignore[arg-type]
-        pretrain._fit(trainer, stage)  # type: ignore[arg-type]
-
-
 def _train(spec: dict[str, Any]) -> None:
     """What every worker runs."""
-    import ray.train
-    import torch
-
-    config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])
-    role = config.cluster.trainer
-    torch.set_num_threads(role.threads or max(1, int(role.num_cpus)))
-    torch.manual_seed(config.judge.seed)
-    job = _student_job(config, spec)
-    seconds = pretrain._resume(job)
-    leads = ray.train.get_context().get_world_rank() == 0
-    metrics = pretrain._loop(job, out / "logs" / STUDENT, seconds, leads=leads)
-    if leads:
-        pretrain._publish(job, out / STUDENT, metrics)
+    config = JobConfig.model_validate(spec["config"])
+    train_worker(
+        lambda: _student_job(config, spec),
+        Path(spec["out"]),
+        STUDENT,
+        role=config.cluster.trainer,
+        seed=config.judge.seed,
+    )
 
 
-def _student_job(config: JobConfig, spec: dict[str, Any]) -> pretrain._Job:
+def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
@@ -170,7 +144,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> pretrain._Job:
         heard = [NO_INSTRUCTION] * len(told) if spec["text_blind"] else told
         return trainer.step(batch["clips"], heard, batch["scores"])
 
-    return pretrain._Job(
+    return TrainJob(
         trainer=trainer,
         stream=PairFeed(
             paths=spec["pairs"],
@@ -222,7 +196,7 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
     (out / "agreement.md").write_text(result.agreement_table, encoding="utf-8")
     if result.gate is not None:
         (out / "gate.md").write_text(result.gate.table(), encoding="utf-8")
-    training = json.loads((out / STUDENT / pretrain.SUMMARY).read_text(encoding="utf-8"))
+    training = json.loads((out / STUDENT / TRAINING).read_text(encoding="utf-8"))
     return {**result.as_json(), "training": training}
 
 

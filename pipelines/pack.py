@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines.pretrain import STAGES, SUMMARY, Stage
+from pipelines.pretrain import STAGES, Stage
+from pipelines.train_job import SUMMARY
 from roboalign_ray.foundation.failures import UserError
 
 _TITLES: dict[Stage, str] = {
