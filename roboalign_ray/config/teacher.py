@@ -42,7 +42,9 @@ class TeacherServerConfig(FrozenConfig):
         url: up to and including /v1.
         model: name that the server knows the model by; None takes `teacher.model`.
         api_key_env: environment variable that holds the key; an absent one means no key is needed.
-        video_as: "video" sends one mp4 (vLLM), "images" one PNG per frame (any server with vision).
+        video_as: "video" sends the frames as one video with their times (vLLM), "images" as single pictures (any server
+            with vision).
+        multiple: frame sides are multiples of this: the served model's patch times its merge.
         structured: how the answer's schema is asked for: "vllm" (structured_outputs), "openai" (response_format), or
             "none".
         deadline_s: for one video, all attempts together, in seconds.
@@ -55,6 +57,7 @@ class TeacherServerConfig(FrozenConfig):
     model: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     video_as: Literal["video", "images"] = "video"
+    multiple: PositiveInt = 32
     structured: Literal["vllm", "openai", "none"] = "vllm"
     deadline_s: float = Field(300.0, gt=0)
     retries: NonNegativeInt = 3
@@ -66,7 +69,7 @@ class TeacherEngineConfig(FrozenConfig):
     """vLLM's offline engine. [ours]
 
     Attributes:
-        max_model_len: tokens of prompt and answer together; 0 takes the model's.
+        max_model_len: most tokens of prompt and answer together, and never more than the model's own.
         memory_share: share of a GPU's memory the engine may take.
         cache_gb: memory for keys and values on a CPU, GB.
         tensor_parallel: GPUs that share the model.
@@ -74,7 +77,7 @@ class TeacherEngineConfig(FrozenConfig):
         lora_rank: largest rank of an adapter.
     """
 
-    max_model_len: NonNegativeInt = 32_768
+    max_model_len: PositiveInt = 32_768
     memory_share: float = Field(0.9, gt=0, le=1)
     cache_gb: PositiveInt = 1
     tensor_parallel: PositiveInt = 1
@@ -88,13 +91,11 @@ class TeacherLabellingConfig(FrozenConfig):
     Attributes:
         batch: videos per call of a teacher.
         retries: further tries of a video whose label failed; then it is set aside.
-        in_flight: calls waiting per teacher.
         part: labels per file that is written.
     """
 
     batch: PositiveInt = 4
     retries: NonNegativeInt = 2
-    in_flight: PositiveInt = 2
     part: PositiveInt = 64
 
 

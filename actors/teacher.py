@@ -1,0 +1,43 @@
+"""The teacher actor: holds one VLM, whatever runs it, and judges the videos it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from roboalign_ray.config import TeacherConfig
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.judge.teacher.opening import open_teacher
+from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+
+
+class TeacherActor:
+    """Judges videos. The model is loaded when the actor starts, and again when it is restarted.
+
+    Args:
+        config: the teacher's.
+        threads: torch threads.
+
+    Raises:
+        UserError: the model cannot be loaded, or its server does not answer.
+    """
+
+    def __init__(self, config: TeacherConfig, threads: int = 1) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._teacher = self._opened(config)
+
+    def _opened(self, config: TeacherConfig) -> TeacherJudge:
+        if config.backend != "vllm":
+            return open_teacher(config)
+        from actors.teacher_engine import EngineTeacher
+
+        return EngineTeacher(config)
+
+    def ready(self) -> str:
+        """The teacher's name, once it can be asked."""
+        return self._teacher.name
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        """One outcome per request, in order."""
+        return self._teacher.judge(requests)

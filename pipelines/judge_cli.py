@@ -1,0 +1,143 @@
+"""`roboalign judge`: the VLM teacher on the command line: score videos, label many, train it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.jobs_cli import Json, Overrides
+from roboalign_ray.config.loading import load_job
+from roboalign_ray.foundation.failures import Failed, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from roboalign_ray.judge.teacher.protocol import TeacherJudgement
+
+HELP = """A vision-language model that scores robot videos by the rubric, with its reasons.
+
+\b
+[bold]Examples[/bold]
+  roboalign judge score video.mp4 --instruction "open the drawer"
+  roboalign judge score a.mp4 b.mp4 -i "press the button" --set teacher.backend=vllm
+  roboalign judge label videos --out labels
+  roboalign judge train demo --pairs bench --out runs/teacher
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+
+WithProfile = Annotated[
+    str,
+    typer.Option("--profile", metavar="PROFILE", help="Whose teacher: a profile's name, or a .yaml file."),
+]
+
+
+@app.command()
+def score(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    instruction: Annotated[
+        str, typer.Option("--instruction", "-i", help="The sentence that they are judged against.")
+    ],
+    profile: WithProfile = "demo",
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Score videos on six dimensions, mean ± standard deviation over several answers, and say why.
+
+    A video that cannot be scored says so and has no numbers; the command then ends with 1.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge score video.mp4 --instruction "open the drawer"
+      roboalign judge score *.mp4 -i "open the drawer" --set teacher.backend=openai \\
+        --set teacher.server.url=http://gpu-1:8000/v1 --json
+    """
+    config = load_job(profile, overrides or ())
+    if not instruction.strip():
+        raise UserError(
+            "the instruction is empty", where="--instruction", remedy="a video is judged against a sentence"
+        )
+    from pipelines.judge_score import run_score
+
+    outcomes = run_score(config, videos, instruction)
+    if as_json:
+        typer.echo(json.dumps([_as_json(*pair) for pair in zip(videos, outcomes, strict=True)], indent=2))
+    else:
+        _print(videos, outcomes)
+    if any(isinstance(outcome, Failed) for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def label(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS|FOLDER", help="Judged pairs, or videos NAME.mp4 with NAME.json {instruction}."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The distillation set to add to.")],
+    profile: WithProfile = "demo",
+    round_number: Annotated[int, typer.Option("--round", min=1, help="Round of the labels.")] = 1,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Label many videos with a pool of teachers, each exactly once; started again, it goes on.
+
+    What cannot be labelled is tried again, then set aside and listed; it never gets a score.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge label videos --out labels
+      roboalign judge label bench --out labels --set cluster.teacher.workers=2 --set teacher.backend=vllm
+    """
+    config = load_job(profile, overrides or ())
+    from dataclasses import asdict
+
+    from pipelines.judge_label import run_label
+
+    report = run_label(config, source, out, round_number=round_number)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    typer.echo(f"{out}: {report.labelled} labelled, {report.known} had a label")
+    typer.echo(
+        f"failed tries: {report.failed_tries}, failed answers: {report.failed_answers}, "
+        f"teachers lost: {report.lost_teachers}"
+    )
+    for item, reason in report.set_aside.items():
+        typer.echo(f"set aside: {item} ({reason})")
+
+
+def _as_json(path: Path, outcome: TeacherJudgement | Failed) -> dict[str, Any]:
+    if isinstance(outcome, Failed):
+        return {"video": str(path), "failed": outcome.reason, "kind": outcome.kind}
+    return {"video": str(path), **outcome.as_json(), "texts": list(outcome.texts)}
+
+
+def _print(videos: Sequence[Path], outcomes: Sequence[TeacherJudgement | Failed]) -> None:
+    from roboalign_ray.judge.rubric import DIMENSIONS
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("video", no_wrap=True)
+    for dimension in DIMENSIONS:
+        table.add_column(f"{dimension.title} /{dimension.maximum}", justify="right")
+    table.add_column("total /10", justify="right")
+    for path, outcome in zip(videos, outcomes, strict=True):
+        if isinstance(outcome, Failed):
+            table.add_row(path.name, *["-"] * (len(DIMENSIONS) + 1))
+            continue
+        cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
+        table.add_row(path.name, *cells, f"{outcome.total:.2f} ± {outcome.samples.sum(axis=1).std():.2f}")
+    Console().print(table)
+    for path, outcome in zip(videos, outcomes, strict=True):
+        if isinstance(outcome, Failed):
+            typer.echo(f"\n{path.name}: not scored: {outcome.reason}")
+            continue
+        lost = f" ({len(outcome.failures)} answers could not be read)" if outcome.failures else ""
+        typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")

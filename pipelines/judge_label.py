@@ -1,0 +1,274 @@
+"""Labelling many videos with a pool of teachers: each exactly once, across restarts; a failure is never a score.
+
+    pairs, videos, Ray Data ──► LabelLedger ──► TeacherPool ──► DistillationSet (Parquet, by id)
+                                    └── journal.jsonl: every try, before it is made
+
+A teacher that is lost takes its batch along; those videos are tried again one by one, so that one that kills its
+teacher is found and set aside while the others get their labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipelines.judge_pool import Keyed, Outcome, TeacherPool, teacher_pool
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES
+from roboalign_ray.judge.labels import DistillationSet
+from roboalign_ray.judge.pairs import JudgedPair, decode_pair, open_pairs
+from roboalign_ray.judge.rubric import DIMENSIONS
+from roboalign_ray.judge.teacher.ledger import LabelLedger
+from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
+
+JOURNAL, REPORT = "journal.jsonl", "labelling.json"
+UNLABELLED = "unlabelled"
+FOLDER_FPS = 10.0  # of videos whose JSON file names no rate
+
+
+@dataclass
+class LabelReport:
+    """What a labelling run did.
+
+    Attributes:
+        labelled: labels written by this run.
+        known: videos that had one already.
+        failed_tries: tries without a label, of this run and those it went on from.
+        failed_answers: unreadable answers among those of labelled videos.
+        lost_teachers: actors that were replaced.
+        set_aside: id -> why, for videos without a label.
+    """
+
+    labelled: int = 0
+    known: int = 0
+    failed_tries: int = 0
+    failed_answers: int = 0
+    lost_teachers: int = 0
+    set_aside: dict[str, str] = field(default_factory=dict)
+
+
+def run_label(config: JobConfig, source: Path, out: Path, *, round_number: int = 1) -> LabelReport:
+    """Label a store of pairs or a folder of videos into a distillation set.
+
+    Args:
+        config: its `teacher` section and `cluster.teacher`.
+        source: pairs (their scores are replaced), or videos NAME.mp4 each with NAME.json {"instruction": …}.
+        out: the set; a run that is started again goes on.
+        round_number: of the labels.
+
+    Raises:
+        UserError: the source cannot be read, or the teacher cannot be made.
+        RoleFailure: too many teachers were lost in a row.
+    """
+    from pipelines.runtime import start_ray
+
+    items = items_of(source)
+    with start_ray(config.cluster, worker_logs=False), teacher_pool(config) as pool:
+        return label_items(items, pool, config, out, round_number=round_number)
+
+
+def label_items(
+    items: Iterable[JudgedPair],
+    pool: TeacherPool,
+    config: JobConfig,
+    out: Path,
+    *,
+    round_number: int = 1,
+) -> LabelReport:
+    """Label items as they come; memory holds those under way and those that failed.
+
+    Args:
+        items: videos with ids; their scores are not looked at.
+        pool: who judges.
+        config: `teacher.labelling`.
+        out: the distillation set.
+    """
+    job = _Labelling(iter(items), config, out, round_number, pool.name)
+    with job.journal:
+        pool.run(job.next_batch, job.done)
+        job.keep()
+    job.report.lost_teachers = pool.losses
+    return job.finished()
+
+
+def items_of(source: Path) -> Iterator[JudgedPair]:
+    """The videos of a store of pairs or of a folder, one at a time.
+
+    Raises:
+        UserError: neither, or a video or its JSON file cannot be used.
+    """
+    if (source / "statistics.json").is_file():
+        return iter(open_pairs(source))
+    if not source.is_dir():
+        raise UserError("no such folder of videos", where=str(source))
+    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not paths:
+        raise UserError("holds no video", where=str(source), remedy=f"one of {', '.join(VIDEO_SUFFIXES)}")
+    told = [_sidecar(path) for path in paths]
+    return (_item(path, about) for path, about in zip(paths, told, strict=True))
+
+
+def items_of_dataset(dataset: Any) -> Iterator[JudgedPair]:
+    """The videos of a Ray Dataset whose rows are those of a store of pairs; decoded as they are asked for."""
+    return (decode_pair(row) for row in dataset.iter_rows())
+
+
+class _Labelling:
+    """One run: offers items to the pool, keeps labels, writes down every try."""
+
+    def __init__(
+        self, items: Iterator[JudgedPair], config: JobConfig, out: Path, round_number: int, teacher: str
+    ) -> None:
+        self.settings, self.round, self.teacher, self.out = (
+            config.teacher.labelling,
+            round_number,
+            teacher,
+            out,
+        )
+        self.set = DistillationSet(out)
+        self._known = frozenset(self.set.ids)
+        self.ledger = LabelLedger(self.settings.retries, self._known)
+        self.ledger.replay(_events(out / JOURNAL))
+        self.journal: IO[str] = (out / JOURNAL).open("a", encoding="utf-8")
+        self.report = LabelReport()
+        self._items = items
+        self._held: dict[str, JudgedPair] = {}  # under way, or waiting to be tried again
+        self._new: list[JudgedPair] = []
+
+    def next_batch(self) -> list[Keyed] | None:
+        """A failed item alone, else new ones; None where there are none for now."""
+        item = self.ledger.next_again()
+        ids = [item] if item is not None else self._fresh()
+        for item in ids:
+            self.ledger.begin(item)
+        self._note([{"event": "begun", "item": item} for item in ids])
+        return [(item, _request(self._held[item])) for item in ids] or None
+
+    def done(self, item: str, outcome: Outcome) -> None:
+        """Keep a label or note a failure."""
+        if isinstance(outcome, Failed):
+            self._note([{"event": "failed", "item": item, "reason": outcome.reason}])
+            if not self.ledger.fail(item, outcome.reason):
+                self._held.pop(item, None)
+            return
+        pair = self._held.pop(item)
+        if self.ledger.succeed(item):
+            self._new.append(labelled(pair, outcome, self.teacher))
+            self.report.failed_answers += len(outcome.failures)
+            self._note([{"event": "labelled", "item": item}])
+        if len(self._new) >= self.settings.part:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the labels that have come since the last time."""
+        if self._new:
+            self.report.labelled += self.set.append(self.round, self._new).written
+            self._new = []
+
+    def finished(self) -> LabelReport:
+        """The report, written beside the labels too."""
+        self.report.failed_tries = self.ledger.failures
+        self.report.set_aside = dict(self.ledger.set_aside)
+        text = json.dumps(asdict(self.report), indent=2, ensure_ascii=False) + "\n"
+        (self.out / REPORT).write_text(text, encoding="utf-8")
+        return self.report
+
+    def _fresh(self) -> list[str]:
+        ids: list[str] = []
+        for pair in self._items:
+            if self.ledger.wanted(pair.pair_id):
+                self._held[pair.pair_id] = pair
+                ids.append(pair.pair_id)
+                if len(ids) == self.settings.batch:
+                    break
+            elif pair.pair_id in self._known:
+                self.report.known += 1
+        return ids
+
+    def _note(self, events: list[dict[str, str]]) -> None:
+        """Down on the disk before anything is done about it: an item that kills this process is known afterwards."""
+        if events:
+            self.journal.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+            self.journal.flush()
+            os.fsync(self.journal.fileno())
+
+
+def labelled(pair: JudgedPair, judgement: TeacherJudgement, teacher: str) -> JudgedPair:
+    """The pair with a teacher's scores; deviation, rationale and lost answers go to the provenance."""
+    told: dict[str, Any] = {
+        "std": [round(float(value), 4) for value in judgement.std],
+        "answers": len(judgement.samples),
+        "failed_answers": len(judgement.failures),
+        "rationale": judgement.rationale,
+    }
+    if pair.annotator != UNLABELLED:
+        told["before"] = {"annotator": pair.annotator, "scores": pair.scores.tolist()}
+    return replace(
+        pair,
+        scores=judgement.scores.astype(np.float32),
+        annotator=teacher,
+        provenance={**pair.provenance, "teacher": told},
+    )
+
+
+def _request(pair: JudgedPair) -> JudgeRequest:
+    return JudgeRequest(pair.frames, pair.fps, pair.instruction, name=pair.pair_id)
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """The journal so far; its last line may be cut short."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and {"event", "item"} <= event.keys():
+            events.append(event)
+    return events
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    sidecar = path.with_suffix(".json")
+    try:
+        told = json.loads(sidecar.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"'{path.name}' has no '{sidecar.name}' beside it",
+            where=str(path.parent),
+            remedy='it names the instruction: {"instruction": "…"}',
+        ) from error
+    except ValueError as error:
+        raise UserError("is not valid JSON", where=str(sidecar)) from error
+    if not isinstance(told, dict) or not str(told.get("instruction") or "").strip():
+        raise UserError("names no instruction", where=str(sidecar))
+    return told
+
+
+def _item(path: Path, told: dict[str, Any]) -> JudgedPair:
+    try:
+        frames = decode_video(path)
+    except EpisodeError as error:
+        raise UserError(error.what, where=str(path)) from error
+    return JudgedPair(
+        pair_id=path.stem,
+        group_id=str(told.get("group_id") or told.get("episode_id") or path.stem),
+        frames=frames,
+        fps=float(told.get("fps") or FOLDER_FPS),
+        instruction=str(told["instruction"]),
+        scores=np.zeros(len(DIMENSIONS), np.float32),  # replaced before anything is kept
+        annotator=UNLABELLED,
+        kind=f"generated/{told.get('method') or path.parent.name}",
+        provenance={"file": path.name},
+    )

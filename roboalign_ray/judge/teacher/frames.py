@@ -1,0 +1,63 @@
+"""What a teacher sees of a video: a few frames spread evenly, at the size and in the number that its encoder takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.episodes.transforms import resize_frames
+from roboalign_ray.judge.clips import sampled_positions
+
+_PAIR = 2  # the encoder takes two frames as one
+
+
+@dataclass(frozen=True)
+class ShownVideo:
+    """Frames as they are shown.
+
+    Attributes:
+        frames: uint8 [N, h, w, 3], N even.
+        positions: int64 [N], their places in the video.
+        fps, length: of the whole video.
+    """
+
+    frames: np.ndarray
+    positions: np.ndarray
+    fps: float
+    length: int
+
+    def metadata(self) -> dict[str, Any]:
+        """What processors are told, so that each frame gets its true time and none is sampled again."""
+        return {
+            "fps": float(self.fps),
+            "duration": self.length / self.fps,
+            "total_num_frames": self.length,
+            "frames_indices": [int(position) for position in self.positions],
+            "video_backend": "pyav",
+        }
+
+
+def shown_video(frames: np.ndarray, fps: float, *, count: int, pixels: int, factor: int) -> ShownVideo:
+    """Sample and resize.
+
+    Args:
+        frames: uint8 [T, H, W, 3], T at least 2.
+        fps: of the video.
+        count: most frames.
+        pixels: of a shown frame, about; the aspect is kept.
+        factor: height and width become multiples of this.
+    """
+    kept = min(count, len(frames))
+    positions = sampled_positions(len(frames), kept - kept % _PAIR)
+    height, width = shown_size(frames.shape[1], frames.shape[2], pixels, factor)
+    return ShownVideo(resize_frames(frames[positions], height, width), positions, float(fps), len(frames))
+
+
+def shown_size(height: int, width: int, pixels: int, factor: int) -> tuple[int, int]:
+    """(height, width): multiples of `factor`, about `pixels` in all, aspect kept as well as that allows."""
+    scale = math.sqrt(pixels / (height * width))
+    rows, columns = (max(1, round(side * scale / factor)) * factor for side in (height, width))
+    return rows, columns

@@ -1,0 +1,114 @@
+"""What a teacher is asked and how it must answer, all of it written from the rubric.
+
+The same sentences serve every backend and training: prompt, JSON schema of the answer, and the answer that a labelled
+video deserves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.judge.rubric import DIMENSIONS, Dimension, check_scores, names
+from roboalign_ray.judge.teacher.parsing import END_OF_THINKING, RATIONALE, THINK
+
+
+def prompt_text(instruction: str, config: TeacherConfig) -> str:
+    """The question that goes with a video."""
+    prompt = config.prompt
+    parts = [prompt.opening]
+    if prompt.rubric != "none":
+        parts.append("\n".join(_described(dimension, prompt.rubric == "levels") for dimension in DIMENSIONS))
+    parts += [prompt.closing, f"Instruction: {instruction.strip()}"]
+    if prompt.describe_answer:
+        keys = ", ".join(f'"{name}"' for name in (*names(), RATIONALE))
+        parts.append(
+            f"Answer with one JSON object and nothing else. Its keys: {keys}. Scores are numbers in steps of "
+            f"{config.score_step:g}; the rationale says in a sentence or two what decided."
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _described(dimension: Dimension, levels: bool) -> str:
+    head = f"{dimension.title} ({dimension.name}), 0 to {dimension.maximum}"
+    if not levels:
+        return head
+    return "\n".join([f"{head}:", *(f"  {score}: {text}" for score, text in dimension.levels.items())])
+
+
+def messages(instruction: str, config: TeacherConfig) -> list[dict[str, Any]]:
+    """One user turn: the video, then the question; in the form that chat templates take."""
+    content = [{"type": "video"}, {"type": "text", "text": prompt_text(instruction, config)}]
+    return [{"role": "user", "content": content}]
+
+
+def answer_schema(config: TeacherConfig) -> dict[str, Any]:
+    """JSON schema of the answer: each score one of its dimension's steps, in the rubric's order, then the rationale."""
+    scores: dict[str, Any] = {
+        dimension.name: {"enum": [_plain(step) for step in steps(dimension, config.score_step)]}
+        for dimension in DIMENSIONS
+    }
+    text = {"type": "string", "maxLength": config.rationale_characters}
+    return {
+        "type": "object",
+        "properties": {**scores, RATIONALE: text},
+        "required": [*names(), RATIONALE],
+        "additionalProperties": False,
+    }
+
+
+def steps(dimension: Dimension, step: float) -> list[float]:
+    """The scores that may be given, 0 to the maximum."""
+    count = round(dimension.maximum / step)
+    return [round(number * step, 6) for number in range(count + 1)]
+
+
+def target_answer(scores: np.ndarray, config: TeacherConfig, rationale: str = "") -> str:
+    """The answer to be learned for a labelled video.
+
+    Args:
+        scores: [6], rubric points; rounded to the steps.
+        rationale: why; "" takes the rubric's own words for what cost most.
+
+    Raises:
+        UserError: a score is not within its range.
+    """
+    points = np.round(check_scores(scores, "label").astype(float) / config.score_step) * config.score_step
+    values: Mapping[str, Any] = {
+        name: _plain(round(float(value), 6)) for name, value in zip(names(), points, strict=True)
+    }
+    text = json.dumps({**values, RATIONALE: rationale or _reason(points)}, ensure_ascii=False)
+    return f"{_reasoning(points)}\n{END_OF_THINKING}\n\n{text}" if config.reasoning else text
+
+
+def opened(answer: str, prompt: str) -> str:
+    """The answer as it continues a prompt: thinking models' templates open the <think> tag themselves."""
+    if END_OF_THINKING not in answer or prompt.rstrip().endswith(THINK):
+        return answer
+    return f"{THINK}\n{answer}"
+
+
+def _reasoning(points: np.ndarray) -> str:
+    """The rubric's words for each score, in order."""
+    pairs = zip(DIMENSIONS, points, strict=True)
+    return "\n".join(f"{dimension.title}: {_level(dimension, value)}" for dimension, value in pairs)
+
+
+def _reason(points: np.ndarray) -> str:
+    """The level of the dimension that lost the largest share; of the first one where nothing is lost."""
+    lost = [1 - value / dimension.maximum for dimension, value in zip(DIMENSIONS, points, strict=True)]
+    worst = int(np.argmax(lost))
+    return _level(DIMENSIONS[worst], points[worst])
+
+
+def _level(dimension: Dimension, value: float) -> str:
+    return dimension.levels[min(dimension.levels, key=lambda level: abs(level - value))]
+
+
+def _plain(value: float) -> int | float:
+    """1 rather than 1.0: fewer tokens, and the same text that JSON schema tools write."""
+    return int(value) if float(value).is_integer() else value

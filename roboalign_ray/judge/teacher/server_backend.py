@@ -1,0 +1,218 @@
+"""The teacher behind an OpenAI-compatible server: vLLM's, or any other that sees pictures.
+
+Frames travel losslessly. vLLM's server takes them as one video with true times, so that it sees what the offline engine
+sees; other servers get single pictures. Only what may pass is tried again: a broken connection, a full or failing
+server, a late answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video
+from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
+from roboalign_ray.judge.teacher.prompt import answer_schema, prompt_text
+from roboalign_ray.judge.teacher.protocol import (
+    JudgeRequest,
+    TeacherJudgement,
+    input_failure,
+    judgement_of,
+)
+from roboalign_ray.judge.teacher.sources import teacher_name
+
+_MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_GREETING_S = 10.0  # longest wait for the list of models
+_LEAST_ATTEMPT_S = 0.05
+
+
+class ServerError(Exception):
+    """An attempt that failed; `may_pass` says whether another one makes sense."""
+
+    def __init__(self, reason: str, *, may_pass: bool) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+
+
+class ServerTeacher:
+    """Asks a server.
+
+    Args:
+        config: its `server` section says which one.
+
+    Attributes:
+        name: as it stands in labels.
+
+    Raises:
+        UserError: nobody answers at `server.url`, or it does not serve the model.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self.config, self.server = config, config.server
+        self.model = config.server.model or config.model
+        self.name = teacher_name(self.model, None)
+        self._greet()
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        """One outcome per request, `server.concurrency` of them at a time."""
+        with ThreadPoolExecutor(self.server.concurrency, thread_name_prefix="judge") as pool:
+            return list(pool.map(self._judged, requests))
+
+    def _judged(self, request: JudgeRequest) -> TeacherJudgement | Failed:
+        if failure := input_failure(request):
+            return failure
+        config = self.config
+        shown = shown_video(
+            request.frames,
+            request.fps,
+            count=config.frames,
+            pixels=config.pixels,
+            factor=self.server.multiple,
+        )
+        body = chat_request(request.instruction, shown, config, self.model)
+        ends = time.monotonic() + self.server.deadline_s
+        try:
+            reply = self._persistently(body, ends)
+            return judgement_of(answers_in(reply))
+        except ServerError as error:
+            return Failed(f"{request.name}: {error}", "server")
+
+    def _persistently(self, body: dict[str, Any], ends: float) -> dict[str, Any]:
+        """The reply, after as many attempts as are allowed and the deadline leaves room for."""
+        pause = self.server.backoff_s
+        for attempt in range(self.server.retries + 1):
+            try:
+                left = ends - time.monotonic()
+                if left < _LEAST_ATTEMPT_S:
+                    raise ServerError(f"no answer within {self.server.deadline_s:g} s", may_pass=False)
+                return self._call("chat/completions", body, left)
+            except ServerError as error:
+                if not error.may_pass or attempt == self.server.retries:
+                    raise
+            time.sleep(max(0.0, min(pause, ends - time.monotonic())))
+            pause *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    def _greet(self) -> None:
+        try:
+            served = self._call("models", None, min(_GREETING_S, self.server.deadline_s)).get("data")
+        except ServerError as error:
+            raise UserError(
+                f"no server that can be asked at '{self.server.url}' ({error})",
+                where="teacher.server.url",
+                remedy="start one, or set the url; it ends in /v1",
+            ) from error
+        names = [str(entry.get("id")) for entry in served or [] if isinstance(entry, dict)]
+        if names and self.model not in names:
+            raise UserError(
+                f"the server has no model '{self.model}'",
+                where="teacher.server.model",
+                remedy=f"it has: {', '.join(names)}",
+            )
+
+    def _call(self, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.server.api_key_env):
+            headers["Authorization"] = f"Bearer {key}"
+        url = f"{self.server.url.rstrip('/')}/{path}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            call = urllib.request.Request(url, data, headers)
+            with urllib.request.urlopen(call, timeout=timeout) as answer:
+                reply = json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise ServerError(_told(error), may_pass=error.code in _MAY_PASS) from error
+        except (urllib.error.URLError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            text = "no answer in time" if isinstance(reason, TimeoutError) else str(reason)
+            raise ServerError(text or type(error).__name__, may_pass=True) from error
+        except ValueError as error:  # a bad url, or a body that is not JSON
+            raise ServerError(f"not an answer: {error}", may_pass=body is not None) from error
+        if not isinstance(reply, dict):
+            raise ServerError("the answer is not a JSON object", may_pass=True)
+        return reply
+
+
+def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, model: str) -> dict[str, Any]:
+    """The body of a chat completion about one video."""
+    server, schema = config.server, answer_schema(config)
+    content = [*_pictures(shown, server.video_as), {"type": "text", "text": prompt_text(instruction, config)}]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "n": config.draws,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_new_tokens,
+        "seed": config.seed,
+    }
+    if server.video_as == "video":
+        times = shown.metadata()
+        told = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
+        body["media_io_kwargs"] = {"video": {**told, "num_frames": -1, "do_sample_frames": False}}
+        body["mm_processor_kwargs"] = {"do_sample_frames": False}
+    if config.constrained is not False:
+        if server.structured == "vllm":
+            body["structured_outputs"] = {"json": schema, "disable_any_whitespace": True}
+        elif server.structured == "openai":
+            form = {"name": "judgement", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
+
+
+def answers_in(reply: dict[str, Any]) -> list[str]:
+    """The raw answers of a chat completion, reasoning that the server split off put back in front.
+
+    Raises:
+        ServerError: it holds none.
+    """
+    texts = []
+    try:
+        for choice in reply["choices"]:
+            message = choice["message"]
+            reasoning = message.get("reasoning") or message.get("reasoning_content")
+            content = message.get("content") or ""
+            texts.append(f"{reasoning}\n{END_OF_THINKING}\n{content}" if reasoning else content)
+    except (KeyError, TypeError, AttributeError):
+        raise ServerError("the answer holds no choices", may_pass=False) from None
+    return texts
+
+
+def _pictures(shown: ShownVideo, video_as: str) -> list[dict[str, Any]]:
+    encoded = [_png(frame) for frame in shown.frames]
+    if video_as == "video":
+        # vLLM's name for a video that comes as single pictures; it reads each by its own header.
+        url = f"data:video/jpeg;base64,{','.join(encoded)}"
+        return [{"type": "video_url", "video_url": {"url": url}}]
+    return [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}} for picture in encoded
+    ]
+
+
+def _png(frame: Any) -> str:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """What the server says is wrong, in a line."""
+    try:
+        body = json.loads(error.read())
+        told = body.get("error", body) if isinstance(body, dict) else body
+        message = told.get("message", told) if isinstance(told, dict) else told
+        return f"{error.code}: {str(message).splitlines()[0][:200]}"
+    except (ValueError, OSError, IndexError):
+        return f"{error.code}: {error.reason}"

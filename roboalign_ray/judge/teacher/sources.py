@@ -1,0 +1,103 @@
+"""Where a teacher's weights lie, and whether an adapter belongs to them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+from roboalign_ray.foundation.failures import UserError
+
+SHIPPED = "shipped"
+_BASE_FILE = "base.json"  # beside an adapter: what it was trained on
+_ADAPTER_FILE = "adapter_config.json"
+_PROBE = 1 << 20
+
+
+def model_source(model: str) -> str:
+    """A model's name as transformers and vLLM take it: the shipped one's folder, any other unchanged.
+
+    Raises:
+        UserError: a folder that holds no model.
+    """
+    folder = _folder(model)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise UserError(
+            "no model here: config.json is missing",
+            where=str(folder),
+            remedy="set teacher.model to a model's name or to a folder written by 'roboalign judge train'",
+        )
+    return model if folder is None else str(folder.absolute())
+
+
+def teacher_name(model: str, adapter: str | None) -> str:
+    """How labels name a teacher."""
+    name = model if model == SHIPPED else Path(model).name
+    return f"vlm/{name}+{Path(adapter).name}" if adapter else f"vlm/{name}"
+
+
+def describe_base(model: str, adapter: Path) -> None:
+    """Write beside an adapter which weights it was trained on."""
+    told = {"model": model, "fingerprint": _fingerprint(model_source(model))}
+    (adapter / _BASE_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def check_adapter(adapter: str, model: str) -> None:
+    """Whether an adapter was trained on this model.
+
+    Raises:
+        UserError: no adapter there, or it belongs to other weights.
+    """
+    folder = Path(adapter)
+    if not (folder / _ADAPTER_FILE).is_file():
+        raise UserError(f"no adapter here: {_ADAPTER_FILE} is missing", where=adapter)
+    told = _read(folder / _ADAPTER_FILE)
+    trained_on, own = str(told.get("base_model_name_or_path")), folder / _BASE_FILE
+    if own.is_file():
+        base = _read(own)
+        trained_on = str(base.get("model"))
+        fits = base.get("fingerprint") == _fingerprint(model_source(model))
+    else:
+        fits = trained_on.rstrip("/") in (model.rstrip("/"), model_source(model))
+    if not fits:
+        raise UserError(
+            f"this adapter belongs to '{trained_on}', not to '{model}'",
+            where=adapter,
+            remedy="set teacher.model to the model it was trained on",
+        )
+
+
+def _folder(model: str) -> Path | None:
+    """The folder that a model's name means; None for a name to be looked up."""
+    if model == SHIPPED:
+        return Path(str(importlib.resources.files("roboalign_ray") / "assets" / "teacher"))
+    path = Path(model)
+    looks_like_one = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+    return path if path.is_dir() or looks_like_one else None
+
+
+def _fingerprint(source: str) -> str:
+    """Tells weights apart without reading all of them: names, sizes and three pieces of every file; a name as it is."""
+    if not Path(source).is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in (0, size // 2, max(0, size - _PROBE)):
+                file.seek(place)
+                digest.update(file.read(_PROBE))
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("cannot be read as JSON", where=str(path)) from error
+    if not isinstance(told, dict):
+        raise UserError("is not a JSON object", where=str(path))
+    return told

@@ -1,0 +1,241 @@
+"""The teacher on transformers: any model of the image-text-to-text family whose processor takes videos."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.teacher import constrained
+from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video
+from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
+from roboalign_ray.judge.teacher.prompt import answer_schema, messages
+from roboalign_ray.judge.teacher.protocol import (
+    JudgeRequest,
+    TeacherJudgement,
+    input_failure,
+    judgement_of,
+)
+from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
+
+
+class VideoPrompter:
+    """A model's processor, told to take frames as they are handed in.
+
+    Args:
+        source: model name or folder.
+        config: frames, pixels and prompt.
+
+    Attributes:
+        processor, tokenizer: as transformers has them.
+
+    Raises:
+        UserError: there is no such processor.
+    """
+
+    def __init__(self, source: str, config: TeacherConfig) -> None:
+        from transformers import AutoProcessor
+
+        self.config = config
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise _not_loaded(source, error) from error
+        self.tokenizer: Any = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        video = self.processor.video_processor
+        self.factor = int(video.patch_size) * int(video.merge_size)
+        # Frames come at the size that the config asks for: the processor's own limits would change it again.
+        video.size = self.size_limits()
+        if hasattr(video, "cap_pixels_per_frame"):
+            video.cap_pixels_per_frame = False
+
+    def size_limits(self) -> dict[str, int]:
+        """Pixels of a whole video that every shown one keeps within."""
+        return {
+            "shortest_edge": self.factor**2,
+            "longest_edge": 4 * self.config.frames * max(self.config.pixels, self.factor**2),
+        }
+
+    def shown(self, request: JudgeRequest) -> ShownVideo:
+        """The frames of a request that the model sees."""
+        config = self.config
+        return shown_video(
+            request.frames, request.fps, count=config.frames, pixels=config.pixels, factor=self.factor
+        )
+
+    def text(self, instruction: str) -> str:
+        """The prompt as one string, up to where the answer begins."""
+        turns = messages(instruction, self.config)
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+
+    def inputs(self, texts: Sequence[str], videos: Sequence[ShownVideo]) -> Any:
+        """Tensors of a batch, padded on the left."""
+        from transformers.video_utils import VideoMetadata
+
+        return self.processor(
+            text=list(texts),
+            videos=[video.frames for video in videos],
+            video_metadata=[VideoMetadata(**video.metadata()) for video in videos],
+            do_sample_frames=False,
+            padding=True,
+            return_tensors="pt",
+        )
+
+
+def load_model(source: str, precision: str) -> Any:
+    """The model, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: there is none, or it is not of the image-text-to-text family.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, precision))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(source, error) from error
+    return model.eval()
+
+
+def with_adapter(model: Any, adapter: str) -> Any:
+    """The model with a LoRA adapter's changes added to its weights.
+
+    Raises:
+        UserError: peft is not installed, or the adapter does not fit the model's layers.
+    """
+    peft = import_peft()
+    try:
+        return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"the adapter does not fit this model ({_first_line(error)})",
+            where=adapter,
+            remedy="set teacher.model to the model it was trained on",
+        ) from error
+
+
+def import_peft() -> Any:
+    """peft, which only adapters need.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(
+            "LoRA adapters need peft", where="teacher", remedy="install the 'teacher' extra"
+        ) from error
+    return peft
+
+
+class TransformersTeacher:
+    """Generates answers with transformers, on the GPU where there is one.
+
+    Args:
+        config: the teacher's.
+
+    Attributes:
+        name: as it stands in labels.
+
+    Raises:
+        UserError: the model or its adapter cannot be loaded.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        source = model_source(config.model)
+        if config.adapter:
+            check_adapter(config.adapter, config.model)
+        self.config, self.name = config, teacher_name(config.model, config.adapter)
+        self.prompter = VideoPrompter(source, config)
+        model = load_model(source, config.precision)
+        if config.adapter:
+            model = with_adapter(model, config.adapter)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device)
+        self._grammar = self._compiled()
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        """One outcome per request, `config.batch` of them at a time."""
+        outcomes: list[TeacherJudgement | Failed | None] = [input_failure(request) for request in requests]
+        sound = [number for number, failed in enumerate(outcomes) if failed is None]
+        for first in range(0, len(sound), self.config.batch):
+            part = sound[first : first + self.config.batch]
+            judged = self._judged([requests[number] for number in part])
+            for number, outcome in zip(part, judged, strict=True):
+                outcomes[number] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _judged(self, requests: list[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        """A batch; where it fails, each request by itself, so that one costs the others nothing."""
+        try:
+            return [judgement_of(texts) for texts in self.answers(requests)]
+        except Exception as error:
+            if len(requests) > 1:
+                return [outcome for request in requests for outcome in self._judged([request])]
+            return [Failed(f"{requests[0].name}: {type(error).__name__}: {_first_line(error)}", "teacher")]
+
+    @torch.inference_mode()
+    def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
+        """Raw answers [B][draws]. The same requests give the same answers."""
+        config, prompter = self.config, self.prompter
+        shown = [prompter.shown(request) for request in requests]
+        texts = [prompter.text(request.instruction) for request in requests]
+        inputs = prompter.inputs(texts, shown).to(self.device)
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if config.temperature > 0:
+            sampling = {
+                "do_sample": True,
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": 0,
+            }
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(_seed(config.seed, texts, shown))
+            ids = self.model.generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=config.max_new_tokens,
+                num_return_sequences=config.draws,
+                logits_processor=[self._grammar.processor()] if self._grammar else None,
+            )
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        told = prompter.tokenizer.batch_decode(
+            new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [told[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
+
+    def _compiled(self) -> constrained.SchemaGrammar | None:
+        config, tokenizer = self.config, self.prompter.tokenizer
+        if config.constrained is False or (config.constrained is None and not constrained.available()):
+            return None
+        width = self.model.get_output_embeddings().weight.shape[0]
+        ends = tokenizer.convert_tokens_to_ids(END_OF_THINKING) if config.reasoning else None
+        return constrained.SchemaGrammar(answer_schema(config), tokenizer, width, ends)
+
+
+def _seed(seed: int, texts: Sequence[str], shown: Sequence[ShownVideo]) -> int:
+    digest = hashlib.sha256(str(seed).encode())
+    for text, video in zip(texts, shown, strict=True):
+        digest.update(text.encode())
+        digest.update(video.frames.tobytes())
+    return int.from_bytes(digest.digest()[:4], "big")
+
+
+def _not_loaded(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"no model '{source}' to judge with ({_first_line(error)})",
+        where="teacher.model",
+        remedy="give a name that transformers can fetch here, or a folder",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
