@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.weights import WeightsConfig
 
 
 class OffPolicyConfig(FrozenConfig):
@@ -142,6 +143,7 @@ class AsynchronyConfig(FrozenConfig):
         tries: failures in a row after which a prompt is set aside.
         flat_groups: what to do with groups whose samples all have the same reward.
         resample_limit: flat groups replaced for one update at most; more than that are kept.
+        weights: how a version travels from the learner to the other roles.
     """
 
     staleness: NonNegativeInt = 0
@@ -152,5 +154,6 @@ class AsynchronyConfig(FrozenConfig):
     flat_groups: Literal["keep", "resample"] = "keep"
     resample_limit: PositiveInt = 64
     off_policy: OffPolicyConfig = OffPolicyConfig()
+    weights: WeightsConfig = WeightsConfig()
     backpressure: BackpressureConfig = BackpressureConfig()
     workload: WorkloadConfig = WorkloadConfig()

@@ -1,0 +1,165 @@
+"""A new version of the weights, from the learner's tensors to four workers that hold it, against a plain copy.
+
+    python benchmarks/weight_sync.py
+    python benchmarks/weight_sync.py --size 127m --repeats 3 --step-seconds 20
+
+Packed here, put into Ray's object store, taken by every worker through its receiver: checksums, and the state as
+arrays. The plain copy moves the same bytes once, within this process. Programs take turns in one run; figures are
+medians over repeats. Between two versions the weights really are trained: every repeat is one AdamW step on random
+gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import ray
+import torch
+
+from pipelines.sizes import layout_of
+from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.weights import WeightsConfig
+from roboalign_ray.foundation.weights import Manifest, Receiver, pack
+from roboalign_ray.world_model.transformer import build_model
+
+SIZES = {
+    "smoke": ("demo", ["world_model.hidden=64", "world_model.ffn=176", "world_model.layers=2"]),
+    "10m": ("demo", ["world_model.hidden=336", "world_model.ffn=928"]),
+    "127m": ("paper_rt1", []),
+}
+WAYS = {
+    "exact": WeightsConfig(),
+    "bfloat16": WeightsConfig(precision="bfloat16"),
+    "bfloat16, changed": WeightsConfig(precision="bfloat16", changed_only=True, full_every=1_000_000),
+}
+LEARNING_RATE = 5e-5  # the published one of GRPO on this model
+DEADLINE_S = 300.0
+
+
+class Holder:
+    """A worker that holds weights, as rollout workers do."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self.receiver = Receiver()
+
+    def take(self, manifest: Manifest, references: list[Any]) -> int:
+        """Fetch, check and hold a version; tensors held."""
+        return len(self.receiver.apply(manifest, ray.get(references, timeout=DEADLINE_S)).state)
+
+
+def parameters_of(size: str) -> dict[str, torch.Tensor]:
+    """Tensors of the named world model, random."""
+    job = load_job(SIZES[size][0], SIZES[size][1])
+    with torch.device("meta"):
+        model = build_model(job.world_model, layout_of(job))
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(value.shape, generator=generator).mul_(0.02)
+        for name, value in model.state_dict().items()
+    }
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, result)."""
+    began = time.perf_counter()
+    result = action()
+    return time.perf_counter() - began, result
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per way of packing."""
+    state = parameters_of(arguments.size)
+    optimizer = torch.optim.AdamW(state.values(), LEARNING_RATE, weight_decay=0.0)
+    ways = {name: (config, Receiver(), workers(arguments.workers)) for name, config in WAYS.items()}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for version in range(1, arguments.repeats + 2):
+        for value in state.values():
+            value.grad = torch.randn_like(value)
+        optimizer.step()
+        for name, (config, sender, holders) in ways.items():
+            figures = synchronise(state, version, config, sender, holders)
+            if version > 1:  # the first one warms up, and is told in full
+                runs[name].append(figures)
+    parameters = sum(value.numel() for value in state.values())
+    return [
+        {"way": name, "parameters": parameters, **{key: median(run[key] for run in rows) for key in rows[0]}}
+        for name, rows in runs.items()
+    ]
+
+
+def workers(count: int) -> list[Any]:
+    """Actors that hold weights."""
+    return [ray.remote(Holder).options(num_cpus=0).remote() for _ in range(count)]
+
+
+def synchronise(
+    state: dict[str, torch.Tensor], version: int, config: WeightsConfig, sender: Receiver, holders: list[Any]
+) -> dict[str, float]:
+    """Seconds of each part of one synchronisation, and of a copy of the bytes that travelled."""
+    pack_s, (manifest, buckets) = timed(lambda: pack(state, version, config, sender.current))
+    put_s, references = timed(lambda: [ray.put(bucket) for bucket in buckets])
+    take_s, _ = timed(
+        lambda: ray.get([holder.take.remote(manifest, references) for holder in holders], timeout=DEADLINE_S)
+    )
+    if config.changed_only:
+        sender.apply(manifest, buckets)
+    copy_s, _ = timed(lambda: [bucket.copy() for bucket in buckets])
+    full_copy_s, _ = timed(lambda: [value.numpy().copy() for value in state.values()])
+    return {
+        "bytes": manifest.size,
+        "pack_s": pack_s,
+        "put_s": put_s,
+        "take_s": take_s,
+        "total_s": pack_s + put_s + take_s,
+        "copy_s": copy_s,
+        "copy_of_float32_s": full_copy_s,
+    }
+
+
+def table(rows: list[dict[str, Any]], step_seconds: float | None) -> str:
+    """Markdown."""
+    heads = ["way", "MB", "pack ms", "put ms", "4 workers ms", "total ms", "plain copy ms", "times a copy"]
+    lines = [[*heads, "share of a step"] if step_seconds else heads]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        times = [f"{1000 * row[key]:.0f}" for key in ("pack_s", "put_s", "take_s", "total_s", "copy_s")]
+        cells = [row["way"], f"{row['bytes'] / 1e6:.1f}", *times, f"{row['total_s'] / row['copy_s']:.1f}"]
+        lines.append([*cells, f"{row['total_s'] / step_seconds:.1%}"] if step_seconds else cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="10m", help="parameters of the world model")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--step-seconds", type=float, help="of an update, to say what share synchronising takes"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    store = 200_000_000 + 4 * 4 * sum(value.numel() for value in parameters_of(arguments.size).values())
+    ray.init(address="local", num_cpus=2, object_store_memory=store, include_dashboard=False)
+    try:
+        rows = measure(arguments)
+    finally:
+        ray.shutdown()
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(f"{rows[0]['parameters'] / 1e6:.1f}M parameters, {arguments.workers} workers, ", end="")
+        print(f"median of {arguments.repeats}\n\n{table(rows, arguments.step_seconds)}")
+
+
+if __name__ == "__main__":
+    main()
