@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import assets_cli, bench_cli, episodes_cli, jobs_cli, simulation_cli
+from pipelines import assets_cli, bench_cli, episodes_cli, jobs_cli, judge_cli, simulation_cli
 from pipelines.jobs_cli import Json, Overrides, Profile
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, UserError
@@ -54,6 +54,7 @@ for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.distill, 
     app.command(rich_help_panel=JOBS)(job)
 app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)
+app.add_typer(judge_cli.app, name="judge", rich_help_panel=MATERIAL)
 app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 app.command(rich_help_panel=LOOK)(simulation_cli.simulate)
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.jobs_cli import Json, Overrides
+from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed, UserError
 
@@ -112,6 +112,41 @@ def label(
     )
     for item, reason in report.set_aside.items():
         typer.echo(f"set aside: {item} ({reason})")
+
+
+@app.command()
+def train(
+    profile: Profile,
+    pairs: Annotated[
+        list[Path],
+        typer.Option(
+            "--pairs", metavar="STORE", help="Judged pairs; may be repeated for labels added later."
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the teacher by maximum likelihood on judged pairs: a LoRA adapter, or all weights of a small model.
+
+    OUT/teacher then holds the adapter and the merged model, which transformers and vLLM load. A run that was cut short
+    resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge train demo --pairs bench --out runs/teacher
+      roboalign judge train demo --pairs bench --set teacher.training.start=small --set teacher.training.method=full
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.judge_train import run_judge_train
+
+    summary = run_judge_train(config, pairs, out or Path(config.output) / config.name, quiet=quiet)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    for key, value in summary.items():
+        typer.echo(f"{key}: {value:.6g}" if isinstance(value, float) else f"{key}: {value}")
 
 
 def _as_json(path: Path, outcome: TeacherJudgement | Failed) -> dict[str, Any]:

@@ -111,9 +111,9 @@ class TeacherTrainingConfig(FrozenConfig):
         pairs_per_step: judged pairs a step, over all workers.
         micro_batch: pairs per forward pass.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
-        score_weight: weight of a score's tokens in the loss, against 1 for those of the rationale.
+        score_weight: weight of a score's tokens in the loss, against 1 for all others of the answer.
         held_out_fraction: share of groups held out, by a hash of the group id.
-        zero_stage: DeepSpeed's.
+        zero_stage: DeepSpeed's; every worker holds all weights.
         precision: weights and activations.
     """
 
@@ -140,7 +140,7 @@ class TeacherTrainingConfig(FrozenConfig):
     clip_norm: float = Field(1.0, gt=0)
     score_weight: float = Field(1.0, gt=0)
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 200
