@@ -23,6 +23,7 @@ from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
 Keyed = tuple[Hashable, JudgeRequest]
 Outcome = TeacherJudgement | Failed
 _FETCH_S = 1.0  # seconds for an answer that is there to be read
+_START_S = 1800.0  # longest wait for a model to be loaded; `role.deadline_s` is for an answer
 
 
 @dataclass
@@ -56,14 +57,14 @@ class TeacherPool:
         self._spawned = role.model_copy(update={"max_restarts": 0})
         self._most_in_a_row = (config.labelling.retries + 1) * role.max_restarts * role.workers
         self.losses, self._in_a_row = 0, 0
+        self._starting: dict[Any, _Call] = {}  # replacements that are not up yet
         self._actors = self._made(role.workers)
         try:
-            self.name = str(
-                wait([actor.ready.remote() for actor in self._actors], role.deadline_s, "teachers")[0]
-            )
+            names = wait([actor.ready.remote() for actor in self._actors], _START_S, "teachers")
         except BaseException:
             self.close()
             raise
+        self.name = str(names[0])
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Outcome]:
         """One outcome per request, in order; what was lost with an actor or came too late is Failed."""
@@ -89,17 +90,24 @@ class TeacherPool:
             UserError: a teacher found its input wrong.
             RoleFailure: too many actors were lost in a row.
         """
-        idle, busy = list(self._actors), dict[Any, _Call]()
+        busy, self._starting = self._starting, {}
+        starting = [call.actor for call in busy.values()]
+        idle = [actor for actor in self._actors if actor not in starting]
         while True:
             while idle and (batch := next_batch()):
                 actor = idle.pop()
                 reference = actor.judge.remote([request for _, request in batch])
                 busy[reference] = _Call(actor, batch, time.monotonic() + self._role.deadline_s)
-            if not busy:
+            if idle and not any(call.batch for call in busy.values()):
+                self._starting = busy
                 return
             for reference in self._settled(busy):
                 call = busy.pop(reference)
-                idle.append(self._finish(reference, call, done))
+                if self._finish(reference, call, done):
+                    idle.append(call.actor)
+                else:
+                    fresh = self._replacement(call.actor)
+                    busy[fresh.ready.remote()] = _Call(fresh, [], time.monotonic() + _START_S)
 
     def close(self) -> None:
         """End the actors."""
@@ -113,33 +121,36 @@ class TeacherPool:
         now = time.monotonic()
         return ready or [reference for reference, call in busy.items() if call.ends <= now]
 
-    def _finish(self, reference: Any, call: _Call, done: Callable[[Any, Outcome], None]) -> Any:
-        """Hand out a call's outcomes; returns the actor for the next call."""
-        actor = call.actor
-        value = self._value(reference)
-        if isinstance(value, Failed):
-            # Also after an exception inside it: what state it left the model in is not known.
-            actor = self._replaced(actor, value)
-            value = [value] * len(call.batch)
-        else:
-            self._in_a_row = 0
-        for (key, _), outcome in zip(call.batch, value, strict=True):
-            done(key, outcome)
-        return actor
+    def _finish(self, reference: Any, call: _Call, done: Callable[[Any, Outcome], None]) -> bool:
+        """Hand out a call's outcomes; False where its actor must not be asked again.
 
-    def _value(self, reference: Any) -> list[Outcome] | Failed:
+        Raises:
+            RoleFailure: too many actors were lost in a row.
+        """
+        value = self._value(reference)
+        if not isinstance(value, Failed):
+            for (key, _), outcome in zip(call.batch, value if call.batch else [], strict=True):
+                done(key, outcome)
+            self._in_a_row = 0 if call.batch else self._in_a_row
+            return True
+        # Also after an exception inside it: in what state that left the model is not known.
+        for key, _ in call.batch:
+            done(key, value)
+        self.losses += 1
+        self._in_a_row += 1
+        if self._in_a_row > self._most_in_a_row:
+            raise RoleFailure(f"{self._in_a_row} teachers lost in a row, the last one: {value.reason}")
+        return False
+
+    def _value(self, reference: Any) -> Any:
         try:
             [value] = settle([reference], _FETCH_S, "teacher")
         except RoleFailure:
-            return Failed(f"teacher: no answer within {self._role.deadline_s:g} s", "timeout")
+            return Failed("teacher: no answer in time", "timeout")
         return value
 
-    def _replaced(self, actor: Any, failed: Failed) -> Any:
-        self.losses += 1
-        self._in_a_row += 1
+    def _replacement(self, actor: Any) -> Any:
         stop([actor])
-        if self._in_a_row > self._most_in_a_row:
-            raise RoleFailure(f"{self._in_a_row} teachers lost in a row, the last one: {failed.reason}")
         [fresh] = self._made(1)
         self._actors = [fresh if known is actor else known for known in self._actors]
         return fresh

@@ -1,0 +1,141 @@
+"""`roboalign judge` through the command line: tables, JSON, and one clear line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.cli import run
+from roboalign_ray.config import SmallTeacherConfig, TeacherConfig
+from roboalign_ray.config.teacher import TeacherPromptConfig
+from roboalign_ray.episodes.video import encode_video
+from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.teacher.small import make_small_teacher
+
+SETTINGS = (
+    "teacher.frames=4",
+    "teacher.pixels=1024",
+    "teacher.reasoning=false",
+    "teacher.precision=float32",
+    "teacher.samples=2",
+    "teacher.max_new_tokens=400",
+    "teacher.rationale_characters=20",
+    "teacher.prompt.rubric=none",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny teacher, a video, one that is too short, and a file that is none."""
+    folder = tmp_path_factory.mktemp("judge")
+    prompt = TeacherPromptConfig(rubric="none")
+    config = TeacherConfig(small=SmallTeacherConfig.tiny(), reasoning=False, prompt=prompt)
+    make_small_teacher(config, ["open the drawer"], folder / "model")
+    frames = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    (folder / "good.mp4").write_bytes(encode_video(frames, 5.0))
+    (folder / "short.mp4").write_bytes(encode_video(frames[:1], 5.0))
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Other"}))
+    return folder
+
+
+def score(place: Path, video: str, *more: str, instruction: str = "open the drawer") -> list[str]:
+    settings = [f"teacher.model={place / 'model'}", *SETTINGS, *more]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    return ["judge", "score", str(place / video), "--instruction", instruction, *overrides]
+
+
+@pytest.mark.parametrize(
+    ("video", "more", "instruction", "line"),
+    [
+        ("absent.mp4", (), "open it", "no such video file"),
+        ("broken.mp4", (), "open it", "cannot be decoded"),
+        ("short.mp4", (), "open it", "a video of 1 frame(s) cannot be judged"),
+        ("good.mp4", (), "  ", "the instruction is empty"),
+        ("good.mp4", ("teacher.adapter={place}/adapter",), "open it", "this adapter belongs to 'Qwen/Other'"),
+        ("good.mp4", ("teacher.adapter={place}",), "open it", "no adapter here"),
+        ("good.mp4", ("teacher.model={place}/nothing/here",), "open it", "config.json is missing"),
+        (
+            "good.mp4",
+            ("teacher.backend=openai", "teacher.server.url=http://127.0.0.1:9/v1"),
+            "open it",
+            "no server that can be asked at 'http://127.0.0.1:9/v1'",
+        ),
+        ("good.mp4", ("teacher.backend=vlm",), "open it", "teacher.backend"),
+        ("good.mp4", ("teacher.sample=3",), "open it", "did you mean 'samples'?"),
+    ],
+)
+def test_bad_input_is_one_line(
+    place: Path,
+    video: str,
+    more: tuple[str, ...],
+    instruction: str,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = sorted(path.name for path in place.iterdir())
+    told = [part.replace("{place}", str(place)) for part in more]
+    assert run(score(place, video, *told, instruction=instruction)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert line in captured.err
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_a_video_that_gets_no_score_says_so_and_ends_with_1(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("teacher.max_new_tokens=4", "teacher.constrained=false")
+    assert run([*score(place, "good.mp4", *few), "--json"]) == 1
+    [told] = json.loads(capsys.readouterr().out)
+    assert told["kind"] == "parse"
+    assert "scores" not in told
+
+
+def test_scores_come_as_a_table_and_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("xgrammar")  # an untrained model answers readably only where it is held to it
+    assert run([*score(place, "good.mp4"), "--json"]) == 0
+    [told] = json.loads(capsys.readouterr().out)
+    assert list(told["scores"]) == list(names())
+    assert told["total"] == pytest.approx(sum(told["scores"].values()))
+    assert told["answers"] == 2
+    assert run(score(place, "good.mp4")) == 0
+    assert "good.mp4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "line"),
+    [
+        (None, "has no 'a.json' beside it"),
+        ("{", "is not valid JSON"),
+        ("{}", "names no instruction"),
+    ],
+)
+def test_a_folder_to_label_needs_instructions(
+    place: Path, tmp_path: Path, sidecar: str | None, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes((place / "good.mp4").read_bytes())
+    if sidecar is not None:
+        (tmp_path / "videos" / "a.json").write_text(sidecar)
+    assert run(["judge", "label", str(tmp_path / "videos"), "--out", str(tmp_path / "labels")]) == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "labels").exists()
+
+
+def test_training_wants_pairs_and_a_model(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["judge", "train", "demo", "--pairs", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    adapter = ["--set", "teacher.training.start=small"]
+    assert run(["judge", "train", "demo", "--pairs", str(tmp_path), *adapter]) == 2
+    assert "an adapter on untrained weights learns nothing" in capsys.readouterr().err
