@@ -84,6 +84,12 @@ def label(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The distillation set to add to.")],
     profile: WithProfile = "demo",
     round_number: Annotated[int, typer.Option("--round", min=1, help="Round of the labels.")] = 1,
+    split: Annotated[
+        str | None, typer.Option(help="Of PAIRS, only train or held_out.", show_default="all")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Of PAIRS, so many, spread evenly.", show_default="all")
+    ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -94,14 +100,14 @@ def label(
     \b
     [bold]Examples[/bold]
       roboalign judge label videos --out labels
-      roboalign judge label bench --out labels --set cluster.teacher.workers=2 --set teacher.backend=vllm
+      roboalign judge label bench --split held_out --out labels --set teacher.backend=vllm
     """
     config = load_job(profile, overrides or ())
     from dataclasses import asdict
 
     from pipelines.judge_label import run_label
 
-    report = run_label(config, source, out, round_number=round_number)
+    report = run_label(config, source, out, round_number=round_number, split=split, count=count)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
@@ -112,6 +118,27 @@ def label(
     )
     for item, reason in report.set_aside.items():
         typer.echo(f"set aside: {item} ({reason})")
+
+
+@app.command()
+def agree(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="What 'judge label' wrote.")],
+    pairs: Annotated[Path, typer.Option("--with", metavar="PAIRS", help="The pairs that it labelled.")],
+    as_json: Json = False,
+) -> None:
+    """How far a teacher's labels agree with the scores that the pairs came with, per dimension.
+
+    Spearman, mean absolute error and pairwise accuracy, with 95 % intervals over groups. What was set aside is counted.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge agree labels --with bench
+    """
+    from pipelines.judge_label import run_agree
+    from roboalign_ray.judge.agreement import agreement_table
+
+    found = run_agree(labels, pairs)
+    typer.echo(json.dumps(found.as_json(), indent=2) if as_json else agreement_table([found]))
 
 
 @app.command()

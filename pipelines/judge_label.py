@@ -23,6 +23,7 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.agreement import Agreement, agreement
 from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES
 from roboalign_ray.judge.labels import DistillationSet
 from roboalign_ray.judge.pairs import JudgedPair, decode_pair, open_pairs
@@ -56,7 +57,15 @@ class LabelReport:
     set_aside: dict[str, str] = field(default_factory=dict)
 
 
-def run_label(config: JobConfig, source: Path, out: Path, *, round_number: int = 1) -> LabelReport:
+def run_label(
+    config: JobConfig,
+    source: Path,
+    out: Path,
+    *,
+    round_number: int = 1,
+    split: str | None = None,
+    count: int | None = None,
+) -> LabelReport:
     """Label a store of pairs or a folder of videos into a distillation set.
 
     Args:
@@ -64,6 +73,7 @@ def run_label(config: JobConfig, source: Path, out: Path, *, round_number: int =
         source: pairs (their scores are replaced), or videos NAME.mp4 each with NAME.json {"instruction": …}.
         out: the set; a run that is started again goes on.
         round_number: of the labels.
+        split, count: of a store of pairs, label these only: "train" or "held_out"; so many, spread evenly.
 
     Raises:
         UserError: the source cannot be read, or the teacher cannot be made.
@@ -71,7 +81,7 @@ def run_label(config: JobConfig, source: Path, out: Path, *, round_number: int =
     """
     from pipelines.runtime import start_ray
 
-    items = items_of(source)
+    items = items_of(source, split=split, count=count)
     with start_ray(config.cluster, worker_logs=False), teacher_pool(config) as pool:
         return label_items(items, pool, config, out, round_number=round_number)
 
@@ -100,14 +110,18 @@ def label_items(
     return job.finished()
 
 
-def items_of(source: Path) -> Iterator[JudgedPair]:
-    """The videos of a store of pairs or of a folder, one at a time.
+def items_of(source: Path, *, split: str | None = None, count: int | None = None) -> Iterator[JudgedPair]:
+    """The videos of a store of pairs, all or some as in `run_label`, or of a folder; one at a time.
 
     Raises:
         UserError: neither, or a video or its JSON file cannot be used.
     """
     if (source / "statistics.json").is_file():
-        return iter(open_pairs(source))
+        store = open_pairs(source)
+        chosen = store.split(split) if split else list(range(len(store)))
+        if count and count < len(chosen):
+            chosen = [chosen[place] for place in np.linspace(0, len(chosen) - 1, count).round().astype(int)]
+        return (store.read(number) for number in chosen)
     if not source.is_dir():
         raise UserError("no such folder of videos", where=str(source))
     paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -120,6 +134,27 @@ def items_of(source: Path) -> Iterator[JudgedPair]:
 def items_of_dataset(dataset: Any) -> Iterator[JudgedPair]:
     """The videos of a Ray Dataset whose rows are those of a store of pairs; decoded as they are asked for."""
     return (decode_pair(row) for row in dataset.iter_rows())
+
+
+def run_agree(labels: Path, pairs: Path) -> Agreement:
+    """A teacher's labels beside the scores that the pairs came with; videos set aside count as failed.
+
+    Raises:
+        UserError: one of them cannot be read, or they share no video.
+    """
+    if not labels.is_dir():
+        raise UserError("no labels here", where=str(labels), remedy="write them with: roboalign judge label")
+    given, store = DistillationSet(labels), open_pairs(pairs)
+    scores = dict(zip(given.ids, given.scores, strict=True))
+    report = labels / REPORT
+    aside = json.loads(report.read_text(encoding="utf-8"))["set_aside"] if report.is_file() else {}
+    shared = [number for number, name in enumerate(store.ids) if name in scores or name in aside]
+    if not shared:
+        raise UserError("labels and pairs share no video", where=str(labels))
+    nothing = np.full(len(DIMENSIONS), np.nan)
+    told = np.stack([scores.get(store.ids[number], nothing) for number in shared])
+    name = given.read(0).annotator if len(given) else "teacher"
+    return agreement(name, told, store.scores[shared], [store.group_ids[number] for number in shared])
 
 
 class _Labelling:

@@ -12,9 +12,7 @@ import pytest
 import ray
 from tiny_job import make_tiny_job
 
-from pipelines.align import AlignResult, crew_of, run_align
-from pipelines.align_stages import Weights, publish, rollout_and_score, train
-from roboalign_ray.alignment.prompts import schedule_from_store
+from pipelines.align import AlignResult, run_align
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.transformer import load_pretrained
@@ -132,40 +130,10 @@ def test_settings_that_cannot_be_trained_on_are_told_before_ray_starts(job, tmp_
         run_align(config, tmp_path / "out", quiet=True)
 
 
-def test_a_stale_job_is_refused_while_the_loop_is_synchronous(tmp_path):
-    job = make_tiny_job(tmp_path)
-    stale = job.model_copy(update={"asynchrony": job.asynchrony.model_copy(update={"staleness": 2})})
-    with pytest.raises(UserError, match="synchronous"):
-        run_align(stale, tmp_path / "out")
-
-
 def test_missing_weights_are_told_in_one_line(job, tmp_path):
     config = job.model_copy(update={"world_model_weights": str(tmp_path)})
     with pytest.raises(UserError, match=r"model\.safetensors"):
         run_align(config, tmp_path / "out", quiet=True)
-
-
-def test_lost_workers_are_restarted_with_their_weights_or_counted(cluster, job):
-    schedule = schedule_from_store(job.episodes, job.rollout.horizon, job.seed)
-    names, seeds = schedule.train(0, 4), schedule.seeds(0, 4, 3)
-    with crew_of(job) as crew:
-        train(crew, rollout_and_score(crew, names, seeds, Weights()))
-        weights = publish(crew)
-        whole = rollout_and_score(crew, names, seeds, weights)
-        assert all(set(record.versions) == {1} for record in whole.records)
-
-        ray.kill(crew.rollouts[0], no_restart=False)
-        again = rollout_and_score(crew, names, seeds, weights)
-        assert [r.scores for r in again.records] == [r.scores for r in whole.records]
-        assert [r.versions for r in again.records] == [r.versions for r in whole.records]
-
-        ray.kill(crew.rollouts[0], no_restart=True)
-        rest = rollout_and_score(crew, names, seeds, weights)
-        assert set(rest.failed) == {name.prompt_id for name in names[:2]}
-        assert all(failure.kind == "worker_lost" for failure in rest.failed.values())
-        assert [r.scores for r in rest.records] == [r.scores for r in whole.records[2:]]
-        assert rest.scalars["failed_groups"] == 2
-        assert train(crew, rest)["optimizer_steps"] == 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,186 @@
+"""vLLM on a tiny Qwen3-VL: held answers, the same ones as transformers gives, in an actor and from a server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.slow
+
+from actors.teacher import TeacherActor  # noqa: E402
+from roboalign_ray.config import RoleConfig, SmallTeacherConfig, TeacherConfig  # noqa: E402
+from roboalign_ray.foundation.failures import Failed  # noqa: E402
+from roboalign_ray.judge.rubric import maxima  # noqa: E402
+from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement  # noqa: E402
+from roboalign_ray.judge.teacher.small import make_small_teacher  # noqa: E402
+
+INSTRUCTIONS = ["open the drawer", "press the button", "reach the ball"]
+BRIEF = {"opening": "", "rubric": "none", "closing": "", "describe_answer": False}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def config(**changes: Any) -> TeacherConfig:
+    return TeacherConfig.model_validate(
+        {
+            "small": SmallTeacherConfig.tiny().model_dump(),
+            "frames": 4,
+            "pixels": 32 * 32,
+            "reasoning": False,
+            "precision": "float32",
+            "max_new_tokens": 300,
+            "rationale_characters": 20,
+            "prompt": BRIEF,
+            "engine": {"eager": True, "max_model_len": 1024},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("engine")
+    make_small_teacher(config(), INSTRUCTIONS, place)
+    return place
+
+
+def requests() -> list[JudgeRequest]:
+    """Videos of several lengths and shapes."""
+    generator = np.random.default_rng(0)
+    shapes = [(6, 32, 32), (3, 24, 48), (9, 64, 32)]
+    clips = [generator.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    return [JudgeRequest(clip, 5.0, told) for clip, told in zip(clips, INSTRUCTIONS, strict=True)]
+
+
+def texts(outcomes: list[TeacherJudgement | Failed]) -> list[tuple[str, ...]]:
+    assert all(isinstance(outcome, TeacherJudgement) for outcome in outcomes)
+    return [outcome.texts for outcome in outcomes if isinstance(outcome, TeacherJudgement)]
+
+
+@pytest.fixture(scope="module")
+def greedy(folder: Path) -> list[tuple[str, ...]]:
+    """What transformers answers at temperature 0."""
+    from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
+
+    return texts(TransformersTeacher(config(model=str(folder), temperature=0)).judge(requests()))
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> TeacherActor:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return TeacherActor(config(backend="vllm", model=str(folder), temperature=0))
+
+
+def test_vllm_and_transformers_answer_alike_at_temperature_0(
+    engine: TeacherActor, greedy: list[tuple[str, ...]]
+) -> None:
+    assert texts(engine.judge(requests())) == greedy
+
+
+def test_one_bad_video_costs_the_others_nothing(engine: TeacherActor, greedy: list[tuple[str, ...]]) -> None:
+    short = JudgeRequest(np.zeros((1, 32, 32, 3), np.uint8), 5.0, "x")
+    first, second, bad, third = engine.judge([*requests()[:2], short, requests()[2]])
+    assert isinstance(bad, Failed)
+    assert texts([first, second, third]) == greedy
+
+
+def test_an_engine_in_an_actor_draws_five_answers_that_fit_the_schema(folder: Path) -> None:
+    import ray
+
+    from pipelines.judge_pool import TeacherPool
+
+    drawn = config(backend="vllm", model=str(folder), temperature=0.6, samples=5)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=200_000_000,
+        include_dashboard=False,
+        runtime_env={"env_vars": ENVIRONMENT},
+    )
+    try:
+        pool = TeacherPool(drawn, RoleConfig(num_cpus=1, deadline_s=600))
+        outcomes = pool.judge(requests())
+        pool.close()
+    finally:
+        ray.shutdown()
+    for outcome in outcomes:
+        assert isinstance(outcome, TeacherJudgement)
+        assert outcome.samples.shape == (5, 6)
+        assert outcome.failures == ()
+        assert np.all((outcome.samples >= 0) & (outcome.samples <= maxima()))
+        assert len(set(outcome.texts)) > 1
+        np.testing.assert_allclose(outcome.std, outcome.samples.std(axis=0))
+
+
+def test_reasoning_runs_free_and_the_answer_is_held(folder: Path) -> None:
+    """An untrained model never ends its reasoning by itself: its template ends it, and the schema takes over."""
+    from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
+
+    thinking = folder / "thinking"
+    thinking.mkdir()
+    for path in folder.iterdir():
+        if path.is_file():
+            (thinking / path.name).write_bytes(path.read_bytes())
+    template = (folder / "chat_template.jinja").read_text()
+    (thinking / "chat_template.jinja").write_text(
+        template.replace("assistant\\n'", "assistant\\n<think>\\nshort\\n</think>'")
+    )
+    settings = {"model": str(thinking), "temperature": 0, "reasoning": True}
+    engine = TeacherActor(config(backend="vllm", **settings))
+    [answer] = texts(engine.judge(requests()[:1]))
+    assert answer[0].startswith("{")
+    free = TransformersTeacher(config(**{**settings, "max_new_tokens": 8}))
+    assert isinstance(free.judge(requests()[:1])[0], Failed)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--served-model-name", "small", "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
+    command += ["--limit-mm-per-prompt", '{"video": 1, "image": 0}']
+    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+    log = (folder / "server.log").open("w")
+    process = subprocess.Popen(
+        command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        for _ in range(600):
+            if process.poll() is not None:
+                pytest.fail((folder / "server.log").read_text()[-3000:])
+            try:
+                urllib.request.urlopen(f"{url}/models", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        log.close()
+
+
+def test_a_vllm_server_answers_as_the_others_do(server: str, greedy: list[tuple[str, ...]]) -> None:
+    section = {"url": server, "model": "small", "multiple": 16, "deadline_s": 300}
+    asked = TeacherActor(config(backend="openai", temperature=0, server=section))
+    assert texts(asked.judge(requests())) == greedy
