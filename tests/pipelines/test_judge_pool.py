@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines.judge_label import JOURNAL, items_of, items_of_dataset, label_items
+from pipelines.judge_items import items_of, items_of_dataset
+from pipelines.judge_label import JOURNAL, label_items
 from pipelines.judge_pool import TeacherPool
 from pipelines.runtime import RoleFailure
 from roboalign_ray.config import JobConfig, RoleConfig, TeacherConfig

@@ -1,0 +1,149 @@
+"""One worker's teacher in training: a VLM and its AdamW in a DeepSpeed engine, with checkpoints and export."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from roboalign_ray.config import TeacherConfig
+from roboalign_ray.foundation.failures import UserError
+
+ADAPTER, MERGED = "adapter", "merged"
+_COSINE_FLOOR = 0.05
+_KEPT = 2  # engine checkpoints, as many as Ray Train keeps
+
+
+class DeepSpeedTeacher:
+    """A VLM and its AdamW in a DeepSpeed engine, inside a Ray Train worker.
+
+    The engine writes its own checkpoints, every worker its part, in the same steps in which the job makes one; the
+    job's checkpoint names it.
+
+    Args:
+        config: the teacher's.
+        source: model name or folder.
+        checkpoints: folder that all workers reach.
+
+    Attributes:
+        steps_done: optimizer steps.
+    """
+
+    def __init__(self, config: TeacherConfig, source: str, checkpoints: Path) -> None:
+        import torch
+        from ray.train.torch import get_device
+
+        from actors.deepspeed_policy import engine_config
+        from roboalign_ray.foundation.optimisation import decayed_parameters
+        from roboalign_ray.judge.teacher.learning import lora_model
+        from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
+
+        self.config, self.settings, self._source = config, config.training, source
+        self._checkpoints, self.steps_done = checkpoints, 0
+        self.prompter = VideoPrompter(source, config)
+        model = load_model(source, self.settings.precision)
+        if self.settings.method == "lora":
+            model = lora_model(model, config)
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        import deepspeed
+
+        groups = decayed_parameters(model, self.settings.weight_decay)
+        self.device = get_device()
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model.to(self.device),
+            optimizer=torch.optim.AdamW(groups, self.settings.learning_rate, betas=(0.9, 0.98)),
+            config=engine_config(cast(Any, self.settings)),  # reads what both kinds of settings have
+            dist_init_required=False,
+        )
+
+    def step(self, pairs: Sequence[Any]) -> dict[str, float]:
+        """One optimizer step on this worker's pairs.
+
+        Returns:
+            "loss" (nats per weighted token), "score_nll", "score_accuracy", "learning_rate".
+        """
+        from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
+        from roboalign_ray.judge.teacher.learning import answer_batch, answer_loss
+
+        settings, size = self.settings, self.settings.micro_batch
+        factor = learning_rate_factor(
+            self.steps_done,
+            warmup=settings.warmup_steps,
+            total=settings.steps,
+            schedule="cosine",
+            floor=_COSINE_FLOOR,
+        )
+        set_learning_rate(self.optimizer, settings.learning_rate * factor)
+        self.engine.train()
+        batches = [
+            answer_batch(pairs[first : first + size], self.prompter, self.config).to(self.device)
+            for first in range(0, len(pairs), size)
+        ]
+        weight = sum(float(batch.weights.sum()) for batch in batches)
+        total, told = 0.0, []
+        for number, batch in enumerate(batches):
+            loss, metrics = answer_loss(self.engine, batch)
+            self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
+            self.engine.backward(loss / weight)
+            total += float(loss.detach()) / weight
+            told.append(metrics)
+        self.engine.step()
+        self.steps_done += 1
+        if self.steps_done % settings.checkpoint_every == 0 and self.steps_done < settings.steps:
+            self._checkpoint()
+        means = {key: sum(metrics[key] for metrics in told) / len(told) for key in told[0]}
+        return {"loss": total, **means, "learning_rate": settings.learning_rate * factor}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the engine's checkpoint of this step stands."""
+        return {"steps_done": self.steps_done, "tag": self._tag(self.steps_done)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that `state_dict` gave.
+
+        Raises:
+            UserError: the engine's checkpoint is gone or cannot be read.
+        """
+        if self.engine.load_checkpoint(str(self._checkpoints), tag=state["tag"])[0] is None:
+            raise UserError(
+                f"the engine's checkpoint '{state['tag']}' cannot be read",
+                where=str(self._checkpoints),
+                remedy="start a new run",
+            )
+        self.steps_done = int(state["steps_done"])
+
+    def save(self, folder: Path) -> None:
+        """Adapter and merged model, or the whole model; bfloat16, with processor and chat template."""
+        import torch
+
+        from roboalign_ray.judge.teacher.sources import describe_base
+
+        model = self.engine.module.cpu()
+        if self.settings.method == "lora":
+            model.save_pretrained(folder / ADAPTER)
+            describe_base(self._source, folder / ADAPTER)
+            model = model.merge_and_unload()
+        model.to(torch.bfloat16).save_pretrained(folder / MERGED)
+        _copy_processor(self._source, folder / MERGED)
+
+    def _checkpoint(self) -> None:
+        import torch.distributed as dist
+
+        self.engine.save_checkpoint(str(self._checkpoints), tag=self._tag(self.steps_done))
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            old = self.steps_done - _KEPT * self.settings.checkpoint_every
+            shutil.rmtree(self._checkpoints / self._tag(old), ignore_errors=True)
+
+    def _tag(self, step: int) -> str:
+        return f"step-{step:08d}"
+
+
+def _copy_processor(source: str, folder: Path) -> None:
+    """The processor as it came, not with the frame limits that training set."""
+    from transformers import AutoProcessor
+
+    AutoProcessor.from_pretrained(source).save_pretrained(folder)
