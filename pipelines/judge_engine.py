@@ -57,7 +57,6 @@ class DeepSpeedTeacher:
             model=model.to(self.device),
             optimizer=torch.optim.AdamW(groups, self.settings.learning_rate, betas=(0.9, 0.98)),
             config=engine_config(cast(Any, self.settings)),  # reads what both kinds of settings have
-            dist_init_required=False,
         )
 
     def step(self, pairs: Sequence[Any]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 from pipelines.judge_engine import MERGED
 from pipelines.judge_train import TEACHER, PairBatches, run_judge_train
@@ -122,10 +123,8 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
 
 
 @pytest.mark.slow
-def test_an_adapter_and_its_merged_model_answer_alike(cluster: None, pairs: Path, tmp_path: Path) -> None:
+def test_the_merged_model_is_the_adapters(cluster: None, pairs: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    from roboalign_ray.config import TeacherConfig
-    from roboalign_ray.judge.teacher.protocol import JudgeRequest
     from roboalign_ray.judge.teacher.small import make_small_teacher
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
@@ -135,19 +134,22 @@ def test_an_adapter_and_its_merged_model_answer_alike(cluster: None, pairs: Path
     teacher = config.teacher.model_copy(update={"model": str(base)})
     config = config.model_copy(update={"teacher": teacher})
     summary = run_judge_train(config, [pairs], tmp_path / "run", quiet=True)
-    asked = {"temperature": 0.0, "max_new_tokens": 40, "constrained": False}
-    clip = JudgeRequest(np.full((4, 32, 32, 3), 90, np.uint8), 5.0, "open the drawer")
 
-    def answer(**changes: Any) -> list[str]:
-        model = TransformersTeacher(
-            TeacherConfig.model_validate({**teacher.model_dump(), **asked, **changes})
-        )
-        return model.answers([clip])[0]
+    def weights(model: str, adapter: str | None = None) -> dict[str, torch.Tensor]:
+        loaded = TransformersTeacher(teacher.model_copy(update={"model": model, "adapter": adapter}))
+        return loaded.model.state_dict()
 
-    adapted = answer(adapter=summary["adapter"])
-    assert adapted != answer()
-    assert adapted == answer(model=summary["model"])
+    plain, adapted, merged = (
+        weights(str(base)),
+        weights(str(base), summary["adapter"]),
+        weights(summary["model"]),
+    )
+    changed = {name for name in plain if not torch.equal(plain[name], adapted[name])}
+    assert changed
+    assert all("language_model.layers" in name for name in changed)
+    for name, values in merged.items():
+        torch.testing.assert_close(values, adapted[name], rtol=2**-7, atol=1e-5)  # the export is bfloat16
     other = tmp_path / "other"
     make_small_teacher(teacher.model_copy(update={"seed": 3}), ["open the drawer"], other)
     with pytest.raises(UserError, match="this adapter belongs to"):
-        answer(model=str(other), adapter=summary["adapter"])
+        weights(str(other), summary["adapter"])

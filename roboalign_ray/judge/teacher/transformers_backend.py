@@ -183,7 +183,10 @@ class TransformersTeacher:
     @torch.inference_mode()
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
         """Raw answers [B][draws]. The same requests give the same answers."""
+        from transformers import LogitsProcessorList
+
         config, prompter = self.config, self.prompter
+        held = [self._grammar.processor()] if self._grammar else []
         shown = [prompter.shown(request) for request in requests]
         texts = [prompter.text(request.instruction) for request in requests]
         inputs = prompter.inputs(texts, shown).to(self.device)
@@ -203,7 +206,7 @@ class TransformersTeacher:
                 **sampling,
                 max_new_tokens=config.max_new_tokens,
                 num_return_sequences=config.draws,
-                logits_processor=[self._grammar.processor()] if self._grammar else None,
+                logits_processor=LogitsProcessorList(held),
             )
         new = ids[:, inputs["input_ids"].shape[1] :]
         told = prompter.tokenizer.batch_decode(
