@@ -1,18 +1,19 @@
-"""Learning-rate schedules and weight averaging shared by everything that trains."""
+"""Learning-rate schedules, weight averaging, and the base of trainers: what everything that trains shares."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+Schedule = Literal["constant", "cosine"]
+Kept = TypeVar("Kept", bound=nn.Module)
 
-def learning_rate_factor(
-    step: int, *, warmup: int, total: int, schedule: Literal["constant", "cosine"], floor: float
-) -> float:
+
+def learning_rate_factor(step: int, *, warmup: int, total: int, schedule: Schedule, floor: float) -> float:
     """Factor on the peak rate at `step` (0-based): linear warm-up, then constant, or cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
@@ -42,3 +43,64 @@ def decayed_parameters(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+class AveragedTrainer(Generic[Kept]):
+    """A model, its optimizer, the average of its weights, and how many steps they have made.
+
+    Args:
+        model: what is trained: the model to keep, or a wrapper around it (distributed, or with another forward pass).
+        plain: the model to keep, without wrappers.
+        optimizer: of the model's parameters.
+        ema_decay: of the weight average; 0 keeps none.
+    """
+
+    def __init__(
+        self, model: nn.Module, plain: Kept, optimizer: torch.optim.Optimizer, *, ema_decay: float
+    ) -> None:
+        self.model, self.plain, self.optimizer = model, plain, optimizer
+        self.average = weight_average(plain, ema_decay)
+        self.steps_done = 0
+
+    def result(self) -> Kept:
+        """The model to keep: the weight average where there is one, in evaluation mode."""
+        if self.average is None or self.steps_done == 0:
+            return self.plain.eval()
+        return cast(Kept, self.average.module).eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on."""
+        return {
+            "model": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "steps_done": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that `state_dict` gave."""
+        self.plain.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.steps_done = state["steps_done"]
+
+    def _begin(self, peak: float, *, warmup: int, total: int, schedule: Schedule, floor: float) -> float:
+        """Training mode, and this step's learning rate (arguments as in `learning_rate_factor`), which it returns."""
+        rate = peak * learning_rate_factor(
+            self.steps_done, warmup=warmup, total=total, schedule=schedule, floor=floor
+        )
+        set_learning_rate(self.optimizer, rate)
+        self.model.train()
+        return rate
+
+    def _descend(self, loss: Tensor, clip_norm: float) -> float:
+        """One optimizer step; returns the gradient's norm before it was clipped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.plain)
+        self.steps_done += 1
+        return float(norm)

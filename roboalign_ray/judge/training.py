@@ -9,7 +9,7 @@ excuse itself from a pair it finds hard.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,12 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roboalign_ray.config.judge import DistillationConfig
-from roboalign_ray.foundation.optimisation import (
-    decayed_parameters,
-    learning_rate_factor,
-    set_learning_rate,
-    weight_average,
-)
+from roboalign_ray.foundation.optimisation import AveragedTrainer, decayed_parameters
 from roboalign_ray.judge.rubric import denormalise, names, normalise
 from roboalign_ray.judge.student import Student
 
@@ -44,8 +39,8 @@ def gaussian_nll(predicted: Tensor, log_variance: Tensor, target: Tensor) -> Ten
     return 0.5 * (log_variance + squared * (-log_variance).exp()).mean()
 
 
-class StudentTrainer:
-    """Holds student, optimizer and weight average; `step` takes one batch of judged clips.
+class StudentTrainer(AveragedTrainer[Student]):
+    """Adds the loss on scores; `step` takes one batch of judged clips.
 
     Args:
         model: the `Student`, or its distributed wrapper.
@@ -55,14 +50,13 @@ class StudentTrainer:
     def __init__(
         self, model: nn.Module, config: DistillationConfig, *, device: torch.device | str = "cpu"
     ) -> None:
-        self.model, self.config, self.device = model, config, device
-        self.plain = cast(Student, getattr(model, "module", model))
-        self.weights = torch.tensor(config.dimension_weights, device=device)
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             decayed_parameters(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.98)
         )
-        self.average = weight_average(self.plain, config.ema_decay)
-        self.steps_done = 0
+        plain = cast(Student, getattr(model, "module", model))
+        super().__init__(model, plain, optimizer, ema_decay=config.ema_decay)
+        self.config, self.device = config, device
+        self.weights = torch.tensor(config.dimension_weights, device=device)
 
     def step(self, clips: np.ndarray, instructions: Sequence[str], scores: np.ndarray) -> dict[str, float]:
         """One optimizer step.
@@ -76,30 +70,22 @@ class StudentTrainer:
             "loss", "huber", "nll", "grad_norm", "learning_rate", and "mae/<dimension>" in points.
         """
         config = self.config
-        factor = learning_rate_factor(
-            self.steps_done,
+        rate = self._begin(
+            config.learning_rate,
             warmup=config.warmup_steps,
             total=config.steps,
             schedule="cosine",
             floor=_COSINE_FLOOR,
         )
-        set_learning_rate(self.optimizer, config.learning_rate * factor)
-        self.model.train()
         target = torch.from_numpy(normalise(np.asarray(scores, np.float32))).to(self.device)
         loss, parts, predicted = self._loss(clips, instructions, target)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.plain)
-        self.steps_done += 1
+        norm = self._descend(loss, config.clip_norm)
         points = denormalise((predicted - target).abs().mean(0).cpu().numpy())
         return {
             "loss": float(loss.detach()),
             **parts,
-            "grad_norm": float(norm),
-            "learning_rate": config.learning_rate * factor,
+            "grad_norm": norm,
+            "learning_rate": rate,
             **{f"mae/{name}": float(error) for name, error in zip(names(), points, strict=True)},
         }
 
@@ -117,26 +103,3 @@ class StudentTrainer:
         nll = gaussian_nll(predicted, log_variance, target)
         parts = {"huber": float(huber.detach()), "nll": float(nll.detach())}
         return huber + self.config.variance_weight * nll, parts, predicted.detach()
-
-    def result(self) -> Student:
-        """The student to keep: the weight average where there is one, in evaluation mode."""
-        if self.average is None or self.steps_done == 0:
-            return self.plain.eval()
-        return cast(Student, self.average.module).eval()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on."""
-        return {
-            "model": self.plain.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "steps_done": self.steps_done,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` gave."""
-        self.plain.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.steps_done = state["steps_done"]

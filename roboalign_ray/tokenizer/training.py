@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from roboalign_ray.config import TokenizerTrainingConfig
-from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate, weight_average
+from roboalign_ray.foundation.optimisation import AveragedTrainer
 from roboalign_ray.tokenizer.losses import (
     PatchDiscriminator,
     Perceptual,
@@ -35,8 +35,8 @@ def code_usage(codes: Tensor, size: int) -> dict[str, float]:
     return {"codes_used": float((counts > 0).sum()), "perplexity": float(entropy.exp())}
 
 
-class TokenizerTrainer:
-    """Holds model, optimizer, adversary and weight average; `step` takes one batch.
+class TokenizerTrainer(AveragedTrainer[DualBranchTokenizer]):
+    """Adds losses and the adversary; `step` takes one batch.
 
     Args:
         tokenizer: the module to train, or its distributed wrapper.
@@ -54,12 +54,12 @@ class TokenizerTrainer:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.model, self.config, self.perceptual, self.device = tokenizer, config, perceptual, device
-        self.plain = cast(DualBranchTokenizer, getattr(tokenizer, "module", tokenizer))
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             tokenizer.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
-        self.average = weight_average(self.plain, config.ema_decay)
+        plain = cast(DualBranchTokenizer, getattr(tokenizer, "module", tokenizer))
+        super().__init__(tokenizer, plain, optimizer, ema_decay=config.ema_decay)
+        self.config, self.perceptual, self.device = config, perceptual, device
         self.discriminator = PatchDiscriminator().to(device) if config.gan_weight > 0 else None
         self.discriminator_optimizer = (
             torch.optim.AdamW(self.discriminator.parameters(), config.learning_rate, betas=(0.5, 0.9))
@@ -67,7 +67,6 @@ class TokenizerTrainer:
             else None
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.steps_done = 0
 
     def step(self, context: np.ndarray, frames: np.ndarray) -> dict[str, float]:
         """One optimizer step.
@@ -84,15 +83,13 @@ class TokenizerTrainer:
             to_unit_frames(context, self.device),
             to_unit_frames(frames, self.device),
         )
-        factor = learning_rate_factor(
-            self.steps_done,
+        self._begin(
+            config.learning_rate,
             warmup=config.warmup_steps,
             total=config.steps,
             schedule="cosine",
             floor=_COSINE_FLOOR,
         )
-        set_learning_rate(self.optimizer, config.learning_rate * factor)
-        self.model.train()
         device_type = torch.device(self.device).type
         with torch.autocast(device_type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             result = self.model(context_BCHW, frames_BTCHW)
@@ -101,48 +98,26 @@ class TokenizerTrainer:
             made, real, config, self.perceptual, self.generator, contexts=len(context)
         )
         loss = loss + self._adversarial(made, real, parts)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.plain)
-        self.steps_done += 1
+        norm = self._descend(loss, config.clip_norm)
         return self._metrics(loss, parts, norm, made, real, result, len(context))
-
-    def result(self) -> DualBranchTokenizer:
-        """The tokenizer to keep: the weight average where there is one, in evaluation mode."""
-        if self.average is None or self.steps_done == 0:
-            return self.plain.eval()
-        return cast(DualBranchTokenizer, self.average.module).eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""
+        adversary, its_optimizer = self.discriminator, self.discriminator_optimizer
         return {
-            "model": self.plain.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-            "discriminator": self.discriminator.state_dict() if self.discriminator is not None else None,
-            "discriminator_optimizer": (
-                self.discriminator_optimizer.state_dict()
-                if self.discriminator_optimizer is not None
-                else None
-            ),
+            **super().state_dict(),
+            "discriminator": adversary.state_dict() if adversary is not None else None,
+            "discriminator_optimizer": its_optimizer.state_dict() if its_optimizer is not None else None,
             "generator": self.generator.get_state(),
-            "steps_done": self.steps_done,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that `state_dict` gave."""
-        self.plain.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        super().load_state_dict(state)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             self.discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.generator.set_state(state["generator"])
-        self.steps_done = state["steps_done"]
 
     def _adversarial(self, made: Tensor, real: Tensor, parts: dict[str, Tensor]) -> Tensor | float:
         """The generator's adversarial term, after one discriminator step; 0.0 before `gan_start`."""
@@ -162,7 +137,7 @@ class TokenizerTrainer:
     def _metrics(self, loss, parts, norm, made, real, result, contexts) -> dict[str, float]:
         error = (made.detach().clamp(0, 1) - real).square().flatten(1).mean(1)
         psnr = -10 * error.clamp_min(1e-10).log10()
-        metrics = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+        metrics = {"loss": float(loss.detach()), "grad_norm": norm}
         metrics |= {name: float(value) for name, value in parts.items()}
         metrics |= {
             "psnr_context": float(psnr[:contexts].mean()),
