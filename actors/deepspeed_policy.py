@@ -23,6 +23,9 @@ class DeepSpeedPolicy:
         policy: float32; DeepSpeed takes it over.
         config: optimizer, ZeRO stage, precision.
         address: host:port where the ranks meet.
+
+    Attributes:
+        passes: forward and backward passes so far; a sign of life.
     """
 
     def __init__(
@@ -37,15 +40,17 @@ class DeepSpeedPolicy:
             optimizer=torch.optim.AdamW(parameters, config.learning_rate),
             config=engine_config(config),
         )
-        self.device = self.engine.device
+        self.device, self.passes = self.engine.device, 0
         self._gathered = deepspeed.zero.GatheredParameters
 
     def predict(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, float32 [B, N]."""
+        self.passes += 1
         return predict_batch(self.engine, batch, self.device)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate; at the step's last micro-batch the gradients of all ranks are added."""
+        self.passes += 1
         self.engine.set_gradient_accumulation_boundary(last)
         # The engine averages over ranks, while the loss is already this rank's share of the step's mean.
         self.engine.backward(loss * self.ranks)

@@ -1,5 +1,9 @@
 """The learner: trains the policy with DeepSpeed and hands out its weights, one actor per rank.
 
+Ranks are plain actors and not a Ray Train worker group: an update begins when the loop says so, with references to
+groups as its arguments, and a lost rank is one more lost worker to the loop, which brings all ranks back to the last
+checkpoint together with the groups that were finished by then.
+
 All ranks are given the same scored groups and divide them by arithmetic; gradients are averaged by DeepSpeed. The
 frozen reference is a second copy of the pre-trained weights on every rank.
 """
@@ -8,16 +12,19 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from roboalign_ray.alignment.batch import MicroBatch
-from roboalign_ray.alignment.grpo import GrpoObjective
+from roboalign_ray.alignment.group_files import load_group, save_group
+from roboalign_ray.alignment.off_policy import build_objective
 from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.alignment.scored import GroupRecord, ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
 from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
 from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
@@ -31,16 +38,28 @@ class LearnerActor:
     Args:
         world_model: folder of the pre-trained weights: where training starts, and the frozen reference.
         config: objective and optimizer.
+        off_policy: what makes up for segments of older weights.
         rank, ranks: of this actor, and how many there are.
         threads: torch threads.
     """
 
     def __init__(
-        self, world_model: Path, config: AlignmentConfig, rank: int = 0, ranks: int = 1, threads: int = 1
+        self,
+        world_model: Path,
+        config: AlignmentConfig,
+        off_policy: OffPolicyConfig | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+        threads: int = 1,
     ) -> None:
         torch.set_num_threads(threads)
         self.world_model, self.config, self.rank, self.ranks = world_model, config, rank, ranks
+        self.objective = build_objective(config, off_policy or OffPolicyConfig())
         self.version = 0
+
+    def beat(self) -> int:
+        """A number that grows while work is done; may be asked for from another thread."""
+        return self.policy.passes if "policy" in self.__dict__ else 0
 
     def address(self) -> str:
         """host:port where the ranks can meet, free at this moment."""
@@ -65,14 +84,13 @@ class LearnerActor:
         # In the policy's own precision: the first KL is then zero, not the rounding error between two types.
         self.reference = TokenPolicy(frozen.to(self.policy.dtype), layout).to(self.policy.device).eval()
 
-    def update(self, *batches: list[ScoredGroup]) -> UpdateResult:
-        """Train on all groups of all batches; afterwards the weights have the next version.
+    def update(self, *groups: ScoredGroup) -> UpdateResult:
+        """Train on the groups; afterwards the weights have the next version.
 
         Raises:
             UserError: a rollout that cannot be trained on.
             FloatingPointError: the loss is not finite.
         """
-        groups = [group for batch in batches for group in batch]
         factor = learning_rate_factor(
             self.version,
             warmup=self.config.warmup_updates,
@@ -84,24 +102,26 @@ class LearnerActor:
         result = policy_update(
             self.policy,
             self._predict_reference,
-            groups,
+            list(groups),
             self.config,
-            GrpoObjective(self.config),
+            self.objective,
             rank=self.rank,
             ranks=self.ranks,
+            version=self.version,
         )
         self.version += 1
         return result
 
-    def publish(self) -> tuple[int, Weights | None]:
-        """Version and weights, float32 arrays by name; None on all ranks but the first."""
+    def publish(self) -> tuple[Weights | None, int]:
+        """Weights, float32 arrays by name (None on all ranks but the first), and their version."""
         with self.policy.whole_weights() as model:
             if self.rank:
-                return self.version, None
-            return self.version, {
+                return None, self.version
+            weights = {
                 name: value.detach().float().cpu().numpy().copy()
                 for name, value in model.state_dict().items()
             }
+            return weights, self.version
 
     def save(self, folder: Path) -> None:
         """Write the model as a plain Hugging Face directory (the first rank does)."""
@@ -113,18 +133,37 @@ class LearnerActor:
     def save_state(self, folder: Path) -> None:
         """Write all that the next update depends on, every rank its part."""
         self.policy.engine.save_checkpoint(str(folder), tag="learner", client_state={"version": self.version})
+        torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
 
     def load_state(self, folder: Path) -> int:
         """Take up what `save_state` wrote; the version it had."""
         _, client = self.policy.engine.load_checkpoint(str(folder), tag="learner")
+        torch.set_rng_state(torch.load(folder / f"rng-{self.rank}.pt", weights_only=True))
         self.version = int(client["version"])
         return self.version
+
+    def save_groups(self, folder: Path, *groups: ScoredGroup) -> None:
+        """Write groups that wait for their update, numbered in this order."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, group in enumerate(groups):
+            save_group(folder / f"{number:06d}.npz", group)
+
+    def load_groups(self, folder: Path, count: int) -> tuple[Any, ...]:
+        """What `save_groups` wrote, one by one, and last their numbers (`GroupRecord`) for the driver.
+
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        groups = [load_group(folder / f"{number:06d}.npz") for number in range(count)]
+        records: list[GroupRecord] = [group.record() for group in groups]
+        return (*groups, records)
 
     def close(self) -> None:
         """Free the engine."""
         self.policy.close()
 
     def _predict_reference(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        self.policy.passes += 1
         return predict_batch(self.reference, batch, self.policy.device)
 
 

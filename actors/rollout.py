@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class RolloutReport:
 class RolloutActor:
     """Makes rollouts. Weights come with each call, so a restarted actor needs to be told nothing.
 
+    `load_weights` and `beat` may be called from other threads while a rollout runs.
+
     Args:
         tokenizer, world_model: folders; the world model's are version 0.
         rollout, episodes: configs.
@@ -61,6 +64,7 @@ class RolloutActor:
         self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
         self.config, self.episodes = rollout, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._loading, self._held = threading.Lock(), (0, 0)
 
     @cached_property
     def _tokenizer(self) -> DualBranchTokenizer:
@@ -85,21 +89,29 @@ class RolloutActor:
         """
         _ = self._engine, self._reader
 
-    def load_weights(self, version: int, weights: Any) -> None:
-        """Take weights from the next rollout on.
+    def beat(self) -> int:
+        """A number that grows while work is done."""
+        counters = self._engine.counters if "_engine" in self.__dict__ else None
+        return sum(vars(counters).values()) if counters else 0
+
+    def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
+        """Take weights from the next segment on; older ones than those that are here change nothing.
 
         Args:
-            version: their version; nothing happens where the engine has it already.
+            version: their version.
             weights: arrays by name; or one reference to them in a sequence, fetched here; an empty sequence means
-                those of version 0.
+                those of the world model's folder.
+            era: how often the learner has been set back: versions of a later era are newer, whatever their number.
         """
-        if version == self._engine.version:
-            return
-        if not weights:
-            weights = load_pretrained(self.world_model_folder)[0].state_dict()
-        elif not isinstance(weights, Mapping):
-            weights = _fetch(weights[0])
-        self._engine.load_weights(weights, version)
+        with self._loading:
+            if (era, version) <= self._held:
+                return
+            if not weights:
+                weights = load_pretrained(self.world_model_folder)[0].state_dict()
+            elif not isinstance(weights, Mapping):
+                weights = _fetch(weights[0])
+            self._engine.load_weights(weights, version)
+            self._held = (era, version)
 
     def rollout(
         self,
@@ -107,6 +119,7 @@ class RolloutActor:
         seeds: Sequence[tuple[int, ...]],
         version: int = 0,
         weights: Any = (),
+        era: int = 0,
     ) -> tuple[list[RolloutGroup], RolloutReport]:
         """One group per prompt that can be read, and the numbers of the call.
 
@@ -114,7 +127,7 @@ class RolloutActor:
             UserError: prompts and layout do not fit.
         """
         began = time.perf_counter()
-        self.load_weights(version, weights)
+        self.load_weights(version, weights, era)
         prompts: list[Prompt] = []
         kept: list[tuple[int, ...]] = []
         failed: dict[str, Failed] = {}

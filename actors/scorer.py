@@ -34,6 +34,7 @@ class ScorerActor:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.reward_config, self.episodes = tokenizer, reward, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._groups = 0
 
     @cached_property
     def _tokenizer(self) -> DualBranchTokenizer:
@@ -60,13 +61,18 @@ class ScorerActor:
         """
         _ = self._codec, self._reward, self._reader
 
-    def score(self, groups: Sequence[RolloutGroup]) -> tuple[list[ScoredGroup], list[GroupRecord]]:
-        """Scored groups for the learner, and their numbers for the driver."""
+    def beat(self) -> int:
+        """A number that grows while work is done; may be asked for from another thread."""
+        return self._groups
+
+    def score(self, groups: Sequence[RolloutGroup]) -> tuple[ScoredGroup | list[GroupRecord], ...]:
+        """The scored groups for the learner, one by one, and last their numbers for the driver."""
         scored = [self._score_group(group) for group in groups]
-        return scored, [group.record() for group in scored]
+        return (*scored, [group.record() for group in scored])
 
     def _score_group(self, group: RolloutGroup) -> ScoredGroup:
         """An exception costs this group's samples their scores and nothing else."""
+        self._groups += 1
         try:
             generated = self._codec.decode_group(group)
             real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])

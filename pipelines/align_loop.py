@@ -1,52 +1,300 @@
-"""The synchronous alignment loop, top to bottom.
+"""The alignment loop, top to bottom: every role works while the others do, as far as the bound on staleness allows.
 
-    prompts ─► rollout actors ─► scorer actors ─► learner ranks ─► weights, version v+1 ─┐
-       ▲          tokens           scores            GRPO                                │
-       └─────────────────────────────────────────────────────────────────────────────────┘
+    prompts ─► rollout workers ─► scorers ─► buffer ─► learner ─► weights, version v+1 ─┐
+       ▲  may a group start?          may an update begin?  ▲                           │
+       └──────────── staleness ledger ──────────────────────┴───────────────────────────┘
 
-The driver holds references and numbers: tokens go from actor to actor, pixels never leave one. Every segment records
-the version that made it and weights travel with each call, so nothing here but `updates` itself assumes that the
-roles take turns.
+The driver holds references and numbers: tokens go from worker to worker, pixels never leave one. Weights travel with
+each call, and are offered to workers in the middle of one, who take them at their next segment. With staleness 0 the
+ledger lets the roles take turns only: the same loop is then the synchronous run, bit for bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from pipelines.align_stages import Crew, ScoredBatch, Weights, publish, rollout_and_score, train
+from actors.rollout import RolloutReport
+from pipelines.align_groups import Finished, HeldOutGroups, Source, Ticket, TrainingGroups
+from pipelines.align_learner import Learner, Weights
+from pipelines.align_tally import Pace, Tally, ages
+from pipelines.align_workers import Call, WorkerPool, Workforce
+from pipelines.runtime import OFFER
+from roboalign_ray.alignment.backpressure import BackpressureController, Observation
 from roboalign_ray.alignment.prompts import PromptSchedule
-from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.alignment.scored import GroupRecord, reward_scalars
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import Failed
+
+_TURN_S = 0.5  # longest wait before heartbeats, deadlines and interruptions are looked at
+
+Stopped = Callable[[], bool]
+
+
+class Interrupted(Exception):
+    """Somebody asked the job to end."""
+
+
+@dataclass
+class Crew:
+    """The workers of a job, by role; the learner is another one after it was lost."""
+
+    workforce: Workforce
+    rollouts: WorkerPool
+    scorers: WorkerPool
+    learner: Learner
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Groups that wait for a scorer: tickets and the reference to their tokens, in the same order."""
+
+    source: Source
+    tickets: list[Ticket]
+    reference: Any
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did: `weights` are those it ended with."""
+    """What one update did: the groups it trained, by number, and the attempts that failed since the one before."""
 
     index: int
-    batch: ScoredBatch
-    weights: Weights
+    groups: list[tuple[int, GroupRecord]]
+    failures: list[tuple[Ticket, Failed]]
     scalars: dict[str, float]
 
 
-def updates(
-    crew: Crew, schedule: PromptSchedule, config: AlignmentConfig, weights: Weights
-) -> Iterator[Update]:
-    """Updates `weights.version` to `config.updates - 1`, one at a time.
+class AlignmentLoop:
+    """One run's loop.
 
-    Raises:
-        RoleFailure: a deadline passed, a learner was lost, or no rollout of an update could be scored.
-        UserError: bad input found by a worker.
+    Attributes:
+        groups: the groups of training and their accounts.
+        weights: newest version.
+        controller: steers how many groups are in flight; with staleness 0 nothing is steered.
     """
-    for index in range(weights.version, config.updates):
-        began = time.perf_counter()
-        names = schedule.train(index, config.prompts_per_update)
-        seeds = schedule.seeds(index, len(names), config.group_size)
-        batch = rollout_and_score(crew, names, seeds, weights)
-        scalars = batch.scalars | train(crew, batch)
-        mark = time.perf_counter()
-        weights = publish(crew)
-        scalars["seconds_weights"] = time.perf_counter() - mark
-        scalars["seconds"] = time.perf_counter() - began
-        yield Update(index, batch, weights, scalars)
+
+    def __init__(
+        self, config: JobConfig, crew: Crew, schedule: PromptSchedule, weights: Weights | None = None
+    ) -> None:
+        settings, batch = config.asynchrony, config.alignment.prompts_per_update
+        self.config, self.crew, self.schedule = config, crew, schedule
+        self.weights, self.groups = weights or Weights(), TrainingGroups(config, schedule)
+        most = (settings.staleness + 1) * batch
+        self.controller = BackpressureController(
+            settings.backpressure,
+            batch=batch,
+            most=min(settings.concurrency or most, most),
+            rollout_workers=len(crew.rollouts.workers),
+            scorer_workers=len(crew.scorers.workers),
+        )
+        self._held_out: HeldOutGroups | None = None
+        self._rolled: deque[Rolled] = deque()
+        self._finished: deque[Update] = deque()
+        self._tally, self._pace, self._staleness = Tally(), Pace(), Counter[int]()
+        self._mark = self._looked = time.monotonic()
+        self._learner_seconds = 0.0
+
+    @property
+    def version(self) -> int:
+        """Updates done."""
+        return self.groups.ledger.version
+
+    def updates(self, stopped: Stopped) -> Iterator[Update]:
+        """Every update from here to the last one, when it is done; rollouts go on meanwhile.
+
+        Raises:
+            Interrupted: `stopped` says so.
+            RoleLost, RoleFailure: workers were lost for good, a deadline passed, or nothing can be scored.
+            UserError: bad input found by a worker.
+        """
+        self._mark = time.monotonic()
+        while self.version < self.groups.last:
+            self._turn(stopped)
+            while self._finished:
+                yield self._finished.popleft()
+                self._mark = time.monotonic()
+
+    def evaluate(self, stopped: Stopped) -> dict[str, float]:
+        """Rewards on held-out prompts with the newest weights; no update begins meanwhile. Raises as `updates`."""
+        self._held_out = HeldOutGroups(self.config, self.schedule)
+        while not self._held_out.done:
+            self._turn(stopped)
+        scalars, self._held_out = self._held_out.scalars(), None
+        return scalars
+
+    def drain(self, seconds: float) -> Update | None:
+        """Let an update under way end; None where there was none. `crew.learner.busy` tells whether it did not."""
+        ends = time.monotonic() + seconds
+        while self.crew.learner.busy and time.monotonic() < ends:
+            self.crew.workforce.turn(_TURN_S)
+        return self._finished.popleft() if self._finished else None
+
+    def _turn(self, stopped: Stopped) -> None:
+        self._roll_out()
+        self._score()
+        self._train()
+        self.crew.workforce.turn(_TURN_S)
+        self._steer()
+        if stopped():
+            raise Interrupted
+
+    # --- prompts ─► rollout workers ------------------------------------------------------------------------------
+
+    def _roll_out(self) -> None:
+        sources: list[Source] = [self._held_out] if self._held_out else []
+        for source in [*sources, self.groups]:
+            while (worker := self.crew.rollouts.free()) and (tickets := source.next_call()):
+                weights = self.weights
+                self.crew.workforce.send(
+                    worker,
+                    "rollout",
+                    [ticket.name for ticket in tickets],
+                    [ticket.seeds for ticket in tickets],
+                    weights.version,
+                    weights.reference,
+                    weights.era,
+                    then=partial(self._rolled_out, source, tickets),
+                    size=len(tickets),
+                    returns=2,
+                )
+
+    def _rolled_out(
+        self, source: Source, tickets: list[Ticket], call: Call, answer: RolloutReport | Failed
+    ) -> None:
+        if isinstance(answer, Failed):
+            _fail_all(source, tickets, answer)
+            return
+        made = []
+        for ticket in tickets:
+            failed = answer.failed.get(ticket.name.prompt_id)
+            if failed is None:
+                made.append(ticket)
+            else:
+                source.fail(ticket, failed)
+        if source.training:
+            self._tally.rolled(call, answer)
+        self._pace.learn("rollout", call.seconds / len(tickets))
+        if made:
+            self._rolled.append(Rolled(source, made, call.values[0]))
+
+    # --- rollout workers ─► scorers ─► buffer --------------------------------------------------------------------
+
+    def _score(self) -> None:
+        depth = self.controller.targets.scorer_depth
+        while self._rolled and (worker := self.crew.scorers.free(len(self._rolled[0].tickets), depth)):
+            rolled = self._rolled.popleft()
+            self.crew.workforce.send(
+                worker,
+                "score",
+                rolled.reference,
+                then=partial(self._scored, rolled.source, rolled.tickets),
+                size=len(rolled.tickets),
+                returns=len(rolled.tickets) + 1,
+            )
+
+    def _scored(
+        self, source: Source, tickets: list[Ticket], call: Call, answer: list[GroupRecord] | Failed
+    ) -> None:
+        if isinstance(answer, Failed):
+            _fail_all(source, tickets, answer)
+            return
+        self._pace.learn("scorer", call.seconds / len(tickets))
+        if source.training:
+            self._tally.scorer_s += call.seconds
+        for ticket, reference, record in zip(tickets, call.values, answer, strict=True):
+            source.finish(ticket, Finished(reference, record))
+
+    # --- buffer ─► learner ─► weights ----------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        if self.crew.learner.busy or self._held_out is not None:
+            return
+        batch = self.groups.begin_update()
+        if batch is not None:
+            self.crew.learner.update([finished.reference for finished in batch], self._published)
+
+    def _published(self, scalars: dict[str, float], weights: Weights) -> None:
+        index, self.weights = self.version, weights
+        trained, failures = self.groups.commit_update(), self.groups.failures
+        self.groups.failures = []
+        self._pace.learn("learner", scalars["seconds_learner"] + scalars["seconds_weights"])
+        figures = self._figures([record for _, record in trained], failures) | scalars
+        self._finished.append(Update(index, trained, failures, figures))
+        self._tally = Tally()
+        if self.config.asynchrony.staleness:
+            for worker in self.crew.rollouts.workers:
+                if worker.up and worker.calls:
+                    self._offer(worker)
+
+    def _offer(self, worker: Any) -> None:
+        """The newest weights to a worker in the middle of a rollout; should it not take them, its next call tells."""
+        newest = self.weights
+        self.crew.workforce.send(
+            worker,
+            "load_weights",
+            newest.version,
+            newest.reference,
+            newest.era,
+            then=lambda call, answer: None,
+            group=OFFER,
+        )
+
+    # --- figures and steering ------------------------------------------------------------------------------------
+
+    def _figures(self, records: list[GroupRecord], failures: list[tuple[Ticket, Failed]]) -> dict[str, float]:
+        ledger, crew = self.groups.ledger, self.crew
+        before, self._staleness = self._staleness, Counter(ledger.staleness_of_segments)
+        kinds = Counter(failed.kind for _, failed in failures)
+        return {
+            **reward_scalars(records),
+            "failed_groups": float(len(failures)),
+            **{f"failures/{kind}": float(count) for kind, count in sorted(kinds.items())},
+            **self._tally.scalars(len(crew.rollouts.workers), len(crew.scorers.workers)),
+            **ages(before, self._staleness),
+            "groups_running": float(ledger.running),
+            "groups_ready": float(ledger.ready),
+            "scorer_queue": float(self._scorer_queue()),
+            "workers_lost": float(crew.workforce.lost),
+            "seconds": time.monotonic() - self._mark,
+        }
+
+    def _scorer_queue(self) -> int:
+        """Groups handed to a scorer and not yet answered, or waiting for one."""
+        waiting = sum(len(rolled.tickets) for rolled in self._rolled)
+        return waiting + sum(worker.load for worker in self.crew.scorers.workers)
+
+    def _steer(self) -> None:
+        settings, now = self.config.asynchrony.backpressure, time.monotonic()
+        if (
+            not (self.config.asynchrony.staleness and settings.adaptive)
+            or now - self._looked < settings.every_s
+        ):
+            return
+        crew, pace = self.crew, self._pace
+        seen = Observation(
+            running=self.groups.ledger.running,
+            scorer_queue=self._scorer_queue(),
+            ready=self.groups.ledger.ready,
+            learner_busy=min(1.0, (crew.learner.seconds - self._learner_seconds) / (now - self._looked)),
+            rollout_workers=crew.rollouts.up,
+            scorer_workers=crew.scorers.up,
+            rollout_seconds=pace.of("rollout"),
+            scorer_seconds=pace.of("scorer"),
+            learner_seconds=pace.of("learner"),
+        )
+        self._looked, self._learner_seconds = now, crew.learner.seconds
+        targets = self.controller.observe(seen)
+        self.groups.ledger.concurrency = targets.concurrency
+        if settings.rollout.most:
+            crew.workforce.resize(crew.rollouts, targets.rollout_workers)
+        if settings.scorer.most:
+            crew.workforce.resize(crew.scorers, targets.scorer_workers)
+
+
+def _fail_all(source: Source, tickets: list[Ticket], failed: Failed) -> None:
+    for ticket in tickets:
+        source.fail(ticket, failed)

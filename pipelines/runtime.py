@@ -30,7 +30,8 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _CONNECT_S = 10.0  # seconds for a cluster's port to answer
-_TASK_RETRIES = 1  # once more on a restarted worker: calls carry all they need
+# Threads of their own, so that a worker can be asked for a sign of life, or offered weights, while it works.
+BEAT, OFFER = "beat", "offer"
 
 
 class RoleFailure(RuntimeError):
@@ -108,15 +109,18 @@ def role_threads(role: RoleConfig) -> int:
 
 
 def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> list[Any]:
-    """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources and restarts."""
+    """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources.
+
+    Ray itself restarts none and repeats no call: whoever uses them sees every loss, and decides.
+    """
     threads = str(role_threads(role))
-    remote: Any = ray.remote(cls).options(
+    remote: Any = ray.remote(concurrency_groups={BEAT: 1, OFFER: 1})(cls).options(
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus,
         resources=role.resources or None,
         accelerator_type=role.accelerator_type,
-        max_restarts=role.max_restarts,
-        max_task_retries=_TASK_RETRIES if role.max_restarts else 0,
+        max_restarts=0,
+        max_task_retries=0,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
     )
     return [remote.remote(**keywords) for keywords in arguments]
@@ -128,20 +132,22 @@ def stop(actors: Sequence[Any]) -> None:
         ray.kill(actor, no_restart=True)
 
 
-def settle(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
+def settle(refs: Sequence[Any], deadline_s: float, what: str, *, numbered: bool = True) -> list[Any]:
     """The value of every reference, or `Failed` where its worker was lost or raised.
 
     Args:
         refs: references of one stage, one per worker.
         deadline_s: for all of them together, seconds.
         what: names the stage in errors ("rollouts").
+        numbered: whether the errors also say which of the references it was.
 
     Raises:
         UserError: a worker raised one.
         RoleFailure: the deadline passed.
     """
     ends = time.monotonic() + deadline_s
-    return [_settle_one(ref, ends, deadline_s, f"{what} {n + 1}/{len(refs)}") for n, ref in enumerate(refs)]
+    names = [f"{what} {n + 1}/{len(refs)}" if numbered else what for n in range(len(refs))]
+    return [_settle_one(ref, ends, deadline_s, name) for ref, name in zip(refs, names, strict=True)]
 
 
 def wait(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from roboalign_ray.config.base import FrozenConfig
 
@@ -37,6 +37,8 @@ class AlignmentConfig(FrozenConfig):
         kl_estimator: "k3" = exp(d) - d - 1; "k1" = -d; "k2" = d^2/2, with d = log pi_ref - log pi.
         zero_stage: DeepSpeed ZeRO stage.
         evaluate_every: updates between evaluations on held-out prompts; the last one is always evaluated.
+        checkpoint_every: updates between checkpoints; 0 writes one with every evaluation. The last update and an
+            interrupted one always have theirs.
         held_out_prompts: prompts of the before/after evaluation.
         held_out_samples: rollouts per held-out prompt, the same seeds at every evaluation.
     """
@@ -60,5 +62,6 @@ class AlignmentConfig(FrozenConfig):
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     evaluate_every: PositiveInt = 10
+    checkpoint_every: NonNegativeInt = 0
     held_out_prompts: PositiveInt = 16
     held_out_samples: PositiveInt = 4

@@ -129,6 +129,23 @@ class WorkloadConfig(FrozenConfig):
     flat_share: float = Field(0.0, ge=0, lt=1)
 
 
+class LivenessConfig(FrozenConfig):
+    """How a worker that hangs is told from one that works.
+
+    Attributes:
+        every_s: seconds between two heartbeats of a worker.
+        silence_s: a worker whose heartbeat has not answered for so long counts as hung.
+        stall_s: one that answers, but whose call has made no progress for so long, does too. Longer than the longest
+            step between two signs of progress: a token of a rollout, a scored group, a micro-batch.
+        grace_s: what an update under way is given to end when the job is interrupted.
+    """
+
+    every_s: float = Field(2.0, gt=0)
+    silence_s: float = Field(30.0, gt=0)
+    stall_s: float = Field(120.0, gt=0)
+    grace_s: float = Field(4.0, ge=0)
+
+
 class AsynchronyConfig(FrozenConfig):
     """The asynchronous loop.
 
@@ -140,6 +157,8 @@ class AsynchronyConfig(FrozenConfig):
         overtaking: with "wait", whether groups may be trained before slower ones that began earlier, as far as the
             bound allows. Without it an update's groups do not depend on which finished first.
         concurrency: groups in flight at most; 0 leaves it to the bound on staleness.
+        groups_per_call: groups that a rollout worker is handed at a time, and that its engine runs as one batch; 0
+            divides an update's groups evenly among the workers. Fewer wait less for the slowest of their batch.
         tries: failures in a row after which a prompt is set aside.
         flat_groups: what to do with groups whose samples all have the same reward.
         resample_limit: flat groups replaced for one update at most; more than that are kept.
@@ -150,10 +169,12 @@ class AsynchronyConfig(FrozenConfig):
     stale: Literal["wait", "drop"] = "wait"
     overtaking: bool = False
     concurrency: NonNegativeInt = 0
+    groups_per_call: NonNegativeInt = 0
     tries: PositiveInt = 3
     flat_groups: Literal["keep", "resample"] = "keep"
     resample_limit: PositiveInt = 64
     off_policy: OffPolicyConfig = OffPolicyConfig()
     weights: WeightsConfig = WeightsConfig()
     backpressure: BackpressureConfig = BackpressureConfig()
+    liveness: LivenessConfig = LivenessConfig()
     workload: WorkloadConfig = WorkloadConfig()

@@ -105,8 +105,8 @@ def test_deepspeed_takes_the_same_steps_as_plain_adamw(folder, stage, tmp_path):
     learner = LearnerActor(folder, config)
     learner.join(learner.address())
     try:
-        results = [learner.update(groups[:1], groups[1:]) for groups in batches]
-        version, weights = learner.publish()
+        results = [learner.update(*groups) for groups in batches]
+        weights, version = learner.publish()
         learner.save(tmp_path / "saved")
     finally:
         learner.close()
@@ -137,14 +137,14 @@ def test_state_resumes_to_the_same_next_step(folder, tmp_path):
             if resume:
                 assert learner.load_state(tmp_path / "state") == 1
             else:
-                learner.update(first)
+                learner.update(*first)
                 learner.save_state(tmp_path / "state")
-            learner.update(second)
+            learner.update(*second)
             return learner.publish()
         finally:
             learner.close()
 
-    (version, weights), (again, resumed) = run(False), run(True)
+    (weights, version), (resumed, again) = run(False), run(True)
     assert version == again == 2
     for name, value in weights.items():
         np.testing.assert_array_equal(value, resumed[name])
@@ -155,8 +155,8 @@ def test_bfloat16_trains(folder):
     learner = LearnerActor(folder, config)
     learner.join(learner.address())
     try:
-        result = learner.update([make_group(seed) for seed in range(4)])
-        _, weights = learner.publish()
+        result = learner.update(*[make_group(seed) for seed in range(4)])
+        weights, _ = learner.publish()
     finally:
         learner.close()
     assert result.metrics["reference_kl"] < 0.1

@@ -79,14 +79,33 @@ def test_weights_travel_with_the_call_and_mark_the_segments(job, names):
     actor.load_weights(6, weights)
     again, _ = actor.rollout(names, SEEDS, 6)
     np.testing.assert_array_equal(again[0].tokens, before[0].tokens)
-    back, _ = actor.rollout(names, SEEDS, 0)
+
+
+def test_older_weights_are_not_taken_unless_the_learner_was_set_back(job, names):
+    actor = rollout_actor(job)
+    before, _ = actor.rollout(names, SEEDS)
+    model, _ = load_pretrained(job.world_model_weights)
+    actor.load_weights(3, {name: -np.asarray(value) for name, value in model.state_dict().items()})
+    late, _ = actor.rollout(names, SEEDS, 2, [object()])
+    assert late[0].versions == (3, 3)
+    back, _ = actor.rollout(names, SEEDS, 0, [], 1)
     assert back[0].versions == (0, 0)
     np.testing.assert_array_equal(back[0].tokens, before[0].tokens)
 
 
+def test_signs_of_life_grow_with_the_work(job, actor, scorer, names):
+    fresh = rollout_actor(job)
+    assert fresh.beat() == 0
+    before, scored_before = actor.beat(), scorer.beat()
+    groups, _ = actor.rollout(names, SEEDS)
+    assert actor.beat() > before
+    scorer.score(groups)
+    assert scorer.beat() == scored_before + 2
+
+
 def test_scores_are_those_of_the_decoded_frames_against_the_store(job, actor, scorer, names):
     groups, _ = actor.rollout(names, SEEDS)
-    scored, records = scorer.score(groups)
+    *scored, records = scorer.score(groups)
     frames = actor._engine.decode(groups[0])
     episode = square_episode(int(names[0].episode_id[-2:]))
     real = episode.view()[names[0].start + 1 : names[0].start + 5]
@@ -102,7 +121,7 @@ def test_scores_are_those_of_the_decoded_frames_against_the_store(job, actor, sc
 
 def test_one_bad_group_fails_alone(actor, scorer, names):
     groups, _ = actor.rollout(names, SEEDS)
-    scored, _ = scorer.score([replace(groups[0], prompt_id="toy/none@3"), groups[1]])
+    *scored, _ = scorer.score([replace(groups[0], prompt_id="toy/none@3"), groups[1]])
     assert all(isinstance(score, Failed) and score.kind == "episode" for score in scored[0].scores)
     assert all(isinstance(score, Scored) for score in scored[1].scores)
 

@@ -1,0 +1,144 @@
+"""What an alignment run leaves on disk so that it can go on: checkpoints, and the journal of its groups.
+
+A checkpoint is written between two updates and holds all that the next one depends on: weights, optimizer and random
+state of every rank, the accounts of the ledger, the groups that are finished and wait (their tokens and scores), which
+groups were under way, how many there were, and the configuration. It appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.align_groups import Finished
+from pipelines.align_loop import AlignmentLoop, Crew, Update
+from pipelines.runtime import wait
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation import checkpoints
+from roboalign_ray.foundation.failures import UserError
+
+_KEPT = 2
+_MAY_DIFFER = {"name", "output", "cluster", "evaluation"}  # between a run and the one that resumes it
+_MAY_DIFFER_IN = {
+    "alignment": {"updates", "checkpoint_every"},
+    "asynchrony": {"concurrency", "tries", "backpressure", "liveness", "workload"},
+}
+
+
+def save(
+    root: Path, loop: AlignmentLoop, config: JobConfig, counts: Mapping[str, int], row: Mapping | None
+) -> Path:
+    """Write a checkpoint of a run whose learner rests.
+
+    Args:
+        counts: of the whole run.
+        row: the last update's scalars where they wait for an evaluation that was cut short.
+
+    Raises:
+        RoleFailure: a rank was lost, or the deadline passed.
+    """
+    references: list[Any] = []
+
+    def pack(finished: Finished) -> int:
+        references.append(finished.reference)
+        return len(references) - 1
+
+    state = {"groups": loop.groups.state_dict(pack), "controller": loop.controller.state_dict()}
+    learner = loop.crew.learner.pool
+    actors, deadline = learner.actors, learner.role.deadline_s
+
+    def write(folder: Path) -> None:
+        wait([actor.save_state.remote(folder / "state") for actor in actors], deadline, "checkpoint")
+        wait([actor.save.remote(folder / "model") for actor in actors], deadline, "checkpoint")
+        wait([actors[0].save_groups.remote(folder / "groups", *references)], deadline, "checkpoint")
+
+    metadata = {
+        "version": loop.version,
+        "counts": dict(counts),
+        "config": config.model_dump(mode="json"),
+        "loop": state,
+        "finished_groups": len(references),
+        "row": None if row is None else dict(row),
+    }
+    return checkpoints.save(root, loop.version, write, metadata=metadata, keep=_KEPT)
+
+
+def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> None:
+    """Learner, accounts and finished groups as they were; the learner's weights are published.
+
+    Raises:
+        RoleFailure: a rank was lost, or the deadline passed.
+        UserError: the checkpoint is of other settings, or of a version that kept less.
+    """
+    if "loop" not in found.metadata:
+        raise UserError(
+            "was written by an older version, which kept no accounts",
+            where=str(found.folder),
+            remedy="start again in another folder",
+        )
+    pool, state, count = crew.learner.pool, found.metadata["loop"], found.metadata["finished_groups"]
+    deadline = pool.role.deadline_s
+    wait([actor.load_state.remote(found.folder / "state") for actor in pool.actors], deadline, "resume")
+    loading = pool.actors[0].load_groups.options(num_returns=count + 1).remote(found.folder / "groups", count)
+    *references, numbers = loading if count else [loading]
+    [records] = wait([numbers], deadline, "resume")
+
+    def unpack(number: int) -> Finished:
+        return Finished(references[number], records[number])
+
+    loop.groups.load_state_dict(state["groups"], unpack)
+    loop.controller.load_state_dict(state["controller"])
+    loop.weights = crew.learner.publish()
+
+
+def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
+    """A run goes on with the settings that it began with; its length and what its result does not rest on may change.
+
+    Raises:
+        UserError: something else differs.
+    """
+    now = config.model_dump(mode="json")
+    for section in now.keys() - _MAY_DIFFER:
+        old, new = before.get(section), now[section]
+        if isinstance(old, dict) and section in _MAY_DIFFER_IN:
+            free = _MAY_DIFFER_IN[section]
+            old, new = ({k: v for k, v in part.items() if k not in free} for part in (old, new))
+        if old != new:
+            raise UserError(
+                f"the run began with other settings in '{section}'",
+                where=where,
+                remedy="resume with the same ones, or start in another folder",
+            )
+
+
+def write_journal(path: Path, update: Update) -> None:
+    """One line per trained group, with all that made it, and one per attempt that failed."""
+    lines = [{"group": number, **record.as_json()} for number, record in update.groups]
+    lines += [
+        {
+            "group": ticket.number,
+            "prompt": ticket.name.prompt_id,
+            "attempt": ticket.attempt,
+            "failed": failed.reason,
+            "kind": failed.kind,
+        }
+        for ticket, failed in update.failures
+    ]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"update": update.index, **line}) + "\n" for line in lines)
+
+
+def cut_journal(path: Path, updates_done: int) -> None:
+    """Drop what was written after the checkpoint, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["update"] < updates_done:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
