@@ -137,7 +137,7 @@ def annotate(
       roboalign bench annotate bench --out to_judge --count 50
       roboalign bench annotate bench --import to_judge/scores.csv --annotator anna --out bench_anna
     """
-    from roboalign_ray.episodes.store import StoreCard
+    from roboalign_ray.foundation.shards import StoreCard
     from roboalign_ray.judge.bench.annotate import annotated, choose, read_table, write_sheet
     from roboalign_ray.judge.pairs import open_pairs, write_pairs
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
 from roboalign_ray.episodes.sources.folder import open_folder
-from roboalign_ray.episodes.store import StoreCard, StoreSummary, write_store
+from roboalign_ray.episodes.store import StoreSummary, write_store
 from roboalign_ray.episodes.transforms import FITS, Fit, resize_episode, stride_episode, target_size
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.progress import Progress
+from roboalign_ray.foundation.shards import StoreCard
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.metaworld import MetaworldSource
 from roboalign_ray.episodes.sources.metaworld_tasks import DEFAULT_TASKS
-from roboalign_ray.episodes.store import StoreCard, StoreSummary, write_store
+from roboalign_ray.episodes.store import StoreSummary, write_store
+from roboalign_ray.foundation.shards import StoreCard
 
 _AHEAD = 3  # groups in flight per worker: enough to keep it busy, little enough to hold in memory
 _GROUP_SECONDS = 1800.0  # a group takes seconds; a crowded machine takes its time to start the first ones

@@ -17,8 +17,8 @@ from typing import Any
 from pipelines.judge_engine import ADAPTER, MERGED, DeepSpeedTeacher
 from pipelines.train_job import TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig, TeacherConfig
-from roboalign_ray.episodes.store import complete_or_absent
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import complete_or_absent
 from roboalign_ray.judge.labels import LabelledPairs, ReplaySampler
 
 TEACHER = "teacher"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Literal
 
 from roboalign_ray.foundation.failures import UserError
@@ -39,3 +40,13 @@ def check_split(name: str) -> Split:
         if name == split:
             return split
     raise UserError(f"unknown split '{name}'", where="split", remedy=f"use one of: {', '.join(SPLITS)}")
+
+
+def positions_in(name: str, group_ids: Iterable[str], held_out_fraction: float) -> list[int]:
+    """Positions of the groups that are in a split.
+
+    Raises:
+        UserError: `name` is no split, or the fraction is not within (0, 1).
+    """
+    split = check_split(name)
+    return [number for number, group in enumerate(group_ids) if split_of(group, held_out_fraction) == split]

@@ -35,6 +35,11 @@ class UserError(Exception):
         return (_rebuild_user_error, (type(self), self.what, self.where, self.remedy))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _rebuild_user_error(cls: type[UserError], what: str, where: str, remedy: str) -> UserError:
     return cls(what, where=where, remedy=remedy)
 

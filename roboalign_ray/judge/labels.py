@@ -11,25 +11,21 @@ append what it appended before. One process writes; any number read.
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from roboalign_ray.episodes.splits import check_split, split_of
+from roboalign_ray.episodes.splits import positions_in
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.pairs import ROW_SCHEMA, JudgedPair, PairStore, decode_pair, encode_pair
-from roboalign_ray.judge.rubric import DIMENSIONS
+from roboalign_ray.foundation.files import flush, whole_file
+from roboalign_ray.foundation.shards import write_rows
+from roboalign_ray.judge.pairs import ROW_GROUP, ROW_SCHEMA, JudgedPair, PairRows, PairStore, encode_pair
 
 _PART = re.compile(r"^round-(\d{5,})\.part-(\d{3,})\.parquet$")
-_INDEX = ("pair_id", "group_id", "kind", "instruction", "scores")
-_ROW_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -40,28 +36,23 @@ class Appended:
     known: int
 
 
-class DistillationSet:
+class DistillationSet(PairRows):
     """Judged pairs by round, appended exactly once per id.
 
     Args:
         folder: made when absent.
 
     Attributes:
-        ids, group_ids, kinds, instructions: one per pair, in order of rounds.
-        rounds: int64 [N].
-        scores: float32 [N, 6], rubric points.
+        rounds: int64 [N]; as every list, in order of rounds.
 
     Raises:
         UserError: a part cannot be read.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._read_index()
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, _parts(folder))
 
     def append(self, round_number: int, pairs: Iterable[JudgedPair]) -> Appended:
         """Add a round's pairs, leaving out those whose id is in the set already, in this round or another.
@@ -73,10 +64,11 @@ class DistillationSet:
         if round_number < newest:
             raise UserError(
                 f"round {round_number} comes before round {newest}, which is there",
-                where=str(self.folder),
+                where=str(self.path),
                 remedy="rounds only rise, from 1",
             )
-        known, rows, seen = set(self.ids), [], 0
+        known, seen = set(self.ids), 0
+        rows: list[Mapping[str, Any]] = []
         for pair in pairs:
             if pair.pair_id in known:
                 seen += 1
@@ -85,52 +77,21 @@ class DistillationSet:
             rows.append(encode_pair(pair))
         if rows:
             self._write_part(round_number, rows)
-            self._read_index()
+            self._load(_parts(self.path))
         return Appended(len(rows), seen)
 
-    def read(self, number: int) -> JudgedPair:
-        """One pair, video decoded.
-
-        Raises:
-            EpisodeError: its video does not decode.
-        """
-        part, row = self._places[number]
-        with pq.ParquetFile(part) as file:
-            table = file.read_row_group(row // _ROW_GROUP)
-        return decode_pair(table.slice(row % _ROW_GROUP, 1).to_pylist()[0])
-
-    def _write_part(self, round_number: int, rows: list[dict]) -> None:
-        parts = [
-            int(m[2])
-            for p in self.folder.iterdir()
-            if (m := _PART.match(p.name)) and int(m[1]) == round_number
-        ]
-        name = f"round-{round_number:05d}.part-{max(parts, default=-1) + 1:03d}.parquet"
-        temporary = self.folder / f".writing-{uuid.uuid4().hex}"
-        try:
-            table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
-            pq.write_table(table, temporary, row_group_size=_ROW_GROUP, compression="zstd")
-            _flush(temporary)
-            temporary.rename(self.folder / name)
-            _flush(self.folder)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _read_index(self) -> None:
-        parts = sorted((p for p in self.folder.iterdir() if _PART.match(p.name)), key=_part_order)
-        tables = [_read_columns(part) for part in parts]
-        self._places = [
-            (part, row) for part, table in zip(parts, tables, strict=True) for row in range(len(table))
-        ]
-        numbers = [_part_order(part)[0] for part, _ in self._places]
+    def _load(self, shards: Iterable[Path]) -> None:
+        super()._load(shards)
+        numbers = [_part_order(part)[0] for part, _ in self.places]
         self.rounds = np.asarray(numbers, dtype=np.int64)
-        rows = [row for table in tables for row in table.to_pylist()]
-        self.ids = [row["pair_id"] for row in rows]
-        self.group_ids = [row["group_id"] for row in rows]
-        self.kinds = [row["kind"] for row in rows]
-        self.instructions = [row["instruction"] for row in rows]
-        scores = [row["scores"] for row in rows]
-        self.scores = np.asarray(scores, dtype=np.float32).reshape(-1, len(DIMENSIONS))
+
+    def _write_part(self, round_number: int, rows: list[Mapping[str, Any]]) -> None:
+        orders = [_part_order(part) for part in _parts(self.path)]
+        part = max((part for number, part in orders if number == round_number), default=-1) + 1
+        with whole_file(self.path / f"round-{round_number:05d}.part-{part:03d}.parquet") as draft:
+            write_rows(draft, rows, ROW_SCHEMA, ROW_GROUP)
+            flush(draft)
+        flush(self.path)
 
 
 class LabelledPairs:
@@ -170,10 +131,7 @@ class LabelledPairs:
 
     def split(self, name: str, fraction: float) -> np.ndarray:
         """Positions int64 [n] of the pairs in "train" or "held_out", by a hash of the group id."""
-        wanted = check_split(name)
-        return np.array(
-            [n for n, g in enumerate(self.group_ids) if split_of(g, fraction) == wanted], np.int64
-        )
+        return np.array(positions_in(name, self.group_ids, fraction), np.int64)
 
 
 class ReplaySampler:
@@ -228,24 +186,11 @@ def _rounds(part: PairStore | DistillationSet) -> np.ndarray:
     return part.rounds if isinstance(part, DistillationSet) else np.zeros(len(part), np.int64)
 
 
+def _parts(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if _PART.match(path.name)), key=_part_order)
+
+
 def _part_order(path: Path) -> tuple[int, int]:
     match = _PART.match(path.name)
     assert match is not None
     return int(match[1]), int(match[2])
-
-
-def _read_columns(part: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(part) as file:
-            return file.read(columns=list(_INDEX))
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"part cannot be read ({reason})", where=str(part)) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,26 +12,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from roboalign_ray.episodes.episode import EpisodeError
-from roboalign_ray.episodes.splits import check_split, split_of
-from roboalign_ray.episodes.store import StoreCard, complete_or_absent
+from roboalign_ray.episodes.splits import positions_in, split_of
 from roboalign_ray.episodes.video import decode_video, encode_video
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.shards import (
+    STATISTICS,
+    ShardedRows,
+    ShardWriter,
+    StoreCard,
+    new_store,
+    shards_of,
+)
 from roboalign_ray.judge.rubric import DIMENSIONS, check_scores, names
 
 SCHEMA_VERSION = 1
 CONTENT = "judged pairs"
 HISTOGRAM_STEP = 0.5  # points; scores are rounded to it for the card
-_ROW_GROUP = 16  # pairs per Parquet row group: reading one pair reads this many
+ROW_GROUP = 16  # pairs per Parquet row group: reading one pair reads this many
 _INDEX = ("pair_id", "group_id", "kind", "annotator", "instruction", "length", "scores")
 
 ROW_SCHEMA = pa.schema(
@@ -184,14 +190,9 @@ def write_pairs(
         UserError: the folder exists and may not be replaced, two pairs share an id, or there is none.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError("already exists", where=str(path), remedy="choose another place or allow overwriting")
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _is_store(path))):
-        raise UserError("is not a store of judged pairs, so it is not overwritten", where=str(path))
     figures = _Figures(held_out_fraction)
-    with complete_or_absent(path) as folder:
-        rows: list[Mapping[str, Any]] = []
-        shards = 0
+    with new_store(path, "a store of judged pairs", _is_store, overwrite=overwrite) as folder:
+        writer = ShardWriter(folder, ROW_SCHEMA, shard_rows=shard_pairs, row_group=ROW_GROUP)
         for item in pairs:
             row = (
                 encode_pair(item, crf=crf, pixel_format=pixel_format)
@@ -199,19 +200,11 @@ def write_pairs(
                 else item
             )
             figures.add(row, path)
-            rows.append(row)
-            if len(rows) >= shard_pairs:
-                _write_shard(folder, shards, rows)
-                rows, shards = [], shards + 1
+            writer.add(row)
         if not figures.seen:
             raise UserError("no judged pair to write", where=str(path))
-        if rows:
-            _write_shard(folder, shards, rows)
         statistics = figures.as_json()
-        text = json.dumps(statistics, indent=1, ensure_ascii=False) + "\n"
-        (folder / "statistics.json").write_text(text, encoding="utf-8")
-        (folder / "README.md").write_text(_card_text(card or StoreCard("Judged pairs"), statistics), "utf-8")
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = writer.finish(statistics, (card or StoreCard("Judged pairs")).text(_card_lines(statistics)))
     return PairsSummary(path, len(figures.seen), size, statistics)
 
 
@@ -255,18 +248,12 @@ class _Figures:
         }
 
 
-def _write_shard(folder: Path, number: int, rows: list[Mapping[str, Any]]) -> None:
-    table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
-    path = folder / f"shard-{number:05d}.parquet"
-    pq.write_table(table, path, row_group_size=_ROW_GROUP, compression="zstd", use_dictionary=False)
-
-
-def _card_text(card: StoreCard, figures: Mapping[str, Any]) -> str:
-    front = f"---\nlicense: {card.license}\n---\n" if card.license else ""
+def _card_lines(figures: Mapping[str, Any]) -> list[str]:
     splits = ", ".join(f"{name} {count}" for name, count in sorted(figures["splits"].items()))
-    lines = [f"# {card.title}", "", card.summary, "", "| | |", "|---|---|"]
-    lines += [f"| pairs | {figures['pairs']} from {figures['groups']} groups of episodes |"]
-    lines += [f"| splits | {splits} (held out by group: {figures['held_out_fraction']:g}) |"]
+    lines = [
+        f"| pairs | {figures['pairs']} from {figures['groups']} groups of episodes |",
+        f"| splits | {splits} (held out by group: {figures['held_out_fraction']:g}) |",
+    ]
     for title, key in (("kind", "kinds"), ("annotator", "annotators")):
         lines += ["", f"| {title} | pairs |", "|---|---|"]
         lines += [f"| {name} | {count} |" for name, count in figures[key].items()]
@@ -277,84 +264,62 @@ def _card_text(card: StoreCard, figures: Mapping[str, Any]) -> str:
         lines += [
             f"    {score:>5} {count:>7} {'#' * round(40 * count / most)}" for score, count in counts.items()
         ]
-    if card.command:
-        lines += ["", "Made by", "", f"    {card.command}"]
-    if card.settings:
-        lines += ["", "Settings", "", "```json", json.dumps(card.settings, indent=1), "```"]
-    return front + "\n".join(lines) + "\n"
+    return lines
 
 
 def _is_store(path: Path) -> bool:
     try:
-        content = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
+        content = json.loads((path / STATISTICS).read_text(encoding="utf-8"))
         return isinstance(content, dict) and content.get("content") == CONTENT
     except (OSError, ValueError):
         return False
 
 
-class PairStore:
-    """Random access to judged pairs, in the order they were written. The index and all scores are read at once.
+class PairRows(ShardedRows[JudgedPair]):
+    """Random access to the judged pairs of Parquet files; index and scores are read at once, `read` decodes video.
 
     Attributes:
         ids, group_ids, kinds, annotators, instructions: one per pair.
         lengths: frames per pair.
         scores: float32 [N, 6], rubric points.
+    """
+
+    def __init__(self, path: Path, shards: Iterable[Path]) -> None:
+        super().__init__(path, shards, columns=_INDEX, what="pair", decode=decode_pair)
+
+    def _load(self, shards: Iterable[Path]) -> None:
+        super()._load(shards)
+        self.group_ids: list[str] = self.index["group_id"]
+        self.kinds: list[str] = self.index["kind"]
+        self.annotators: list[str] = self.index["annotator"]
+        self.instructions: list[str] = self.index["instruction"]
+        self.lengths: list[int] = self.index["length"]
+        self.scores = np.asarray(self.index["scores"], dtype=np.float32).reshape(-1, len(DIMENSIONS))
+
+
+class PairStore(PairRows):
+    """A store's judged pairs, in the order they were written.
+
+    Attributes:
+        statistics: what statistics.json holds.
 
     Raises:
         UserError: no store of pairs at `path`, another schema, or a shard that is not Parquet.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        folder = Path(path)
         remedy = "make one with: roboalign bench build"
-        if not _is_store(self.path):
-            raise UserError("no judged pairs here", where=str(self.path), remedy=remedy)
-        self.statistics: dict[str, Any] = json.loads((self.path / "statistics.json").read_text("utf-8"))
+        if not _is_store(folder):
+            raise UserError("no judged pairs here", where=str(folder), remedy=remedy)
+        self.statistics: dict[str, Any] = json.loads((folder / STATISTICS).read_text("utf-8"))
         if (version := self.statistics.get("schema_version")) != SCHEMA_VERSION:
             raise UserError(
-                f"schema version {version}, this version reads {SCHEMA_VERSION}", where=str(self.path)
+                f"schema version {version}, this version reads {SCHEMA_VERSION}", where=str(folder)
             )
-        self.shards = sorted(self.path.glob("shard-*.parquet"))
-        tables = [self._read(shard, lambda file: file.read(columns=list(_INDEX))) for shard in self.shards]
-        self._places = [
-            (shard, row)
-            for shard, table in zip(self.shards, tables, strict=True)
-            for row in range(len(table))
-        ]
-        if len(self._places) != self.statistics.get("pairs"):
-            raise UserError(
-                f"holds {len(self._places)} of {self.statistics.get('pairs')} pairs", where=str(self.path)
-            )
-        index = pa.concat_tables(tables)
-        self.ids: list[str] = index["pair_id"].to_pylist()
-        self.group_ids: list[str] = index["group_id"].to_pylist()
-        self.kinds: list[str] = index["kind"].to_pylist()
-        self.annotators: list[str] = index["annotator"].to_pylist()
-        self.instructions: list[str] = index["instruction"].to_pylist()
-        self.lengths: list[int] = index["length"].to_pylist()
-        flat = index["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        self.scores = np.asarray(flat, dtype=np.float32).reshape(-1, len(DIMENSIONS))
-        self._index = {name: number for number, name in enumerate(self.ids)}
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator[JudgedPair]:
-        return (self.read(number) for number in range(len(self)))
-
-    def read(self, which: int | str) -> JudgedPair:
-        """One pair, by position or id, video decoded.
-
-        Raises:
-            UserError: no such pair.
-            EpisodeError: its video does not decode.
-        """
-        number = self._index.get(which, -1) if isinstance(which, str) else which
-        if not 0 <= number < len(self):
-            raise UserError(f"no pair {which!r}", where=str(self.path), remedy=f"it holds {len(self)}")
-        shard, row = self._places[number]
-        table = self._read(shard, lambda file: file.read_row_group(row // _ROW_GROUP))
-        return decode_pair(table.slice(row % _ROW_GROUP, 1).to_pylist()[0])
+        super().__init__(folder, shards_of(folder))
+        if len(self) != (count := self.statistics.get("pairs")):
+            raise UserError(f"holds {len(self)} of {count} pairs", where=str(folder))
 
     def split(self, name: str, fraction: float | None = None) -> list[int]:
         """Positions of the pairs in a split.
@@ -363,17 +328,8 @@ class PairStore:
             name: "train" or "held_out".
             fraction: share of groups held out; None takes the one the store was written with.
         """
-        wanted = check_split(name)
         share = float(self.statistics["held_out_fraction"]) if fraction is None else fraction
-        return [number for number, group in enumerate(self.group_ids) if split_of(group, share) == wanted]
-
-    def _read(self, shard: Path, reader: Any) -> pa.Table:
-        try:
-            with pq.ParquetFile(shard) as file:
-                return reader(file)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"shard cannot be read ({reason})", where=str(shard)) from error
+        return positions_in(name, self.group_ids, share)
 
 
 def open_pairs(path: str | Path) -> PairStore:

@@ -15,8 +15,9 @@ from made_episodes import made_episode, made_episodes
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.splits import split_of
-from roboalign_ray.episodes.store import EpisodeStore, StoreCard, open_store, write_store
+from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.shards import StoreCard
 
 
 @pytest.fixture(scope="module")

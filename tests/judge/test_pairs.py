@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.episodes.store import StoreCard
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.shards import StoreCard
 from roboalign_ray.judge.pairs import JudgedPair, PairStore, encode_pair, open_pairs, write_pairs
 
 
