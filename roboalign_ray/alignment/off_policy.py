@@ -16,6 +16,7 @@ stale.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +29,7 @@ from roboalign_ray.alignment.grpo import (
     GrpoObjective,
     Metrics,
     Objective,
+    Surrogate,
     TokenBatch,
     clipped_surrogate,
     grpo_loss,
@@ -36,6 +38,8 @@ from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 
 EVERY_VERSION = 2**62  # all segments are older than this
+# [B, N] each: log-probabilities that ratios are taken to, weights, where these were cut; and the surrogate, if another.
+_Correction = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Surrogate | None]
 
 
 @runtime_checkable
@@ -58,79 +62,81 @@ def build_objective(config: AlignmentConfig, off_policy: OffPolicyConfig) -> Obj
     return GrpoObjective(config)
 
 
-class DecoupledObjective:
-    """Clips against the proximal policy, weighs by what lies between it and the behaviour policy."""
+class _CorrectedObjective(ABC):
+    """Plain GRPO where nothing is stale, else with a correction."""
 
-    needs_proximal = True
+    needs_proximal: bool
 
     def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig) -> None:
         self.config, self.off_policy = config, off_policy
 
     def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
-        if batch.stale is None:
-            loss, metrics = GrpoObjective(self.config)(batch, token_count)
+        stale = zero = torch.zeros_like(batch.mask)
+        correction: _Correction = (batch.behaviour, zero + 1, zero, None)
+        if batch.stale is not None:
+            stale, correction = batch.stale, self._correction(batch, batch.stale)
+        old, weights, cut, surrogate_of = correction
+        loss, metrics = grpo_loss(
+            batch.logprobs,
+            old,
+            batch.reference,
+            batch.advantages,
+            batch.mask,
+            self.config,
+            token_count=token_count,
+            entropy=batch.entropy,
+            surrogate_of=surrogate_of,
+        )
+        if self.needs_proximal:
             metrics["proximal_kl"] = metrics["behaviour_kl"]
-            return loss, metrics | _weight_metrics(None, None, batch, token_count)
+            metrics["behaviour_kl"] = _behaviour_kl(batch, token_count)
+        shares = {"importance_mean": weights, "importance_cut": cut, "stale_fraction": stale}
+        for name, values in shares.items():
+            metrics[name] = _share(values.to(zero.dtype), batch.mask, token_count)
+        return loss, metrics
+
+    @abstractmethod
+    def _correction(self, batch: TokenBatch, stale: torch.Tensor) -> _Correction: ...
+
+    def _clipped(self, ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return clipped_surrogate(ratio, advantages, self.config.clip, self.config.dual_clip)
+
+
+class DecoupledObjective(_CorrectedObjective):
+    """Clips against the proximal policy, weighs by what lies between it and the behaviour policy."""
+
+    needs_proximal = True
+
+    def _correction(self, batch: TokenBatch, stale: torch.Tensor) -> _Correction:
         assert batch.proximal is not None
         weights, cut = importance_weights(
             batch.proximal, batch.behaviour, batch.mask, self.off_policy.truncation
         )
 
         def surrogate_of(ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            surrogate, clipped = clipped_surrogate(ratio, advantages, self.config.clip, self.config.dual_clip)
-            return weights * surrogate, clipped
+            plain, clipped = self._clipped(ratio, advantages)
+            return weights * plain, clipped
 
-        loss, metrics = grpo_loss(
-            batch.logprobs,
-            batch.proximal,
-            batch.reference,
-            batch.advantages,
-            batch.mask,
-            self.config,
-            token_count=token_count,
-            entropy=batch.entropy,
-            surrogate_of=surrogate_of,
-        )
-        metrics["proximal_kl"] = metrics["behaviour_kl"]
-        metrics["behaviour_kl"] = _behaviour_kl(batch, token_count)
-        return loss, metrics | _weight_metrics(weights, cut, batch, token_count)
+        return batch.proximal, weights, cut, surrogate_of
 
 
-class TruncatedObjective:
+class TruncatedObjective(_CorrectedObjective):
     """REINFORCE with truncated importance weights on stale tokens, plain GRPO on the others."""
 
     needs_proximal = False
 
-    def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig) -> None:
-        self.config, self.off_policy = config, off_policy
-
-    def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
-        if batch.stale is None:
-            loss, metrics = GrpoObjective(self.config)(batch, token_count)
-            return loss, metrics | _weight_metrics(None, None, batch, token_count)
-        stale = batch.stale
+    def _correction(self, batch: TokenBatch, stale: torch.Tensor) -> _Correction:
         weights, cut = importance_weights(
             batch.logprobs.detach(), batch.behaviour, batch.mask * stale, self.off_policy.truncation
         )
 
         def surrogate_of(ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            plain, clipped = clipped_surrogate(ratio, advantages, self.config.clip, self.config.dual_clip)
+            plain, clipped = self._clipped(ratio, advantages)
             # ratio / ratio.detach() is 1 with the gradient of log pi.
             weighted = weights * advantages * (ratio / ratio.detach())
             return torch.where(stale, weighted, plain), torch.where(stale, cut, clipped)
 
-        loss, metrics = grpo_loss(
-            batch.logprobs,
-            batch.behaviour,
-            batch.reference,
-            batch.advantages,
-            batch.mask,
-            self.config,
-            token_count=token_count,
-            entropy=batch.entropy,
-            surrogate_of=surrogate_of,
-        )
-        return loss, metrics | _weight_metrics(weights, cut, batch, token_count)
+        return batch.behaviour, weights, cut, surrogate_of
 
 
 def importance_weights(
@@ -164,19 +170,6 @@ def stale_masks(
     ]
     batches = micro_batches(twins, token_budget, rank=rank, ranks=ranks)
     return [torch.from_numpy(batch.behaviour > 0) for batch in batches]
-
-
-def _weight_metrics(
-    weights: torch.Tensor | None, cut: torch.Tensor | None, batch: TokenBatch, token_count: float
-) -> Metrics:
-    """Shares of the step's means: weights, how many were cut, how many tokens are stale. None: nothing is stale."""
-    one = torch.ones_like(batch.mask)
-    parts = {
-        "importance_mean": one if weights is None else weights,
-        "importance_cut": one * 0 if cut is None else cut.to(one.dtype),
-        "stale_fraction": one * 0 if batch.stale is None else batch.stale.to(one.dtype),
-    }
-    return {name: _share(values, batch.mask, token_count) for name, values in parts.items()}
 
 
 def _behaviour_kl(batch: TokenBatch, token_count: float) -> torch.Tensor:
