@@ -12,30 +12,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from pipelines.feed import ordered_dataset
 from pipelines.runtime import start_ray
 from pipelines.weights import tokenizer_folder, world_model_folder
 from roboalign_ray.config import JobConfig, RolloutConfig
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.episodes.episode import EpisodeError
-from roboalign_ray.episodes.store import StoreCard, open_store, resolve_store
+from roboalign_ray.episodes.store import open_store, resolve_store
 from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.progress import Progress
+from roboalign_ray.foundation.shards import StoreCard
 from roboalign_ray.judge.bench.generated import find_generated, generated_pairs
 from roboalign_ray.judge.bench.making import PairMaker
 from roboalign_ray.judge.bench.plan import FAMILIES, Balancer, Family, Planner, Proposal, quotas
 from roboalign_ray.judge.pairs import JudgedPair, PairsSummary, encode_pair, write_pairs
 from roboalign_ray.judge.rubric import names
-
-os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
 
 _ROUNDS, _CAPPED_ROUNDS = 8, 5  # the last ones take any score level
 _SPARE: dict[str, float] = {"real": 1.05, "degraded": 1.1, "counterfactual": 1.3, "rollout": 1.3}
@@ -151,12 +151,9 @@ def _chained(*parts: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]
 
 
 def _rows(source: BenchSource, planner: Planner, report: BuildReport, quiet: bool) -> Iterator[Row]:
-    from rich.console import Console
-
     balancer = Balancer(report.wanted, source.config.level_cap)
     total = sum(report.wanted.values())
-    console = Console(stderr=True, quiet=quiet)
-    with Progress("making judged pairs", total, unit="pair", console=console) as progress:
+    with Progress("making judged pairs", total, unit="pair", quiet=quiet) as progress:
         for number in range(_ROUNDS):
             if number == _CAPPED_ROUNDS:
                 balancer.lift_cap()
@@ -221,14 +218,8 @@ def _cut(parts: Iterable[list[Proposal]], size: int) -> list[list[Proposal]]:
 
 def _stream(parts: list[list[Proposal]], task: Any, **arguments: Any) -> Iterator[Row]:
     """Rows of all parts, as they are made: encoded pairs, or a reason why there is none."""
-    import ray
-
     rows = [{"proposals": json.dumps([asdict(proposal) for proposal in part])} for part in parts]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    context = dataset.context
-    context.execution_options.preserve_order = True  # the store is then the same at every run
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.enable_rich_progress_bars = False
+    dataset = ordered_dataset(rows)  # the store is then the same at every run
     if arguments:
         made = dataset.flat_map(task, fn_constructor_kwargs=arguments, concurrency=1, num_cpus=1)
     else:
@@ -273,13 +264,10 @@ class _RolloutTask:
         return [_encoded(pair) for pair in self._rollouts.pairs(_parsed(row))]
 
 
-_makers: dict[BenchSource, PairMaker] = {}
-
-
+@cache
 def _opened(source: BenchSource) -> PairMaker:
-    if source not in _makers:
-        _makers[source] = source.maker()
-    return _makers[source]
+    """Once per process."""
+    return source.maker()
 
 
 def _parsed(row: Mapping[str, Any]) -> list[Proposal]:

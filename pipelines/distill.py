@@ -1,7 +1,7 @@
 """Distillation: a student trained on judged pairs as a Ray Train job, calibrated, measured, tried, and published.
 
-    stores of pairs ──► PairFeed ──► StudentTrainer ──► calibration ──► agreement table ──► reward gate ──► version
-                        (Ray Data)   (Ray Train)        └─ held-out groups, two parts ─┘
+    stores of pairs ──► PairStream ──► StudentTrainer ──► calibration ──► agreement table ──► reward gate ──► version
+                        (Ray Data)     (Ray Train)        └─ held-out groups, two parts ─┘
 
 What is complete in the run's folder is left as it is, what was cut short resumes. A student that fails the gate is
 kept for a look, with its tables, but is not published.
@@ -130,7 +130,8 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
-    from pipelines.pair_feed import PairFeed
+    from pipelines.feed import Feed
+    from pipelines.pair_streaming import PairStream
     from roboalign_ray.judge.naive import NO_INSTRUCTION
     from roboalign_ray.judge.student import Student
     from roboalign_ray.judge.training import StudentTrainer
@@ -144,16 +145,17 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         heard = [NO_INSTRUCTION] * len(told) if spec["text_blind"] else told
         return trainer.step(batch["clips"], heard, batch["scores"])
 
+    stream = PairStream(
+        spec["pairs"],
+        judge.student,
+        judge.distillation,
+        judge.seed,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+    )
     return TrainJob(
         trainer=trainer,
-        stream=PairFeed(
-            paths=spec["pairs"],
-            student=judge.student,
-            settings=judge.distillation,
-            seed=judge.seed,
-            rank=context.get_world_rank(),
-            world_size=context.get_world_size(),
-        ),
+        stream=Feed(stream),
         step=step,
         save=lambda folder: trainer.result().save(folder),
         steps=judge.distillation.steps,

@@ -161,7 +161,7 @@ def run_policies(
 ) -> LongHorizonResult:
     """Every refresh policy of one model over the bench's windows."""
     total = len(policies) * len(bench.windows)
-    with _progress("refresh policies", total, "window", quiet) as progress:
+    with Progress("refresh policies", total, unit="window", quiet=quiet) as progress:
         return long_horizon(
             partial(bench.engine, folder),
             policies,
@@ -175,7 +175,7 @@ def run_policies(
 
 def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bool = False) -> PolicyResult:
     """One model with the job's own refresh policy over the bench's windows: one side of before/after."""
-    with _progress(label, len(bench.windows), "window", quiet) as progress:
+    with Progress(label, len(bench.windows), unit="window", quiet=quiet) as progress:
         return evaluate_rollouts(
             bench.engine(folder),
             bench.windows,
@@ -191,7 +191,7 @@ def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bo
 def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepResult:
     """One step ahead from real frames, every fifth frame of each window."""
     steps = len(range(0, bench.windows[0].prompt.horizon, _ONE_STEP_EVERY))
-    with _progress("one step", 2 * steps * len(bench.windows), "prediction", quiet) as progress:
+    with Progress("one step", 2 * steps * len(bench.windows), unit="prediction", quiet=quiet) as progress:
         return one_step(
             bench.engine(folder, temperature=bench.config.evaluation.one_step_temperature),
             bench.windows,
@@ -261,9 +261,3 @@ def _long_horizon(bench: Bench, folder: Path, out: Path, quiet: bool) -> dict[st
 
 def _totals(curves: MetricCurves) -> dict[str, dict[str, float]]:
     return {name: vars(curves.total(name)) for name in curves.per_frame}
-
-
-def _progress(label: str, total: int, unit: str, quiet: bool) -> Progress:
-    from rich.console import Console
-
-    return Progress(label, total=total, unit=unit, console=Console(stderr=True, quiet=quiet))

@@ -77,7 +77,8 @@ def _train(spec: dict[str, Any]) -> None:
 def _stream(config: JobConfig, frames: int, context_range: int, windows: int):
     import ray.train
 
-    from pipelines.feed import WindowFeed
+    from pipelines.feed import Feed
+    from pipelines.streaming import WindowStream
     from roboalign_ray.episodes.windows import WindowSpec
 
     context = ray.train.get_context()
@@ -91,15 +92,16 @@ def _stream(config: JobConfig, frames: int, context_range: int, windows: int):
         height=config.tokenizer.height,
         width=config.tokenizer.width,
     )
-    return WindowFeed(
-        store_path=config.episodes.store,
-        episodes_config=config.episodes,
-        spec=spec,
-        batch_size=windows // workers,
-        seed=config.seed,
+    stream = WindowStream(
+        config.episodes.store,
+        config.episodes,
+        spec,
+        windows // workers,
+        config.seed,
         rank=context.get_world_rank(),
         world_size=workers,
     )
+    return Feed(stream)
 
 
 def _tokenizer_job(config: JobConfig) -> TrainJob:

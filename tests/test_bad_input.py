@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from pipelines.cli import run
 from roboalign_ray.config.loading import dump_yaml
 
 
@@ -141,23 +141,6 @@ CONFIG_CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
 }
 
 
-def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def refused(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must end with code 2 and leave the folder as it was; its one line on stderr."""
-    before = listing(folder)
-    capsys.readouterr()
-    assert run(command.split()) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("error: ")
-    assert line.count("\n") == 1
-    assert line.endswith("\n")
-    assert listing(folder) == before
-    return line
-
-
 @pytest.mark.parametrize("kind", CONFIG_CASES)
 def test_bad_input_is_refused_in_one_line(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -165,7 +148,7 @@ def test_bad_input_is_refused_in_one_line(
     prepare, command, expected = CONFIG_CASES[kind]
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert expected in refused(command, tmp_path, capsys)
+    assert expected in refused(command.split(), tmp_path, capsys)
 
 
 def truncate(path: Path) -> None:
@@ -204,7 +187,7 @@ def test_damaged_files_are_refused_in_one_line(
         " --set tokenizer_weights=tokenizer --set world_model_weights=world_model --set episodes.store=store"
     )
     command = f"evaluate tiny.yaml --quiet --set evaluation.horizon=4{places}{arguments}"
-    assert expected in refused(command, folder, capsys)
+    assert expected in refused(command.split(), folder, capsys)
 
 
 @pytest.mark.parametrize("damage", [truncate, scribble, Path.unlink])

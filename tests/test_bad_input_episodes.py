@@ -19,6 +19,7 @@ from episode_files import (
     write_lerobot_v3,
     write_rlds,
 )
+from refusals import refused
 
 from pipelines.cli import run
 from pipelines.episodes_convert import ConvertOptions, convert
@@ -171,28 +172,12 @@ BAD = {
 }
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, with its content; folders as empty."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-        for path in folder.rglob("*")
-    }
-
-
 @pytest.mark.parametrize("kind", BAD)
 def test_one_line_exit_code_two_and_nothing_half_written(kind, tmp_path, capfd):
     bad = BAD[kind]
     bad.prepare(tmp_path)
-    before = tree(tmp_path)
-    capfd.readouterr()
-    code = run(["episodes", *(word.replace("{}", str(tmp_path)) for word in bad.arguments.split())])
-    out, err = capfd.readouterr()
-    assert code == 2, err
-    (line,) = err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert bad.clue in line
-    assert "Traceback" not in out + err
-    assert tree(tmp_path) == before
+    words = [word.replace("{}", str(tmp_path)) for word in bad.arguments.split()]
+    assert bad.clue in refused(["episodes", *words], tmp_path, capfd)
 
 
 @pytest.mark.parametrize(
@@ -200,10 +185,8 @@ def test_one_line_exit_code_two_and_nothing_half_written(kind, tmp_path, capfd):
 )
 def test_unknown_simulation_names_are_told_the_nearest(tmp_path, capfd, arguments, clue):
     pytest.importorskip("metaworld")
-    assert run(["episodes", "generate", str(tmp_path / "store"), *arguments.split()]) == 2
-    (line,) = capfd.readouterr().err.strip().splitlines()
-    assert clue in line
-    assert not list(tmp_path.iterdir())
+    words = ["episodes", "generate", str(tmp_path / "store"), *arguments.split()]
+    assert clue in refused(words, tmp_path, capfd)
 
 
 def test_a_bad_episode_is_no_bad_input(tmp_path, capfd):

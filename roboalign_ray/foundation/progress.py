@@ -30,6 +30,7 @@ class Progress:
         unit: what a step is called.
         done: steps that were done before: a resumed job's; they count as done, not as fast.
         console: where to; None takes standard error, so that standard output stays clean for results.
+        quiet: show nothing on standard error.
         line_every_s: seconds between lines where the console is no terminal.
         clock: seconds, monotonic.
     """
@@ -42,12 +43,13 @@ class Progress:
         unit: str = "step",
         done: int = 0,
         console: Console | None = None,
+        quiet: bool = False,
         line_every_s: float = LINE_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self._before = done
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=quiet)
         self._every, self._clock = line_every_s, clock
         self._started = self._last_line = clock()
         self._figures: dict[str, float | str] = {}

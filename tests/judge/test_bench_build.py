@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 from tiny_job import make_tiny_job, square_episode
 
-from pipelines import cli
 from pipelines.bench_build import bench_source, build_bench, write_degradation_sheets
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.episode import Episode, Outcome
@@ -70,22 +69,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
     episodes = (labelled_episode(t, s, v) for t in range(3) for s in range(4) for v in range(2))
     write_store(episodes, folder / "store", held_out_fraction=0.3, overwrite=True)
     return config
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +181,5 @@ def test_bad_input_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
         (["demo", "--set", "bench.fames=9"], "did you mean"),
         (["demo", "--generated", str(tmp_path / "none"), "--no-rollouts"], "no such folder"),
     ):
-        assert cli.run(["bench", "build", *arguments, "--out", str(tmp_path / "out")]) == 2
-        shown = capsys.readouterr().err
-        assert told in shown
-        assert shown.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+        words = ["bench", "build", *arguments, "--out", str(tmp_path / "out")]
+        assert told in refused(words, tmp_path, capsys)

@@ -7,12 +7,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import ray
 from test_student import TINY
 
 from pipelines.assessment import gate_clips
 from pipelines.distill import run_distill
-from pipelines.pair_feed import PairFeed
+from pipelines.feed import Feed
+from pipelines.pair_streaming import PairStream
 from roboalign_ray.config import JobConfig, StudentConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.clips import prepare_clips
@@ -68,23 +68,10 @@ def pairs(tmp_path_factory):
     return [folder / "store", folder / "set"]
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-
-
-def test_the_feed_hands_out_the_samplers_pairs_and_resumes(pairs, cluster) -> None:
+def test_the_feed_hands_out_the_samplers_pairs_and_resumes(pairs, ray_cluster) -> None:
     config = make_job(["reverse"]).judge
     arguments = {"paths": pairs, "student": config.student, "settings": config.distillation, "seed": 3}
-    feed = PairFeed(**arguments)
+    feed = Feed(PairStream(**arguments))
     batches = list(islice(feed, 2))
     store = LabelledPairs(pairs)
     train = store.split("train", 0.5)
@@ -96,15 +83,15 @@ def test_the_feed_hands_out_the_samplers_pairs_and_resumes(pairs, cluster) -> No
         )
         assert batch["instruction"] == [pair.instruction for pair in expected]
         np.testing.assert_array_equal(batch["scores"], np.stack([pair.scores for pair in expected]))
-    resumed = PairFeed(**arguments)
+    resumed = Feed(PairStream(**arguments))
     resumed.load_state_dict(feed.state_dict())
     positions = train[sampler.positions(2)]
     np.testing.assert_array_equal(next(iter(resumed))["scores"], store.scores[positions])
     with pytest.raises(UserError, match="saved position"):
-        PairFeed(**{**arguments, "seed": 4}).load_state_dict(feed.state_dict())
+        Feed(PairStream(**{**arguments, "seed": 4})).load_state_dict(feed.state_dict())
 
 
-def test_from_pairs_to_a_published_version(pairs, cluster, tmp_path) -> None:
+def test_from_pairs_to_a_published_version(pairs, ray_cluster, tmp_path) -> None:
     out = tmp_path / "run"
     with pytest.raises(UserError, match=r"gate is closed.*reverse .* FAILED"):
         run_distill(make_job(["reverse"]), pairs, out, quiet=True)  # noise backwards is noise

@@ -26,23 +26,11 @@ def source() -> MetaworldSource:
         pytest.skip(str(error))
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_write_what_one_process_simulates(source: MetaworldSource, tmp_path: Path) -> None:
-    import ray
-
     from pipelines.episodes_generate import generate
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
-    try:
-        summary = generate(CONFIG, tmp_path / "made", show_progress=False)
-    finally:
-        ray.shutdown()
+    summary = generate(CONFIG, tmp_path / "made", show_progress=False)
     store = open_store(tmp_path / "made")
     wanted = list(source.episodes())
     assert summary.episodes == 8

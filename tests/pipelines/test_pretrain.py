@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import ray
 import torch
 from tiny_job import make_tiny_job
 
@@ -42,22 +41,12 @@ TRAINING = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, ray_cluster):
     """A pre-training run of both stages: (config, folder, summary)."""
     folder = tmp_path_factory.mktemp("pretrain")
     config = make_tiny_job(folder, **TRAINING)
     out = folder / "run"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        summary = run_pretrain(config, out)
-    finally:
-        ray.shutdown()
+    summary = run_pretrain(config, out)
     return config, out, summary
 
 
@@ -77,17 +66,7 @@ def test_both_stages_leave_loadable_models_and_curves(run):
 def test_a_complete_run_is_not_trained_again(run):
     config, out, summary = run
     weights = (out / "tokenizer" / "tokenizer.safetensors").stat().st_mtime_ns
-    ray.init(
-        address="local",
-        num_cpus=1,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        again = run_pretrain(config, out)
-    finally:
-        ray.shutdown()
+    again = run_pretrain(config, out)
     assert again == summary
     assert (out / "tokenizer" / "tokenizer.safetensors").stat().st_mtime_ns == weights
 
@@ -131,18 +110,8 @@ def test_evaluation_measures_all_protocols_and_policies(run, tmp_path):
     assert 1 <= reconstruction["codes_used"]["dynamics"] <= reconstruction["codes"] == 16
 
 
-def test_a_store_of_another_robot_is_refused(tmp_path):
+def test_a_store_of_another_robot_is_refused(tmp_path, ray_cluster):
     config = make_tiny_job(tmp_path, **TRAINING, world_model={"action_dims": 3})
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    try:
-        with pytest.raises(UserError, match="action"):
-            run_pretrain(config, tmp_path / "run")
-    finally:
-        ray.shutdown()
+    with pytest.raises(UserError, match="action"):
+        run_pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
