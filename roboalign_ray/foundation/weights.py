@@ -348,7 +348,7 @@ def _changes(old: Array, new: Array, block: int) -> Array:
 
 def _elements(blocks: Array, block: int, size: int) -> Array:
     """A mask of blocks as a mask of elements."""
-    return np.repeat(blocks, block)[:size] if block > 1 else blocks
+    return np.repeat(blocks, min(block, size))[:size] if block > 1 else blocks
 
 
 def _bitmap_bytes(blocks: int) -> int:

@@ -243,7 +243,7 @@ def test_real_optimizer_steps_come_through_as_changes() -> None:
 def test_what_cannot_travel_is_said() -> None:
     with pytest.raises(UserError, match="version -1"):
         pack({}, -1, WeightsConfig())
-    with pytest.raises(UserError, match=r"z: weights of type complex128"):
+    with pytest.raises(UserError, match=r"z: weights of type torch.complex128"):
         pack({"z": np.zeros(2, complex)}, 1, WeightsConfig())
     with pytest.raises(UserError, match=r"o: weights of type object"):
         pack({"o": np.array([None])}, 1, WeightsConfig())
