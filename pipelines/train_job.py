@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import complete_or_absent
 
 SUMMARY = "training.json"
 _STATE = "state.pt"
@@ -202,15 +202,12 @@ def _fit(trainer: Any, name: str) -> None:
 @contextmanager
 def _progress(logs: Path, name: str, steps: int, shown: tuple[str, ...], quiet: bool) -> Iterator[None]:
     """Progress on the terminal while the job runs in other processes, read from its newest log line."""
-    from rich.console import Console
-
     from roboalign_ray.foundation.progress import Progress
     from roboalign_ray.foundation.telemetry import last_row
 
     done = threading.Event()
     before = (last_row(logs) or {"step": 0})["step"]  # of a run that is resumed
-    console = Console(stderr=True, quiet=quiet)
-    with Progress(name.replace("_", " "), steps, done=before, console=console) as progress:
+    with Progress(name.replace("_", " "), steps, done=before, quiet=quiet) as progress:
 
         def update() -> None:
             row = last_row(logs)
@@ -292,14 +289,11 @@ def _resume(job: TrainJob) -> float:
 
 
 def _publish(job: TrainJob, folder: Path, metrics: dict[str, float]) -> None:
-    """Write the result beside its place and rename it: a folder with a summary is a complete one."""
+    """Write the result: a folder with a summary is a complete one."""
     import torch
 
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    job.save(staging)
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     summary = {"steps": job.steps, "hardware": hardware, **metrics}
-    (staging / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with complete_or_absent(folder) as writing:
+        job.save(writing)
+        (writing / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from roboalign_ray.episodes.actions import unwrap_angles
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import EpisodeStore
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +66,7 @@ def _columns(store: EpisodeStore, names: list[str]) -> pa.Table:
     try:
         return pa.concat_tables([pq.read_table(shard, columns=names) for shard in store.shards])
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"shards cannot be read ({str(error).splitlines()[0]})", where=str(store.path)
-        ) from error
+        raise UserError(f"shards cannot be read ({first_line(error)})", where=str(store.path)) from error
 
 
 def _quarantined(path: Path) -> list[dict[str, str]]:

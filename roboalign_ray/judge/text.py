@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
 
 HASHED = "hashed"
 _WORD = re.compile(r"[^\W_]+")
@@ -166,9 +166,8 @@ def load_encoder(name: str, *, weights: bool, where: str) -> tuple[Any, int]:
         else:
             model = AutoModel.from_config(AutoConfig.from_pretrained(name), dtype=torch.float32)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"no encoder '{name}' ({reason})",
+            f"no encoder '{name}' ({first_line(error)})",
             where=where,
             remedy="give a transformers model name or folder, or leave the built-in one",
         ) from error

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from roboalign_ray.config import TokenizerConfig
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.tokenizer.fsq import FSQ
 from roboalign_ray.tokenizer.modules import Decoder, Encoder
 
@@ -179,7 +179,7 @@ class DualBranchTokenizer(nn.Module):
             ) from error
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"tokenizer cannot be read: {str(error).splitlines()[0]}",
+                f"tokenizer cannot be read: {first_line(error)}",
                 where=str(folder),
                 remedy="the files are damaged or of two different runs; write them again",
             ) from error

@@ -7,7 +7,6 @@ never as a request.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -19,6 +18,7 @@ import numpy as np
 from roboalign_ray.evaluation.plots import Series, interval_bar, line_chart
 from roboalign_ray.evaluation.report.data import Comparison, ReportData, Table
 from roboalign_ray.evaluation.report.tiles import PANELS, video_uri
+from roboalign_ray.foundation.files import whole_file
 from roboalign_ray.foundation.progress import seconds
 
 _METRIC_TITLES = {
@@ -53,9 +53,8 @@ def write_report(data: ReportData, path: str | Path) -> Path:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    draft.write_text(render(data), encoding="utf-8")
-    os.replace(draft, target)
+    with whole_file(target) as draft:
+        draft.write_text(render(data), encoding="utf-8")
     return target
 
 
