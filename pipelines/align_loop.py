@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -142,6 +142,21 @@ class AlignmentLoop:
         if stopped():
             raise Interrupted
 
+    def state_dict(self, pack: Callable[[Finished], Any]) -> dict[str, Any]:
+        """All that the next update depends on but the learner, JSON types; `pack` names a finished group's file."""
+        return {
+            "groups": self.groups.state_dict(pack),
+            "controller": self.controller.state_dict(),
+            "tally": asdict(self._tally),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], unpack: Callable[[Any], Finished]) -> None:
+        """Take up what `state_dict` gave."""
+        self.groups.load_state_dict(state["groups"], unpack)
+        self.controller.load_state_dict(state["controller"])
+        self._tally = Tally(**state["tally"])
+        self._staleness = Counter(self.groups.ledger.staleness_of_segments)
+
     # --- prompts ─► rollout workers ------------------------------------------------------------------------------
 
     def _roll_out(self) -> None:
@@ -248,12 +263,15 @@ class AlignmentLoop:
     def _figures(self, records: list[GroupRecord], failures: list[tuple[Ticket, Failed]]) -> dict[str, float]:
         ledger, crew = self.groups.ledger, self.crew
         before, self._staleness = self._staleness, Counter(ledger.staleness_of_segments)
+        tokens = sum(record.tokens for record in records)
         kinds = Counter(failed.kind for _, failed in failures)
         return {
             **reward_scalars(records),
             "failed_groups": float(len(failures)),
             **{f"failures/{kind}": float(count) for kind, count in sorted(kinds.items())},
-            **self._tally.scalars(len(crew.rollouts.workers), len(crew.scorers.workers)),
+            **self._tally.scalars(
+                sum(r.tokens for r in records), len(crew.rollouts.workers), len(crew.scorers.workers)
+            ),
             **ages(before, self._staleness),
             "groups_running": float(ledger.running),
             "groups_ready": float(ledger.ready),

@@ -45,7 +45,7 @@ def save(
         references.append(finished.reference)
         return len(references) - 1
 
-    state = {"groups": loop.groups.state_dict(pack), "controller": loop.controller.state_dict()}
+    state = loop.state_dict(pack)
     learner = loop.crew.learner.pool
     actors, deadline = learner.actors, learner.role.deadline_s
 
@@ -88,8 +88,7 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
     def unpack(number: int) -> Finished:
         return Finished(references[number], records[number])
 
-    loop.groups.load_state_dict(state["groups"], unpack)
-    loop.controller.load_state_dict(state["controller"])
+    loop.load_state_dict(state, unpack)
     loop.weights = crew.learner.publish()
 
 

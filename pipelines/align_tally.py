@@ -16,11 +16,10 @@ class Tally:
     """Rollouts and scores since the last update.
 
     Attributes:
-        tokens: generated.
         rollout_s, scorer_s: seconds of work, added over workers.
+        peak_sequence, cache_bytes: most of any call, see `RolloutReport`.
     """
 
-    tokens: int = 0
     rollout_s: float = 0.0
     scorer_s: float = 0.0
     peak_sequence: int = 0
@@ -28,18 +27,17 @@ class Tally:
 
     def rolled(self, call: Call, report: RolloutReport) -> None:
         """A call of training groups was rolled out."""
-        self.tokens += report.tokens
         self.rollout_s += call.seconds
         self.peak_sequence = max(self.peak_sequence, report.peak_sequence)
         self.cache_bytes = max(self.cache_bytes, report.cache_bytes)
 
-    def scalars(self, rollout_workers: int, scorer_workers: int) -> dict[str, float]:
-        """By the names of their curves; seconds are means over the role's workers."""
+    def scalars(self, tokens: int, rollout_workers: int, scorer_workers: int) -> dict[str, float]:
+        """By the names of their curves; seconds are means over the role's workers, `tokens` those trained on."""
         seconds = self.rollout_s / max(1, rollout_workers)
         return {
             "seconds_rollout": seconds,
-            "rollout_tokens": float(self.tokens),
-            "rollout_tokens_per_second": self.tokens / seconds if seconds else 0.0,
+            "rollout_tokens": float(tokens),
+            "rollout_tokens_per_second": tokens / seconds if seconds else 0.0,
             "peak_sequence": float(self.peak_sequence),
             "cache_bytes": float(self.cache_bytes),
             "seconds_scorer": self.scorer_s / max(1, scorer_workers),
