@@ -14,7 +14,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from roboalign_ray.alignment.batch import MicroBatch
@@ -25,11 +24,11 @@ from roboalign_ray.alignment.scored import GroupRecord, ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
+from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
+from roboalign_ray.foundation.weights import Manifest, Receiver, pack
 from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
-
-Weights = dict[str, np.ndarray]
 
 
 class LearnerActor:
@@ -39,6 +38,7 @@ class LearnerActor:
         world_model: folder of the pre-trained weights: where training starts, and the frozen reference.
         config: objective and optimizer.
         off_policy: what makes up for segments of older weights.
+        travel: how weights travel.
         rank, ranks: of this actor, and how many there are.
         threads: torch threads.
     """
@@ -48,6 +48,7 @@ class LearnerActor:
         world_model: Path,
         config: AlignmentConfig,
         off_policy: OffPolicyConfig | None = None,
+        travel: WeightsConfig | None = None,
         rank: int = 0,
         ranks: int = 1,
         threads: int = 1,
@@ -55,7 +56,9 @@ class LearnerActor:
         torch.set_num_threads(threads)
         self.world_model, self.config, self.rank, self.ranks = world_model, config, rank, ranks
         self.objective = build_objective(config, off_policy or OffPolicyConfig())
-        self.version = 0
+        self.version, self.travel = 0, travel or WeightsConfig()
+        self._buckets: list[Any] = []
+        self._sent = Receiver() if self.travel.changed_only else None  # what the others hold
 
     def beat(self) -> int:
         """A number that grows while work is done; may be asked for from another thread."""
@@ -112,16 +115,22 @@ class LearnerActor:
         self.version += 1
         return result
 
-    def publish(self) -> tuple[Weights | None, int]:
-        """Weights, float32 arrays by name (None on all ranks but the first), and their version."""
+    def publish(self) -> tuple[int, Manifest | None]:
+        """The version, and on the first rank what its buckets consist of; `take_buckets` hands them out."""
         with self.policy.whole_weights() as model:
             if self.rank:
-                return None, self.version
-            weights = {
-                name: value.detach().float().cpu().numpy().copy()
-                for name, value in model.state_dict().items()
-            }
-            return weights, self.version
+                return self.version, None
+            manifest, self._buckets = pack(
+                model.state_dict(), self.version, self.travel, self._sent and self._sent.current
+            )
+        if self._sent is not None:
+            self._sent.apply(manifest, self._buckets)
+        return self.version, manifest
+
+    def take_buckets(self) -> tuple[Any, ...]:
+        """The buckets that `publish` packed, uint8 arrays, and last their number."""
+        buckets, self._buckets = self._buckets, []
+        return (*buckets, len(buckets))
 
     def save(self, folder: Path) -> None:
         """Write the model as a plain Hugging Face directory (the first rank does)."""

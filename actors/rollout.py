@@ -14,12 +14,16 @@ import torch
 
 from roboalign_ray.alignment.prompts import PromptName, PromptReader
 from roboalign_ray.config import EpisodesConfig, RolloutConfig
+from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.weights import Parcel, Receiver
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.engine import RolloutEngine
 from roboalign_ray.world_model.rollout import Prompt, RolloutGroup
 from roboalign_ray.world_model.transformer import load_pretrained
+
+_FETCH_S = 600.0  # for a version of the weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class RolloutActor:
     Args:
         tokenizer, world_model: folders; the world model's are version 0.
         rollout, episodes: configs.
+        travel: how weights travel.
         threads: torch threads.
     """
 
@@ -58,12 +63,14 @@ class RolloutActor:
         world_model: Path,
         rollout: RolloutConfig,
         episodes: EpisodesConfig,
+        travel: WeightsConfig | None = None,
         threads: int = 1,
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
         self.config, self.episodes = rollout, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.travel, self._receiver = travel or WeightsConfig(), Receiver()
         self._loading, self._held = threading.Lock(), (0, 0)
 
     @cached_property
@@ -99,9 +106,12 @@ class RolloutActor:
 
         Args:
             version: their version.
-            weights: arrays by name; or one reference to them in a sequence, fetched here; an empty sequence means
-                those of the world model's folder.
+            weights: arrays by name; or one reference, in a sequence, to the parcels that lead to them, fetched here; an
+                empty sequence means those of the world model's folder.
             era: how often the learner has been set back: versions of a later era are newer, whatever their number.
+
+        Raises:
+            WeightsRefused: they came torn or damaged; what was here stays.
         """
         with self._loading:
             if (era, version) <= self._held:
@@ -109,9 +119,23 @@ class RolloutActor:
             if not weights:
                 weights = load_pretrained(self.world_model_folder)[0].state_dict()
             elif not isinstance(weights, Mapping):
-                weights = _fetch(weights[0])
+                weights = self._receive(weights[0])
             self._engine.load_weights(weights, version)
             self._held = (era, version)
+
+    def _receive(self, reference: Any) -> Mapping[str, Any]:
+        """Fetch, check and unpack a version."""
+        parcels: list[Parcel] = _fetch(reference)
+        known = [number for number, p in enumerate(parcels) if p.manifest.digest == self._receiver.digest]
+        for parcel in parcels[known[-1] + 1 if known else 0 :]:
+            self._receiver.apply(parcel.manifest, _fetch(list(parcel.buckets)))
+        assert self._receiver.current is not None
+        state = self._receiver.current.state
+        if not self.travel.changed_only:
+            self._receiver = (
+                Receiver()
+            )  # nothing builds on this version: its buckets may leave the object store
+        return state
 
     def rollout(
         self,
@@ -147,7 +171,7 @@ class RolloutActor:
         )
 
 
-def _fetch(reference: Any) -> dict[str, Any]:
+def _fetch(reference: Any) -> Any:
     import ray
 
-    return ray.get(reference)
+    return ray.get(reference, timeout=_FETCH_S)

@@ -54,6 +54,7 @@ def _hire(config: JobConfig, workforce: Workforce) -> Crew:
         **common,
         "world_model": world_model_folder(config),
         "rollout": config.rollout,
+        "travel": config.asynchrony.weights,
         "threads": role_threads(cluster.rollout),
     }
     scorer: dict[str, Any] = {**common, "reward": config.reward, "threads": role_threads(cluster.scorer)}
@@ -84,6 +85,7 @@ def _learners(config: JobConfig) -> WorkerPool:
             "world_model": world_model_folder(config),
             "config": config.alignment,
             "off_policy": config.asynchrony.off_policy,
+            "travel": config.asynchrony.weights,
             "rank": rank,
             "ranks": role.workers,
             "threads": role_threads(role),

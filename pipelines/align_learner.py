@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
+
 from pipelines.align_workers import Call, WorkerPool, Workforce
 from pipelines.runtime import RoleFailure, wait
 from roboalign_ray.alignment.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.weights import Manifest, Parcel, VersionBoard
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Weights:
 
     Attributes:
         version: updates it has seen.
-        reference: one reference to it; an empty list names the pre-trained weights, which every worker has.
+        reference: one reference to the parcels that lead to it, which name its buckets; an empty list names the
+            pre-trained weights, which every worker has.
         era: how often the learner was set back to a checkpoint: tells two version 7 apart.
     """
 
@@ -39,7 +43,7 @@ class Learner:
 
     def __init__(self, workforce: Workforce, pool: WorkerPool, era: int = 0) -> None:
         self.pool, self.era, self.busy, self.seconds = pool, era, False, 0.0
-        self._workforce = workforce
+        self._workforce, self._board = workforce, VersionBoard()
 
     def update(self, references: Sequence[Any], done: Callable[[dict[str, float], Weights], None]) -> None:
         """Train on these groups, in this order, and publish; `done` is told scalars and weights.
@@ -48,17 +52,17 @@ class Learner:
         """
         self.busy, began = True, time.monotonic()
 
-        def updated(results: list[UpdateResult], _: list[Any]) -> None:
+        def updated(results: list[UpdateResult]) -> None:
             mark = time.monotonic()
             scalars = update_scalars(results, mark - began)
 
-            def published(versions: list[int], weights: list[Any]) -> None:
+            def published(weights: Weights) -> None:
                 now = time.monotonic()
                 self.busy, self.seconds = False, self.seconds + now - began
                 scalars["seconds_weights"] = now - mark
-                done(scalars, Weights(versions[0], weights, self.era))
+                done(scalars, weights)
 
-            self._on_all("publish", (), published, returns=2)
+            self._on_all("publish", (), lambda answers: self._take(answers[0], published))
 
         self._on_all("update", references, updated)
 
@@ -68,34 +72,43 @@ class Learner:
         Raises:
             RoleFailure: the deadline passed, or a rank was lost.
         """
-        pairs = [actor.publish.options(num_returns=2).remote() for actor in self.pool.actors]
-        versions = wait([version for _, version in pairs], self.pool.role.deadline_s, "weights")
-        return Weights(versions[0], [pairs[0][0]], self.era)
+        actors, deadline = self.pool.actors, self.pool.role.deadline_s
+        packed = wait([actor.publish.remote() for actor in actors], deadline, "weights")
+        version, manifest = packed[0]
+        taking = actors[0].take_buckets.options(num_returns=len(manifest.buckets) + 1)
+        *buckets, number = taking.remote()
+        wait([number], deadline, "weights")
+        return self._post(version, manifest, buckets)
 
-    def _on_all(
-        self,
-        method: str,
-        arguments: Sequence[Any],
-        done: Callable[[list[Any], list[Any]], None],
-        *,
-        returns: int = 1,
-    ) -> None:
-        """Call all ranks; `done` is told their answers, by rank, and what the first rank leaves where it is."""
+    def _take(self, packed: tuple[int, Manifest], done: Callable[[Weights], None]) -> None:
+        """The first rank's buckets; they stay in the object store."""
+        version, manifest = packed
+
+        def taken(call: Call, answer: Any) -> None:
+            if isinstance(answer, Failed):
+                raise RoleFailure(answer.reason)
+            done(self._post(version, manifest, call.values))
+
+        rank = self.pool.workers[0]
+        self._workforce.send(rank, "take_buckets", then=taken, returns=len(manifest.buckets) + 1)
+
+    def _post(self, version: int, manifest: Manifest, buckets: list[Any]) -> Weights:
+        self._board.post(Parcel(manifest, tuple(buckets)))
+        return Weights(version, [ray.put(self._board.fetch())], self.era)
+
+    def _on_all(self, method: str, arguments: Sequence[Any], done: Callable[[list[Any]], None]) -> None:
+        """Call all ranks; `done` is told their answers, by rank."""
         answers: dict[int, Any] = {}
-        left: list[Any] = []
 
         def answered(call: Call, answer: Any) -> None:
             if isinstance(answer, Failed):
                 raise RoleFailure(answer.reason)
-            rank = call.worker.number
-            answers[rank] = answer
-            if rank == 0:
-                left.extend(call.values)
+            answers[call.worker.number] = answer
             if len(answers) == len(self.pool.workers):
-                done([answers[rank] for rank in sorted(answers)], left)
+                done([answers[rank] for rank in sorted(answers)])
 
         for worker in self.pool.workers:
-            self._workforce.send(worker, method, *arguments, then=answered, returns=returns)
+            self._workforce.send(worker, method, *arguments, then=answered)
 
 
 def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, float]:

@@ -269,9 +269,7 @@ class AlignmentLoop:
             **reward_scalars(records),
             "failed_groups": float(len(failures)),
             **{f"failures/{kind}": float(count) for kind, count in sorted(kinds.items())},
-            **self._tally.scalars(
-                sum(r.tokens for r in records), len(crew.rollouts.workers), len(crew.scorers.workers)
-            ),
+            **self._tally.scalars(tokens, len(crew.rollouts.workers), len(crew.scorers.workers)),
             **ages(before, self._staleness),
             "groups_running": float(ledger.running),
             "groups_ready": float(ledger.ready),

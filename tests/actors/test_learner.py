@@ -15,6 +15,7 @@ from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.weights import Receiver
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.rollout import RolloutGroup, Segment
@@ -64,6 +65,14 @@ def make_group(seed):
     return ScoredGroup(rollout, tuple(Scored(float(r)) for r in generator.normal(size=3)))
 
 
+def published(learner):
+    """Version and weights as a rollout worker has them in the end."""
+    version, manifest = learner.publish()
+    *buckets, count = learner.take_buckets()
+    assert count == len(buckets) == len(manifest.buckets)
+    return version, Receiver().apply(manifest, buckets).state
+
+
 class PlainPolicy:
     def __init__(self, module, config):
         self.module, self.config = module, config
@@ -106,7 +115,7 @@ def test_deepspeed_takes_the_same_steps_as_plain_adamw(folder, stage, tmp_path):
     learner.join(learner.address())
     try:
         results = [learner.update(*groups) for groups in batches]
-        weights, version = learner.publish()
+        version, weights = published(learner)
         learner.save(tmp_path / "saved")
     finally:
         learner.close()
@@ -140,11 +149,11 @@ def test_state_resumes_to_the_same_next_step(folder, tmp_path):
                 learner.update(*first)
                 learner.save_state(tmp_path / "state")
             learner.update(*second)
-            return learner.publish()
+            return published(learner)
         finally:
             learner.close()
 
-    (weights, version), (resumed, again) = run(False), run(True)
+    (version, weights), (again, resumed) = run(False), run(True)
     assert version == again == 2
     for name, value in weights.items():
         np.testing.assert_array_equal(value, resumed[name])
@@ -156,7 +165,7 @@ def test_bfloat16_trains(folder):
     learner.join(learner.address())
     try:
         result = learner.update(*[make_group(seed) for seed in range(4)])
-        weights, _ = learner.publish()
+        _, weights = published(learner)
     finally:
         learner.close()
     assert result.metrics["reference_kl"] < 0.1
