@@ -316,6 +316,8 @@ def sbatch(
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # Tests that run in the background of a shell ignore SIGINT, and so would all their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # type: ignore[arg-type, return-value]
     )
 
 
