@@ -54,8 +54,8 @@ def score(
     \b
     [bold]Examples[/bold]
       roboalign judge score video.mp4 --instruction "open the drawer"
-      roboalign judge score *.mp4 -i "open the drawer" --set teacher.backend=openai \\
-        --set teacher.server.url=http://gpu-1:8000/v1 --json
+      roboalign judge score *.mp4 -i "press the button" --set teacher.backend=vllm --json
+      roboalign judge score a.mp4 -i "reach the ball" --set teacher.backend=openai
     """
     config = load_job(profile, overrides or ())
     if not instruction.strip():

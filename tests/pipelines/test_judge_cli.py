@@ -67,7 +67,7 @@ def score(place: Path, video: str, *more: str, instruction: str = "open the draw
             "no server that can be asked at 'http://127.0.0.1:9/v1'",
         ),
         ("good.mp4", ("teacher.backend=vlm",), "open it", "teacher.backend"),
-        ("good.mp4", ("teacher.sample=3",), "open it", "did you mean 'samples'?"),
+        ("good.mp4", ("teacher.sample=3",), "open it", "did you mean 'teacher.samples'?"),
     ],
 )
 def test_bad_input_is_one_line(
