@@ -81,9 +81,9 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         align_state.check_same_job(found.metadata["config"], config, str(found.folder))
     schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
     with (
-        interruptions() as stopped,
         start_ray(config.cluster, worker_logs=False),
         crew_of(config) as crew,
+        interruptions() as stopped,  # last: Ray sets handlers of its own
     ):
         return _Job(config, out, crew, schedule, stopped).run(found, quiet=quiet)
 
@@ -129,7 +129,7 @@ class _Job:
                 break
             except RoleLost:
                 lost += 1
-                if lost > self.config.cluster.learner.max_restarts:
+                if lost > self.config.cluster.learner.max_restarts or self.stopped():
                     raise
             replace_learner(self.config, self.crew)
             last = checkpoints.latest(self.out / CHECKPOINTS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from pipelines.align_workers import Call, WorkerPool, Workforce
+from pipelines.align_workers import Call, RoleLost, Workforce, WorkerPool
 from pipelines.runtime import RoleFailure, wait
 from roboalign_ray.alignment.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
@@ -85,8 +85,7 @@ class Learner:
         version, manifest = packed
 
         def taken(call: Call, answer: Any) -> None:
-            if isinstance(answer, Failed):
-                raise RoleFailure(answer.reason)
+            _check(answer)
             done(self._post(version, manifest, call.values))
 
         rank = self.pool.workers[0]
@@ -101,14 +100,19 @@ class Learner:
         answers: dict[int, Any] = {}
 
         def answered(call: Call, answer: Any) -> None:
-            if isinstance(answer, Failed):
-                raise RoleFailure(answer.reason)
+            _check(answer)
             answers[call.worker.number] = answer
             if len(answers) == len(self.pool.workers):
                 done([answers[rank] for rank in sorted(answers)])
 
         for worker in self.pool.workers:
             self._workforce.send(worker, method, *arguments, then=answered)
+
+
+def _check(answer: Any) -> None:
+    """An error inside the learner would come again; what was lost on the way can be had again from the checkpoint."""
+    if isinstance(answer, Failed):
+        raise (RoleLost if answer.kind == "ray_error" else RoleFailure)(answer.reason)
 
 
 def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, float]:

@@ -176,7 +176,8 @@ def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
         cause = error.cause
         if isinstance(cause, UserError):
             raise cause from error
-        return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", "worker_error")
+        kind = "ray_error" if isinstance(cause, RayError) else "worker_error"  # an argument was lost, for one
+        return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", kind)
     except RayActorError as error:
         cause = error.__cause__
         return Failed(f"{what}: worker lost ({_first_line(cause or error)})", "worker_lost")
