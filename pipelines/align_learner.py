@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from pipelines.align_workers import Call, RoleLost, Workforce, WorkerPool
+from pipelines.align_workers import Call, RoleLost, WorkerPool, Workforce
 from pipelines.runtime import RoleFailure, wait
 from roboalign_ray.alignment.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
