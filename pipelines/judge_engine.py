@@ -107,7 +107,12 @@ class DeepSpeedTeacher:
         Raises:
             UserError: the engine's checkpoint is gone or cannot be read.
         """
-        if self.engine.load_checkpoint(str(self._checkpoints), tag=state["tag"])[0] is None:
+        place, _ = self.engine.load_checkpoint(
+            str(self._checkpoints),
+            tag=state["tag"],
+            load_module_strict=self.settings.method == "full",  # frozen weights are not in it
+        )
+        if place is None:
             raise UserError(
                 f"the engine's checkpoint '{state['tag']}' cannot be read",
                 where=str(self._checkpoints),
@@ -132,7 +137,8 @@ class DeepSpeedTeacher:
     def _checkpoint(self) -> None:
         import torch.distributed as dist
 
-        self.engine.save_checkpoint(str(self._checkpoints), tag=self._tag(self.steps_done))
+        tag = self._tag(self.steps_done)
+        self.engine.save_checkpoint(str(self._checkpoints), tag=tag, exclude_frozen_parameters=True)
         if not dist.is_initialized() or dist.get_rank() == 0:
             old = self.steps_done - _KEPT * self.settings.checkpoint_every
             shutil.rmtree(self._checkpoints / self._tag(old), ignore_errors=True)

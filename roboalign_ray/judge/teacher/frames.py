@@ -61,3 +61,12 @@ def shown_size(height: int, width: int, pixels: int, factor: int) -> tuple[int, 
     scale = math.sqrt(pixels / (height * width))
     rows, columns = (max(1, round(side * scale / factor)) * factor for side in (height, width))
     return rows, columns
+
+
+def size_limits(frames: int, pixels: int, factor: int) -> dict[str, int]:
+    """Limits for a processor, in pixels of a whole video, that leave every shown video as it is.
+
+    Args:
+        frames, pixels, factor: as in `shown_video`.
+    """
+    return {"shortest_edge": factor**2, "longest_edge": 4 * frames * max(pixels, factor**2)}

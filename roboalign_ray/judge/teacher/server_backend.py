@@ -22,7 +22,7 @@ from PIL import Image
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video
+from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import answer_schema, prompt_text
 from roboalign_ray.judge.teacher.protocol import (
@@ -162,7 +162,8 @@ def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, mod
         times = shown.metadata()
         told = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
         body["media_io_kwargs"] = {"video": {**told, "num_frames": -1, "do_sample_frames": False}}
-        body["mm_processor_kwargs"] = {"do_sample_frames": False}
+        limits = size_limits(config.frames, config.pixels, server.multiple)
+        body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}
     if config.constrained is not False:
         if server.structured == "vllm":
             body["structured_outputs"] = {"json": schema, "disable_any_whitespace": True}

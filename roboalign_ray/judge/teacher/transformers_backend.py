@@ -11,7 +11,7 @@ import torch
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.teacher import constrained
-from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video
+from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import answer_schema, messages
 from roboalign_ray.judge.teacher.protocol import (
@@ -55,11 +55,8 @@ class VideoPrompter:
             video.cap_pixels_per_frame = False
 
     def size_limits(self) -> dict[str, int]:
-        """Pixels of a whole video that every shown one keeps within."""
-        return {
-            "shortest_edge": self.factor**2,
-            "longest_edge": 4 * self.config.frames * max(self.config.pixels, self.factor**2),
-        }
+        """The processor's limits that go with the config."""
+        return size_limits(self.config.frames, self.config.pixels, self.factor)
 
     def shown(self, request: JudgeRequest) -> ShownVideo:
         """The frames of a request that the model sees."""
