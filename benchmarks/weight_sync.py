@@ -24,7 +24,8 @@ import torch
 from pipelines.sizes import layout_of
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.config.weights import WeightsConfig
-from roboalign_ray.foundation.weights import Manifest, Receiver, pack
+from roboalign_ray.foundation.weights import Receiver, pack
+from roboalign_ray.foundation.weights_format import Manifest
 from roboalign_ray.world_model.transformer import build_model
 
 SIZES = {

@@ -19,139 +19,32 @@ processor time for a gigabyte, blake2b 1.1 s. Byte order is the machine's own: b
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from roboalign_ray.foundation.failures import UserError
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Kind = Literal["whole", "patch", "same"]
+from roboalign_ray.foundation.weights_format import (
+    BFLOAT16,
+    Array,
+    BaseMissing,
+    CorruptVersion,
+    Entry,
+    Held,
+    Manifest,
+    Packing,
+    Piece,
+    Snapshot,
+    TornVersion,
+    read_only,
+    short_digest,
+)
 
 _ALIGNMENT = 64  # bytes; every tensor begins at a multiple
-_BFLOAT16 = "bfloat16"  # NumPy has no such type: held as uint16, handed out as float32
-
-
-class WeightsRefused(RuntimeError):
-    """A version of weights that a receiver does not take; it keeps the one that it has."""
-
-
-class TornVersion(WeightsRefused):
-    """Buckets of the version are missing: wait for them, or ask again."""
-
-
-class CorruptVersion(WeightsRefused):
-    """Bytes that the manifest does not vouch for: damaged, or of another version."""
-
-
-class BaseMissing(WeightsRefused):
-    """The version is told as changes to one that the receiver does not have: ask for a full one."""
-
-
-class Packing(Protocol):
-    """How to pack: `roboalign_ray.config.weights.WeightsConfig`, which explains the fields."""
-
-    @property
-    def bucket_bytes(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def changed_only(self) -> bool: ...
-    @property
-    def block(self) -> int: ...
-    @property
-    def full_every(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of bytes inside a bucket."""
-
-    bucket: int
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a version.
-
-    Attributes:
-        dtype: on the way, by its torch name ("float32").
-        kind: "whole"; "patch", a bit per block and the bytes of the blocks that changed; or "same" as in the base.
-        block: elements of a patch's block.
-        checksum: of the whole tensor's bytes, after a patch was laid on.
-        pieces: where its bytes lie, in order.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    kind: Kind
-    block: int
-    checksum: int
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a version consists of.
-
-    Attributes:
-        version: its number.
-        digest: of the weights themselves: names, types, shapes and bytes, however they travel.
-        base: digest of the weights that this version is told as changes to; "" where it is told in full.
-        entries: every tensor, in the state's order.
-        buckets: (bytes, CRC-32) of each.
-        seal: digest of all of the above.
-    """
-
-    version: int
-    digest: str
-    base: str
-    entries: tuple[Entry, ...]
-    buckets: tuple[tuple[int, int], ...]
-    seal: str = ""
-
-    @property
-    def size(self) -> int:
-        """Bytes that travel."""
-        return sum(size for size, _ in self.buckets)
-
-    def expected_seal(self) -> str:
-        """What `seal` must be."""
-        return _blake((self.version, self.digest, self.base, self.entries, self.buckets))
-
-
-@dataclass(frozen=True)
-class Held:
-    """One tensor as it travels: flat words, bfloat16 among them as uint16."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    words: Array
-    checksum: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One complete version. Nothing writes into it once it is there."""
-
-    version: int
-    digest: str
-    tensors: Mapping[str, Held]
-
-    @cached_property
-    def state(self) -> dict[str, Array]:
-        """Read-only arrays by name, in the state's order; bfloat16 widened to float32, which is exact."""
-        return {name: _array(held) for name, held in self.tensors.items()}
 
 
 def pack(
@@ -184,7 +77,7 @@ def pack(
     buckets, entries = _fill(planned, config.bucket_bytes)
     manifest = Manifest(
         version=version,
-        digest=_blake([(e.name, e.dtype, e.shape, e.checksum) for e in entries]),
+        digest=short_digest([(e.name, e.dtype, e.shape, e.checksum) for e in entries]),
         base=base.digest if base else "",
         entries=tuple(entries),
         buckets=tuple((bucket.size, zlib.crc32(bucket)) for bucket in buckets),
@@ -234,71 +127,13 @@ class Receiver:
         return self.current
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """A manifest, and its buckets or whatever stands for them (references to an object store)."""
-
-    manifest: Manifest
-    buckets: tuple[Any, ...]
-
-
-class VersionBoard:
-    """Which version is the newest, and what a holder needs to get there. Pure: it keeps references, no bytes.
-
-    Only complete versions are told of. Kept are the last full version and the changes since.
-    """
-
-    def __init__(self) -> None:
-        self._chain: list[Parcel] = []
-
-    @property
-    def newest(self) -> int | None:
-        """Number of the newest version; None before the first."""
-        return self._chain[-1].manifest.version if self._chain else None
-
-    def post(self, parcel: Parcel) -> None:
-        """Tell of a version; from now on it is the newest.
-
-        Raises:
-            TornVersion: not as many buckets as the manifest names.
-            BaseMissing: it changes weights that are not the newest here.
-            ValueError: it is not newer than the newest; a learner that went back to a checkpoint clears first.
-        """
-        manifest = parcel.manifest
-        if len(parcel.buckets) != len(manifest.buckets):
-            raise TornVersion(
-                f"version {manifest.version} came with {len(parcel.buckets)} of {len(manifest.buckets)} buckets"
-            )
-        if self.newest is not None and manifest.version <= self.newest:
-            raise ValueError(f"version {manifest.version} is not newer than {self.newest}")
-        if not manifest.base:
-            self._chain = [parcel]
-        elif self._chain and manifest.base == self._chain[-1].manifest.digest:
-            self._chain.append(parcel)
-        else:
-            raise BaseMissing(
-                f"version {manifest.version} changes weights {manifest.base}, not the newest here"
-            )
-
-    def clear(self) -> None:
-        """Forget all versions."""
-        self._chain = []
-
-    def fetch(self, digest: str = "") -> list[Parcel]:
-        """What a holder of the weights `digest` applies, in this order, to hold the newest; nothing if it does."""
-        for number, parcel in enumerate(self._chain):
-            if parcel.manifest.digest == digest:
-                return self._chain[number + 1 :]
-        return list(self._chain)
-
-
 # --- packing -----------------------------------------------------------------------------------------------------
 
 
 def _plan(name: str, value: Tensor | Array, base: Snapshot | None, config: Packing) -> tuple[Entry, Array]:
     """An entry without pieces, and the bytes it needs."""
     tensor = _tensor(name, value)
-    if config.precision == _BFLOAT16 and tensor.dtype == torch.float32:
+    if config.precision == BFLOAT16 and tensor.dtype == torch.float32:
         tensor = tensor.to(torch.bfloat16)
     dtype, shape, words = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), _words(name, tensor)
     checksum = zlib.crc32(words.view(np.uint8))
@@ -406,7 +241,7 @@ def _ordered(manifest: Manifest, buckets: Sequence[Array]) -> list[Array]:
 def _take(entry: Entry, buckets: Sequence[Array], held: Snapshot | None) -> Held:
     if entry.kind == "whole":
         words = _bytes_of(entry, buckets).view(_word_type(entry.dtype))
-        return Held(entry.dtype, entry.shape, _frozen(words), entry.checksum)
+        return Held(entry.dtype, entry.shape, read_only(words), entry.checksum)
     assert held is not None  # an entry that needs a base stands in a manifest that names one
     old = held.tensors[entry.name]
     if entry.kind == "same":
@@ -418,7 +253,7 @@ def _take(entry: Entry, buckets: Sequence[Array], held: Snapshot | None) -> Held
     words[_elements(bits, entry.block, words.size)] = values
     if zlib.crc32(words.view(np.uint8)) != entry.checksum:
         raise CorruptVersion(f"{entry.name} does not match its checksum after its changes were laid on")
-    return Held(entry.dtype, entry.shape, _frozen(words), entry.checksum)
+    return Held(entry.dtype, entry.shape, read_only(words), entry.checksum)
 
 
 def _bytes_of(entry: Entry, buckets: Sequence[Array]) -> Array:
@@ -431,22 +266,3 @@ def _bytes_of(entry: Entry, buckets: Sequence[Array]) -> Array:
 
 def _word_type(dtype: str) -> str:
     return f"u{getattr(torch, dtype).itemsize}"
-
-
-def _frozen(words: Array) -> Array:
-    view = words.view()
-    view.flags.writeable = False
-    return view
-
-
-def _array(held: Held) -> Array:
-    if held.dtype == _BFLOAT16:
-        words = np.left_shift(held.words, 16, dtype=np.uint32)
-        return _frozen(words.view(np.float32).reshape(held.shape))
-    numpy_type = torch.empty(0, dtype=getattr(torch, held.dtype)).numpy().dtype
-    return held.words.view(numpy_type).reshape(held.shape)
-
-
-def _blake(value: object) -> str:
-    """A short digest of plain values and frozen dataclasses, the same in every process."""
-    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()

@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.weights import (
-    BaseMissing,
-    CorruptVersion,
-    Parcel,
-    Receiver,
-    TornVersion,
-    VersionBoard,
-    WeightsRefused,
-    pack,
-)
+from roboalign_ray.foundation.weights import Receiver, pack
+from roboalign_ray.foundation.weights_board import Parcel, VersionBoard
+from roboalign_ray.foundation.weights_format import BaseMissing, CorruptVersion, TornVersion, WeightsRefused
 
 State = dict[str, np.ndarray]
 TYPES = ["float32", "float64", "float16", "int64", "int8", "bool"]
