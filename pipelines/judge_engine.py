@@ -121,9 +121,10 @@ class DeepSpeedTeacher:
         self.steps_done = int(state["steps_done"])
 
     def save(self, folder: Path) -> None:
-        """Adapter and merged model, or the whole model; bfloat16, with processor and chat template."""
+        """Adapter and merged model, or the whole model; bfloat16, with processor, chat template, and how to ask it."""
         import torch
 
+        from roboalign_ray.judge.teacher.asking import write_asking
         from roboalign_ray.judge.teacher.sources import describe_base
 
         model = self.engine.module.cpu()
@@ -133,6 +134,7 @@ class DeepSpeedTeacher:
             model = model.merge_and_unload()
         model.to(torch.bfloat16).save_pretrained(folder / MERGED)
         _copy_processor(self._source, folder / MERGED)
+        write_asking(folder / MERGED, self.config)
 
     def _checkpoint(self) -> None:
         import torch.distributed as dist

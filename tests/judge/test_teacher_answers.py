@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign_ray.config import ConfigError, TeacherConfig
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
+from roboalign_ray.judge.teacher.asking import check_asking, write_asking
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer
 from roboalign_ray.judge.teacher.prompt import answer_schema, opened, prompt_text, target_answer
 from roboalign_ray.judge.teacher.protocol import TeacherJudgement, judgement_of
@@ -146,3 +148,21 @@ def test_a_video_without_a_readable_answer_is_failed() -> None:
     judged = judgement_of(["garbage", "garbage", ""])
     assert isinstance(judged, Failed)
     assert "none of 3 answers" in judged.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"frames": 4}, "frames"),
+        ({"reasoning": False}, "reasoning"),
+        ({"prompt": {"opening": "?"}}, "prompt.opening"),
+    ],
+)
+def test_a_trained_teacher_is_asked_as_it_was_trained(
+    change: dict[str, object], key: str, tmp_path: Path
+) -> None:
+    check_asking(str(tmp_path), CONFIG)  # nothing is known of it
+    write_asking(tmp_path, CONFIG)
+    check_asking(str(tmp_path), TeacherConfig(temperature=0, samples=1, backend="vllm"))
+    with pytest.raises(UserError, match=rf"^teacher\.{key}: this teacher was trained with {key} "):
+        check_asking(str(tmp_path), TeacherConfig.model_validate(change))

@@ -11,6 +11,7 @@ import torch
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.teacher import constrained
+from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import answer_schema, messages
@@ -34,13 +35,14 @@ class VideoPrompter:
         processor, tokenizer: as transformers has them.
 
     Raises:
-        UserError: there is no such processor.
+        UserError: there is no such processor, or the model was trained to be asked otherwise.
     """
 
     def __init__(self, source: str, config: TeacherConfig) -> None:
         from transformers import AutoProcessor
 
         self.config = config
+        check_asking(source, config)
         try:
             self.processor: Any = AutoProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
