@@ -131,6 +131,7 @@ class DeepSpeedTeacher:
         if self.settings.method == "lora":
             model.save_pretrained(folder / ADAPTER)
             describe_base(self._source, folder / ADAPTER)
+            write_asking(folder / ADAPTER, self.config)
             model = model.merge_and_unload()
         model.to(torch.bfloat16).save_pretrained(folder / MERGED)
         _copy_processor(self._source, folder / MERGED)

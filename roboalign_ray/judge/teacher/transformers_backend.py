@@ -42,7 +42,8 @@ class VideoPrompter:
         from transformers import AutoProcessor
 
         self.config = config
-        check_asking(source, config)
+        for folder in (source, *([config.adapter] if config.adapter else [])):
+            check_asking(folder, config)
         try:
             self.processor: Any = AutoProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
