@@ -6,6 +6,7 @@ One NumPy archive per group: its arrays, and one JSON text with everything else.
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def load_group(path: Path) -> ScoredGroup:
             arrays["seconds_per_frame"],
         )
         scores = tuple(_score(entry, number, arrays) for number, entry in enumerate(header["scores"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"is not a scored group ({error})", where=str(path)) from error
     return ScoredGroup(rollout, scores)
 
