@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,16 @@ import pytest
 import ray
 from tiny_job import make_tiny_job
 
+from actors.learner import LearnerActor
+from actors.rollout import RolloutActor
+from actors.scorer import ScorerActor
 from pipelines.align import AlignResult, run_align
+from pipelines.align_groups import split_evenly
+from roboalign_ray.alignment.prompts import schedule_from_store
+from roboalign_ray.alignment.scored import reward_scalars
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.weights import Receiver
 from roboalign_ray.world_model.transformer import load_pretrained
 
 
@@ -65,6 +73,50 @@ def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
         "failed_groups": 0,
         "dropped_groups": 0,
     }
+
+
+def straight_line(job):
+    """The same run without Ray, actors calling one another in turn: final weights, journal lines, curves."""
+    folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
+    rollout = RolloutActor(*folders, job.rollout, job.episodes)
+    scorer = ScorerActor(folders[0], job.reward, job.episodes)
+    learner = LearnerActor(folders[1], job.alignment)
+    learner.join(learner.address())
+    schedule = schedule_from_store(job.episodes, job.rollout.horizon, job.seed)
+    size, lines, curves = job.alignment.prompts_per_update, [], defaultdict(list)
+    for update in range(job.alignment.updates):
+        names = schedule.train(update, size)
+        seeds = schedule.seeds(update, size, job.alignment.group_size)
+        scored, records = [], []
+        for share in split_evenly(size, job.cluster.rollout.workers):
+            groups, _ = rollout.rollout([names[i] for i in share], [seeds[i] for i in share])
+            *some, numbers = scorer.score(groups)
+            scored += some
+            records += numbers
+        lines += [record.as_json() for record in records]
+        result = learner.update(*scored)
+        for name, value in (
+            reward_scalars(records) | result.metrics | {"grad_norm": result.grad_norm}
+        ).items():
+            curves[name].append(value)
+        version, manifest = learner.publish()
+        *buckets, _ = learner.take_buckets()
+        weights = Receiver().apply(manifest, buckets).state
+        rollout.load_weights(version, weights)
+    learner.close()
+    return weights, json.loads(json.dumps(lines)), curves
+
+
+def test_without_staleness_every_bit_is_that_of_a_straight_line(job, finished):
+    result, out = finished
+    weights, lines, curves = straight_line(job)
+    for name, value in load_pretrained(result.model)[0].state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), weights[name], err_msg=name)
+    ours = [{k: v for k, v in line.items() if k not in ("update", "group")} for line in journal(out)]
+    assert ours == lines
+    assert {"reward_mean", "reward_ssim", "reference_kl", "policy_loss", "grad_norm"} <= curves.keys()
+    for name, values in curves.items():
+        np.testing.assert_array_equal(result.curves[name][1], np.array(values, np.float64), err_msg=name)
 
 
 def test_curves_hold_training_and_held_out_figures(finished):

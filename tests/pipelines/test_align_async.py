@@ -1,0 +1,177 @@
+"""Alignment jobs with stale groups that are interrupted, lose workers, or are killed: toy-sized, on a local cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from tiny_job import make_tiny_job
+
+from pipelines import align
+from pipelines.align import run_align
+from roboalign_ray.foundation import checkpoints
+from roboalign_ray.world_model.transformer import load_pretrained
+
+WAIT_S = 300
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return make_tiny_job(tmp_path_factory.mktemp("job"))
+
+
+def changed(job, section, **values):
+    return job.model_copy(update={section: getattr(job, section).model_copy(update=values)})
+
+
+def with_role(job, role, **values):
+    return changed(job, "cluster", **{role: getattr(job.cluster, role).model_copy(update=values)})
+
+
+def journal(out: Path) -> list[dict]:
+    path = out / "rollouts.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def trained(out: Path) -> list[dict]:
+    return [line for line in journal(out) if "failed" not in line]
+
+
+def wait_for_updates(out: Path, updates: int) -> None:
+    ends = time.monotonic() + WAIT_S
+    while len({line["update"] for line in trained(out)}) < updates:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def crews(monkeypatch):
+    """The crews of the jobs that run meanwhile."""
+    hired, crew_of = [], align.crew_of
+
+    @contextmanager
+    def watched(config):
+        with crew_of(config) as crew:
+            hired.append(crew)
+            yield crew
+
+    monkeypatch.setattr(align, "crew_of", watched)
+    return hired
+
+
+def meanwhile(act) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in load_pretrained(folder)[0].state_dict().items()}
+
+
+def test_a_stale_run_outlives_a_lost_worker_and_goes_on_after_ctrl_c(cluster, job, crews, tmp_path):
+    off_policy = job.asynchrony.off_policy.model_copy(update={"correction": "decoupled"})
+    stale = changed(job, "asynchrony", staleness=1, groups_per_call=1, off_policy=off_policy)
+    stale = changed(stale, "alignment", updates=5, evaluate_every=5)
+    out = tmp_path / "out"
+
+    def disturb():
+        wait_for_updates(out, 1)
+        ray.kill(crews[0].rollouts.workers[0].actor, no_restart=True)
+        wait_for_updates(out, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    disturbance = meanwhile(disturb)
+    with pytest.raises(KeyboardInterrupt):
+        run_align(stale, out, quiet=True)
+    disturbance.join(WAIT_S)
+    left = checkpoints.load(checkpoints.latest(out / "checkpoints"))
+    assert 2 <= left.step <= 5
+    result = run_align(stale, out, resume=True, quiet=True)
+
+    lines = trained(out)
+    assert sorted(line["group"] for line in lines) == list(range(20))
+    assert [line["update"] for line in lines] == [update for update in range(5) for _ in range(4)]
+    assert all(0 <= line["update"] - min(line["versions"]) <= 1 for line in lines)
+    assert len({(line["prompt"], tuple(line["seeds"])) for line in lines}) == 20
+    assert result.counts["groups"] == 20
+    assert result.curves["reward_mean"][0].tolist() == [1, 2, 3, 4, 5]
+    assert result.curves["held_out/reward_mean"][0].tolist() == [0, 5]
+    assert result.curves["staleness_max"][1].max() <= 1
+    assert np.isfinite(result.curves["importance_mean"][1]).all()
+
+
+@pytest.mark.chaos
+def test_a_lost_learner_takes_up_its_last_checkpoint_and_ends_at_the_same_bits(cluster, job, crews, tmp_path):
+    job = changed(job, "alignment", updates=4)
+    whole = run_align(job, tmp_path / "whole", quiet=True)
+    crews.clear()
+    out = tmp_path / "out"
+
+    def disturb():
+        wait_for_updates(out, 2)
+        ray.kill(crews[0].learner.pool.workers[0].actor, no_restart=True)
+
+    disturbance = meanwhile(disturb)
+    result = run_align(with_role(job, "learner", max_restarts=1), out, quiet=True)
+    disturbance.join(WAIT_S)
+    assert crews[0].workforce.lost == 1
+    expected = weights_of(whole.model)
+    for name, value in weights_of(result.model).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert journal(out) == journal(tmp_path / "whole")
+    assert result.counts == whole.counts
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from pipelines.align import run_align
+from roboalign_ray.config import JobConfig
+run_align(JobConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("lines", [1, 5, 9])
+def test_a_killed_run_goes_on_to_the_same_bits(cluster, job, tmp_path, lines):
+    job = changed(job, "alignment", updates=4)
+    whole = run_align(job, tmp_path / "whole", quiet=True)
+    out, settings = tmp_path / "out", tmp_path / "job.json"
+    settings.write_text(job.model_dump_json())
+    process = subprocess.Popen([sys.executable, "-c", KILLED, settings, out], start_new_session=True)
+    ends = time.monotonic() + WAIT_S
+    while len(trained(out)) < lines and process.poll() is None:
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+    result = run_align(job, out, resume=True, quiet=True)
+    expected = weights_of(whole.model)
+    for name, value in weights_of(result.model).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert journal(out) == journal(tmp_path / "whole")
+    for name, (steps, values) in whole.curves.items():
+        if "second" not in name:
+            np.testing.assert_array_equal(result.curves[name][0], steps)
+            if not name.startswith(("groups_", "scorer_queue")):
+                np.testing.assert_array_equal(result.curves[name][1], values, err_msg=name)
