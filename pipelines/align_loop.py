@@ -274,6 +274,8 @@ class AlignmentLoop:
             "groups_running": float(ledger.running),
             "groups_ready": float(ledger.ready),
             "scorer_queue": float(self._scorer_queue()),
+            "resampled_groups": float(self.groups.buffer.counts["resampled"]),
+            "prompts_set_aside": float(len(ledger.set_aside)),
             "workers_lost": float(crew.workforce.lost),
             "seconds": time.monotonic() - self._mark,
         }
