@@ -47,11 +47,11 @@ class Holder:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self.receiver = Receiver()
+        self.receivers = {way: Receiver() for way in WAYS}
 
-    def take(self, manifest: Manifest, references: list[Any]) -> int:
+    def take(self, way: str, manifest: Manifest, references: list[Any]) -> int:
         """Fetch, check and hold a version; tensors held."""
-        return len(self.receiver.apply(manifest, ray.get(references, timeout=DEADLINE_S)).state)
+        return len(self.receivers[way].apply(manifest, ray.get(references, timeout=DEADLINE_S)).state)
 
 
 def parameters_of(size: str) -> dict[str, torch.Tensor]:
@@ -77,36 +77,35 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per way of packing."""
     state = parameters_of(arguments.size)
     optimizer = torch.optim.AdamW(state.values(), LEARNING_RATE, weight_decay=0.0)
-    ways = {name: (config, Receiver(), workers(arguments.workers)) for name, config in WAYS.items()}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    holders = [ray.remote(Holder).options(num_cpus=0).remote() for _ in range(arguments.workers)]
+    senders = {way: Receiver() for way in WAYS}
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for version in range(1, arguments.repeats + 2):
         for value in state.values():
             value.grad = torch.randn_like(value)
         optimizer.step()
-        for name, (config, sender, holders) in ways.items():
-            figures = synchronise(state, version, config, sender, holders)
+        for way, sender in senders.items():
+            figures = synchronise(state, version, way, sender, holders)
             if version > 1:  # the first one warms up, and is told in full
-                runs[name].append(figures)
+                runs[way].append(figures)
     parameters = sum(value.numel() for value in state.values())
     return [
-        {"way": name, "parameters": parameters, **{key: median(run[key] for run in rows) for key in rows[0]}}
-        for name, rows in runs.items()
+        {"way": way, "parameters": parameters, **{key: median(run[key] for run in rows) for key in rows[0]}}
+        for way, rows in runs.items()
     ]
 
 
-def workers(count: int) -> list[Any]:
-    """Actors that hold weights."""
-    return [ray.remote(Holder).options(num_cpus=0).remote() for _ in range(count)]
-
-
 def synchronise(
-    state: dict[str, torch.Tensor], version: int, config: WeightsConfig, sender: Receiver, holders: list[Any]
+    state: dict[str, torch.Tensor], version: int, way: str, sender: Receiver, holders: list[Any]
 ) -> dict[str, float]:
     """Seconds of each part of one synchronisation, and of a copy of the bytes that travelled."""
+    config = WAYS[way]
     pack_s, (manifest, buckets) = timed(lambda: pack(state, version, config, sender.current))
     put_s, references = timed(lambda: [ray.put(bucket) for bucket in buckets])
     take_s, _ = timed(
-        lambda: ray.get([holder.take.remote(manifest, references) for holder in holders], timeout=DEADLINE_S)
+        lambda: ray.get(
+            [holder.take.remote(way, manifest, references) for holder in holders], timeout=DEADLINE_S
+        )
     )
     if config.changed_only:
         sender.apply(manifest, buckets)
@@ -125,7 +124,7 @@ def synchronise(
 
 def table(rows: list[dict[str, Any]], step_seconds: float | None) -> str:
     """Markdown."""
-    heads = ["way", "MB", "pack ms", "put ms", "4 workers ms", "total ms", "plain copy ms", "times a copy"]
+    heads = ["way", "MB", "pack ms", "put ms", "workers ms", "total ms", "plain copy ms", "times a copy"]
     lines = [[*heads, "share of a step"] if step_seconds else heads]
     lines.append(["---"] * len(lines[0]))
     for row in rows:

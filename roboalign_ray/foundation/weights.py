@@ -19,7 +19,6 @@ processor time for a gigabyte, blake2b 1.1 s. Byte order is the machine's own: b
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -40,6 +39,7 @@ from roboalign_ray.foundation.weights_format import (
     Piece,
     Snapshot,
     TornVersion,
+    checksum_of,
     read_only,
     short_digest,
 )
@@ -80,7 +80,7 @@ def pack(
         digest=short_digest([(e.name, e.dtype, e.shape, e.checksum) for e in entries]),
         base=base.digest if base else "",
         entries=tuple(entries),
-        buckets=tuple((bucket.size, zlib.crc32(bucket)) for bucket in buckets),
+        buckets=tuple((bucket.size, checksum_of(bucket)) for bucket in buckets),
     )
     return replace(manifest, seal=manifest.expected_seal()), buckets
 
@@ -136,7 +136,7 @@ def _plan(name: str, value: Tensor | Array, base: Snapshot | None, config: Packi
     if config.precision == BFLOAT16 and tensor.dtype == torch.float32:
         tensor = tensor.to(torch.bfloat16)
     dtype, shape, words = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), _words(name, tensor)
-    checksum = zlib.crc32(words.view(np.uint8))
+    checksum = checksum_of(words)
     old = base.tensors.get(name) if base else None
     if old is None or (old.dtype, old.shape) != (dtype, shape):
         return Entry(name, dtype, shape, "whole", 0, checksum, ()), words.view(np.uint8)
@@ -173,8 +173,8 @@ def _changes(old: Array, new: Array, block: int) -> Array:
         return np.zeros(0, np.uint8)
     if block > 1:
         differs = np.logical_or.reduceat(differs, np.arange(0, differs.size, block))
-    chosen = new[_elements(differs, block, new.size)].view(np.uint8)
-    patch = np.zeros(_bitmap_bytes(differs.size) + chosen.size, np.uint8)
+    chosen: Array = new[_elements(differs, block, new.size)].view(np.uint8)
+    patch: Array = np.zeros(_bitmap_bytes(differs.size) + chosen.size, np.uint8)
     bits = np.packbits(differs)
     patch[: bits.size] = bits
     patch[patch.size - chosen.size :] = chosen
@@ -195,7 +195,7 @@ def _fill(planned: Sequence[tuple[Entry, Array]], capacity: int) -> tuple[list[A
     capacity = capacity // _ALIGNMENT * _ALIGNMENT
     ends: list[int] = []  # of each bucket so far
     entries = [replace(entry, pieces=tuple(_lay(data.size, ends, capacity))) for entry, data in planned]
-    buckets = [np.zeros(end, np.uint8) for end in ends]
+    buckets: list[Array] = [np.zeros(end, np.uint8) for end in ends]
     for entry, (_, data) in zip(entries, planned, strict=True):
         done = 0
         for piece in entry.pieces:
@@ -227,8 +227,8 @@ def _ordered(manifest: Manifest, buckets: Sequence[Array]) -> list[Array]:
         wanted.setdefault(key, []).append(index)
     found: dict[int, Array] = {}
     for number, given in enumerate(buckets):
-        bucket = np.ascontiguousarray(given).reshape(-1).view(np.uint8)
-        if (key := (bucket.nbytes, zlib.crc32(bucket))) not in wanted:
+        bucket: Array = np.ascontiguousarray(given).reshape(-1).view(np.uint8)
+        if (key := (bucket.nbytes, checksum_of(bucket))) not in wanted:
             raise CorruptVersion(f"bucket {number} of those given is none of version {manifest.version}")
         found.update(dict.fromkeys(wanted[key], bucket))
     if missing := [index for index in range(len(manifest.buckets)) if index not in found]:
@@ -240,7 +240,7 @@ def _ordered(manifest: Manifest, buckets: Sequence[Array]) -> list[Array]:
 
 def _take(entry: Entry, buckets: Sequence[Array], held: Snapshot | None) -> Held:
     if entry.kind == "whole":
-        words = _bytes_of(entry, buckets).view(_word_type(entry.dtype))
+        words: Array = _bytes_of(entry, buckets).view(_word_type(entry.dtype))
         return Held(entry.dtype, entry.shape, read_only(words), entry.checksum)
     assert held is not None  # an entry that needs a base stands in a manifest that names one
     old = held.tensors[entry.name]
@@ -248,10 +248,10 @@ def _take(entry: Entry, buckets: Sequence[Array], held: Snapshot | None) -> Held
         return old
     words = old.words.copy()
     data, blocks = _bytes_of(entry, buckets), -(-words.size // entry.block)
-    bits = np.unpackbits(data[: -(-blocks // 8)], count=blocks).view(bool)
+    bits: Array = np.unpackbits(data[: -(-blocks // 8)], count=blocks).view(bool)
     values = data[_bitmap_bytes(blocks) :].view(words.dtype)
     words[_elements(bits, entry.block, words.size)] = values
-    if zlib.crc32(words.view(np.uint8)) != entry.checksum:
+    if checksum_of(words) != entry.checksum:
         raise CorruptVersion(f"{entry.name} does not match its checksum after its changes were laid on")
     return Held(entry.dtype, entry.shape, read_only(words), entry.checksum)
 

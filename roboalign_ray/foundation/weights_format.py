@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +130,11 @@ class Snapshot:
     def state(self) -> dict[str, Array]:
         """Read-only arrays by name, in the state's order; bfloat16 widened to float32, which is exact."""
         return {name: _array(held) for name, held in self.tensors.items()}
+
+
+def checksum_of(data: Array) -> int:
+    """CRC-32 of a contiguous array's bytes."""
+    return zlib.crc32(data.reshape(-1).view(np.uint8).data)
 
 
 def short_digest(value: object) -> str:
