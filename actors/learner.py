@@ -27,7 +27,8 @@ from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
-from roboalign_ray.foundation.weights import Manifest, Receiver, pack
+from roboalign_ray.foundation.weights import Receiver, pack
+from roboalign_ray.foundation.weights_format import Manifest
 from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
 
 
