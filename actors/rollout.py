@@ -17,7 +17,8 @@ from roboalign_ray.config import EpisodesConfig, RolloutConfig
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.foundation.weights import Parcel, Receiver
+from roboalign_ray.foundation.weights import Receiver
+from roboalign_ray.foundation.weights_board import Parcel
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.engine import RolloutEngine
 from roboalign_ray.world_model.rollout import Prompt, RolloutGroup

@@ -14,7 +14,7 @@ from pipelines.runtime import RoleFailure, wait
 from roboalign_ray.alignment.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.foundation.weights import Parcel, VersionBoard
+from roboalign_ray.foundation.weights_board import Parcel, VersionBoard
 from roboalign_ray.foundation.weights_format import Manifest
 
 
