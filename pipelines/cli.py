@@ -30,7 +30,7 @@ MATERIAL = "Material"
 HELP = """Robot video world models, aligned with reinforcement learning on Ray.
 
 A job is described by a [bold]profile[/bold]: the name of one that comes along (demo, single_gpu, node_8gpu, \
-paper_rt1, shipped) or the path of a YAML file, which may extend another. \
+mixed_64, fleet_1000, paper_rt1, shipped, teacher) or the path of a YAML file, which may extend another. \
 [bold]--set[/bold] changes single values.
 
 \b

@@ -133,7 +133,7 @@ def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placement:
         range(len(bundles)), key=lambda i: (_weight(bundles[i], nodes), bundles[i].role), reverse=True
     )
     search = _Search([bundles[i] for i in order], [_Free.of(node) for node in nodes])
-    if not search.solve(0):
+    if not search.solve():
         stuck = bundles[order[search.deepest]]
         return Placement(missing=f"{stuck} finds no room beside the other workers; {_tightest(stuck, nodes)}")
     chosen = dict(zip(order, search.chosen, strict=True))
@@ -141,34 +141,47 @@ def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placement:
 
 
 class _Search:
+    """Depth first, one bundle a level; without recursion, since there may be thousands of bundles."""
+
     def __init__(self, bundles: Sequence[Bundle], free: list[_Free]) -> None:
         self.bundles, self.free = bundles, free
         self.chosen: list[int] = []
         self.dead: set[tuple] = set()
         self.steps, self.deepest = 0, 0
 
-    def solve(self, depth: int) -> bool:
-        if depth == len(self.bundles):
-            return True
+    def solve(self) -> bool:
+        """Whether all bundles find a place; then `chosen` names their nodes."""
+        levels, before = [self._ways()], []
+        while len(self.chosen) < len(self.bundles):
+            way = next(levels[-1], None)
+            if way is not None:
+                node, left = way
+                self.chosen.append(node)
+                before.append(self.free[node])
+                self.free[node] = left
+                levels.append(self._ways())
+            elif self.chosen:
+                levels.pop()
+                self.free[self.chosen.pop()] = before.pop()
+            else:
+                return False
+        return True
+
+    def _ways(self) -> Iterator[tuple[int, _Free]]:
+        """Nodes that take the next bundle, and what is then left of them; alike nodes once."""
+        depth = len(self.chosen)
         self.deepest = max(self.deepest, depth)
         state = (depth, *sorted(free.key for free in self.free))
         if state in self.dead or self.steps > _SEARCH_STEPS:
-            return False
+            return
         self.steps += 1
         tried = set()
-        for i, free in enumerate(self.free):
-            if free.key in tried:
-                continue
-            tried.add(free.key)
-            self.chosen.append(i)
-            for left in free.after(self.bundles[depth].needs):
-                self.free[i] = left
-                if self.solve(depth + 1):
-                    return True
-            self.free[i] = free
-            self.chosen.pop()
+        for node, free in enumerate(self.free):
+            if free.key not in tried:
+                tried.add(free.key)
+                for left in free.after(self.bundles[depth].needs):
+                    yield node, left
         self.dead.add(state)
-        return False
 
 
 def _names(bundles: Iterable[Bundle]) -> list[str]:

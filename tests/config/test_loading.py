@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from roboalign_ray.config import ConfigError, JobConfig
 from roboalign_ray.config.loading import dump_yaml, known_paths, load_job, parse_override, profile_names
 
-SHIPPED = ("demo", "node_8gpu", "paper_rt1", "shipped", "single_gpu", "teacher")
+SHIPPED = (
+    "demo",
+    "fleet_1000",
+    "mixed_64",
+    "node_8gpu",
+    "paper_rt1",
+    "shipped",
+    "single_gpu",
+    "teacher",
+)
 
 
 def write(folder: Path, name: str, text: str) -> str:
