@@ -69,12 +69,8 @@ class TeacherPool:
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Outcome]:
         """One outcome per request, in order; what was lost with an actor or came too late is Failed."""
         size = self._config.labelling.batch
-        batches = iter(
-            [
-                [(n, requests[n]) for n in range(first, min(first + size, len(requests)))]
-                for first in range(0, len(requests), size)
-            ]
-        )
+        keyed: list[Keyed] = list(enumerate(requests))
+        batches = iter([keyed[first : first + size] for first in range(0, len(keyed), size)])
         outcomes: dict[Hashable, Outcome] = {}
         self.run(lambda: next(batches, None), outcomes.__setitem__)
         return [outcomes[number] for number in range(len(requests))]

@@ -89,7 +89,9 @@ def _tokenizer(config: TeacherConfig, instructions: list[str]) -> Any:
     learned.train_from_iterator(_sentences(config, instructions), trainer)
     told = json.loads(learned.to_str())["model"]
     vocabulary = {token: n for token, n in told["vocab"].items() if token not in (*_SPECIAL, *_TAGS)}
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in told["merges"]]
+    merges: Any = [
+        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in told["merges"]
+    ]
     tokenizer = Qwen2Tokenizer(
         vocab={token: n for n, token in enumerate(sorted(vocabulary, key=vocabulary.__getitem__))},
         merges=merges,
@@ -159,7 +161,7 @@ def _model(sizes: SmallTeacherConfig, tokenizer: Any) -> Any:
         vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    model = Qwen3VLForConditionalGeneration(config)
+    model: Any = Qwen3VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids(END_OF_TURN)
     model.generation_config.pad_token_id = ids(END_OF_TEXT)
     return model.to(torch.bfloat16)
@@ -174,7 +176,7 @@ def _processor(sizes: SmallTeacherConfig, tokenizer: Any) -> Any:
         "shortest_edge": side * side * _PAIR,
         "longest_edge": sizes.positions // 2 * side * side * _PAIR,
     }
-    grid = {"patch_size": sizes.patch, "merge_size": _MERGE, "temporal_patch_size": _PAIR}
+    grid: dict[str, Any] = {"patch_size": sizes.patch, "merge_size": _MERGE, "temporal_patch_size": _PAIR}
     images = Qwen2VLImageProcessor(size={**limits, "longest_edge": limits["longest_edge"] // _PAIR}, **grid)
     videos = Qwen3VLVideoProcessor(size=limits, do_sample_frames=False, **grid)
     return Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
