@@ -122,7 +122,7 @@ class LearnerActor:
             if self.rank:
                 return self.version, None
             manifest, self._buckets = pack(
-                model.state_dict(), self.version, self.travel, self._sent and self._sent.current
+                model.state_dict(), self.version, self.travel, self._sent.current if self._sent else None
             )
         if self._sent is not None:
             self._sent.apply(manifest, self._buckets)

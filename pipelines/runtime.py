@@ -114,7 +114,8 @@ def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> l
     Ray itself restarts none and repeats no call: whoever uses them sees every loss, and decides.
     """
     threads = str(role_threads(role))
-    remote: Any = ray.remote(concurrency_groups={BEAT: 1, OFFER: 1})(cls).options(
+    make_remote: Any = ray.remote  # its annotations know no concurrency groups
+    remote = make_remote(concurrency_groups={BEAT: 1, OFFER: 1})(cls).options(
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus,
         resources=role.resources or None,

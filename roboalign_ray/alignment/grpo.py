@@ -9,7 +9,7 @@ of the undivided step, however it is divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,7 +161,7 @@ def clipped_surrogate(
     return surrogate, surrogate.detach() != plain.detach()
 
 
-def merge_metrics(parts: list[Metrics]) -> dict[str, float]:
+def merge_metrics(parts: Sequence[Mapping[str, torch.Tensor | float]]) -> dict[str, float]:
     """Metrics of a step from those of its micro-batches: sums, and the maximum of "ratio_max"."""
     merged: dict[str, float] = {}
     for part in parts:

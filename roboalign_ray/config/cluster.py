@@ -16,7 +16,7 @@ class RoleConfig(FrozenConfig):
         threads: torch threads per worker; 0 takes max(1, num_cpus).
         resources: custom Ray resources per worker.
         accelerator_type: Ray accelerator type, for example "H100".
-        max_restarts: how often Ray restarts a lost worker.
+        max_restarts: how often another takes the place of a lost worker.
         deadline_s: longest wait for one reply, in seconds.
     """
 
