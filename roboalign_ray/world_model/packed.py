@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -242,7 +243,10 @@ class _Weights:
         """The weight as float32 on the device; it may share memory with the state dict."""
         if name not in self._state_dict:
             raise UserError(f"holds no '{name}'", where="world model weights")
-        weight = torch.as_tensor(self._state_dict[name]).detach()
+        weight: Any = self._state_dict[name]
+        if isinstance(weight, np.ndarray) and not weight.flags.writeable:
+            weight = weight.copy()  # a view into a received bucket: PyTorch has no tensors that may only be read
+        weight = torch.as_tensor(weight).detach()
         if tuple(weight.shape) != shape:
             raise UserError(
                 f"'{name}' has shape {tuple(weight.shape)}, not {shape}", where="world model weights"
