@@ -245,7 +245,9 @@ class _Weights:
             raise UserError(f"holds no '{name}'", where="world model weights")
         weight: Any = self._state_dict[name]
         if isinstance(weight, np.ndarray) and not weight.flags.writeable:
-            weight = weight.copy()  # a view into a received bucket: PyTorch has no tensors that may only be read
+            weight = (
+                weight.copy()
+            )  # a view into a received bucket: PyTorch has no tensors that may only be read
         weight = torch.as_tensor(weight).detach()
         if tuple(weight.shape) != shape:
             raise UserError(
