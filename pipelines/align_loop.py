@@ -161,10 +161,9 @@ class AlignmentLoop:
 
     def _roll_out(self) -> None:
         sources: list[Source] = [self._held_out] if self._held_out else [self.groups]
+        # With staleness 0 the roles take turns here too, and share the machine with nobody.
         if self._held_out and self.config.asynchrony.staleness:
-            sources.append(
-                self.groups
-            )  # else the roles take turns here too, and share the machine with nobody
+            sources.append(self.groups)
         for source in sources:
             while (worker := self.crew.rollouts.free()) and (tickets := source.next_call()):
                 weights = self.weights
