@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray import cloudpickle
 
 from pipelines.judge_items import items_of, items_of_dataset
 from pipelines.judge_label import JOURNAL, label_items
@@ -25,6 +27,9 @@ from roboalign_ray.judge.labels import DistillationSet
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.teacher.prompt import target_answer
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement, judgement_of
+
+# Workers cannot import a test module: its classes travel by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 CONFIG = JobConfig.model_validate(
     {
