@@ -16,28 +16,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roboalign_ray.config import RefreshConfig, RolloutConfig, TokenizerConfig, WorldModelConfig
+from roboalign_ray.config import RefreshConfig, RolloutConfig
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.engine import RolloutEngine
 from roboalign_ray.world_model.layout import SequenceLayout
 from roboalign_ray.world_model.rollout import Prompt, RolloutGroup
 from roboalign_ray.world_model.transformer import build_model, load_pretrained
 
-ACTION_BINS = 256
-
 
 def load(arguments: argparse.Namespace):
     """(model, layout, tokenizer), from folders or freshly initialised at the demo's size."""
     torch.manual_seed(0)
+    demo = load_job("demo")
     if arguments.tokenizer:
         tokenizer = DualBranchTokenizer.load(arguments.tokenizer)
     else:
-        tokenizer = DualBranchTokenizer(TokenizerConfig()).eval()
+        tokenizer = DualBranchTokenizer(demo.tokenizer).eval()
     if arguments.world_model:
         return *load_pretrained(arguments.world_model), tokenizer
-    config = WorldModelConfig()
-    layout = SequenceLayout.from_config(tokenizer.config, config, ACTION_BINS)
-    return build_model(config, layout), layout, tokenizer
+    layout = SequenceLayout.from_config(tokenizer.config, demo.world_model, demo.episodes.action_bins)
+    return build_model(demo.world_model, layout), layout, tokenizer
 
 
 def make_prompts(
