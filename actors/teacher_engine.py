@@ -16,7 +16,7 @@ from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
     input_failure,
-    judgement_of,
+    judge_together,
 )
 from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter
@@ -54,18 +54,11 @@ class EngineTeacher:
         """One outcome per request. What the engine refuses as a whole is asked again one by one."""
         outcomes: list[TeacherJudgement | Failed | None] = [input_failure(request) for request in requests]
         sound = [number for number, failed in enumerate(outcomes) if failed is None]
-        for number, outcome in zip(sound, self._judged([requests[n] for n in sound]), strict=True):
+        for number, outcome in zip(
+            sound, judge_together([requests[n] for n in sound], self.answers), strict=True
+        ):
             outcomes[number] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
-
-    def _judged(self, requests: list[JudgeRequest]) -> list[TeacherJudgement | Failed]:
-        try:
-            return [judgement_of(texts) for texts in self.answers(requests)]
-        except Exception as error:
-            if len(requests) > 1:
-                return [outcome for request in requests for outcome in self._judged([request])]
-            reason = (str(error).splitlines() or [""])[0]
-            return [Failed(f"{requests[0].name}: {type(error).__name__}: {reason}", "teacher")]
 
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
         """Raw answers [B][draws]."""

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from pipelines.align_workers import Call, RoleLost, WorkerPool, Workforce
-from pipelines.runtime import RoleFailure, wait
+from pipelines.runtime import RoleFailure, settle
 from roboalign_ray.alignment.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
@@ -67,18 +67,30 @@ class Learner:
 
         self._on_all("update", references, updated)
 
+    def wait(self, references: Sequence[Any], what: str) -> list[Any]:
+        """The ranks' answers, between updates.
+
+        Raises:
+            RoleLost: a rank was lost.
+            RoleFailure: the deadline passed, or a rank failed.
+        """
+        answers = settle(references, self.pool.role.deadline_s, what)
+        for answer in answers:
+            _check(answer)
+        return answers
+
     def publish(self) -> Weights:
         """The weights that the ranks have, between updates; waits for them.
 
         Raises:
             RoleFailure: the deadline passed, or a rank was lost.
         """
-        actors, deadline = self.pool.actors, self.pool.role.deadline_s
-        packed = wait([actor.publish.remote() for actor in actors], deadline, "weights")
+        actors = self.pool.actors
+        packed = self.wait([actor.publish.remote() for actor in actors], "weights")
         version, manifest = packed[0]
         taking = actors[0].take_buckets.options(num_returns=len(manifest.buckets) + 1)
         *buckets, number = taking.remote()
-        wait([number], deadline, "weights")
+        self.wait([number], "weights")
         return self._post(version, manifest, buckets)
 
     def _take(self, packed: tuple[int, Manifest], done: Callable[[Weights], None]) -> None:
@@ -113,7 +125,7 @@ class Learner:
 def _check(answer: Any) -> None:
     """An error inside the learner would come again; what was lost on the way can be had again from the checkpoint."""
     if isinstance(answer, Failed):
-        raise (RoleLost if answer.kind == "ray_error" else RoleFailure)(answer.reason)
+        raise (RoleLost if answer.kind in ("ray_error", "worker_lost") else RoleFailure)(answer.reason)
 
 
 def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, float]:

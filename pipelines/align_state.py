@@ -14,7 +14,6 @@ from typing import Any
 
 from pipelines.align_groups import Finished
 from pipelines.align_loop import AlignmentLoop, Crew, Update
-from pipelines.runtime import wait
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
@@ -37,7 +36,7 @@ def save(
         row: the last update's scalars where they wait for an evaluation that was cut short.
 
     Raises:
-        RoleFailure: a rank was lost, or the deadline passed.
+        RoleLost, RoleFailure: as `Learner.wait`.
     """
     references: list[Any] = []
 
@@ -46,13 +45,13 @@ def save(
         return len(references) - 1
 
     state = loop.state_dict(pack)
-    learner = loop.crew.learner.pool
-    actors, deadline = learner.actors, learner.role.deadline_s
+    learner = loop.crew.learner
+    actors = learner.pool.actors
 
     def write(folder: Path) -> None:
-        wait([actor.save_state.remote(folder / "state") for actor in actors], deadline, "checkpoint")
-        wait([actor.save.remote(folder / "model") for actor in actors], deadline, "checkpoint")
-        wait([actors[0].save_groups.remote(folder / "groups", *references)], deadline, "checkpoint")
+        learner.wait([actor.save_state.remote(folder / "state") for actor in actors], "checkpoint")
+        learner.wait([actor.save.remote(folder / "model") for actor in actors], "checkpoint")
+        learner.wait([actors[0].save_groups.remote(folder / "groups", *references)], "checkpoint")
 
     metadata = {
         "version": loop.version,
@@ -69,7 +68,7 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
     """Learner, accounts and finished groups as they were; the learner's weights are published.
 
     Raises:
-        RoleFailure: a rank was lost, or the deadline passed.
+        RoleLost, RoleFailure: as `Learner.wait`.
         UserError: the checkpoint is of other settings, or of a version that kept less.
     """
     if "loop" not in found.metadata:
@@ -78,12 +77,12 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
             where=str(found.folder),
             remedy="start again in another folder",
         )
-    pool, state, count = crew.learner.pool, found.metadata["loop"], found.metadata["finished_groups"]
-    deadline = pool.role.deadline_s
-    wait([actor.load_state.remote(found.folder / "state") for actor in pool.actors], deadline, "resume")
-    loading = pool.actors[0].load_groups.options(num_returns=count + 1).remote(found.folder / "groups", count)
+    learner, state, count = crew.learner, found.metadata["loop"], found.metadata["finished_groups"]
+    actors = learner.pool.actors
+    learner.wait([actor.load_state.remote(found.folder / "state") for actor in actors], "resume")
+    loading = actors[0].load_groups.options(num_returns=count + 1).remote(found.folder / "groups", count)
     *references, numbers = loading if count else [loading]
-    [records] = wait([numbers], deadline, "resume")
+    [records] = learner.wait([numbers], "resume")
 
     def unpack(number: int) -> Finished:
         return Finished(references[number], records[number])

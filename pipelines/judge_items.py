@@ -7,7 +7,6 @@ videos/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES
+from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES, read_sidecar
 from roboalign_ray.judge.pairs import JudgedPair, decode_pair, open_pairs
 from roboalign_ray.judge.rubric import DIMENSIONS
 
@@ -52,18 +51,8 @@ def items_of_dataset(dataset: Any) -> Iterator[JudgedPair]:
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    sidecar = path.with_suffix(".json")
-    try:
-        told = json.loads(sidecar.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"'{path.name}' has no '{sidecar.name}' beside it",
-            where=str(path.parent),
-            remedy='it names the instruction: {"instruction": "…"}',
-        ) from error
-    except ValueError as error:
-        raise UserError("is not valid JSON", where=str(sidecar)) from error
-    if not isinstance(told, dict) or not str(told.get("instruction") or "").strip():
+    sidecar, told = read_sidecar(path, 'it names the instruction: {"instruction": "…"}')
+    if not str(told.get("instruction") or "").strip():
         raise UserError("names no instruction", where=str(sidecar))
     return told
 

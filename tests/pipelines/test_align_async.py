@@ -26,13 +26,6 @@ WAIT_S = 300
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def job(tmp_path_factory):
     return make_tiny_job(tmp_path_factory.mktemp("job"))
 
@@ -87,7 +80,7 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in load_pretrained(folder)[0].state_dict().items()}
 
 
-def test_a_stale_run_outlives_a_lost_worker_and_goes_on_after_ctrl_c(cluster, job, crews, tmp_path):
+def test_a_stale_run_outlives_a_lost_worker_and_goes_on_after_ctrl_c(ray_cluster, job, crews, tmp_path):
     off_policy = job.asynchrony.off_policy.model_copy(update={"correction": "decoupled"})
     stale = changed(job, "asynchrony", staleness=1, groups_per_call=1, off_policy=off_policy)
     stale = changed(stale, "alignment", updates=5, evaluate_every=5)
@@ -120,7 +113,9 @@ def test_a_stale_run_outlives_a_lost_worker_and_goes_on_after_ctrl_c(cluster, jo
 
 
 @pytest.mark.chaos
-def test_a_lost_learner_takes_up_its_last_checkpoint_and_ends_at_the_same_bits(cluster, job, crews, tmp_path):
+def test_a_lost_learner_takes_up_its_last_checkpoint_and_ends_at_the_same_bits(
+    ray_cluster, job, crews, tmp_path
+):
     job = changed(job, "alignment", updates=4)
     whole = run_align(job, tmp_path / "whole", quiet=True)
     crews.clear()
@@ -153,7 +148,7 @@ run_align(JobConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("lines", [1, 5, 9])
-def test_a_killed_run_goes_on_to_the_same_bits(cluster, job, tmp_path, lines):
+def test_a_killed_run_goes_on_to_the_same_bits(ray_cluster, job, tmp_path, lines):
     job = changed(job, "alignment", updates=4)
     whole = run_align(job, tmp_path / "whole", quiet=True)
     out, settings = tmp_path / "out", tmp_path / "job.json"

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,19 +52,30 @@ def find_generated(folder: Path) -> list[GeneratedVideo]:
     return [_described(path) for path in videos]
 
 
-def _described(path: Path) -> GeneratedVideo:
-    sidecar = path.with_suffix(".json")
+def read_sidecar(video: Path, remedy: str) -> tuple[Path, dict[str, Any]]:
+    """The JSON file of the same name beside a video, and what it says.
+
+    Args:
+        remedy: what it should say, for the error where there is none.
+
+    Raises:
+        UserError: it is missing, or not a JSON object.
+    """
+    sidecar = video.with_suffix(".json")
     try:
         told = json.loads(sidecar.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"'{path.name}' has no '{sidecar.name}' beside it",
-            where=str(path.parent),
-            remedy="it names episode_id and start",
+            f"'{video.name}' has no '{sidecar.name}' beside it", where=str(video.parent), remedy=remedy
         ) from error
     except ValueError as error:
         raise UserError("is not valid JSON", where=str(sidecar)) from error
-    if not isinstance(told, dict) or not isinstance(told.get("episode_id"), str):
+    return sidecar, told if isinstance(told, dict) else {}
+
+
+def _described(path: Path) -> GeneratedVideo:
+    sidecar, told = read_sidecar(path, "it names episode_id and start")
+    if not isinstance(told.get("episode_id"), str):
         raise UserError("names no episode_id", where=str(sidecar))
     start = told.get("start")
     if not isinstance(start, int) or isinstance(start, bool) or start < 0:

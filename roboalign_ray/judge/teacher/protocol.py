@@ -6,13 +6,13 @@ that cannot be read is a failure with its reason: it is counted and left out, ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.clips import LEAST_FRAMES
 from roboalign_ray.judge.privileged import Reference
 from roboalign_ray.judge.rubric import names
@@ -119,6 +119,18 @@ def input_failure(request: JudgeRequest) -> Failed | None:
     except UserError as error:
         return Failed(error.line(), "input")
     return None
+
+
+def judge_together(
+    requests: Sequence[JudgeRequest], answers: Callable[[Sequence[JudgeRequest]], list[list[str]]]
+) -> list[TeacherJudgement | Failed]:
+    """Judge a batch by its raw answers [B][draws]; where it fails, each request by itself."""
+    try:
+        return [judgement_of(texts) for texts in answers(requests)]
+    except Exception as error:
+        if len(requests) > 1:
+            return [outcome for request in requests for outcome in judge_together([request], answers)]
+        return [Failed(f"{requests[0].name}: {type(error).__name__}: {first_line(error)}", "teacher")]
 
 
 def judgement_of(texts: Sequence[str]) -> TeacherJudgement | Failed:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from roboalign_ray.config.teacher import TeacherConfig
-from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.teacher import constrained
 from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
@@ -19,7 +19,7 @@ from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
     input_failure,
-    judgement_of,
+    judge_together,
 )
 from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
 
@@ -113,7 +113,7 @@ def with_adapter(model: Any, adapter: str) -> Any:
         return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"the adapter does not fit this model ({_first_line(error)})",
+            f"the adapter does not fit this model ({first_line(error)})",
             where=adapter,
             remedy="set teacher.model to the model it was trained on",
         ) from error
@@ -166,19 +166,10 @@ class TransformersTeacher:
         sound = [number for number, failed in enumerate(outcomes) if failed is None]
         for first in range(0, len(sound), self.config.batch):
             part = sound[first : first + self.config.batch]
-            judged = self._judged([requests[number] for number in part])
+            judged = judge_together([requests[number] for number in part], self.answers)
             for number, outcome in zip(part, judged, strict=True):
                 outcomes[number] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
-
-    def _judged(self, requests: list[JudgeRequest]) -> list[TeacherJudgement | Failed]:
-        """A batch; where it fails, each request by itself, so that one costs the others nothing."""
-        try:
-            return [judgement_of(texts) for texts in self.answers(requests)]
-        except Exception as error:
-            if len(requests) > 1:
-                return [outcome for request in requests for outcome in self._judged([request])]
-            return [Failed(f"{requests[0].name}: {type(error).__name__}: {_first_line(error)}", "teacher")]
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
@@ -233,12 +224,7 @@ def _seed(seed: int, texts: Sequence[str], shown: Sequence[ShownVideo]) -> int:
 
 def _not_loaded(source: str, error: Exception) -> UserError:
     return UserError(
-        f"no model '{source}' to judge with ({_first_line(error)})",
+        f"no model '{source}' to judge with ({first_line(error)})",
         where="teacher.model",
         remedy="give a name that transformers can fetch here, or a folder",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
