@@ -1,22 +1,32 @@
-"""The scorer actor: decodes tokens where it stands and compares them with the real continuation it reads itself."""
+"""The scorer actor: decodes tokens where it stands and scores them with the job's reward.
+
+What the reward compares with, the real continuation, it reads itself; the student, where one has a say, comes with the
+call by reference and is fetched when its version is a new one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from roboalign_ray.alignment.prompts import PromptName, PromptReader
 from roboalign_ray.alignment.scored import GroupRecord, ScoredGroup
-from roboalign_ray.config import EpisodesConfig, FidelityRewardConfig
+from roboalign_ray.config import EpisodesConfig, RewardConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.rewards.fidelity import FidelityReward
+from roboalign_ray.foundation.files import unpack_folder
+from roboalign_ray.judge.student import Student
+from roboalign_ray.rewards.building import build_reward
 from roboalign_ray.rewards.protocol import Reward, RewardInput
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.codec import FrameCodec
 from roboalign_ray.world_model.rollout import RolloutGroup
+
+_FETCH_S = 600.0  # for a student
 
 
 class ScorerActor:
@@ -29,12 +39,14 @@ class ScorerActor:
     """
 
     def __init__(
-        self, tokenizer: Path, reward: FidelityRewardConfig, episodes: EpisodesConfig, threads: int = 1
+        self, tokenizer: Path, reward: RewardConfig, episodes: EpisodesConfig, threads: int = 1
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.reward_config, self.episodes = tokenizer, reward, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._groups = 0
+        self._judge: Any = None  # reference to the student that `_reward` asks
+        self._reward: Reward | None = None
 
     @cached_property
     def _tokenizer(self) -> DualBranchTokenizer:
@@ -45,40 +57,71 @@ class ScorerActor:
         return FrameCodec(self._tokenizer)
 
     @cached_property
-    def _reward(self) -> Reward:
-        return FidelityReward(self.reward_config, device=self.device)
-
-    @cached_property
     def _reader(self) -> PromptReader:
         size = self._tokenizer.config
         return PromptReader(self.episodes, size.height, size.width)
 
     def ready(self) -> None:
-        """Load everything, so that bad input is told before the first score.
+        """Load everything that is there, so that bad input is told before the first score.
 
         Raises:
             UserError: the tokenizer or the store cannot be read.
         """
-        _ = self._codec, self._reward, self._reader
+        _ = self._codec, self._reader
+        if not self.reward_config.needs_judge:
+            self._load_reward(())
 
     def beat(self) -> int:
         """A number that grows while work is done; may be asked for from another thread."""
         return self._groups
 
-    def score(self, groups: Sequence[RolloutGroup]) -> tuple[ScoredGroup | list[GroupRecord], ...]:
-        """The scored groups for the learner, one by one, and last their numbers for the driver."""
-        scored = [self._score_group(group) for group in groups]
+    def score(
+        self, groups: Sequence[RolloutGroup], student: Sequence[Any] = ()
+    ) -> tuple[ScoredGroup | list[GroupRecord], ...]:
+        """The scored groups for the learner, one by one, and last their numbers for the driver.
+
+        Args:
+            groups: to score.
+            student: one reference to the files of the student that scores; empty where none has a say.
+
+        Raises:
+            UserError: the reward needs a student and none came, or it cannot be read.
+        """
+        reward = self._load_reward(student)
+        scored = [self._score_group(group, reward) for group in groups]
         return (*scored, [group.record() for group in scored])
 
-    def _score_group(self, group: RolloutGroup) -> ScoredGroup:
+    def _load_reward(self, student: Sequence[Any]) -> Reward:
+        reference = student[0] if student else None
+        if self._reward is None or reference != self._judge:
+            judge = _unpacked(_fetch(reference)) if reference is not None else None
+            self._reward, self._judge = build_reward(self.reward_config, judge, self.device), reference
+        return self._reward
+
+    def _score_group(self, group: RolloutGroup, reward: Reward) -> ScoredGroup:
         """An exception costs this group's samples their scores and nothing else."""
         self._groups += 1
         try:
             generated = self._codec.decode_group(group)
             real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
-            scores = self._reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
+            scores = reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
             return ScoredGroup(group, tuple(scores))
         except Exception as error:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
+
+
+def _unpacked(files: Mapping[str, bytes]) -> Student:
+    with tempfile.TemporaryDirectory() as folder:
+        unpack_folder(files, Path(folder))
+        return Student.load(folder)
+
+
+def _fetch(reference: Any) -> Mapping[str, bytes]:
+    """A student's files: of a reference, or as they are where no Ray is between."""
+    if isinstance(reference, Mapping):
+        return reference
+    import ray
+
+    return ray.get(reference, timeout=_FETCH_S)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from roboalign_ray.config import TeacherConfig
+from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.teacher.opening import open_teacher
+from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
 
 
@@ -25,14 +26,7 @@ class TeacherActor:
         import torch
 
         torch.set_num_threads(threads)
-        self._teacher = self._opened(config)
-
-    def _opened(self, config: TeacherConfig) -> TeacherJudge:
-        if config.backend != "vllm":
-            return open_teacher(config)
-        from actors.teacher_engine import EngineTeacher
-
-        return EngineTeacher(config)
+        self._teacher = open_vlm(config)
 
     def ready(self) -> str:
         """The teacher's name, once it can be asked."""
@@ -41,3 +35,27 @@ class TeacherActor:
     def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
         """One outcome per request, in order."""
         return self._teacher.judge(requests)
+
+
+def open_vlm(config: TeacherConfig) -> TeacherJudge:
+    """The vision-language teacher of a config, vLLM's engine included.
+
+    Raises:
+        UserError: its model cannot be loaded, or its server does not answer.
+    """
+    if config.backend != "vllm":
+        return open_teacher(config)
+    from actors.teacher_engine import EngineTeacher
+
+    return EngineTeacher(config)
+
+
+def open_judge(config: JobConfig) -> TeacherJudge:
+    """Who labels a job's fresh rollouts.
+
+    Raises:
+        UserError: as `open_vlm`.
+    """
+    if config.judge.relabel.teacher == "privileged":
+        return PrivilegedJudge(config.bench.privileged)
+    return open_vlm(config.teacher)

@@ -4,6 +4,7 @@ out/
   logs/align/          metrics.jsonl and TensorBoard events
   rollouts.jsonl       one line per group: prompt, seeds, versions, scores
   checkpoints/         complete checkpoints, from which --resume goes on to the same result
+  judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
   aligned/             the result, a plain Hugging Face directory
 """
 
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import align_state
-from pipelines.align_crew import crew_of, replace_learner
+from pipelines.align_crew import JUDGE, crew_of, replace_learner
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
 from pipelines.align_workers import RoleLost
 from pipelines.runtime import start_ray
-from pipelines.weights import tokenizer_folder, world_model_folder
+from pipelines.weights import check_weights
 from roboalign_ray.alignment.batch import check_trainable
 from roboalign_ray.alignment.prompts import PromptSchedule, schedule_from_store
 from roboalign_ray.config import JobConfig
@@ -33,6 +34,7 @@ from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.telemetry import MetricsWriter, read_curves
 
 JOURNAL, ALIGNED, LOGS, CHECKPOINTS = "rollouts.jsonl", "aligned", "logs/align", "checkpoints"
+EVENTS = f"{JUDGE}/events.jsonl"
 _COUNTED = ("groups", "samples", "failed_samples", "failed_groups", "dropped_groups")
 
 
@@ -74,7 +76,7 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         raise UserError(
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
-    tokenizer_folder(config), world_model_folder(config)  # what is missing is told now, before Ray starts
+    check_weights(config)  # what is missing is told now, before Ray starts
     # Checked before any process is started: a damaged checkpoint is told at once.
     found = checkpoints.load(begun) if resume and begun is not None else None
     if found is not None:
@@ -82,10 +84,10 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
     schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
     with (
         start_ray(config.cluster, worker_logs=False),
-        crew_of(config) as crew,
+        crew_of(config, out) as crew,
         interruptions() as stopped,  # last: Ray sets handlers of its own
     ):
-        return _Job(config, out, crew, schedule, stopped).run(found, quiet=quiet)
+        return _Job(config, out, crew, schedule, stopped, _console(quiet)).run(found)
 
 
 @contextmanager
@@ -113,19 +115,26 @@ class _Job:
     """One run: the loop's surroundings."""
 
     def __init__(
-        self, config: JobConfig, out: Path, crew: Crew, schedule: PromptSchedule, stopped: Stopped
+        self,
+        config: JobConfig,
+        out: Path,
+        crew: Crew,
+        schedule: PromptSchedule,
+        stopped: Stopped,
+        console: Any,
     ) -> None:
+        self._console = console
         self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
         self.stopped = stopped
         self.counts = dict.fromkeys(_COUNTED, 0)
         self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
 
-    def run(self, found: checkpoints.Checkpoint | None, *, quiet: bool) -> AlignResult:
+    def run(self, found: checkpoints.Checkpoint | None) -> AlignResult:
         """To the last update; from the last checkpoint again where the learner was lost, as often as its role says."""
         lost = 0
         while True:
             try:
-                self._run_from(found, quiet=quiet)
+                self._run_from(found)
                 break
             except RoleLost:
                 lost += 1
@@ -138,11 +147,11 @@ class _Job:
         logs = self.out / LOGS
         return AlignResult(self.out / ALIGNED, logs, read_curves(logs), dict(self.counts))
 
-    def _run_from(self, found: checkpoints.Checkpoint | None, *, quiet: bool) -> None:
+    def _run_from(self, found: checkpoints.Checkpoint | None) -> None:
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
         first, total = loop.version, self.config.alignment.updates
-        progress = Progress("align", total=total - first, unit="update", console=_console(quiet))
+        progress = Progress("align", total=total - first, unit="update", console=self._console)
         # A row that the checkpoint still waited for is written again, and what comes after it.
         resume_at = first + (self._row is None)
         with MetricsWriter(self.out / LOGS, resume_at=resume_at) as writer, progress:
@@ -150,6 +159,7 @@ class _Job:
                 self._complete(loop, writer)
                 for update in loop.updates(self.stopped):
                     self._row = self._observe(update)
+                    loop.judge(update, self.stopped)
                     figures = self._complete(loop, writer)
                     progress.advance(1, **_figures(figures))
             except Interrupted:
@@ -160,10 +170,13 @@ class _Job:
         """Everything as it was at the checkpoint, or at the beginning."""
         if found is None:
             self.counts, self._row = dict.fromkeys(_COUNTED, 0), {}
+            if self.crew.judge is not None:
+                self.crew.judge.begin()
         else:
             align_state.restore(found, self.crew, loop)
             self.counts, self._row = dict(found.metadata["counts"]), found.metadata["row"]
         align_state.cut_journal(self.out / JOURNAL, loop.version)
+        align_state.cut_journal(self.out / EVENTS, loop.version + 1)
 
     def _observe(self, update: Update) -> dict[str, float]:
         """Journal and counts of an update; its scalars."""
@@ -181,19 +194,35 @@ class _Job:
         last = version == settings.updates
         if version % settings.evaluate_every == 0 or last:
             self._row |= loop.evaluate(self.stopped)
-        row, self._row = self._row, None
+        row, self._row = self._row | self._judged(version), None
         writer.scalars(version, row)
         if version and (version % (settings.checkpoint_every or settings.evaluate_every) == 0 or last):
             writer.flush()
             self._checkpoint(loop)
         return row
 
+    def _judged(self, version: int) -> dict[str, float]:
+        """What happened to the judge: down in its journal, alarms on the terminal, figures for the row."""
+        judge = self.crew.judge
+        if judge is None:
+            return {}
+        events = judge.take_events()
+        align_state.write_events(self.out / EVENTS, version, events)
+        for event in events:
+            if event["event"] in ("alarm", "relabelling failed"):
+                self._console.print(
+                    f"judge: {event['event']}: {event.get('message') or event}", style="yellow"
+                )
+        return judge.take_scalars()
+
     def _leave(self, loop: AlignmentLoop) -> None:
         """Asked to end: a checkpoint of here, or, where an update cannot end in time, the one before stands."""
         update = loop.drain(self.config.asynchrony.liveness.grace_s)
         if update is not None:
             self._row = self._observe(update)
-        if not self.crew.learner.busy:
+        # With staleness 0 the next update follows from what the judge is about to say: it is gone through again.
+        waits = self.crew.judge is not None and self.crew.judge.busy and not self.config.asynchrony.staleness
+        if not self.crew.learner.busy and not waits:
             self._checkpoint(loop)
 
     def _checkpoint(self, loop: AlignmentLoop) -> None:

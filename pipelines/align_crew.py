@@ -1,22 +1,33 @@
-"""An alignment job's workers: which actors with which arguments, loaded and ready; a new learner for a lost one."""
+"""An alignment job's workers: which actors with which arguments, loaded and ready; a new learner for a lost one.
+
+A judge comes with a distiller, which keeps its students, and with annotators where a teacher labels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from pipelines.align_judge import OnlineJudge
 from pipelines.align_learner import Learner
 from pipelines.align_loop import Crew
 from pipelines.align_workers import WorkerPool, Workforce
 from pipelines.runtime import role_threads, wait
-from pipelines.weights import tokenizer_folder, world_model_folder
+from pipelines.weights import replay_folder, student_folder, tokenizer_folder, world_model_folder
 from roboalign_ray.config import JobConfig
+
+JUDGE = "judge"  # folder of labels, students and what happened to them
 
 
 @contextmanager
-def crew_of(config: JobConfig) -> Iterator[Crew]:
+def crew_of(config: JobConfig, out: Path) -> Iterator[Crew]:
     """The job's workers, everything loaded; ended with the block.
+
+    Args:
+        config: the job.
+        out: run directory; the judge's labels and students lie in it.
 
     Raises:
         UserError: bad input found while loading.
@@ -24,7 +35,7 @@ def crew_of(config: JobConfig) -> Iterator[Crew]:
     """
     workforce = Workforce([], config.asynchrony.liveness)
     try:
-        yield _hire(config, workforce)
+        yield _hire(config, out, workforce)
     finally:
         workforce.close()
 
@@ -43,7 +54,7 @@ def replace_learner(config: JobConfig, crew: Crew) -> None:
     crew.learner = Learner(crew.workforce, pool, crew.learner.era + 1)
 
 
-def _hire(config: JobConfig, workforce: Workforce) -> Crew:
+def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
     """Load all roles at once; their loading times overlap."""
     from actors.rollout import RolloutActor
     from actors.scorer import ScorerActor
@@ -65,6 +76,8 @@ def _hire(config: JobConfig, workforce: Workforce) -> Crew:
     learners = _learners(config)
     workforce.pools.append(learners)
 
+    judge = _judge(config, out, workforce) if config.reward.needs_judge else None
+
     joining = _join(learners)
     loading = [actor.ready.remote() for actor in rollouts.actors]
     scoring = [actor.ready.remote() for actor in scorers.actors]
@@ -73,7 +86,39 @@ def _hire(config: JobConfig, workforce: Workforce) -> Crew:
     _wait_for_ranks(learners, joining)
     rollouts.welcome()
     scorers.welcome()
-    return Crew(workforce, rollouts, scorers, Learner(workforce, learners))
+    return Crew(workforce, rollouts, scorers, Learner(workforce, learners), judge)
+
+
+def _judge(config: JobConfig, out: Path, workforce: Workforce) -> OnlineJudge:
+    """The distiller, and the teachers where there are some."""
+    from actors.annotator import AnnotatorActor
+    from actors.distiller import DistillerActor
+
+    cluster, annotators = config.cluster, None
+    if config.judge.relabel.teacher != "none":
+        arguments = {
+            "config": config,
+            "tokenizer": tokenizer_folder(config),
+            "threads": role_threads(cluster.teacher),
+        }
+        annotators = WorkerPool(
+            "annotator", AnnotatorActor, cluster.teacher, [arguments] * cluster.teacher.workers
+        )
+        workforce.pools.append(annotators)
+    distiller: dict[str, Any] = {
+        "config": config,
+        "folder": out / JUDGE,
+        "start": student_folder(config),
+        "replay": replay_folder(config),
+        "threads": role_threads(cluster.distiller),
+    }
+    distillers = WorkerPool("distiller", DistillerActor, cluster.distiller, [distiller])
+    workforce.pools.append(distillers)
+    for pool in (annotators, distillers):
+        if pool is not None:
+            wait([actor.ready.remote() for actor in pool.actors], pool.role.deadline_s, f"{pool.name} start")
+            pool.welcome()
+    return OnlineJudge(config, workforce, annotators, distillers)
 
 
 def _learners(config: JobConfig) -> WorkerPool:

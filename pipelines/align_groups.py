@@ -193,9 +193,9 @@ class TrainingGroups:
         self._training = [(held.group, held.reference) for held in self.buffer.take(numbers)]
         return [finished for _, finished in self._training]
 
-    def commit_update(self) -> list[tuple[int, GroupRecord]]:
-        """The update is done: number and record of every group in it. References to their tokens are let go."""
-        trained, self._training = [(number, done.record) for number, done in self._training], []
+    def commit_update(self) -> list[tuple[int, Finished]]:
+        """The update is done: every group in it, by number. References to their tokens are let go here."""
+        trained, self._training = self._training, []
         self.buffer.commit()
         self.buffer.remove(self.ledger.commit_update())
         return trained
@@ -229,7 +229,7 @@ class HeldOutGroups:
         shares = split_evenly(len(self._names), config.cluster.rollout.workers)
         self._waiting = deque([self._ticket(n, 1) for n in share] for share in shares if share)
         self._tries = config.asynchrony.tries
-        self._records: dict[int, GroupRecord] = {}
+        self._finished: dict[int, Finished] = {}
         self._failed: dict[int, Failed] = {}
 
     def _ticket(self, number: int, attempt: int) -> Ticket:
@@ -238,15 +238,15 @@ class HeldOutGroups:
     @property
     def done(self) -> bool:
         """Whether every group has come back for good."""
-        return len(self._records) + len(self._failed) == len(self._names)
+        return len(self._finished) + len(self._failed) == len(self._names)
 
     def next_call(self) -> list[Ticket]:
         """A worker's share, or one group to be tried again."""
         return self._waiting.popleft() if self._waiting else []
 
     def finish(self, ticket: Ticket, finished: Finished) -> None:
-        """Its numbers are kept, its tokens let go."""
-        self._records[ticket.number] = finished.record
+        """Kept until the evaluation is forgotten."""
+        self._finished[ticket.number] = finished
 
     def fail(self, ticket: Ticket, failed: Failed) -> None:
         """Tried again by itself, as often as a group of training."""
@@ -255,15 +255,20 @@ class HeldOutGroups:
         else:
             self._failed[ticket.number] = failed
 
+    @property
+    def groups(self) -> list[Finished]:
+        """Those that came back with scores, in order."""
+        return [finished for _, finished in sorted(self._finished.items())]
+
     def scalars(self) -> dict[str, float]:
         """Rewards and failures, by the names that their curves have.
 
         Raises:
             RoleFailure: nothing could be scored.
         """
-        if not self._records:
+        if not self._finished:
             reason = next(iter(self._failed.values())).reason
             raise RoleFailure(f"no held-out rollout could be scored; first reason: {reason}")
-        records = [record for _, record in sorted(self._records.items())]
+        records = [finished.record for finished in self.groups]
         values = {**reward_scalars(records), "failed_groups": float(len(self._failed))}
         return {f"held_out/{name}": value for name, value in values.items()}

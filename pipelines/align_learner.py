@@ -75,8 +75,12 @@ class Learner:
             RoleFailure: the deadline passed, or a rank failed.
         """
         answers = settle(references, self.pool.role.deadline_s, what)
-        for answer in answers:
-            _check(answer)
+        try:
+            for answer in answers:
+                _check(answer)
+        except RoleLost:
+            self._workforce.lost += 1
+            raise
         return answers
 
     def publish(self) -> Weights:

@@ -20,6 +20,7 @@ from typing import Any
 
 from actors.rollout import RolloutReport
 from pipelines.align_groups import Finished, HeldOutGroups, Source, Ticket, TrainingGroups
+from pipelines.align_judge import OnlineJudge
 from pipelines.align_learner import Learner, Weights
 from pipelines.align_tally import Pace, Tally, ages
 from pipelines.align_workers import Call, WorkerPool, Workforce
@@ -41,12 +42,13 @@ class Interrupted(Exception):
 
 @dataclass
 class Crew:
-    """The workers of a job, by role; the learner is another one after it was lost."""
+    """The workers of a job, by role; the learner is another one after it was lost. No judge where none rewards."""
 
     workforce: Workforce
     rollouts: WorkerPool
     scorers: WorkerPool
     learner: Learner
+    judge: OnlineJudge | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Update:
     """What one update did: the groups it trained, by number, and the attempts that failed since the one before."""
 
     index: int
-    groups: list[tuple[int, GroupRecord]]
+    groups: list[tuple[int, Finished]]
     failures: list[tuple[Ticket, Failed]]
     scalars: dict[str, float]
 
@@ -123,8 +125,38 @@ class AlignmentLoop:
         self._held_out = HeldOutGroups(self.config, self.schedule)
         while not self._held_out.done:
             self._turn(stopped)
-        scalars, self._held_out = self._held_out.scalars(), None
+        done, self._held_out = self._held_out, None
+        scalars = done.scalars()
+        judge = self.crew.judge
+        if judge is not None and judge.audit(self.version, done.groups):
+            self._wait(lambda: judge.labelling, stopped)
         return scalars
+
+    def judge(self, update: Update, stopped: Stopped) -> None:
+        """Show an update to the judge. With staleness 0 what follows from that is waited for, else it goes on beside.
+
+        Raises:
+            Interrupted: `stopped` says so.
+            RoleFailure, UserError: as `updates`; or the student fails its gate too often.
+        """
+        judge = self.crew.judge
+        if judge is None:
+            return
+        judge.observe(update.index + 1, [finished for _, finished in update.groups])
+        if not self.config.asynchrony.staleness:
+            self._wait(lambda: judge.busy, stopped)
+
+    def _wait(self, busy: Callable[[], bool], stopped: Stopped) -> None:
+        """Turns in which nothing new is rolled out or trained."""
+        while busy():
+            self._work_beside()
+            self.crew.workforce.turn(_TURN_S)
+            if stopped():
+                raise Interrupted
+
+    def _work_beside(self) -> None:
+        if self.crew.judge is not None:
+            self.crew.judge.work()
 
     def drain(self, seconds: float) -> Update | None:
         """Let an update under way end; None where there was none. `crew.learner.busy` tells whether it did not."""
@@ -137,6 +169,7 @@ class AlignmentLoop:
         self._roll_out()
         self._score()
         self._train()
+        self._work_beside()
         self.crew.workforce.turn(_TURN_S)
         self._steer()
         if stopped():
@@ -209,6 +242,7 @@ class AlignmentLoop:
                 worker,
                 "score",
                 rolled.reference,
+                self.crew.judge.student.reference if self.crew.judge else [],
                 then=partial(self._scored, rolled.source, rolled.tickets),
                 size=len(rolled.tickets),
                 returns=len(rolled.tickets) + 1,
@@ -240,7 +274,7 @@ class AlignmentLoop:
         trained, failures = self.groups.commit_update(), self.groups.failures
         self.groups.failures = []
         self._pace.learn("learner", scalars["seconds_learner"] + scalars["seconds_weights"])
-        figures = self._figures([record for _, record in trained], failures) | scalars
+        figures = self._figures([done.record for _, done in trained], failures) | scalars
         self._finished.append(Update(index, trained, failures, figures))
         self._tally = Tally()
         if self.config.asynchrony.staleness:

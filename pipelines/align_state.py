@@ -2,13 +2,14 @@
 
 A checkpoint is written between two updates and holds all that the next one depends on: weights, optimizer and random
 state of every rank, the accounts of the ledger, the groups that are finished and wait (their tokens and scores), which
-groups were under way, how many there were, and the configuration. It appears complete or not at all.
+groups were under way, how many there were, the judge's schedule and the version of its student, and the configuration.
+It appears complete or not at all. Labels and students themselves lie beside, each whole and never replaced.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def save(
         "counts": dict(counts),
         "config": config.model_dump(mode="json"),
         "loop": state,
+        "judge": loop.crew.judge.state_dict() if loop.crew.judge else None,
         "finished_groups": len(references),
         "row": None if row is None else dict(row),
     }
@@ -89,6 +91,8 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
 
     loop.load_state_dict(state, unpack)
     loop.weights = crew.learner.publish()
+    if crew.judge is not None:
+        crew.judge.load_state_dict(found.metadata["judge"])
 
 
 def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
@@ -113,7 +117,7 @@ def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> 
 
 def write_journal(path: Path, update: Update) -> None:
     """One line per trained group, with all that made it, and one per attempt that failed."""
-    lines = [{"group": number, **record.as_json()} for number, record in update.groups]
+    lines = [{"group": number, **finished.record.as_json()} for number, finished in update.groups]
     lines += [
         {
             "group": ticket.number,
@@ -126,6 +130,14 @@ def write_journal(path: Path, update: Update) -> None:
     ]
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"update": update.index, **line}) + "\n" for line in lines)
+
+
+def write_events(path: Path, update: int, events: Sequence[Mapping[str, Any]]) -> None:
+    """One line per thing that happened to the judge, by the update after which it was told."""
+    if events:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"update": update, **event}) + "\n" for event in events)
 
 
 def cut_journal(path: Path, updates_done: int) -> None:

@@ -15,7 +15,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines import assets_cli, bench_cli, episodes_cli, jobs_cli, judge_cli, simulation_cli
+from pipelines import (
+    assets_cli,
+    bench_cli,
+    episodes_cli,
+    jobs_cli,
+    judge_cli,
+    reproduce_cli,
+    simulation_cli,
+)
 from pipelines.jobs_cli import Json, Overrides, Profile
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, UserError
@@ -30,7 +38,8 @@ MATERIAL = "Material"
 HELP = """Robot video world models, aligned with reinforcement learning on Ray.
 
 A job is described by a [bold]profile[/bold]: the name of one that comes along (demo, single_gpu, node_8gpu, \
-mixed_64, fleet_1000, paper_rt1, shipped, teacher) or the path of a YAML file, which may extend another. \
+mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking) or the path of a YAML file, which may extend \
+another. \
 [bold]--set[/bold] changes single values.
 
 \b
@@ -52,6 +61,7 @@ app = typer.Typer(
 
 for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.distill, jobs_cli.evaluate):
     app.command(rich_help_panel=JOBS)(job)
+app.add_typer(reproduce_cli.app, name="reproduce", rich_help_panel=JOBS)
 app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)
 app.add_typer(judge_cli.app, name="judge", rich_help_panel=MATERIAL)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.align import ALIGNED, JOURNAL, AlignResult, run_align
+from pipelines.align_crew import JUDGE
 from pipelines.evaluate import Bench, make_bench, run_one_step, run_policies, run_rollouts
 from pipelines.weights import world_model_folder
-from roboalign_ray.config import FidelityRewardConfig, JobConfig
+from roboalign_ray.config import JobConfig
 from roboalign_ray.evaluation.protocols import standard_policies
 from roboalign_ray.evaluation.report.assemble import (
     compare,
@@ -28,7 +29,7 @@ from roboalign_ray.evaluation.report.assemble import (
     one_step_table,
     policy_curves,
 )
-from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, ReportData
+from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, JudgedSection, ReportData
 from roboalign_ray.evaluation.report.html import write_report
 from roboalign_ray.evaluation.report.tiles import tile
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
@@ -37,7 +38,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.telemetry import MetricsWriter
 
 REPORT, SUMMARY = "report.html", "summary.json"
-_OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, "checkpoints", "logs"}
+_OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, JUDGE, "checkpoints", "logs"}
 _CLIPS = 6
 _PACKAGES = ("roboalign-ray", "torch", "ray", "deepspeed", "transformers")
 _LEARNING = (
@@ -93,16 +94,16 @@ def run_demo(
     aligned = run_align(config, out, resume=resume, quiet=quiet)
     before = run_rollouts(bench, base, "before", keep=_CLIPS, quiet=quiet)
     after = run_rollouts(bench, aligned.model, "after", keep=_CLIPS, quiet=quiet)
+    rewards, judged = _rewards(config, before.metrics, after.metrics), None
+    if config.reward.needs_judge:
+        judged, totals = _judged(config, bench, aligned, out, quiet=quiet)
+        rewards = totals | rewards
     policies = standard_policies(settings, config.rollout.refresh)
     rivals = run_policies(bench, base, policies, quiet=quiet)
     steps = run_one_step(bench, base, quiet=quiet)
 
-    rewards = tuple(_reward(config.reward, result.metrics) for result in (before, after))
     comparisons = compare(
-        before.metrics,
-        after.metrics,
-        reward=(rewards[0], rewards[1]),
-        resamples=settings.bootstrap_resamples,
+        before.metrics, after.metrics, rewards=rewards, resamples=settings.bootstrap_resamples
     )
     clips = episode_clips(bench.windows, before, after, [_title(window.prompt) for window in bench.windows])
     report = ReportData(
@@ -129,6 +130,7 @@ def run_demo(
         policies=rivals.rows(),
         tables=[one_step_table(steps)],
         clips=clips,
+        judged=judged,
         notes=_notes(config, bench),
     )
     path = write_report(report, out / REPORT)
@@ -136,10 +138,35 @@ def run_demo(
     return _write_summary(out, path, comparisons, aligned, report.seconds, steps, rivals)
 
 
-def _reward(config: FidelityRewardConfig, metrics: MetricCurves) -> np.ndarray:
-    """The job's reward [E] from the curves already measured."""
-    lpips, ssim = metrics.per_episode("lpips"), metrics.per_episode("ssim")
-    return config.ssim_weight * ssim - config.lpips_weight * lpips
+def _rewards(
+    config: JobConfig, before: MetricCurves, after: MetricCurves
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The fidelity reward [E] of both, from the curves already measured, where it has a say."""
+    weights = config.reward.fidelity
+    if not config.reward.weights.fidelity:
+        return {}
+
+    def reward(metrics: MetricCurves) -> np.ndarray:
+        lpips, ssim = metrics.per_episode("lpips"), metrics.per_episode("ssim")
+        return weights.ssim_weight * ssim - weights.lpips_weight * lpips
+
+    return {"Reward": (reward(before), reward(after))}
+
+
+def _judged(
+    config: JobConfig, bench: Bench, aligned: AlignResult, out: Path, *, quiet: bool
+) -> tuple[JudgedSection, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The judges' part of the report, and every judge's totals before and after for its first table."""
+    from pipelines.judged import judged_section, make_panel, run_judged
+
+    panel = make_panel(config, bench)
+    before, _ = run_judged(panel, bench, world_model_folder(config), "before", quiet=quiet)
+    after, clips = run_judged(panel, bench, aligned.model, "after", show=_CLIPS, quiet=quiet)
+    totals = {
+        f"{name[0].upper()}{name[1:]}'s total": (before[name].per_window(), after[name].per_window())
+        for name in before
+    }
+    return judged_section(config, aligned, out, before, after, clips), totals
 
 
 def _title(prompt: Any) -> str:
@@ -150,10 +177,20 @@ def _subject(config: JobConfig, bench: Bench) -> str:
     settings = config.alignment
     size = bench.tokenizer.config
     return (
-        f"A token world model at {size.height}×{size.width}, aligned by GRPO with a fidelity reward: "
+        f"A token world model at {size.height}×{size.width}, aligned by GRPO, rewarded for {_rewarded(config)}: "
         f"{settings.updates} updates of {settings.prompts_per_update} prompts × {settings.group_size} rollouts, "
         f"{config.rollout.horizon} frames each."
     )
+
+
+def _rewarded(config: JobConfig) -> str:
+    weights = config.reward.weights
+    parts = {
+        "fidelity to the real continuation": weights.fidelity,
+        "the student judge's scores": weights.judged,
+    }
+    named = [f"{weight:g} × {name}" if weight != 1 else name for name, weight in parts.items() if weight]
+    return " and ".join(named)
 
 
 def _notes(config: JobConfig, bench: Bench) -> list[str]:

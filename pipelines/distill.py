@@ -186,7 +186,7 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
     """Calibrate on one part of the held-out groups, measure and try on the other; writes `out/assessed`."""
     import torch
 
-    from pipelines.assessment import assess_student
+    from roboalign_ray.judge.assessment import assess_student
     from roboalign_ray.judge.student import Student
 
     config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])

@@ -16,11 +16,11 @@ import numpy as np
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.annotator import UNLABELLED
 from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES, read_sidecar
 from roboalign_ray.judge.pairs import JudgedPair, decode_pair, open_pairs
 from roboalign_ray.judge.rubric import DIMENSIONS
 
-UNLABELLED = "unlabelled"
 FOLDER_FPS = 10.0  # of videos whose JSON file names no rate
 
 

@@ -12,22 +12,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from pipelines.judge_items import UNLABELLED, items_of
+from pipelines.judge_items import items_of
 from pipelines.judge_pool import Keyed, Outcome, TeacherPool, teacher_pool
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.agreement import Agreement, agreement
+from roboalign_ray.judge.annotator import labelled
 from roboalign_ray.judge.labels import DistillationSet
 from roboalign_ray.judge.pairs import JudgedPair, open_pairs
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.teacher.ledger import LabelLedger
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.teacher.protocol import JudgeRequest
 
 JOURNAL, REPORT = "journal.jsonl", "labelling.json"
 
@@ -205,24 +206,6 @@ class _Labelling:
             self.journal.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
             self.journal.flush()
             os.fsync(self.journal.fileno())
-
-
-def labelled(pair: JudgedPair, judgement: TeacherJudgement, teacher: str) -> JudgedPair:
-    """The pair with a teacher's scores; deviation, rationale and lost answers go to the provenance."""
-    told: dict[str, Any] = {
-        "std": [round(float(value), 4) for value in judgement.std],
-        "answers": len(judgement.samples),
-        "failed_answers": len(judgement.failures),
-        "rationale": judgement.rationale,
-    }
-    if pair.annotator != UNLABELLED:
-        told["before"] = {"annotator": pair.annotator, "scores": pair.scores.tolist()}
-    return replace(
-        pair,
-        scores=judgement.scores.astype(np.float32),
-        annotator=teacher,
-        provenance={**pair.provenance, "teacher": told},
-    )
 
 
 def _request(pair: JudgedPair) -> JudgeRequest:

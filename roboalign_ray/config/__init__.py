@@ -1,6 +1,6 @@
 """One frozen model per component, composed into one tree. Imports neither torch nor ray."""
 
-from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
+from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig, RoleConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
@@ -9,10 +9,10 @@ from roboalign_ray.config.judge import (
     DistillationConfig,
     GateConfig,
     JudgeConfig,
-    JudgedRewardConfig,
     RelabelConfig,
     StudentConfig,
 )
+from roboalign_ray.config.rewards import FidelityRewardConfig, JudgedRewardConfig, RewardConfig
 from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, TeacherTrainingConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
@@ -39,6 +39,7 @@ __all__ = [
     "PretrainingConfig",
     "RefreshConfig",
     "RelabelConfig",
+    "RewardConfig",
     "RoleConfig",
     "RolloutConfig",
     "SamplingConfig",

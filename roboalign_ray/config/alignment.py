@@ -1,4 +1,4 @@
-"""Rewards and the GRPO objective."""
+"""The GRPO objective."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from roboalign_ray.config.base import FrozenConfig
-
-
-class FidelityRewardConfig(FrozenConfig):
-    """-lpips_weight*LPIPS + ssim_weight*SSIM against the real continuation, mean over frames."""
-
-    lpips_weight: float = Field(1.0, ge=0)
-    ssim_weight: float = Field(1.0, ge=0)
-    lpips_network: Literal["alex", "vgg"] = "alex"
 
 
 class AlignmentConfig(FrozenConfig):

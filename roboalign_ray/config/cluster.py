@@ -31,7 +31,9 @@ class RoleConfig(FrozenConfig):
 
 
 class ClusterConfig(FrozenConfig):
-    """The roles of an alignment job, the trainers of pre-training, the teachers, and how Ray is reached.
+    """The roles of an alignment job, the trainers of pre-training, and how Ray is reached.
+
+    `teacher` labels, `distiller` trains the student on its labels while an alignment job runs.
 
     Attributes:
         address: "local" starts Ray here; "auto" joins a running cluster; or a ray:// address.
@@ -43,4 +45,5 @@ class ClusterConfig(FrozenConfig):
     learner: RoleConfig = RoleConfig(max_restarts=0)
     trainer: RoleConfig = RoleConfig(max_restarts=0)
     teacher: RoleConfig = RoleConfig()
+    distiller: RoleConfig = RoleConfig()
     object_store_gb: float = Field(1.0, gt=0)

@@ -6,13 +6,14 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.alignment import AlignmentConfig, FidelityRewardConfig
+from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.asynchrony import AsynchronyConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
+from roboalign_ray.config.rewards import RewardConfig
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
@@ -33,6 +34,8 @@ class EvaluationConfig(FrozenConfig):
             (mean over channels, [0, 1] scale) exceeds this.
         freeze_threshold: a frame counts as frozen when its mean absolute change is below this share of the real one's.
         bootstrap_resamples: resamples of the 95 % interval over episodes.
+        judged_windows, judged_samples: held-out windows of a rollout's length that the judges score, and rollouts of
+            each.
     """
 
     episodes: PositiveInt = 16
@@ -46,6 +49,8 @@ class EvaluationConfig(FrozenConfig):
     freeze_threshold: float = Field(0.1, ge=0)
     bootstrap_resamples: PositiveInt = 2000
     fvd: bool = False
+    judged_windows: PositiveInt = 32
+    judged_samples: PositiveInt = 2
 
 
 class JobConfig(FrozenConfig):
@@ -67,7 +72,7 @@ class JobConfig(FrozenConfig):
     world_model: WorldModelConfig = WorldModelConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
     rollout: RolloutConfig = RolloutConfig()
-    reward: FidelityRewardConfig = FidelityRewardConfig()
+    reward: RewardConfig = RewardConfig()
     alignment: AlignmentConfig = AlignmentConfig()
     asynchrony: AsynchronyConfig = AsynchronyConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -28,7 +28,7 @@ TRIALS = (
 )
 
 
-def _check_dimension_weights(weights: tuple[float, ...], where: str) -> None:
+def check_dimension_weights(weights: tuple[float, ...], where: str) -> None:
     if len(weights) != DIMENSION_COUNT or min(weights) < 0 or sum(weights) <= 0:
         raise ConfigError(
             f"{list(weights)} are not {DIMENSION_COUNT} weights of at least 0, one of them positive",
@@ -43,7 +43,7 @@ class StudentConfig(FrozenConfig):
     Attributes:
         height, width: pixels that clips are resized to.
         frames: frames sampled evenly from a clip, first and last included.
-        patch: pixels per side of a patch.
+        patch, square: pixels per side of a patch, and of the squares that its first layer sees.
         motion: also show each sampled frame's difference to the frame right before it in the clip, so that stutter and
             flicker between sampled frames are seen.
         hidden, layers, heads, ffn: video transformer; every layer attends over time, then over space.
@@ -60,6 +60,7 @@ class StudentConfig(FrozenConfig):
     width: PositiveInt = 160
     frames: int = Field(16, ge=2)
     patch: PositiveInt = 16
+    square: PositiveInt = 4
     motion: bool = True
     hidden: PositiveInt = 576
     layers: PositiveInt = 12
@@ -87,6 +88,12 @@ class StudentConfig(FrozenConfig):
                     where="judge.student",
                     remedy="change one of them",
                 )
+        if self.patch % self.square:
+            raise ConfigError(
+                f"patch {self.patch} is not a multiple of square {self.square}",
+                where="judge.student",
+                remedy="change one of them",
+            )
         for hidden, heads in (("hidden", "heads"), ("text_hidden", "text_heads")):
             if getattr(self, hidden) % getattr(self, heads):
                 raise ConfigError(
@@ -98,16 +105,15 @@ class StudentConfig(FrozenConfig):
 
     @classmethod
     def small(cls, **changes: object) -> StudentConfig:
-        """The demo's size: about two million parameters, 64x64 pixels, 8 frames. [ours]"""
+        """The demo's size: about three million parameters, 64x64 pixels, 8 frames. [ours]"""
         sizes: dict[str, object] = {
             "height": 64,
             "width": 64,
             "frames": 8,
-            "patch": 8,
-            "hidden": 128,
+            "hidden": 160,
             "layers": 4,
-            "heads": 4,
-            "ffn": 384,
+            "heads": 5,
+            "ffn": 480,
             "text_hidden": 96,
             "text_layers": 2,
             "text_heads": 4,
@@ -130,7 +136,7 @@ class DistillationConfig(FrozenConfig):
             the ten points, so that the loss counts points as the total does.
         huber_delta: where the Huber loss turns from quadratic to linear, in normalised units.
         variance_weight: weight of the Gaussian likelihood that teaches the variance head; 0 leaves it untrained.
-            Its gradient reaches the mean only through the features both share.
+            Its gradient reaches that head alone.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
         replay_ratio: share of a batch drawn from rounds before the newest, once there are several.
         held_out_fraction: share of groups held out of training, by a hash of the group id.
@@ -163,7 +169,7 @@ class DistillationConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _check_weights(self) -> DistillationConfig:
-        _check_dimension_weights(self.dimension_weights, "judge.distillation.dimension_weights")
+        check_dimension_weights(self.dimension_weights, "judge.distillation.dimension_weights")
         return self
 
 
@@ -171,26 +177,37 @@ class RelabelConfig(FrozenConfig):
     """When the teacher labels fresh rollouts and the student trains again. K is unpublished; all values are [ours].
 
     Attributes:
-        every: K, policy updates after which relabelling happens in any case.
+        teacher: who labels: "vlm" is the one of section `teacher`, "privileged" measures against the real
+            continuation, "none" leaves the student as it is: no audit, no relabelling.
+        every: K, policy updates after which relabelling happens in any case; 0 never does, and audits go on.
         least: updates that pass before drift may trigger it again.
         audit_every: updates between audits; 0 audits never.
         audit_samples: fresh rollouts an audit shows to both judges.
+        held_out_samples: rollouts of every evaluation that the teacher sees beside the student; 0 for none.
         lowest_rank: relabel early where the rank correlation of the totals falls below this.
         largest_gap: relabel early where the mean totals differ by more than this share of the range.
         rollouts: fresh rollouts labelled each time.
+        steps: optimizer steps of the student on old and new labels each time.
+        learning_rate: of these steps; the first tenth warms up.
+        patience: failed tries of a relabelling in a row after which the job ends; a failed try leaves the student.
     """
 
-    every: PositiveInt = 10
+    teacher: Literal["none", "privileged", "vlm"] = "privileged"
+    every: NonNegativeInt = 10
     least: PositiveInt = 2
     audit_every: NonNegativeInt = 2
     audit_samples: int = Field(8, ge=3)
+    held_out_samples: NonNegativeInt = 32
     lowest_rank: float = Field(0.3, ge=-1, le=1)
     largest_gap: float = Field(0.1, gt=0)
     rollouts: PositiveInt = 64
+    steps: PositiveInt = 200
+    learning_rate: float = Field(1e-4, gt=0)
+    patience: PositiveInt = 3
 
     @model_validator(mode="after")
     def _check_order(self) -> RelabelConfig:
-        if self.least > self.every:
+        if 0 < self.every < self.least:
             raise ConfigError(
                 f"least {self.least} is larger than every {self.every}",
                 where="judge.relabel",
@@ -232,35 +249,20 @@ class GateConfig(FrozenConfig):
         return self
 
 
-class JudgedRewardConfig(FrozenConfig):
-    """R = sum_k w_k g_k over the six rubric scores [published form]; the weights are [ours].
-
-    Attributes:
-        weights: per dimension, in points: all 1 makes R the total out of ten.
-        uncertainty_penalty: subtracted per point of the student's standard deviation; 0 ignores it.
-        batch: clips the student sees at once.
-    """
-
-    weights: tuple[float, ...] = (1.0,) * DIMENSION_COUNT
-    uncertainty_penalty: float = Field(0.0, ge=0)
-    batch: PositiveInt = 32
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> JudgedRewardConfig:
-        _check_dimension_weights(self.weights, "judge.reward.weights")
-        return self
-
-
 class JudgeConfig(FrozenConfig):
     """The student judge, from its network to its use as a reward.
 
     Attributes:
+        weights: folder of a student, or "shipped" for the one inside the package: where an alignment job begins.
+        replay: store of judged pairs that relabelling mixes with fresh labels and that the gate takes its real clips
+            from; "shipped" for the one inside the package.
         seed: of initialisation, order and resampling.
     """
 
+    weights: str = "shipped"
+    replay: str = "shipped"
     seed: NonNegativeInt = 0
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
     relabel: RelabelConfig = RelabelConfig()
     gate: GateConfig = GateConfig()
-    reward: JudgedRewardConfig = JudgedRewardConfig()

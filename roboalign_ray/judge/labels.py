@@ -54,8 +54,11 @@ class DistillationSet(PairRows):
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder, _parts(folder))
 
-    def append(self, round_number: int, pairs: Iterable[JudgedPair]) -> Appended:
+    def append(self, round_number: int, pairs: Iterable[JudgedPair | Mapping[str, Any]]) -> Appended:
         """Add a round's pairs, leaving out those whose id is in the set already, in this round or another.
+
+        Args:
+            pairs: pairs, or rows that `encode_pair` made elsewhere.
 
         Raises:
             UserError: a round before the newest one, or below 1 (0 is what a store was built with).
@@ -69,12 +72,13 @@ class DistillationSet(PairRows):
             )
         known, seen = set(self.ids), 0
         rows: list[Mapping[str, Any]] = []
-        for pair in pairs:
-            if pair.pair_id in known:
+        for item in pairs:
+            name = item.pair_id if isinstance(item, JudgedPair) else item["pair_id"]
+            if name in known:
                 seen += 1
                 continue
-            known.add(pair.pair_id)
-            rows.append(encode_pair(pair))
+            known.add(name)
+            rows.append(encode_pair(item) if isinstance(item, JudgedPair) else item)
         if rows:
             self._write_part(round_number, rows)
             self._load(_parts(self.path))

@@ -54,6 +54,11 @@ class StudentRegistry:
         folder = checkpoints.latest(self.folder)
         return int(folder.name.removeprefix("step-")) if folder else None
 
+    def find(self, key: str) -> int | None:
+        """The version that was published under a key; None where there is none."""
+        numbers = range(self.newest() or 0, 0, -1)
+        return next((n for n in numbers if self.path(n).is_dir() and self.about(n).get(_KEY) == key), None)
+
     def load(self, version: int | None = None) -> Student:
         """A version, the newest by default, its files verified.
 

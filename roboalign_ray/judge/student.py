@@ -62,13 +62,20 @@ class Judgement:
 
 
 class Patches(nn.Module):
-    """One linear layer per patch of a frame and of its change since the frame before."""
+    """Two layers per patch of a frame and of its change since the frame before: first over its smaller squares.
+
+    A single linear layer over a large patch cannot tell where in it a small thing is.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        channels = 6 if config.motion else 3
+        channels, squares = 6 if config.motion else 3, config.patch // config.square
         self.tokens = (config.height // config.patch) * (config.width // config.patch)
-        self.embed = nn.Conv2d(channels, config.hidden, config.patch, config.patch)
+        self.embed = nn.Sequential(
+            nn.Conv2d(channels, config.hidden // 4, config.square, config.square),
+            nn.GELU(),
+            nn.Conv2d(config.hidden // 4, config.hidden, squares, squares),
+        )
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, T, K, 3, H, W] in [0, 1] to tokens [B, T, N, W]."""
@@ -175,7 +182,9 @@ class Student(nn.Module):
         for layer in self.fusion:
             x = layer(x, text_BLW, text.mask, video_BMW)
         fused = self.norm(x).flatten(1)
-        return self.head(fused), self.variance_head(fused).clamp(*_LOG_VARIANCE)
+        # The likelihood that teaches the variances grows without bound where a sure student is wrong, as it is on the
+        # first fresh rollouts: it must not reach the features that the scores are made of.
+        return self.head(fused), self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)
 
     def tokenize(self, instructions: Sequence[str]) -> TextTokens:
         """Instructions as the text encoder reads them."""

@@ -2,8 +2,8 @@
 
 The loss is a Huber loss on scores normalised to [0, 1], weighted by dimension (RoboAlign-R1, arXiv 2605.03821; weights
 and delta are unpublished, ours stand in `DistillationConfig`). A Gaussian likelihood beside it teaches the variance
-head (Nix and Weigend, 1994) without a say in the mean: its residuals are detached, so an uncertain student cannot
-excuse itself from a pair it finds hard.
+head (Nix and Weigend, 1994) without a say in the mean: residuals and features are detached, so an uncertain student
+cannot excuse itself from a pair it finds hard.
 """
 
 from __future__ import annotations

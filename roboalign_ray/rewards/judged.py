@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from roboalign_ray.config.judge import JudgedRewardConfig
+from roboalign_ray.config.rewards import JudgedRewardConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.judge.student import Student, with_start
 from roboalign_ray.rewards.protocol import RewardInput, Score, Scored
 
 UNCERTAINTY = "uncertainty"
+PART = "judged"  # its name in a weighted sum
 
 
 class JudgedReward:
@@ -54,6 +55,17 @@ class JudgedReward:
             return Failed(f"student version {version} gave a score that is not finite", "nan")
         parts = dict(zip(names(), map(float, scores), strict=True))
         return Scored(total, {**parts, UNCERTAINTY: uncertainty}, version)
+
+
+def judged_scores(score: Score) -> np.ndarray | None:
+    """The student's six scores, points float64 [6], inside a sample's score; None where it has none of them."""
+    if isinstance(score, Failed):
+        return None
+    parts = score.components
+    for prefix in ("", f"{PART}/"):
+        if all(f"{prefix}{name}" in parts for name in names()):
+            return np.array([parts[f"{prefix}{name}"] for name in names()], np.float64)
+    return None
 
 
 def _problem(inputs: RewardInput) -> Failed | None:

@@ -98,7 +98,7 @@ def _data(**changes) -> ReportData:
         "title": "align demo",
         "subject": "GRPO on Meta-World.",
         "comparisons": compare(
-            before, after, reward=(np.full(EPISODES, 0.5), np.full(EPISODES, 0.6)), resamples=200
+            before, after, rewards={"Reward": (np.full(EPISODES, 0.5), np.full(EPISODES, 0.6))}, resamples=200
         ),
         "episodes": EPISODES,
         "horizon": FRAMES,

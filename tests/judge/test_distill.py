@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from test_student import TINY
 
-from pipelines.assessment import gate_clips
 from pipelines.distill import run_distill
 from pipelines.feed import Feed
 from pipelines.pair_streaming import PairStream
 from roboalign_ray.config import JobConfig, StudentConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.assessment import gate_clips
 from roboalign_ray.judge.clips import prepare_clips
 from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, ReplaySampler
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs

@@ -10,7 +10,8 @@ import torch
 from test_student import TINY, tiny_student
 
 from roboalign_ray.config.base import ConfigError
-from roboalign_ray.config.judge import DistillationConfig, JudgedRewardConfig, StudentConfig
+from roboalign_ray.config.judge import DistillationConfig, StudentConfig
+from roboalign_ray.config.rewards import JudgedRewardConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.clips import prepare_clips
 from roboalign_ray.judge.registry import StudentRegistry

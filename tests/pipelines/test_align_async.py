@@ -61,8 +61,8 @@ def crews(monkeypatch):
     hired, crew_of = [], align.crew_of
 
     @contextmanager
-    def watched(config):
-        with crew_of(config) as crew:
+    def watched(config, out):
+        with crew_of(config, out) as crew:
             hired.append(crew)
             yield crew
 

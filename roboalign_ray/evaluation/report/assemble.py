@@ -27,19 +27,19 @@ def compare(
     before: MetricCurves,
     after: MetricCurves,
     *,
-    reward: tuple[np.ndarray, np.ndarray] | None = None,
+    rewards: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     resamples: int = 2000,
 ) -> list[Comparison]:
-    """Reward first, then every metric, in the order that the report shows.
+    """Rewards first, then every metric, in the order that the report shows.
 
     Args:
         before, after: over the same windows.
-        reward: reward per window [E] before and after, where there is one.
+        rewards: by name, the reward per window [E] before and after; their windows may be others than the metrics'.
         resamples: of the bootstrap.
     """
-    comparisons = []
-    if reward is not None:
-        comparisons.append(_comparison("Reward", *reward, False, "", 4, resamples))
+    comparisons = [
+        _comparison(name, *sides, False, "", 4, resamples) for name, sides in (rewards or {}).items()
+    ]
     for metric, (name, unit, digits) in _TITLES.items():
         values = before.per_episode(metric), after.per_episode(metric)
         comparisons.append(_comparison(name, *values, metric in LOWER_IS_BETTER, unit, digits, resamples))

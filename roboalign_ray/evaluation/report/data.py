@@ -76,6 +76,40 @@ class Table:
 
 
 @dataclass(frozen=True)
+class JudgedClip:
+    """A rollout and what was said of it.
+
+    Attributes:
+        title: what was asked.
+        frames: uint8 [T, H, W, 3], start frame first.
+        scores: (judge, its six scores and total, float [7]); NaN where it gave none.
+        rationale: a judge's reasons; "" where none were given.
+    """
+
+    title: str
+    frames: np.ndarray
+    scores: Sequence[tuple[str, np.ndarray]]
+    rationale: str = ""
+
+
+@dataclass(frozen=True)
+class JudgedSection:
+    """The rubric's part of a report.
+
+    Attributes:
+        table: per dimension, before and after, by judge.
+        drift: title -> label ("student", "teacher") -> (updates [N], values [N]).
+        events: one line each: relabellings, alarms.
+        clips: rollouts after alignment, with reasons.
+    """
+
+    table: Table
+    drift: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    events: Sequence[str] = ()
+    clips: Sequence[JudgedClip] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows. Sections whose data is empty are left out.
 
@@ -95,6 +129,7 @@ class ReportData:
         policies: rows as `LongHorizonResult.rows` gives them.
         tables: further tables.
         clips: videos, shown at `fps`.
+        judged: scores by the rubric, where a judge had a say.
         command, seed, versions, hardware, seconds, created: how to make it again and what that took.
         notes: anything the reader must know to read the numbers rightly.
     """
@@ -120,6 +155,7 @@ class ReportData:
     policies: Sequence[Mapping[str, float | int | str]] = ()
     tables: Sequence[Table] = ()
     clips: Sequence[EpisodeClip] = ()
+    judged: JudgedSection | None = None
     fps: float = 6.0
     notes: Sequence[str] = ()
 

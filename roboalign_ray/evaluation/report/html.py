@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.evaluation.plots import Series, interval_bar, line_chart
-from roboalign_ray.evaluation.report.data import Comparison, ReportData, Table
-from roboalign_ray.evaluation.report.tiles import PANELS, video_uri
+from roboalign_ray.evaluation.report.data import Comparison, JudgedSection, ReportData, Table
+from roboalign_ray.evaluation.report.tiles import PANELS, frames_uri, video_uri
 from roboalign_ray.foundation.files import whole_file
 from roboalign_ray.foundation.progress import seconds
+from roboalign_ray.judge.rubric import DIMENSIONS
 
 _METRIC_TITLES = {
     "psnr": "PSNR, dB ↑",
@@ -88,6 +89,8 @@ def render(data: ReportData) -> str:
         policy_legend=_legend(data.policy_curves),
         policies=_policy_view(data.policies),
         tables=[_table_view(table) for table in data.tables],
+        judged=_judged_view(data.judged, data.fps) if data.judged else None,
+        dimensions=[*(dimension.title for dimension in DIMENSIONS), "Total"],
         settings=[(name, _flatten(value)) for name, value in _sections(data.settings)],
     )
 
@@ -244,6 +247,31 @@ def _table_view(table: Table) -> dict[str, Any]:
         for row in table.rows
     ]
     return {"title": table.title, "note": table.note, "columns": table.columns, "rows": rows}
+
+
+def _judged_view(section: JudgedSection, fps: float) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    charts = []
+    for title, curves in section.drift.items():
+        keys = {"student": "before", "teacher": "after"}
+        series = [
+            Series(label, keys.get(label, f"p{number % 7}"), steps, values)
+            for number, (label, (steps, values)) in enumerate(curves.items())
+        ]
+        charts.append(
+            {"title": title, "chart": Markup(line_chart(series, description=f"{title} over updates"))}
+        )
+    clips = [
+        {
+            "of": clip,
+            "uri": Markup(frames_uri(clip.frames, fps)),
+            "rows": [(judge, [number(float(value), 2) for value in scores]) for judge, scores in clip.scores],
+        }
+        for clip in section.clips
+    ]
+    legend = [("student", "before"), ("teacher", "after")]
+    return {"table": _table_view(section.table), "charts": charts, "legend": legend, "clips": clips}
 
 
 def _sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

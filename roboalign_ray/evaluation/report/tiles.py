@@ -31,7 +31,11 @@ def tile(clip: EpisodeClip) -> np.ndarray:
 
 def video_uri(clip: EpisodeClip, fps: float) -> str:
     """The tiled clip as a data URI that browsers play (H.264, index in front)."""
-    frames = tile(clip)
+    return frames_uri(tile(clip), fps)
+
+
+def frames_uri(frames: np.ndarray, fps: float) -> str:
+    """Frames uint8 [T, H, W, 3] likewise."""
     scale = max(1, round(PANEL_PIXELS / frames.shape[1]))
     data = encode_browser_video(frames, fps, scale=scale)
     return f"data:video/mp4;base64,{base64.b64encode(data).decode('ascii')}"

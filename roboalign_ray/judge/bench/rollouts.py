@@ -44,7 +44,7 @@ class RolloutMaker:
         if not sources:
             return
         model = self._model(proposals[0])
-        prompts = [self._prompt(source) for _, source in sources]
+        prompts = [source_prompt(source, self._binner) for _, source in sources]
         seeds = [self._seeds(proposal) for proposal, _ in sources]
         for (proposal, source), group in zip(sources, model.rollout(prompts, seeds), strict=True):
             for sample, generated in enumerate(model.decode(group)):
@@ -70,16 +70,6 @@ class RolloutMaker:
         generator = np.random.default_rng([self._maker.config.seed, 11, proposal.position])
         return tuple(generator.integers(2**31, size=self._maker.config.samples).tolist())
 
-    def _prompt(self, source: SourceClip) -> Prompt:
-        window = source.window
-        return Prompt(
-            prompt_id=f"{window.episode_id}@{window.start}",
-            context=window.frames[0],
-            start=window.frames[0],
-            actions=self._binner.to_bins(window.actions[: len(window.frames) - 1]),
-            instruction=window.instruction,
-        )
-
     def _model(self, proposal: Proposal) -> WorldModel:
         key = (proposal.name, proposal.strength)
         if key not in self._models:
@@ -91,3 +81,15 @@ class RolloutMaker:
             )
             self._models[key] = self._make_model(rollout)
         return self._models[key]
+
+
+def source_prompt(source: SourceClip, binner: ActionBinner) -> Prompt:
+    """A real clip as a prompt: its start frame, which is its own context, and its actions."""
+    window = source.window
+    return Prompt(
+        prompt_id=f"{window.episode_id}@{window.start}",
+        context=window.frames[0],
+        start=window.frames[0],
+        actions=binner.to_bins(window.actions[: len(window.frames) - 1]),
+        instruction=window.instruction,
+    )

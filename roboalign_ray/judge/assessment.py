@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from roboalign_ray.config import JobConfig, StudentConfig
+from roboalign_ray.config import DistillationConfig, JobConfig, JudgeConfig, StudentConfig
 from roboalign_ray.judge.agreement import Agreement, agreement, agreement_table
 from roboalign_ray.judge.calibration import calibration_error, fit_calibration
 from roboalign_ray.judge.clips import prepare_clips
@@ -77,10 +77,7 @@ def assess_student(
         UserError: too few pairs to calibrate on, or no real clip to try it on.
     """
     settings, heard = config.judge.distillation, NO_INSTRUCTION if text_blind else None
-    shares, std = student.raw_shares(clip_batches(pairs, fitted, student.config, heard))
-    student.calibration = fit_calibration(
-        shares, normalise(pairs.scores[fitted]).astype(float), std, settings.calibration
-    )
+    calibrate(student, settings, pairs, fitted, instruction=heard)
     shares, std = student.raw_shares(clip_batches(pairs, measured, student.config, heard))
     labels = pairs.scores[measured].astype(float)
     calibrated = student.judgement(shares, std).scores
@@ -93,7 +90,36 @@ def assess_student(
     )
     truth = normalise(labels)
     errors = calibration_error(shares.clip(0, 1), truth), calibration_error(normalise(calibrated), truth)
-    return Assessment(agreements, errors, None if text_blind else _gate(student, config, pairs))
+    return Assessment(agreements, errors, None if text_blind else try_student(student, config.judge, pairs))
+
+
+def calibrate(
+    student: Student,
+    config: DistillationConfig,
+    pairs: LabelledPairs,
+    fitted: np.ndarray,
+    *,
+    instruction: str | None = None,
+) -> None:
+    """Fit the student's calibration on these positions; `instruction` is told in place of the pairs' own."""
+    shares, std = student.raw_shares(clip_batches(pairs, fitted, student.config, instruction))
+    truth = normalise(pairs.scores[fitted]).astype(float)
+    student.calibration = fit_calibration(shares, truth, std, config.calibration)
+
+
+def try_student(student: Student, config: JudgeConfig, pairs: LabelledPairs) -> GateResult:
+    """The reward gate on real clips of the held-out groups.
+
+    Raises:
+        UserError: there is none among the pairs.
+    """
+    held_out = pairs.split("held_out", config.distillation.held_out_fraction)
+    clips = gate_clips(pairs, held_out, config.gate.clips)
+
+    def judge(questions: Sequence[Question]) -> np.ndarray:
+        return student.score([q.frames for q in questions], [q.instruction for q in questions]).totals
+
+    return run_gate(judge, clips, config.gate, name="student", seed=config.seed)
 
 
 def gate_clips(pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, most: int) -> list[GateClip]:
@@ -158,14 +184,3 @@ def _pixel_scores(pairs: LabelledPairs, measured: np.ndarray) -> np.ndarray:
         reference = next((other.frames for other in others if other.provenance.get("start") == began), None)
         rows.append(pixel_l1_scores([pair.frames], [reference])[0])
     return np.stack(rows)
-
-
-def _gate(student: Student, config: JobConfig, pairs: LabelledPairs) -> GateResult:
-    settings = config.judge
-    held_out = pairs.split("held_out", settings.distillation.held_out_fraction)
-    clips = gate_clips(pairs, held_out, settings.gate.clips)
-
-    def judge(questions: Sequence[Question]) -> np.ndarray:
-        return student.score([q.frames for q in questions], [q.instruction for q in questions]).totals
-
-    return run_gate(judge, clips, settings.gate, name="student", seed=settings.seed)

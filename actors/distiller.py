@@ -1,0 +1,99 @@
+"""The distiller actor: keeps the labels and students of an alignment run, and trains the student further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.judge.gate import GateResult
+from roboalign_ray.judge.redistillation import Published, Redistiller
+
+
+@dataclass(frozen=True)
+class StudentRecord:
+    """What the driver may know of a student.
+
+    Attributes:
+        version: None where it was not published.
+        gate: what it showed.
+        figures: of its training.
+    """
+
+    version: int | None
+    gate: GateResult
+    figures: Mapping[str, float]
+
+
+class DistillerActor:
+    """Trains, tries and publishes students.
+
+    Args:
+        config: the job's `judge` section is used.
+        folder: of the run's labels and versions.
+        start: folder of the student to begin with.
+        replay: store of judged pairs.
+        threads: torch threads.
+    """
+
+    def __init__(self, config: JobConfig, folder: Path, start: Path, replay: Path, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.config, self.folders = config, (folder, start, replay)
+
+    @cached_property
+    def _redistiller(self) -> Redistiller:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Redistiller(self.config.judge, *self.folders, device)
+
+    def ready(self) -> None:
+        """Open the labels.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        _ = self._redistiller
+
+    def beat(self) -> int:
+        """A number that grows while a student is trained; may be asked for from another thread."""
+        return self._redistiller.steps_done if "_redistiller" in self.__dict__ else 0
+
+    def begin(self) -> tuple[Mapping[str, bytes], StudentRecord]:
+        """The first version's files, and what it showed.
+
+        Raises:
+            UserError: student or pairs cannot be read, or it fails the gate.
+        """
+        return _told(self._redistiller.begin())
+
+    def version(self, number: int) -> tuple[Mapping[str, bytes], StudentRecord]:
+        """A published version's files, and what it showed.
+
+        Raises:
+            UserError: there is none of that number.
+        """
+        return _told(self._redistiller.version(number))
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those that have a label already."""
+        return self._redistiller.known(ids)
+
+    def keep(self, round_number: int, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Add fresh labels to the set; how many were new."""
+        return self._redistiller.keep(round_number, rows)
+
+    def relabel(
+        self, round_number: int, base: int, ids: Sequence[str]
+    ) -> tuple[Mapping[str, bytes], StudentRecord]:
+        """The student trained on what was kept: its files, and what it showed; no files where it failed the gate."""
+        return _told(self._redistiller.relabel(round_number, base, ids))
+
+
+def _told(outcome: Published | GateResult) -> tuple[Mapping[str, bytes], StudentRecord]:
+    if isinstance(outcome, GateResult):
+        return {}, StudentRecord(None, outcome, {})
+    return outcome.files, StudentRecord(outcome.version, outcome.gate, outcome.figures)

@@ -1,0 +1,434 @@
+"""The judge of an alignment run: audited against its teacher, trained further on the teacher's labels, handed out.
+
+    trained groups ──► annotators (teacher) ──► audit: drift, alarms ──► relabel now?
+                                            └─► labels ──► distiller ──► gate ──► student, version v+1 ──► scorers
+
+RoboAlign-R1's online iterative distillation (arXiv 2605.03821). With staleness 0 the loop waits for all of it; above,
+it goes on meanwhile, and scorers take a new version when it is there. Every score records the version that gave it.
+What the driver holds of all this are references and numbers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from actors.annotator import AnnotationRecord
+from actors.distiller import StudentRecord
+from pipelines.align_groups import Finished
+from pipelines.align_workers import Call, WorkerPool, Workforce
+from pipelines.runtime import RoleFailure, wait
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.alarms import Alarm, Audit, RewardAlarms
+from roboalign_ray.judge.annotator import sample_id
+from roboalign_ray.judge.gate import GateResult
+from roboalign_ray.judge.relabel import Drift, Relabelling, RelabelSchedule, measure_drift
+from roboalign_ray.judge.rubric import DIMENSIONS, names
+from roboalign_ray.rewards.judged import judged_scores
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StudentVersion:
+    """The student that scores now.
+
+    Attributes:
+        version: 0 before the run has published one.
+        reference: one reference to its files; empty before.
+    """
+
+    version: int = 0
+    reference: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample to be labelled: where it is, its id, and what the student said of it."""
+
+    group: Finished
+    place: int
+    pair_id: str
+    student: np.ndarray
+
+
+@dataclass
+class _Labelling:
+    """Samples on their way through the annotators."""
+
+    waiting: deque[tuple[list[Sample], int]]  # a group's, and which try it is
+    left: int
+    keep_as: int | None  # round that labels are kept under; None keeps none
+    done: Callable[[], None]
+    found: dict[str, AnnotationRecord] = field(default_factory=dict)
+
+
+class OnlineJudge:
+    """One run's student and all that happens to it. Everything is done in the workforce's turns.
+
+    Args:
+        config: the job.
+        workforce: of all workers.
+        annotators: the teachers; None where nothing is labelled.
+        distillers: one worker.
+
+    Attributes:
+        student: newest version.
+        events: what happened since they were last taken, JSON types.
+        busy: an audit or a relabelling is under way.
+    """
+
+    def __init__(
+        self, config: JobConfig, workforce: Workforce, annotators: WorkerPool | None, distillers: WorkerPool
+    ) -> None:
+        self.config, self._settings = config, config.judge.relabel
+        self._workforce, self._annotators, self._distillers = workforce, annotators, distillers
+        self.student = StudentVersion()
+        self.events: list[Event] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._schedule = RelabelSchedule(self._settings)
+        self._alarms = RewardAlarms(self.config.judge.gate)
+        self.busy = False
+        self._failed_rounds = 0
+        self._queue: deque[Callable[[Any], None]] = deque()  # distiller calls that wait for it to be free
+        self._labelling: _Labelling | None = None
+        self._found: dict[str, AnnotationRecord] = {}  # of the labelling that ended last
+        self._scalars: dict[str, float] = {}
+        self._state: dict[str, Any] | None = None  # before what is under way began
+
+    # --- beginning, resuming ---------------------------------------------------------------------------------------
+
+    def begin(self) -> GateResult:
+        """The student that the run begins with, tried; waits for it.
+
+        Raises:
+            UserError: it fails the gate, or cannot be read.
+            RoleFailure: the distiller does not answer.
+        """
+        self._reset()
+        return self._take(self._distillers.actors[0].begin)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; waits for the student's files.
+
+        Raises:
+            UserError: its version is not there any more.
+            RoleFailure: the distiller does not answer.
+        """
+        self._reset()
+        self._schedule.load_state_dict(state["schedule"])
+        self._alarms.load_state_dict(state["alarms"])
+        self._failed_rounds = int(state["failed_rounds"])
+        self._take(self._distillers.actors[0].version, int(state["version"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, JSON types; while something is under way, as it was before."""
+        return self._state or {
+            "schedule": self._schedule.state_dict(),
+            "alarms": self._alarms.state_dict(),
+            "failed_rounds": self._failed_rounds,
+            "version": self.student.version,
+        }
+
+    def _take(self, method: Any, *arguments: Any) -> GateResult:
+        files, told = method.options(num_returns=2).remote(*arguments)
+        [record] = wait([told], self._distillers.role.deadline_s, "student")
+        assert record.version is not None  # a first version is published, or an error
+        self.student = StudentVersion(record.version, [files])
+        self.events.append({"event": "student", "version": record.version, "gate": record.gate.as_json()})
+        return record.gate
+
+    # --- after an update -------------------------------------------------------------------------------------------
+
+    def observe(self, update: int, groups: Sequence[Finished]) -> None:
+        """See what an update trained on; begins an audit or a relabelling where one is due.
+
+        Args:
+            update: from 1.
+            groups: its groups.
+        """
+        if self._annotators is None or self.busy:
+            return
+        before = self.state_dict()
+        if self._schedule.audit_due(update):
+            self.busy, self._state = True, before
+            samples = spread_samples(groups, self._settings.audit_samples)
+            self._label(samples, None, partial(self._audited, update, groups, samples))
+            return
+        relabelling = self._schedule.after_update(update) if self._settings.every else None
+        if relabelling is not None:
+            self.busy, self._state = True, before
+            self._relabel(relabelling, groups)
+
+    def audit(self, update: int, groups: Sequence[Finished]) -> bool:
+        """Show some held-out groups to the teacher, unless it is busy; nothing follows from what it says of them."""
+        count = self._settings.held_out_samples
+        if self._annotators is None or self.labelling or not count:
+            return False
+        samples = spread_samples(groups, count)
+
+        def done() -> None:
+            self._measured(update, samples, "held_out")
+
+        self._label(samples, None, done)
+        return True
+
+    @property
+    def labelling(self) -> bool:
+        """Whether samples are with the teacher."""
+        return self._labelling is not None
+
+    def work(self) -> None:
+        """Hand waiting work to workers that are free."""
+        labelling = self._labelling
+        if labelling is not None and self._annotators is not None:
+            while labelling.waiting and (worker := self._annotators.free()):
+                self._ask(labelling, worker, *labelling.waiting.popleft())
+        while self._queue and (worker := self._distillers.free()):
+            self._queue.popleft()(worker)
+
+    def take_scalars(self) -> dict[str, float]:
+        """Figures since they were last taken, by the names of their curves."""
+        told, self._scalars = self._scalars, {}
+        return {"judge/version": float(self.student.version), **told}
+
+    def take_events(self) -> list[Event]:
+        """What happened since it was last asked for."""
+        told, self.events = self.events, []
+        return told
+
+    # --- labelling -------------------------------------------------------------------------------------------------
+
+    def _label(self, samples: Sequence[Sample], keep_as: int | None, done: Callable[[], None]) -> None:
+        by_group: dict[int, list[Sample]] = {}
+        for sample in samples:
+            by_group.setdefault(id(sample.group), []).append(sample)
+        waiting = deque((part, 1) for part in by_group.values())
+        self._labelling = _Labelling(waiting, len(waiting), keep_as, done)
+        if not waiting:
+            self._labelled()
+
+    def _ask(self, labelling: _Labelling, worker: Any, samples: list[Sample], attempt: int) -> None:
+        self._workforce.send(
+            worker,
+            "annotate",
+            [[sample.place for sample in samples]],
+            samples[0].group.reference,
+            then=partial(self._answered, labelling, samples, attempt),
+            size=1,
+            returns=2,
+        )
+
+    def _answered(
+        self,
+        labelling: _Labelling,
+        samples: list[Sample],
+        attempt: int,
+        call: Call,
+        answer: list[AnnotationRecord] | Failed,
+    ) -> None:
+        if labelling is not self._labelling:
+            return
+        if isinstance(answer, Failed):
+            if attempt <= self.config.teacher.labelling.retries:
+                labelling.waiting.append((samples, attempt + 1))
+                return
+            lost = np.full(len(DIMENSIONS), np.nan)
+            answer = [AnnotationRecord(s.pair_id, lost, float("nan"), answer) for s in samples]
+        labelling.found |= {record.pair_id: record for record in answer}
+        self._count(answer)
+        if labelling.keep_as is not None and any(record.failed is None for record in answer):
+            self._queue.append(partial(self._keep, labelling, labelling.keep_as, call.values[0]))
+            return
+        self._one_less(labelling)
+
+    def _keep(self, labelling: _Labelling, round_number: int, rows: Any, worker: Any) -> None:
+        def kept(call: Call, answer: int | Failed) -> None:
+            if labelling is not self._labelling:
+                return
+            if isinstance(answer, Failed):
+                self._queue.append(partial(self._keep, labelling, round_number, rows))
+                return
+            self._one_less(labelling)
+
+        self._workforce.send(worker, "keep", round_number, rows, then=kept)
+
+    def _one_less(self, labelling: _Labelling) -> None:
+        labelling.left -= 1
+        if labelling.left == 0:
+            self._labelled()
+
+    def _labelled(self) -> None:
+        labelling = self._labelling
+        assert labelling is not None
+        self._found, self._labelling = labelling.found, None
+        labelling.done()
+
+    def _count(self, records: Sequence[AnnotationRecord]) -> None:
+        failures = [record.failed for record in records if record.failed is not None]
+        self._add("judge/labels", len(records) - len(failures))
+        self._add("judge/label_failures", len(failures))
+        for failed in failures:
+            self.events.append({"event": "label failed", "reason": failed.reason, "kind": failed.kind})
+
+    # --- audits ----------------------------------------------------------------------------------------------------
+
+    def _audited(self, update: int, groups: Sequence[Finished], samples: Sequence[Sample]) -> None:
+        drift = self._measured(update, samples, "judge")
+        relabelling = self._schedule.after_update(update, drift) if self._settings.every else None
+        if relabelling is None:
+            self._rest()
+        else:
+            self._relabel(relabelling, groups)
+
+    def _measured(self, update: int, samples: Sequence[Sample], prefix: str) -> Drift | None:
+        """Both judges' scores of the same samples: figures, and alarms where they are of training."""
+        found = [self._found[sample.pair_id] for sample in samples]
+        student = np.stack([sample.student for sample in samples])
+        teacher = np.stack([record.scores for record in found])
+        motions = np.array([record.motion for record in found])
+        motion = float(np.nanmean(motions)) if np.isfinite(motions).any() else None
+        drift = measure_drift(student, teacher)
+        told = {**_means(student, f"{prefix}/student"), **_means(teacher, f"{prefix}/teacher")}
+        if motion is not None:
+            told[f"{prefix}/motion"] = motion
+        if drift is not None:
+            told[f"{prefix}/gap"] = drift.gap
+            if drift.rank is not None:
+                told[f"{prefix}/rank"] = drift.rank
+        self._scalars |= told
+        self.events.append({"event": "audit", "of": prefix, "update": update, **told})
+        if prefix == "judge":
+            for alarm in self._alarms.observe(Audit(update, student, teacher, motion)):
+                self._raise_alarm(alarm)
+        return drift
+
+    def _raise_alarm(self, alarm: Alarm) -> None:
+        self._add("judge/alarms", 1)
+        self.events.append(
+            {"event": "alarm", "kind": alarm.kind, "update": alarm.update, "message": alarm.message}
+        )
+
+    # --- relabelling -----------------------------------------------------------------------------------------------
+
+    def _relabel(self, relabelling: Relabelling, groups: Sequence[Finished]) -> None:
+        samples = spread_samples(groups, self._settings.rollouts)
+        ids = [sample.pair_id for sample in samples]
+
+        def ask(worker: Any) -> None:
+            self._workforce.send(worker, "known", ids, then=told)
+
+        def told(call: Call, answer: set[str] | Failed) -> None:
+            # A label that is there, as after a restart, is not asked for again.
+            known = set() if isinstance(answer, Failed) else answer
+            missing = [sample for sample in samples if sample.pair_id not in known]
+
+            def done() -> None:
+                if known or any(record.failed is None for record in self._found.values()):
+                    self._distil(relabelling, ids)
+                else:
+                    nothing = Failed("the teacher could label none of the rollouts", "unlabelled")
+                    self._distilled(relabelling, [], nothing)
+
+            self._label(missing, relabelling.round, done)
+
+        self._queue.append(ask)
+
+    def _distil(self, relabelling: Relabelling, ids: Sequence[str], attempt: int = 1) -> None:
+        def ask(worker: Any) -> None:
+            self._workforce.send(
+                worker, "relabel", relabelling.round, self.student.version, ids, then=trained, returns=2
+            )
+
+        def trained(call: Call, answer: StudentRecord | Failed) -> None:
+            if isinstance(answer, Failed) and attempt < self._settings.patience:
+                self._distil(relabelling, ids, attempt + 1)
+            else:
+                self._distilled(relabelling, call.values, answer)
+
+        self._queue.append(ask)
+
+    def _distilled(
+        self, relabelling: Relabelling, values: Sequence[Any], answer: StudentRecord | Failed
+    ) -> None:
+        event: Event = {
+            "event": "relabelled",
+            "round": relabelling.round,
+            "update": relabelling.update,
+            "cause": relabelling.cause,
+        }
+        if isinstance(answer, Failed) or answer.version is None:
+            self._failed_rounds += 1
+            told = (
+                {"failed": answer.reason} if isinstance(answer, Failed) else {"gate": answer.gate.as_json()}
+            )
+            self.events.append({**event, "event": "relabelling failed", **told})
+            self._check_patience(answer)
+        else:
+            self._failed_rounds = 0
+            self.student = StudentVersion(answer.version, [values[0]])
+            figures = dict(answer.figures)
+            self._scalars |= {f"judge/distillation/{name}": value for name, value in figures.items()}
+            self.events.append(
+                {**event, "version": answer.version, "gate": answer.gate.as_json(), "figures": figures}
+            )
+        self._rest()
+
+    def _check_patience(self, answer: StudentRecord | Failed) -> None:
+        """A student that cannot keep up with its teacher must not go on rewarding.
+
+        Raises:
+            UserError: the gate stayed closed as often as the patience says; the message has its gaps.
+            RoleFailure: the distiller failed as often.
+        """
+        if self._failed_rounds < self._settings.patience:
+            return
+        if isinstance(answer, Failed):
+            raise RoleFailure(f"{self._failed_rounds} relabellings failed in a row: {answer.reason}")
+        answer.gate.assert_open()
+        raise UserError("the student could not be published", where="judge.relabel")
+
+    def _rest(self) -> None:
+        self.busy, self._state = False, None
+
+    def _add(self, name: str, count: int) -> None:
+        self._scalars[name] = self._scalars.get(name, 0.0) + count
+
+
+def spread_samples(groups: Sequence[Finished], count: int) -> list[Sample]:
+    """About `count` samples, evenly from all groups; those that the student could not score are left out."""
+    everything = [
+        Sample(
+            group,
+            place,
+            sample_id(group.record.prompt_id, group.record.seeds[place], group.record.versions),
+            scores,
+        )
+        for group in groups
+        for place, score in enumerate(group.record.scores)
+        if (scores := judged_scores(score)) is not None
+    ]
+    if len(everything) <= count:
+        return everything
+    places = np.linspace(0, len(everything) - 1, count).round().astype(int)
+    return [everything[place] for place in places]
+
+
+def _means(scores: np.ndarray, prefix: str) -> dict[str, float]:
+    """Mean total and mean per dimension over samples that have scores."""
+    known = scores[np.isfinite(scores).all(axis=1)]
+    if not len(known):
+        return {}
+    means = known.mean(axis=0)
+    return {
+        f"{prefix}_total": float(means.sum()),
+        **{f"{prefix}/{name}": float(value) for name, value in zip(names(), means, strict=True)},
+    }

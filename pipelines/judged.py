@@ -1,0 +1,178 @@
+"""Held-out rollouts by the rubric: which windows, which judges, and what a report shows of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.align import EVENTS, AlignResult
+from pipelines.evaluate import Bench
+from pipelines.weights import student_folder
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.windows import WindowSpec, held_out_windows
+from roboalign_ray.evaluation.judged import JudgedResult, ShownClip, judge_rollouts, judged_table
+from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.progress import Progress
+from roboalign_ray.judge.bench.making import PairMaker, SourceClip
+from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student_judge import StudentJudge
+from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
+from roboalign_ray.judge.teacher.protocol import TeacherJudge, TeacherJudgement
+
+STUDENT, TEACHER, PRIVILEGED = "student", "VLM teacher", "privileged"
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who judges what: held-out windows with all that is known of them, and judges by name."""
+
+    sources: Sequence[SourceClip]
+    judges: Mapping[str, TeacherJudge]
+
+
+def judged_sources(config: JobConfig, height: int, width: int, count: int) -> list[SourceClip]:
+    """`count` held-out windows of a rollout's length; those whose real clip has no reference are left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    spec = WindowSpec(
+        config.rollout.horizon + 1,
+        stride=config.episodes.frame_stride,
+        view=config.episodes.view,
+        height=height,
+        width=width,
+    )
+    store = open_store(config.episodes.store)
+    maker = PairMaker(store, spec, config.bench)
+    windows = held_out_windows(store, spec, count, fraction=config.episodes.held_out_fraction)
+    sources = [maker.source(window.episode_id, window.start) for window in windows]
+    known = [
+        source for source in sources if source.reference is not None and source.window.instruction.strip()
+    ]
+    if not known:
+        raise UserError(
+            "no held-out window has an instruction and a reference to judge by", where=config.episodes.store
+        )
+    return known
+
+
+def make_panel(config: JobConfig, bench: Bench, *, vlm: bool = True) -> Panel:
+    """The windows, and all judges: the student that the job begins with, the teacher (`vlm`), and measurement.
+
+    Raises:
+        UserError: a judge cannot be loaded.
+    """
+    size = bench.tokenizer.config
+    judges: dict[str, TeacherJudge] = {
+        STUDENT: StudentJudge(Student.load(student_folder(config)).to(bench.device))
+    }
+    if vlm:
+        from actors.teacher import open_vlm
+
+        judges[TEACHER] = open_vlm(config.teacher)
+    judges[PRIVILEGED] = PrivilegedJudge(config.bench.privileged)
+    sources = judged_sources(config, size.height, size.width, config.evaluation.judged_windows)
+    return Panel(sources, judges)
+
+
+def run_judged(
+    panel: Panel, bench: Bench, model: Path, label: str, *, show: int = 0, quiet: bool = False
+) -> tuple[dict[str, JudgedResult], list[ShownClip]]:
+    """One world model's rollouts of the panel's windows, by every judge."""
+    settings = bench.config.evaluation
+    with Progress(f"{label}, judged", total=1, unit="pass", quiet=quiet) as progress:
+        found = judge_rollouts(
+            bench.engine(model),
+            ActionBinner.load(model),
+            panel.sources,
+            panel.judges,
+            samples=settings.judged_samples,
+            seed=bench.config.seed,
+            show=show,
+        )
+        progress.advance()
+    return found
+
+
+def judged_section(
+    config: JobConfig,
+    aligned: AlignResult,
+    out: Path,
+    before: Mapping[str, JudgedResult],
+    after: Mapping[str, JudgedResult],
+    clips: Sequence[ShownClip],
+) -> JudgedSection:
+    """What the report shows: scores by dimension, student and teacher over the run, and rollouts with reasons."""
+    windows, samples = len(next(iter(before.values())).scores), config.evaluation.judged_samples
+    note = (
+        f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames, same "
+        "seeds; changes with 95 % bootstrap intervals over windows. The student is the one that the run began with. "
+        "“Privileged” measures against the real continuation and the simulator's state: no reward ever saw it."
+        if config.judge.relabel.teacher != "privileged"
+        else f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames."
+    )
+    return JudgedSection(
+        table=judged_table(before, after, title="Scores by dimension", note=note),
+        drift=_drift(aligned),
+        events=_told(out / EVENTS),
+        clips=[_clip(shown) for shown in clips[:_SHOWN]],
+    )
+
+
+def _drift(aligned: AlignResult) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    curves = aligned.curves
+    pairs = {
+        "Held-out rollouts, total of ten": "held_out/{}_total",
+        "Fresh training rollouts, total of ten": "judge/{}_total",
+    }
+    found = {}
+    for title, name in pairs.items():
+        sides = {
+            side: curves[name.format(side)] for side in ("student", "teacher") if name.format(side) in curves
+        }
+        if sides:
+            found[title] = sides
+    return found
+
+
+def _told(path: Path) -> list[str]:
+    """The judge's events in words."""
+    if not path.is_file():
+        return []
+    told = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        after = f"After update {event.get('update')}"
+        if event["event"] == "relabelled":
+            gaps = min(row["gap"] for row in event["gate"]["rows"])
+            told.append(
+                f"{after}: relabelled (round {event['round']}, {event['cause']}); student version {event['version']} "
+                f"passed the gate, smallest gap {gaps:.0%}."
+            )
+        elif event["event"] == "relabelling failed":
+            told.append(f"{after}: relabelling round {event['round']} failed; the student before goes on.")
+        elif event["event"] == "alarm":
+            told.append(f"{after}: alarm ({event['kind']}): {event['message']}.")
+    return told
+
+
+def _clip(shown: ShownClip) -> JudgedClip:
+    rows = [(judge, _points(outcome)) for judge, outcome in shown.judgements.items()]
+    teacher = shown.judgements.get(TEACHER)
+    rationale = teacher.rationale if isinstance(teacher, TeacherJudgement) else ""
+    return JudgedClip(shown.title, shown.frames, rows, f"{TEACHER}: {rationale}" if rationale else "")
+
+
+def _points(outcome: TeacherJudgement | Failed) -> np.ndarray:
+    if isinstance(outcome, Failed):
+        return np.full(7, np.nan)
+    return np.array([*outcome.scores, outcome.total])

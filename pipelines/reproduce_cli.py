@@ -1,0 +1,79 @@
+"""`roboalign reproduce`: experiments of this project, made again with one command each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.jobs_cli import Json, Out, Overrides, Quiet
+from roboalign_ray.config.loading import load_job
+
+HELP = """Make an experiment again: several alignment runs, judged side by side. Started again, it goes on.
+
+\b
+[bold]Examples[/bold]
+  roboalign reproduce alignment
+  roboalign reproduce hacking --set alignment.updates=40
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+
+Profile = Annotated[
+    str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
+]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of every arm that is repeated.")]
+
+
+@app.command()
+def alignment(
+    profile: Profile = "reproduce",
+    seeds: Seeds = 3,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align on the judge's scores, on LPIPS alone and on SSIM alone, equally many updates each; score all of them.
+
+    Held-out rollouts are scored per dimension by measurement and by the vision-language teacher. The judged run is
+    made with every seed, the others with one.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign reproduce alignment
+      roboalign reproduce alignment --seeds 5 --out runs/five
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.reproduce import alignment_table, run_alignment
+
+    told = run_alignment(config, _folder(out, config.output, config.name), seeds=seeds, quiet=quiet)
+    typer.echo(json.dumps(told, indent=2) if as_json else alignment_table(told))
+
+
+@app.command()
+def hacking(
+    profile: Profile = "hacking",
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align on a weak student, once left as it is and once re-distilled on fresh rollouts; compare the curves.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign reproduce hacking
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.reproduce import hacking_table, run_hacking
+
+    told = run_hacking(config, _folder(out, config.output, config.name), seeds=seeds, quiet=quiet)
+    typer.echo(json.dumps(told, indent=2) if as_json else hacking_table(told))
+
+
+def _folder(out: Path | None, output: str, name: str) -> Path:
+    return out or Path(output) / name

@@ -1,0 +1,128 @@
+"""Re-distillation: what is published when, the same after a restart, and better by the fresh labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from judged_job import toy_pairs, trained_student
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.gate import GateResult
+from roboalign_ray.judge.pairs import encode_pair, write_pairs
+from roboalign_ray.judge.redistillation import Published, Redistiller
+from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.student import Student
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, judged_config):
+    folder = tmp_path_factory.mktemp("judge")
+    write_pairs(toy_pairs(), folder / "pairs", held_out_fraction=0.3)
+    trained_student(judged_config).save(folder / "student")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged_config() -> JobConfig:
+    from judged_job import judge_section
+
+    return JobConfig.model_validate({"judge": judge_section()})
+
+
+def grey_clips(count: int):
+    """Clips that no replayed pair is like, at full marks: what the student must learn from fresh labels."""
+    pairs = toy_pairs()
+    for number in range(count):
+        frames = np.full_like(pairs[0].frames, 120 + number)
+        yield replace(
+            pairs[0],
+            pair_id=f"rollout/fresh/{number}",
+            frames=frames,
+            scores=maxima().astype(np.float32),
+            annotator="teacher",
+            kind="rollout/fresh",
+        )
+
+
+def keeper(material, config: JobConfig, run) -> Redistiller:
+    return Redistiller(config.judge, run, material / "student", material / "pairs")
+
+
+def test_a_round_teaches_what_its_labels_say_and_is_published_once(material, judged_config, tmp_path):
+    relabel = judged_config.judge.relabel.model_copy(update={"steps": 100, "learning_rate": 2e-3})
+    judge = judged_config.judge.model_copy(update={"relabel": relabel})
+    config = judged_config.model_copy(update={"judge": judge})
+    run = keeper(material, config, tmp_path)
+    first = run.begin()
+    assert first.version == 1
+    fresh = list(grey_clips(8))
+    ids = [pair.pair_id for pair in fresh]
+    assert run.known(ids) == set()
+    assert run.keep(1, [encode_pair(pair) for pair in fresh]) == 8
+    assert run.keep(1, [encode_pair(pair) for pair in fresh]) == 0
+    assert run.known([*ids, "other"]) == set(ids)
+    second = run.relabel(1, 1, ids)
+    assert isinstance(second, Published)
+    assert second.version == 2
+
+    def error(student: Student) -> float:
+        judged = student.score([pair.frames for pair in fresh], [pair.instruction for pair in fresh])
+        return float(np.abs(judged.scores - maxima()).mean())
+
+    assert error(run.registry.load(2)) < 0.5 * error(run.registry.load(1))
+    # A restart in the middle of it: nothing is trained or published again.
+    again = keeper(material, config, tmp_path)
+    assert again.begin().version == 1
+    told = again.relabel(1, 1, list(reversed(ids)))
+    assert isinstance(told, Published)
+    assert (told.version, again.registry.newest(), again.steps_done) == (2, 2, 0)
+    assert told.files == second.files
+
+
+def test_the_same_labels_make_the_same_student(material, judged_config, tmp_path):
+    states = []
+    for name in ("a", "b"):
+        run = keeper(material, judged_config, tmp_path / name)
+        run.begin()
+        fresh = list(grey_clips(4))
+        run.keep(1, fresh_rows(fresh))
+        torch.manual_seed(len(states))  # the state outside does not matter
+        run.relabel(1, 1, [pair.pair_id for pair in fresh])
+        states.append(run.registry.load(2).state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def fresh_rows(pairs):
+    return [encode_pair(pair) for pair in pairs]
+
+
+def test_a_student_that_fails_the_gate_is_not_published(material, judged_config, tmp_path):
+    """Labels that praise noise: the student would unlearn what the gate asks for."""
+    relabel = judged_config.judge.relabel.model_copy(update={"steps": 60, "learning_rate": 3e-3})
+    distillation = judged_config.judge.distillation.model_copy(update={"replay_ratio": 0.0})
+    judge = judged_config.judge.model_copy(update={"relabel": relabel, "distillation": distillation})
+    run = keeper(material, judged_config.model_copy(update={"judge": judge}), tmp_path)
+    run.begin()
+    noise = [
+        replace(pair, pair_id=f"{pair.pair_id}/praised", scores=maxima().astype(np.float32))
+        for pair in toy_pairs()
+    ]
+    run.keep(1, fresh_rows(noise))
+    outcome = run.relabel(1, 1, [pair.pair_id for pair in noise])
+    assert isinstance(outcome, GateResult)
+    assert not outcome.open
+    assert run.registry.newest() == 1
+
+
+def test_a_student_that_fails_the_gate_cannot_begin(material, judged_config, tmp_path):
+    gate = judged_config.judge.gate.model_copy(update={"trials": ("reverse",)})
+    judge = judged_config.judge.model_copy(update={"gate": gate})
+    run = keeper(material, judged_config.model_copy(update={"judge": judge}), tmp_path)
+    with pytest.raises(UserError, match="the reward gate is closed"):
+        run.begin()
+    assert run.registry.newest() is None

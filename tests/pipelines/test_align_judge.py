@@ -1,0 +1,145 @@
+"""Alignment on a student's scores: tried first, audited, relabelled on schedule, resumed, refused when it fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judged_job import make_judged_job
+
+from pipelines.align import run_align
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.labels import DistillationSet
+from roboalign_ray.judge.registry import StudentRegistry
+from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.student import Student
+from roboalign_ray.world_model.transformer import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> JobConfig:
+    return make_judged_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, job, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    return run_align(job, out, quiet=True), out
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def changed(job: JobConfig, section: str, **values) -> JobConfig:
+    return job.model_copy(update={section: getattr(job, section).model_copy(update=values)})
+
+
+def test_every_score_names_the_student_that_gave_it(finished):
+    _, out = finished
+    journal = lines(out / "rollouts.jsonl")
+    versions = {
+        update: {
+            score["scorer_version"]
+            for line in journal
+            if line["update"] == update
+            for score in line["scores"]
+        }
+        for update in range(4)
+    }
+    # Relabelled after updates 2 and 4: what was scored before has the version before.
+    assert versions == {0: {1}, 1: {1}, 2: {2}, 3: {2}}
+    for line in journal:
+        for score in line["scores"]:
+            assert score["total"] == pytest.approx(sum(score[name] for name in names()), abs=1e-5)
+
+
+def test_labels_are_kept_by_round_and_each_student_stays(finished, job):
+    _, out = finished
+    labels = DistillationSet(out / "judge" / "labels")
+    assert sorted(set(labels.rounds.tolist())) == [1, 2]
+    assert len(set(labels.ids)) == len(labels.ids)
+    first = labels.read(0)
+    assert first.annotator == "privileged"
+    assert first.frames.shape[0] == job.rollout.horizon + 1
+    assert first.provenance["teacher"]["rationale"].startswith("Measured shares")
+    registry = StudentRegistry(out / "judge" / "versions")
+    assert registry.newest() == 3
+    start = Student.load(job.judge.weights)
+    for name, value in registry.load(1).state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), start.state_dict()[name].numpy())
+    moved = [
+        float((registry.load(2).state_dict()[name] - value).abs().max())
+        for name, value in start.state_dict().items()
+    ]
+    assert max(moved) > 0
+
+
+def test_audits_and_relabellings_are_told(finished):
+    result, out = finished
+    events = lines(out / "judge" / "events.jsonl")
+    assert [e["update"] for e in events if e["event"] == "relabelled"] == [2, 4]
+    assert [e["cause"] for e in events if e["event"] == "relabelled"] == ["interval", "interval"]
+    # No audit falls on the interval's end.
+    assert [e["update"] for e in events if e["event"] == "audit" and e["of"] == "judge"] == [1, 3]
+    assert [e["update"] for e in events if e["event"] == "audit" and e["of"] == "held_out"] == [0, 2, 4]
+    for side in ("student", "teacher"):
+        steps, totals = result.curves[f"held_out/{side}_total"]
+        assert steps.tolist() == [0, 2, 4]
+        parts = sum(result.curves[f"held_out/{side}/{name}"][1] for name in names())
+        np.testing.assert_allclose(totals, parts, rtol=1e-6)
+    assert result.curves["judge/version"][1].tolist() == [1, 1, 2, 2, 3]
+
+
+def test_a_resumed_run_asks_the_teacher_for_no_label_twice(ray_cluster, job, finished, tmp_path):
+    """Set back to before its first relabelling: the labels are there, and so is the student that came of them."""
+    result, _ = finished
+    out = tmp_path / "out"
+    shorter = changed(job, "alignment", updates=1, checkpoint_every=1)
+    run_align(shorter, out, quiet=True)
+    kept = out / "checkpoints"
+    before = sorted(entry.name for entry in kept.iterdir())
+    run_align(changed(job, "alignment", checkpoint_every=100), out, resume=True, quiet=True)
+    labels = (out / "judge" / "labels").iterdir()
+    written = {path.name: path.stat().st_mtime_ns for path in labels}
+    for entry in kept.iterdir():
+        if entry.name not in before:
+            shutil.rmtree(entry)
+    shutil.rmtree(out / "aligned")
+    again = run_align(changed(job, "alignment", checkpoint_every=100), out, resume=True, quiet=True)
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "judge" / "labels").iterdir()} == written
+    assert StudentRegistry(out / "judge" / "versions").newest() == 3
+    expected = load_pretrained(result.model)[0].state_dict()
+    for name, value in load_pretrained(again.model)[0].state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), expected[name].numpy(), err_msg=name)
+
+
+def test_a_student_that_fails_the_gate_ends_the_job_before_any_rollout(ray_cluster, job, tmp_path):
+    gate = job.judge.gate.model_copy(update={"trials": ("reverse",)})
+    with pytest.raises(UserError, match=r"the reward gate is closed.*reverse"):
+        run_align(changed(job, "judge", gate=gate), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out" / "rollouts.jsonl").exists()
+    assert not (tmp_path / "out" / "judge" / "versions").exists()
+
+
+def test_a_missing_student_is_told_before_ray_starts(job, tmp_path):
+    with pytest.raises(
+        UserError, match=r"no student here: student.safetensors is missing.*roboalign distill"
+    ):
+        run_align(changed(job, "judge", weights=str(tmp_path)), tmp_path / "out", quiet=True)
+
+
+def test_stale_runs_relabel_beside_the_loop(ray_cluster, job, tmp_path):
+    off_policy = job.asynchrony.off_policy.model_copy(update={"correction": "decoupled"})
+    stale = changed(job, "asynchrony", staleness=1, groups_per_call=1, off_policy=off_policy)
+    out = tmp_path / "out"
+    result = run_align(changed(stale, "alignment", updates=80, evaluate_every=80), out, quiet=True)
+    assert result.counts["groups"] == 320
+    journal = lines(out / "rollouts.jsonl")
+    used = [score["scorer_version"] for line in journal for score in line["scores"]]
+    assert set(used) <= set(range(1, (StudentRegistry(out / "judge" / "versions").newest() or 0) + 1))
+    assert any(event["event"] == "relabelled" for event in lines(out / "judge" / "events.jsonl"))
