@@ -158,7 +158,6 @@ def server(folder: Path) -> Iterator[str]:
     command += ["--served-model-name", "small", "--port", str(port), "--host", "127.0.0.1"]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
     command += ["--limit-mm-per-prompt", '{"video": 1, "image": 0}']
-    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(
         command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT

@@ -14,7 +14,7 @@ from roboalign_ray.judge.teacher import constrained
 from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
-from roboalign_ray.judge.teacher.prompt import answer_schema, messages
+from roboalign_ray.judge.teacher.prompt import answer_grammar, messages
 from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
@@ -205,13 +205,13 @@ class TransformersTeacher:
         )
         return [told[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
 
-    def _compiled(self) -> constrained.SchemaGrammar | None:
+    def _compiled(self) -> constrained.AnswerGrammar | None:
         config, tokenizer = self.config, self.prompter.tokenizer
         if config.constrained is False or (config.constrained is None and not constrained.available()):
             return None
         width = self.model.get_output_embeddings().weight.shape[0]
         ends = tokenizer.convert_tokens_to_ids(END_OF_THINKING) if config.reasoning else None
-        return constrained.SchemaGrammar(answer_schema(config), tokenizer, width, ends)
+        return constrained.AnswerGrammar(answer_grammar(config), tokenizer, width, ends)
 
 
 def _seed(seed: int, texts: Sequence[str], shown: Sequence[ShownVideo]) -> int:
