@@ -16,8 +16,8 @@ from roboalign_ray.judge.teacher.prompt import answer_grammar
 from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
-    input_failure,
-    judge_together,
+    judge_each,
+    judgement_of,
 )
 from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter
@@ -54,13 +54,7 @@ class EngineTeacher:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
         """One outcome per request. What the engine refuses as a whole is asked again one by one."""
-        outcomes: list[TeacherJudgement | Failed | None] = [input_failure(request) for request in requests]
-        sound = [number for number, failed in enumerate(outcomes) if failed is None]
-        for number, outcome in zip(
-            sound, judge_together([requests[n] for n in sound], self.answers), strict=True
-        ):
-            outcomes[number] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        return judge_each(requests, self._judged)
 
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
         """Raw answers [B][draws]."""
@@ -76,6 +70,9 @@ class EngineTeacher:
             prompts, self._sampling(), lora_request=self._adapter(), use_tqdm=False
         )
         return [[answer.text for answer in output.outputs] for output in outputs]
+
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        return [judgement_of(texts) for texts in self.answers(requests)]
 
     def _sampling(self) -> Any:
         from vllm import SamplingParams

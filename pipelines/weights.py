@@ -10,6 +10,7 @@ from roboalign_ray.foundation.failures import UserError
 
 SHIPPED = "shipped"
 _TOKENIZER_FILE, _WORLD_MODEL_FILE = "tokenizer.safetensors", "model.safetensors"
+_STUDENT_FILE = "student.safetensors"
 
 
 def tokenizer_folder(config: JobConfig) -> Path:
@@ -30,7 +31,21 @@ def world_model_folder(config: JobConfig) -> Path:
     return _folder(config.world_model_weights, "world_model", _WORLD_MODEL_FILE)
 
 
-def _folder(named: str, kind: str, file: str) -> Path:
+def student_folder(config: JobConfig) -> Path:
+    """Folder of the student that an alignment job begins with.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _folder(
+        config.judge.weights,
+        "student",
+        _STUDENT_FILE,
+        "set judge.weights to a folder written by 'roboalign distill'",
+    )
+
+
+def _folder(named: str, kind: str, file: str, remedy: str = "") -> Path:
     shipped = named == SHIPPED
     folder = (
         Path(str(importlib.resources.files("roboalign_ray") / "assets" / kind)) if shipped else Path(named)
@@ -39,6 +54,6 @@ def _folder(named: str, kind: str, file: str) -> Path:
         raise UserError(
             f"no {kind.replace('_', ' ')} here: {file} is missing",
             where=str(folder),
-            remedy=f"set {kind}_weights to a folder written by 'roboalign pretrain'",
+            remedy=remedy or f"set {kind}_weights to a folder written by 'roboalign pretrain'",
         )
     return folder.absolute()

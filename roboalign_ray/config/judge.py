@@ -255,9 +255,11 @@ class JudgeConfig(FrozenConfig):
     """The student judge, from its network to its use as a reward.
 
     Attributes:
+        weights: folder of a student, or "shipped" for the one inside the package.
         seed: of initialisation, order and resampling.
     """
 
+    weights: str = "shipped"
     seed: NonNegativeInt = 0
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()

@@ -162,8 +162,9 @@ def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, mod
         times = shown.metadata()
         told = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
         body["media_io_kwargs"] = {"video": {**told, "num_frames": -1, "do_sample_frames": False}}
-        limits = size_limits(config.frames, config.pixels, server.multiple)
-        body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}
+        if server.send_limits:
+            limits = size_limits(config.frames, config.pixels, server.multiple)
+            body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}
     if config.constrained is not False:
         if server.structured == "vllm":
             body["structured_outputs"] = {"grammar": answer_grammar(config)}
