@@ -1,8 +1,8 @@
 """One replica of the served judge: reads requests, judges them in batches, and tells in a line what is wrong with one.
 
-    POST /score ──► read in a thread ──► gathered by serve.batch ──► judged in a thread ──► 200 scores
-                      └── 400, 413         └── 503 after timeout_s      └── 500, 502
-    GET /health ──► who judges
+POST /score ──► read in a thread ──► gathered by serve.batch ──► judged in a thread ──► 200 scores
+                  └── 400, 413         └── 503 after timeout_s      └── 500, 502
+GET /health ──► who judges
 """
 
 from __future__ import annotations
@@ -95,6 +95,10 @@ class JudgeService:
 
     @serve.batch
     async def _together(self, questions: list[JudgeRequest]) -> list[ServedJudgement | Failed]:
+        return await self.judged(questions)
+
+    async def judged(self, questions: list[JudgeRequest]) -> list[ServedJudgement | Failed]:
+        """One outcome per question; what the judge does in the meantime stops nobody else."""
         try:
             outcomes = await asyncio.to_thread(self._judge.judge, questions)
         except Exception as error:

@@ -161,7 +161,14 @@ def server(folder: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "small", "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--trust-request-mm-kwargs"]
+    command += [
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "1024",
+        "--trust-request-mm-kwargs",
+    ]
     command += ["--limit-mm-per-prompt", '{"video": 1, "image": 0}']
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(
