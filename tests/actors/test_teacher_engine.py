@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
@@ -22,6 +23,7 @@ from actors.teacher import TeacherActor  # noqa: E402
 from roboalign_ray.config import RoleConfig, SmallTeacherConfig, TeacherConfig  # noqa: E402
 from roboalign_ray.foundation.failures import Failed  # noqa: E402
 from roboalign_ray.judge.rubric import maxima  # noqa: E402
+from roboalign_ray.judge.teacher.parsing import Answer, parse_answer  # noqa: E402
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement  # noqa: E402
 from roboalign_ray.judge.teacher.small import make_small_teacher  # noqa: E402
 
@@ -133,25 +135,50 @@ def test_an_engine_in_an_actor_draws_five_answers_that_fit_the_grammar(folder: P
         check_five(outcome)
 
 
-def test_reasoning_runs_free_and_the_answer_is_held(folder: Path) -> None:
-    """An untrained model never ends its reasoning by itself: its template ends it, and the grammar takes over."""
+SCORES = [[2.5, 1, 0.5, 1, 0, 2], [0, 0.5, 1, 0, 0.5, 1]]
+
+
+def taught(settings: TeacherConfig, place: Path) -> None:
+    """A tiny model that knows two videos by heart, with its reasons."""
+    from transformers import AutoProcessor
+
+    from roboalign_ray.judge.pairs import JudgedPair
+    from roboalign_ray.judge.teacher.learning import answer_batch, answer_loss
+    from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
+
+    make_small_teacher(settings, INSTRUCTIONS, place / "start")
+    prompter = VideoPrompter(str(place / "start"), settings)
+    model = load_model(str(place / "start"), "float32").train()
+    pairs = [
+        JudgedPair("p", "g", r.frames, r.fps, r.instruction, np.array(scores, np.float32), "test", "real")
+        for r, scores in zip(requests(), SCORES, strict=False)
+    ]
+    batch = answer_batch(pairs, prompter, settings)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(200):
+        loss, _ = answer_loss(model, batch)
+        optimizer.zero_grad()
+        (loss / batch.weights.sum()).backward()
+        optimizer.step()
+    model.save_pretrained(place / "taught")
+    AutoProcessor.from_pretrained(place / "start").save_pretrained(place / "taught")
+
+
+def test_reasoning_runs_free_and_the_answer_after_it_is_held(tmp_path: Path) -> None:
+    """Word by word as with transformers, and with the scores that it learned."""
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
-    thinking = folder / "thinking"
-    thinking.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            (thinking / path.name).write_bytes(path.read_bytes())
-    template = (folder / "chat_template.jinja").read_text()
-    (thinking / "chat_template.jinja").write_text(
-        template.replace("assistant\\n'", "assistant\\n<think>\\nshort\\n</think>'")
-    )
-    settings = {"model": str(thinking), "temperature": 0, "reasoning": True}
-    engine = TeacherActor(config(backend="vllm", **settings))
-    [answer] = texts(engine.judge(requests()[:1]))
-    assert answer[0].strip().startswith("{")
-    free = TransformersTeacher(config(**{**settings, "max_new_tokens": 8}))
-    assert isinstance(free.judge(requests()[:1])[0], Failed)
+    settings = config(reasoning=True, temperature=0, max_new_tokens=600, rationale_characters=200)
+    taught(settings, tmp_path)
+    settings = settings.model_copy(update={"model": str(tmp_path / "taught")})
+    by_vllm = TeacherActor(settings.model_copy(update={"backend": "vllm"})).judge(requests()[:2])
+    assert texts(by_vllm) == texts(TransformersTeacher(settings).judge(requests()[:2]))
+    for outcome, scores in zip(by_vllm, SCORES, strict=True):
+        assert isinstance(outcome, TeacherJudgement)
+        answer = parse_answer(outcome.texts[0])
+        assert isinstance(answer, Answer)
+        assert answer.reasoning.count("\n") == 5  # one line per dimension
+        assert answer.scores.tolist() == scores
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +214,7 @@ def server(folder: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=60)  # it ends its engine itself
         log.close()
 
 
