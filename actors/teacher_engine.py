@@ -125,6 +125,7 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
             enforce_eager=settings.eager,
             seed=config.seed,
             limit_mm_per_prompt={"video": 1, "image": 0},
+            mm_device_do_normalize=False,  # it would take the image processor's numbers for videos
             mm_processor_kwargs={"size": limits, "do_sample_frames": False},
             structured_outputs_config=_structured(config),
             **({"enable_lora": True, "max_lora_rank": settings.lora_rank} if config.adapter else {}),

@@ -95,6 +95,30 @@ def test_vllm_and_transformers_answer_alike_at_temperature_0(
     assert texts(engine.judge(requests())) == greedy
 
 
+def test_vllm_and_transformers_find_every_token_equally_likely(engine: TeacherActor, folder: Path) -> None:
+    """Equal words may hide unequal numbers: the video's part in them is small in an untrained model."""
+    from vllm import SamplingParams
+
+    from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
+
+    teacher = TransformersTeacher(config(model=str(folder), temperature=0))
+    sampling = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    for request in requests():
+        shown, text = teacher.prompter.shown(request), teacher.prompter.text(request.instruction)
+        inputs = teacher.prompter.inputs([text], [shown])
+        ids = inputs["input_ids"][0]
+        with torch.inference_mode():
+            likely = teacher.model(**inputs).logits[0].log_softmax(-1)
+        expected = likely[:-1].gather(1, ids[1:, None])[:, 0]
+        video = (shown.frames, shown.metadata() | {"do_sample_frames": False})
+        prompt = {"prompt": text, "multi_modal_data": {"video": [video]}}
+        [output] = engine._teacher._engine.generate([prompt], sampling, use_tqdm=False)
+        assert output.prompt_token_ids == ids.tolist()
+        pairs = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
+        found = [told[token].logprob for told, token in pairs]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_one_bad_video_costs_the_others_nothing(engine: TeacherActor, greedy: list[tuple[str, ...]]) -> None:
     short = JudgeRequest(np.zeros((1, 32, 32, 3), np.uint8), 5.0, "x")
     first, second, bad, third = engine.judge([*requests()[:2], short, requests()[2]])

@@ -67,6 +67,11 @@ def test_a_small_teacher_is_a_whole_qwen_folder(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
     assert model.num_parameters() < 1_000_000
+    for name in ("image_mean", "image_std"):  # vLLM takes the image processor's for videos too
+        pictures, videos = (
+            getattr(part, name) for part in (processor.image_processor, processor.video_processor)
+        )
+        assert list(pictures) == list(videos) == [0.5, 0.5, 0.5]
     text = target_answer(np.array([3, 2, 1, 0.5, 1, 1.5]), tiny(reasoning=True))
     tokens = processor.tokenizer(text)["input_ids"]
     assert processor.tokenizer.decode(tokens) == text
