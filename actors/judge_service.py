@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ray import serve
 from starlette.requests import ClientDisconnect, Request
@@ -48,8 +48,9 @@ class JudgeService:
         self._serving = config.serving
         self._judge = _opened(judge, config, student, threads)
         self._failed_in_a_row = 0
-        self._together.set_max_batch_size(config.serving.batch)
-        self._together.set_batch_wait_timeout_s(config.serving.batch_wait_s)
+        gathering: Any = self._together  # serve.batch gives it setters that its annotations do not know
+        gathering.set_max_batch_size(config.serving.batch)
+        gathering.set_batch_wait_timeout_s(config.serving.batch_wait_s)
 
     async def __call__(self, request: Request) -> JSONResponse:
         """Answer one HTTP request."""

@@ -83,6 +83,7 @@ class ServedStudent:
     """A student; `version` is its own."""
 
     name = "student"
+    version: int | None
 
     def __init__(self, student: Student) -> None:
         self._student, self.version = student, student.version
@@ -111,7 +112,7 @@ class ServedTeacher:
         teacher: whoever has its `judge`.
     """
 
-    version = None
+    version: int | None = None
 
     def __init__(self, name: str, teacher: Any) -> None:
         self.name, self._teacher = name, teacher
