@@ -20,7 +20,7 @@ from roboalign_ray.judge.privileged import Reference
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.teacher.frames import shown_size, shown_video
 from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
-from roboalign_ray.judge.teacher.prompt import target_answer
+from roboalign_ray.judge.teacher.prompt import answer_grammar, target_answer
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
 from roboalign_ray.judge.teacher.server_backend import ServerTeacher
 from roboalign_ray.judge.teacher.small import make_small_teacher
@@ -296,7 +296,7 @@ def test_a_server_is_asked_again_for_what_may_pass(server: str) -> None:
     frames = body["messages"][0]["content"][0]["video_url"]["url"].removeprefix("data:video/jpeg;base64,")
     assert len(frames.split(",")) == 4
     assert body["media_io_kwargs"]["video"]["frames_indices"] == [0, 2, 3, 5]
-    assert body["structured_outputs"]["json"]["required"][0] == "instruction_following"
+    assert body["structured_outputs"] == {"grammar": answer_grammar(teacher.config)}
 
 
 def test_a_server_that_refuses_is_not_asked_again(server: str) -> None:
