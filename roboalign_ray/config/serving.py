@@ -19,7 +19,7 @@ class ServingConfig(FrozenConfig):
         upscale_delay_s, downscale_delay_s: how long more or fewer replicas must be wanted before they come or go.
         batch: most videos judged together.
         batch_wait_s: longest wait for a batch to fill.
-        queue: requests that wait, per front end, where every replica has two batches in hand; more get status 429.
+        queue: requests that a front end holds until a replica takes them, up to two batches each; more get status 429.
         timeout_s: longest wait for a score once a replica has the request; then it gets status 503.
         retry_after_s: what refused clients are told to wait.
         largest_body_mb: of a request, in MB.

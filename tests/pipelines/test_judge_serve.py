@@ -36,7 +36,7 @@ from roboalign_ray.judge.teacher.protocol import BROKEN
 
 SIZES = {"height": 16, "width": 16, "frames": 3, "hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
 TEXT = {"text_hidden": 8, "text_layers": 1, "text_heads": 2, "text_ffn": 8, "fusion_layers": 1}
-START_S, ANSWER_S = 180, 60
+START_S, ANSWER_S = 300, 60
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def score(url: str, video: bytes, instruction: str) -> tuple[int, str, Any]:
 
 @pytest.fixture(scope="module")
 def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The command in a process of its own: two batches of four in hand and four that wait, then no more."""
+    """The command in a process of its own: two batches of four in hand and eight that wait, then no more."""
     settings = {
         "judge.weights": folder,
         "cluster.object_store_gb": 0.2,
@@ -86,7 +86,7 @@ def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "serving.max_replicas": 1,
         "serving.target_requests": 4,
         "serving.batch": 4,
-        "serving.queue": 4,
+        "serving.queue": 8,
         "serving.largest_body_mb": 1,
     }
     port = free_port()
