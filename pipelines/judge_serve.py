@@ -95,7 +95,10 @@ def run_serve(
     if config.cluster.address == "local":
         _check_port(host, port)
     served = judge_application(config, judge)
-    with start_ray(config.cluster, worker_logs=False), _stopped() as stop:  # in this order: Ray sets handlers too
+    with (
+        start_ray(config.cluster, worker_logs=False),
+        _stopped() as stop,
+    ):  # in this order: Ray sets handlers too
         serve.start(http_options={"host": host, "port": port})
         try:
             serve.run_many(
