@@ -1,6 +1,6 @@
 """vLLM's offline engine as a teacher: same prompts, frames and parsing as every other backend.
 
-Scores are held to the schema by structured outputs, which begin where the reasoning ends.
+Answers are held to their grammar by structured outputs, which begin where the reasoning ends.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from roboalign_ray.config import TeacherConfig
-from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.teacher.prompt import answer_schema
+from roboalign_ray.foundation.failures import Failed, UserError, first_line
+from roboalign_ray.foundation.torchvision_guard import guard_children
+from roboalign_ray.judge.teacher.prompt import answer_grammar
 from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
-    input_failure,
-    judge_together,
+    judge_each,
+    judgement_of,
 )
 from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter
@@ -27,6 +28,7 @@ _REASONING_PARSER = "deepseek_r1"
 # In an actor the engine runs in its own process already; on a CPU a second one costs most of a minute.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+_CHECK = "Value error, "  # how pydantic begins what a check of its model said
 
 
 class EngineTeacher:
@@ -52,13 +54,7 @@ class EngineTeacher:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
         """One outcome per request. What the engine refuses as a whole is asked again one by one."""
-        outcomes: list[TeacherJudgement | Failed | None] = [input_failure(request) for request in requests]
-        sound = [number for number, failed in enumerate(outcomes) if failed is None]
-        for number, outcome in zip(
-            sound, judge_together([requests[n] for n in sound], self.answers), strict=True
-        ):
-            outcomes[number] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        return judge_each(requests, self._judged)
 
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
         """Raw answers [B][draws]."""
@@ -75,6 +71,9 @@ class EngineTeacher:
         )
         return [[answer.text for answer in output.outputs] for output in outputs]
 
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        return [judgement_of(texts) for texts in self.answers(requests)]
+
     def _sampling(self) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
@@ -87,7 +86,7 @@ class EngineTeacher:
             top_p=config.top_p if config.temperature > 0 else 1.0,
             max_tokens=config.max_new_tokens,
             seed=config.seed,
-            structured_outputs=StructuredOutputsParams(json=answer_schema(config)) if held else None,
+            structured_outputs=StructuredOutputsParams(grammar=answer_grammar(config)) if held else None,
         )
 
     def _adapter(self) -> Any:
@@ -104,6 +103,7 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
     settings, device = config.engine, {} if torch.cuda.is_available() else _CPU_ENVIRONMENT
     for name, value in (_ENVIRONMENT | device).items():
         os.environ.setdefault(name, value)
+    guard_children()
     if device:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cache_gb))
     try:
@@ -125,22 +125,28 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
             enforce_eager=settings.eager,
             seed=config.seed,
             limit_mm_per_prompt={"video": 1, "image": 0},
+            mm_device_do_normalize=False,  # it would take the image processor's numbers for videos
             mm_processor_kwargs={"size": limits, "do_sample_frames": False},
             structured_outputs_config=_structured(config),
             **({"enable_lora": True, "max_lora_rank": settings.lora_rank} if config.adapter else {}),
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"vLLM cannot load '{source}' ({reason})",
+            f"vLLM cannot load '{source}' ({_reason(error)})",
             where="teacher.model",
             remedy="see teacher.engine for its limits",
         ) from error
 
 
+def _reason(error: Exception) -> str:
+    """What is wrong, in a line: checks of vLLM's settings say so below a headline."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip().startswith(_CHECK)]
+    return told[0].removeprefix(_CHECK) if told else first_line(error)
+
+
 def _structured(config: TeacherConfig) -> dict[str, Any]:
     parser = _REASONING_PARSER if config.reasoning else ""
-    return {"backend": "xgrammar", "disable_any_whitespace": True, "reasoning_parser": parser}
+    return {"backend": "xgrammar", "reasoning_parser": parser}
 
 
 def _positions(source: str) -> int:

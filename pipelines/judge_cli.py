@@ -1,10 +1,10 @@
-"""`roboalign judge`: the VLM teacher on the command line: score videos, label many, train it."""
+"""`roboalign judge`: the VLM teacher on the command line: score videos, label many, train it, serve it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ HELP = """A vision-language model that scores robot videos by the rubric, with i
   roboalign judge score a.mp4 b.mp4 -i "press the button" --set teacher.backend=vllm
   roboalign judge label videos --out labels
   roboalign judge train demo --pairs bench --out runs/teacher
+  roboalign judge serve --judge student
 """
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
@@ -174,6 +175,35 @@ def train(
         return
     for key, value in summary.items():
         typer.echo(f"{key}: {value:.6g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+@app.command()
+def serve(
+    judge: Annotated[
+        Literal["student", "teacher"], typer.Option("--judge", help="Who gives the scores.")
+    ] = "student",
+    profile: WithProfile = "demo",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines ask.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a judge over HTTP until Ctrl-C: a video and an instruction in, six scores as JSON out.
+
+    POST /score takes {"video": "<base64>", "instruction": "..."}, or the file itself with ?instruction=...; GET /health
+    says who judges. Bad input gets 400 with one line, a full queue 429, a late answer 503.
+
+    
+    [bold]Examples[/bold]
+      roboalign judge serve --judge student --set judge.weights=runs/student
+      roboalign judge serve --judge teacher --port 8080 --set serving.max_replicas=8
+      curl --data-binary @a.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/score?instruction=open+the+drawer'
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.judge_serve import run_serve
+
+    run_serve(config, judge, host, port, lambda url: typer.echo(f"{judge} judges at {url}/score"))
 
 
 def _as_json(path: Path, outcome: TeacherJudgement | Failed) -> dict[str, Any]:

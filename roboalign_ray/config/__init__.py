@@ -13,6 +13,7 @@ from roboalign_ray.config.judge import (
     StudentConfig,
 )
 from roboalign_ray.config.rewards import FidelityRewardConfig, JudgedRewardConfig, RewardConfig
+from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, TeacherTrainingConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
@@ -43,6 +44,7 @@ __all__ = [
     "RoleConfig",
     "RolloutConfig",
     "SamplingConfig",
+    "ServingConfig",
     "SimulationConfig",
     "SmallTeacherConfig",
     "StudentConfig",

@@ -14,6 +14,7 @@ from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.rewards import RewardConfig
+from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
@@ -77,6 +78,7 @@ class JobConfig(FrozenConfig):
     asynchrony: AsynchronyConfig = AsynchronyConfig()
     judge: JudgeConfig = JudgeConfig()
     teacher: TeacherConfig = TeacherConfig()
+    serving: ServingConfig = ServingConfig()
     bench: BenchConfig = BenchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -45,8 +45,11 @@ class TeacherServerConfig(FrozenConfig):
         video_as: "video" sends the frames as one video with their times (vLLM), "images" as single pictures (any server
             with vision).
         multiple: frame sides are multiples of this: the served model's patch times its merge.
-        structured: how the answer's schema is asked for: "vllm" (structured_outputs), "openai" (response_format), or
-            "none".
+        send_limits: with "video", tell the processor with every request to leave frames at the size they come in. vLLM
+            listens where it was started with --trust-request-mm-kwargs. Without, its own limits hold, and a server
+            that changes the frames sees other ones than the engine does.
+        structured: how the answer's form is asked for: "vllm" (structured_outputs, a grammar), "openai"
+            (response_format, a JSON schema), or "none".
         deadline_s: for one video, all attempts together, in seconds.
         retries: further attempts after a failed one.
         backoff_s: wait before the first retry; doubles with each.
@@ -58,6 +61,7 @@ class TeacherServerConfig(FrozenConfig):
     api_key_env: str = "OPENAI_API_KEY"
     video_as: Literal["video", "images"] = "video"
     multiple: PositiveInt = 32
+    send_limits: bool = True
     structured: Literal["vllm", "openai", "none"] = "vllm"
     deadline_s: float = Field(300.0, gt=0)
     retries: NonNegativeInt = 3
@@ -212,9 +216,9 @@ class TeacherConfig(FrozenConfig):
         pixels: pixels of a frame that the teacher sees, about. [ours]
         reasoning: reasoning in <think> tags comes first.
         max_new_tokens: of reasoning and answer. [ours]
-        constrained: hold the answer to the schema while it is written; None does so where the backend can.
+        constrained: hold the answer to its grammar while it is written; None does so where the backend can.
         score_step: scores are multiples of this. [ours]
-        rationale_characters: longest rationale under the schema. [ours]
+        rationale_characters: longest rationale of a held answer. [ours]
         batch: videos per forward pass of the transformers backend. [ours]
         precision: of weights.
         seed: of sampling, weights and order.

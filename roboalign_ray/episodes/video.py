@@ -88,19 +88,24 @@ def encode_browser_video(frames: np.ndarray, fps: float, *, scale: int = 1, crf:
 
 
 def decode_video(
-    source: bytes | Path, *, start_seconds: float | None = None, end_seconds: float | None = None
+    source: bytes | Path,
+    *,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    most_pixels: int | None = None,
 ) -> np.ndarray:
     """Decode frames in presentation order, upright (rotation metadata is applied).
 
     Args:
         source: a file's bytes, or its path; any container and codec that FFmpeg reads.
         start_seconds, end_seconds: keep frames whose time is in [start, end); None keeps all.
+        most_pixels: of all frames together; a larger video is refused while it is decoded, before it fills the memory.
 
     Returns:
         uint8 [T, H, W, 3] RGB.
 
     Raises:
-        EpisodeError: missing, corrupt or truncated file, or no frame in the range.
+        EpisodeError: missing, corrupt, truncated or too large file, or no frame in the range.
     """
     where = str(source) if isinstance(source, Path) else "video"
     if isinstance(source, Path) and not source.is_file():
@@ -111,7 +116,7 @@ def decode_video(
                 raise EpisodeError("has no video stream", where=where)
             stream = container.streams.video[0]
             expected = stream.frames
-            frames = _decode(container, stream, start_seconds, end_seconds)
+            frames = _decode(container, stream, start_seconds, end_seconds, most_pixels)
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise EpisodeError(f"video cannot be decoded ({error})", where=where) from error
     if not frames:
@@ -121,8 +126,29 @@ def decode_video(
     return np.stack(frames)
 
 
+def video_rate(source: bytes | Path) -> float:
+    """Frames per second as the file tells them.
+
+    Raises:
+        EpisodeError: it cannot be read, or tells none.
+    """
+    where = str(source) if isinstance(source, Path) else "video"
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
+            rate = container.streams.video[0].average_rate if container.streams.video else None
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise EpisodeError(f"video cannot be opened ({error})", where=where) from error
+    if not rate:
+        raise EpisodeError("the video tells no frame rate", where=where, remedy="write it anew with one")
+    return float(rate)
+
+
 def _decode(
-    container: av.container.InputContainer, stream: av.VideoStream, start: float | None, end: float | None
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    start: float | None,
+    end: float | None,
+    most_pixels: int | None,
 ) -> list[np.ndarray]:
     stream.codec_context.thread_count = 1  # many small videos at once: threads would only compete
     half_frame = 0.5 / float(stream.average_rate) if stream.average_rate else 0.0
@@ -139,6 +165,8 @@ def _decode(
             break
         if start is not None and time < start:
             continue
+        if most_pixels is not None and (len(frames) + 1) * frame.width * frame.height > most_pixels:
+            raise ValueError(f"it holds more than the {most_pixels} pixels allowed")
         turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
         picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
         frames.append(np.ascontiguousarray(np.rot90(picture, turns)))

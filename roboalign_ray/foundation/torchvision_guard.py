@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 _SCHEMAS = (
@@ -26,7 +28,7 @@ _libraries: list[object] = []  # torch.library.Library unregisters its schemas w
 def _declare_operators() -> None:
     import torch
 
-    if torch.version.cuda is not None or torch.version.hip is not None:
+    if not _cpu_build():
         return
     for schema in _SCHEMAS:
         name = schema.split("(", 1)[0]
@@ -35,6 +37,12 @@ def _declare_operators() -> None:
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define(schema)
         _libraries.append(library)
+
+
+def _cpu_build() -> bool:
+    import torch
+
+    return torch.version.cuda is None and torch.version.hip is None
 
 
 class _TorchvisionFinder(importlib.abc.MetaPathFinder):
@@ -54,3 +62,17 @@ def install() -> None:
     if "torchvision" in sys.modules or any(isinstance(f, _TorchvisionFinder) for f in sys.meta_path):
         return
     sys.meta_path.insert(0, _TorchvisionFinder())
+
+
+def guard_children() -> None:
+    """Register the hook in all Python processes that this one starts from now on, whatever they run.
+
+    For vLLM, which starts helpers that import torchvision before any of its plugins. Nothing changes where torch has a
+    GPU build.
+    """
+    if not _cpu_build():
+        return
+    folder = str(Path(__file__).parent / "startup")
+    known = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    if folder not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *known])

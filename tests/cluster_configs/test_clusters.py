@@ -55,7 +55,12 @@ def strict(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("manifest", "definition"), [("raycluster", "ray.io_rayclusters"), ("rayjob", "ray.io_rayjobs")]
+    ("manifest", "definition"),
+    [
+        ("raycluster", "ray.io_rayclusters"),
+        ("rayjob", "ray.io_rayjobs"),
+        ("rayservice", "ray.io_rayservices"),
+    ],
 )
 def test_manifests_satisfy_kuberays_schemas(manifest: str, definition: str, real_data: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="comes with Ray")
@@ -88,10 +93,46 @@ def test_the_job_brings_the_cluster_that_also_stands_alone() -> None:
     assert container["env"][0]["valueFrom"]["secretKeyRef"] == secret
 
 
-def kuberay_nodes() -> Counter[str]:
+def test_the_service_stands_on_pods_of_the_same_kind() -> None:
+    cluster = read(FOLDER / "kuberay" / "raycluster.yaml")["spec"]
+    served = read(FOLDER / "kuberay" / "rayservice.yaml")["spec"]["rayClusterConfig"]
+    keys = ("rayVersion", "authOptions", "gcsFaultToleranceOptions", "autoscalerOptions")
+    assert {key: served[key] for key in keys} == {key: cluster[key] for key in keys}
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    for group in served["workerGroupSpecs"]:
+        same = groups[group["groupName"]]
+        [container] = group["template"]["spec"]["containers"]
+        assert container.pop("ports") == [{"containerPort": 8000, "name": "serve"}]
+        assert group["template"] == same["template"]
+        assert group["rayStartParams"] == same["rayStartParams"]
+
+
+def test_the_service_names_applications_that_fit_their_pools() -> None:
+    """Ray's schema of Serve configs; arguments that the builder takes; the last replica still has a GPU of its pool."""
+    from ray._common.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
+
+    from pipelines.judge_serve import ServedJob, application
+
+    spec = read(FOLDER / "kuberay" / "rayservice.yaml")["spec"]
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    assert (deployed.http_options.host, deployed.http_options.port) == ("0.0.0.0", 8000)
+    room = worker_room(spec["rayClusterConfig"])
+    for served in deployed.applications:
+        assert import_attr(served.import_path) is application
+        wanted = ServedJob.model_validate(served.args)
+        config = load_job(wanted.profile, wanted.overrides)
+        role = config.cluster.teacher if wanted.judge == "teacher" else config.cluster.scorer
+        [(pool, amount)] = role.resources.items()
+        assert (served.name, served.route_prefix) == (wanted.judge, f"/{wanted.judge}")
+        assert amount == role.num_gpus == 1
+        assert config.serving.max_replicas == room[pool]
+
+
+def worker_room(cluster: Any) -> Counter[str]:
     """Largest amounts of GPUs and pools."""
     found: Counter[str] = Counter()
-    for group in read(FOLDER / "kuberay" / "raycluster.yaml")["spec"]["workerGroupSpecs"]:
+    for group in cluster["workerGroupSpecs"]:
         resources = yaml.safe_load(yaml.safe_load(group["rayStartParams"]["resources"]))
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         for name, amount in {**resources, GPU: int(limits["nvidia.com/gpu"])}.items():
@@ -143,10 +184,11 @@ def launcher_nodes(name: str) -> Counter[str]:
 
 
 def test_every_way_to_64_gpus_has_the_same_pools() -> None:
+    kuberay = read(FOLDER / "kuberay" / "raycluster.yaml")["spec"]
     described: Counter[str] = Counter()
     for node in described_nodes(cluster_of("mixed_64")):
         described.update({name: int(amount) for name, amount in node.resources.items()})
-    for found in (kuberay_nodes(), launcher_nodes("aws"), launcher_nodes("gcp")):
+    for found in (worker_room(kuberay), launcher_nodes("aws"), launcher_nodes("gcp")):
         assert [found[name] for name in (GPU, *POOLS)] == [described[name] for name in (GPU, *POOLS)]
 
 

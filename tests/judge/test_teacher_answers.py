@@ -16,7 +16,13 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
 from roboalign_ray.judge.teacher.asking import check_asking, write_asking
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer
-from roboalign_ray.judge.teacher.prompt import answer_schema, opened, prompt_text, target_answer
+from roboalign_ray.judge.teacher.prompt import (
+    answer_grammar,
+    answer_schema,
+    opened,
+    prompt_text,
+    target_answer,
+)
 from roboalign_ray.judge.teacher.protocol import TeacherJudgement, judgement_of
 
 CONFIG = TeacherConfig()
@@ -56,6 +62,39 @@ def test_the_schema_holds_steps_and_maxima() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(FULL, schema)
     jsonschema.validate(json.loads(answer(contact_realism=0.75)), schema)
+
+
+def held(config: TeacherConfig, text: str) -> bool:
+    """Whether a text is one that the grammar allows, by its reference engine, a byte at a time."""
+    xgrammar = pytest.importorskip("xgrammar", reason="comes with the extra 'teacher'")
+    info = xgrammar.TokenizerInfo([bytes([n]) for n in range(256)] + [b"</s>"], stop_token_ids=[256])
+    compiled = xgrammar.GrammarCompiler(info).compile_grammar(answer_grammar(config))
+    matcher = xgrammar.GrammarMatcher(compiled)
+    return all(matcher.accept_token(byte) for byte in text.encode()) and matcher.accept_token(256)
+
+
+@given(points, st.text(max_size=30), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_the_grammar_takes_what_the_schema_takes_as_targets_write_it(
+    scores: tuple[float, ...], rationale: str, reasoning: bool
+) -> None:
+    config = TeacherConfig(reasoning=reasoning, rationale_characters=20)
+    rest = target_answer(np.array(scores), config, rationale or "x").rsplit("</think>\n", 1)[-1]
+    assert held(config, rest.removeprefix("\n")) or len(rationale) > 20
+    valid = jsonschema.Draft7Validator(answer_schema(config)).is_valid(json.loads(rest))
+    assert held(config, ("\n" if reasoning else "") + rest) is valid
+    assert not held(config, rest.replace('": ', '":'))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"contact_realism": 0.3}, {"contact_realism": 1.5}, {"physics_adherence": -1}, {"other": 1}]
+)
+def test_the_grammar_refuses_what_the_schema_refuses(changes: dict[str, float]) -> None:
+    plain = {name: int(top) for name, top in FULL.items()}
+    config = TeacherConfig(reasoning=False)
+    assert held(config, json.dumps({**plain, "rationale": "x"}))
+    assert not held(config, json.dumps({**plain, **changes, "rationale": "x"}))
+    assert not held(config, json.dumps(plain))
 
 
 def test_scores_between_the_steps_are_rounded_in_targets() -> None:

@@ -20,7 +20,7 @@ from roboalign_ray.judge.privileged import Reference
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.teacher.frames import shown_size, shown_video
 from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
-from roboalign_ray.judge.teacher.prompt import target_answer
+from roboalign_ray.judge.teacher.prompt import answer_grammar, target_answer
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
 from roboalign_ray.judge.teacher.server_backend import ServerTeacher
 from roboalign_ray.judge.teacher.small import make_small_teacher
@@ -67,6 +67,11 @@ def test_a_small_teacher_is_a_whole_qwen_folder(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
     assert model.num_parameters() < 1_000_000
+    for name in ("image_mean", "image_std"):  # vLLM takes the image processor's for videos too
+        pictures, videos = (
+            getattr(part, name) for part in (processor.image_processor, processor.video_processor)
+        )
+        assert list(pictures) == list(videos) == [0.5, 0.5, 0.5]
     text = target_answer(np.array([3, 2, 1, 0.5, 1, 1.5]), tiny(reasoning=True))
     tokens = processor.tokenizer(text)["input_ids"]
     assert processor.tokenizer.decode(tokens) == text
@@ -291,7 +296,7 @@ def test_a_server_is_asked_again_for_what_may_pass(server: str) -> None:
     frames = body["messages"][0]["content"][0]["video_url"]["url"].removeprefix("data:video/jpeg;base64,")
     assert len(frames.split(",")) == 4
     assert body["media_io_kwargs"]["video"]["frames_indices"] == [0, 2, 3, 5]
-    assert body["structured_outputs"]["json"]["required"][0] == "instruction_following"
+    assert body["structured_outputs"] == {"grammar": answer_grammar(teacher.config)}
 
 
 def test_a_server_that_refuses_is_not_asked_again(server: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from pipelines.judge_engine import MERGED
 from pipelines.judge_train import TEACHER, PairBatches, run_judge_train
-from roboalign_ray.config import JobConfig, SmallTeacherConfig
+from roboalign_ray.config import JobConfig, RoleConfig, SmallTeacherConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs
 
@@ -122,34 +123,82 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
     assert len(teacher.judge([JudgeRequest(np.zeros((4, 32, 32, 3), np.uint8), 5.0, "open the drawer")])) == 1
 
 
-@pytest.mark.slow
-def test_the_merged_model_is_the_adapters(cluster: None, pairs: Path, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Adapted:
+    """A model, and what a LoRA run on it wrote."""
+
+    base: Path
+    teacher: TeacherConfig
+    summary: dict[str, Any]
+
+    def choices(self) -> dict[str, TeacherConfig]:
+        """The config of the model alone, with its adapter, and of both in one."""
+        adapter, merged = self.summary["adapter"], self.summary["model"]
+        return {
+            "base": self.teacher,
+            "adapter": self.teacher.model_copy(update={"adapter": adapter}),
+            "merged": self.teacher.model_copy(update={"model": merged}),
+        }
+
+
+@pytest.fixture(scope="module")
+def adapted(cluster: None, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     pytest.importorskip("peft")
+    from roboalign_ray.judge.teacher.small import make_small_teacher
+
+    folder = tmp_path_factory.mktemp("lora")
+    config = job(start="model", method="lora", lora_rank=4, lora_alpha=8, learning_rate=1e-2)
+    make_small_teacher(config.teacher, ["open the drawer"], folder / "base")
+    teacher = config.teacher.model_copy(update={"model": str(folder / "base")})
+    config = config.model_copy(update={"teacher": teacher})
+    return Adapted(folder / "base", teacher, run_judge_train(config, [pairs], folder / "run", quiet=True))
+
+
+@pytest.mark.slow
+def test_the_merged_model_is_the_adapters(adapted: Adapted, tmp_path: Path) -> None:
     from roboalign_ray.judge.teacher.small import make_small_teacher
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
-    base = tmp_path / "base"
-    config = job(start="model", method="lora", lora_rank=4, lora_alpha=8, learning_rate=1e-2)
-    make_small_teacher(config.teacher, ["open the drawer"], base)
-    teacher = config.teacher.model_copy(update={"model": str(base)})
-    config = config.model_copy(update={"teacher": teacher})
-    summary = run_judge_train(config, [pairs], tmp_path / "run", quiet=True)
-
-    def weights(model: str, adapter: str | None = None) -> dict[str, torch.Tensor]:
-        loaded = TransformersTeacher(teacher.model_copy(update={"model": model, "adapter": adapter}))
-        return loaded.model.state_dict()
-
-    plain, adapted, merged = (
-        weights(str(base)),
-        weights(str(base), summary["adapter"]),
-        weights(summary["model"]),
-    )
-    changed = {name for name in plain if not torch.equal(plain[name], adapted[name])}
+    weights = {
+        name: TransformersTeacher(config).model.state_dict() for name, config in adapted.choices().items()
+    }
+    changed = {
+        name for name, values in weights["base"].items() if not torch.equal(values, weights["adapter"][name])
+    }
     assert changed
     assert all("language_model.layers" in name for name in changed)
-    for name, values in merged.items():
-        torch.testing.assert_close(values, adapted[name], rtol=2**-7, atol=1e-5)  # the export is bfloat16
+    for name, values in weights["merged"].items():  # the export is bfloat16
+        torch.testing.assert_close(values, weights["adapter"][name], rtol=2**-7, atol=1e-5)
     other = tmp_path / "other"
-    make_small_teacher(teacher.model_copy(update={"seed": 3}), ["open the drawer"], other)
+    make_small_teacher(adapted.teacher.model_copy(update={"seed": 3}), ["open the drawer"], other)
     with pytest.raises(UserError, match="this adapter belongs to"):
-        weights(str(other), summary["adapter"])
+        TransformersTeacher(adapted.choices()["adapter"].model_copy(update={"model": str(other)}))
+
+
+@pytest.mark.slow
+def test_vllm_loads_the_adapter_and_the_merged_model(adapted: Adapted) -> None:
+    """At temperature 0 it answers word by word as transformers does with the same files."""
+    pytest.importorskip("vllm")
+    from pipelines.judge_pool import TeacherPool
+    from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
+    from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
+
+    clips = [np.full((4, 32, 32, 3), shade, np.uint8) for shade in (10, 120, 220)]
+    requests = [JudgeRequest(clip, 5.0, "open the drawer") for clip in clips]
+    settings = {"temperature": 0.0, "max_new_tokens": 300, "rationale_characters": 20}
+    engine = {"eager": True, "max_model_len": 1024}
+    told = {}
+    for name, config in adapted.choices().items():
+        asked = TeacherConfig.model_validate({**config.model_dump(), **settings, "engine": engine})
+        by_transformers = TransformersTeacher(asked).judge(requests)
+        pool = TeacherPool(
+            asked.model_copy(update={"backend": "vllm"}), RoleConfig(num_cpus=1, deadline_s=600)
+        )
+        by_vllm = pool.judge(requests)
+        pool.close()
+        for ours, theirs in zip(by_vllm, by_transformers, strict=True):
+            assert isinstance(ours, TeacherJudgement)
+            assert isinstance(theirs, TeacherJudgement)
+            assert ours.texts == theirs.texts
+        told[name] = [ours.texts for ours in by_vllm]
+    assert told["adapter"] != told["base"]

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from pydantic import BaseModel, Field
 
@@ -33,7 +32,7 @@ from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
-from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.episodes.video import decode_video, video_rate
 from roboalign_ray.foundation.failures import UserError
 
 VIEWS = ("exterior_1", "exterior_2", "wrist")
@@ -118,7 +117,7 @@ class DroidSource:
             angle_dims=ANGLE_DIMS,
             state=states.astype(np.float32),
             instruction=(annotation.texts or [""])[0].strip(),
-            fps=_frame_rate(videos[0]),
+            fps=video_rate(videos[0]),
             embodiment="franka",
             outcome=Outcome(success=annotation.success),
             provenance={
@@ -168,18 +167,6 @@ def actions_from_states(states: np.ndarray) -> np.ndarray:
     actions[:-1, 6] = states[1:, 6]
     actions[-1, 6] = states[-1, 6]
     return actions
-
-
-def _frame_rate(video: Path) -> float:
-    """Frames per second by the container's header: the annotations hold none."""
-    try:
-        with av.open(str(video)) as container:
-            rate = container.streams.video[0].average_rate
-    except (av.FFmpegError, IndexError) as error:
-        raise EpisodeError(f"video cannot be opened ({error})", where=str(video)) from error
-    if not rate:
-        raise EpisodeError("video states no frame rate", where=str(video))
-    return float(rate)
 
 
 def _relative(line: str, root: Path) -> str:

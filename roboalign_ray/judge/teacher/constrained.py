@@ -1,10 +1,8 @@
-"""Holding an answer to its JSON schema while transformers writes it; the grammar is xgrammar's, as in vLLM."""
+"""Holding an answer to its grammar while transformers writes it, by xgrammar, as in vLLM."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +15,11 @@ def available() -> bool:
     return importlib.util.find_spec("xgrammar") is not None
 
 
-class SchemaGrammar:
-    """A compiled schema for one tokenizer; makes a fresh logits processor for every call of `generate`.
+class AnswerGrammar:
+    """A compiled grammar for one tokenizer; makes a fresh logits processor for every call of `generate`.
 
     Args:
-        schema: JSON schema.
+        grammar: in xgrammar's EBNF.
         tokenizer: of the model.
         vocabulary: width of the model's logits.
         starts_after: token after which the answer begins; None where it begins at once.
@@ -30,9 +28,7 @@ class SchemaGrammar:
         UserError: xgrammar is not installed.
     """
 
-    def __init__(
-        self, schema: Mapping[str, Any], tokenizer: Any, vocabulary: int, starts_after: int | None
-    ) -> None:
+    def __init__(self, grammar: str, tokenizer: Any, vocabulary: int, starts_after: int | None) -> None:
         if not available():
             raise UserError(
                 "constrained answers need xgrammar",
@@ -44,17 +40,16 @@ class SchemaGrammar:
         info = xgrammar.TokenizerInfo.from_huggingface(
             tokenizer, vocab_size=vocabulary, stop_token_ids=[tokenizer.eos_token_id]
         )
-        compiler = xgrammar.GrammarCompiler(info)
-        self._grammar = compiler.compile_json_schema(json.dumps(dict(schema)), any_whitespace=False)
+        self._grammar = xgrammar.GrammarCompiler(info).compile_grammar(grammar)
         self._vocabulary, self._starts_after = vocabulary, starts_after
 
     def processor(self) -> Any:
         """For one call of `generate`, whatever its number of rows."""
-        return _SchemaProcessor(self._grammar, self._vocabulary, self._starts_after)
+        return _GrammarProcessor(self._grammar, self._vocabulary, self._starts_after)
 
 
-class _SchemaProcessor:
-    """Follows every row: free until its reasoning ends, then only tokens that the schema allows."""
+class _GrammarProcessor:
+    """Follows every row: free until its reasoning ends, then only tokens that the grammar allows."""
 
     def __init__(self, grammar: Any, vocabulary: int, starts_after: int | None) -> None:
         self._grammar, self._vocabulary, self._starts_after = grammar, vocabulary, starts_after

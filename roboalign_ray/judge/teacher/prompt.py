@@ -1,7 +1,7 @@
 """What a teacher is asked and how it must answer, all of it written from the rubric.
 
-The same sentences serve every backend and training: prompt, JSON schema of the answer, and the answer that a labelled
-video deserves.
+The same sentences serve every backend and training: prompt, the answer that a labelled video deserves, and the grammar
+and JSON schema that hold a model to answers of that form.
 """
 
 from __future__ import annotations
@@ -59,6 +59,23 @@ def answer_schema(config: TeacherConfig) -> dict[str, Any]:
         "required": [*names(), RATIONALE],
         "additionalProperties": False,
     }
+
+
+def answer_grammar(config: TeacherConfig) -> str:
+    """The answers of `answer_schema`, spaced as `target_answer` spaces them: a grammar in xgrammar's EBNF.
+
+    A schema leaves the spacing to whoever enforces it, and enforcers differ: a model held to a spacing that it was not
+    trained on scores worse.
+    """
+    lines = [r'char ::= [^\x00-\x1f"\\] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})']
+    parts = ['("\\n\\n")?'] if config.reasoning else []
+    for number, dimension in enumerate(DIMENSIONS):
+        values = (f'"{_plain(step)}"' for step in steps(dimension, config.score_step))
+        lines.append(f"score{number} ::= {' | '.join(values)}")
+        parts += [json.dumps(f'{", " if number else "{"}"{dimension.name}": '), f"score{number}"]
+    opening, closing = json.dumps(f', "{RATIONALE}": "'), json.dumps('"}')
+    parts += [opening, f"char{{0,{config.rationale_characters}}}", closing]
+    return "\n".join([f"root ::= {' '.join(parts)}", *lines])
 
 
 def steps(dimension: Dimension, step: float) -> list[float]:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.video import decode_video, video_rate
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.clips import LEAST_FRAMES
 from roboalign_ray.judge.privileged import Reference
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer
+
+BROKEN = "teacher"  # kind of failure: an error inside the judge, not an answer that cannot be read
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,29 @@ def check_request(request: JudgeRequest) -> None:
         raise UserError(f"fps is {request.fps}", where=where)
 
 
+def read_request(
+    video: bytes | Path, instruction: str, *, name: str = "video", most_pixels: int | None = None
+) -> JudgeRequest:
+    """A video file, or its bytes, as a request.
+
+    Args:
+        video: any container and codec that FFmpeg reads.
+        instruction: the sentence that it is judged against.
+        name: for messages.
+        most_pixels: of all frames together.
+
+    Raises:
+        UserError: it cannot be read, is too short or too large, tells no frame rate, or the instruction is empty.
+    """
+    try:
+        frames, rate = decode_video(video, most_pixels=most_pixels), video_rate(video)
+    except EpisodeError as error:
+        raise UserError(error.what, where=name, remedy=error.remedy) from error
+    request = JudgeRequest(frames, rate, instruction, name=name)
+    check_request(request)
+    return request
+
+
 def input_failure(request: JudgeRequest) -> Failed | None:
     """`check_request` as a value."""
     try:
@@ -121,16 +150,39 @@ def input_failure(request: JudgeRequest) -> Failed | None:
     return None
 
 
-def judge_together(
-    requests: Sequence[JudgeRequest], answers: Callable[[Sequence[JudgeRequest]], list[list[str]]]
-) -> list[TeacherJudgement | Failed]:
-    """Judge a batch by its raw answers [B][draws]; where it fails, each request by itself."""
+def judge_each(
+    requests: Sequence[JudgeRequest],
+    judged: Callable[[Sequence[JudgeRequest]], list[Outcome | Failed]],
+    *,
+    batch: int | None = None,
+) -> list[Outcome | Failed]:
+    """One outcome per request, in order, by a judge that takes several at once.
+
+    Args:
+        requests: what cannot be judged is Failed, of kind "input", and is not shown to the judge.
+        judged: one outcome per request; where it raises, each of the batch is judged by itself.
+        batch: most requests at once; None: all.
+    """
+    outcomes: list[Outcome | Failed | None] = [input_failure(request) for request in requests]
+    sound = [number for number, failed in enumerate(outcomes) if failed is None]
+    size = batch or max(1, len(sound))
+    for first in range(0, len(sound), size):
+        part = sound[first : first + size]
+        together = _judge_together([requests[number] for number in part], judged)
+        for number, outcome in zip(part, together, strict=True):
+            outcomes[number] = outcome
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _judge_together(
+    requests: Sequence[JudgeRequest], judged: Callable[[Sequence[JudgeRequest]], list[Outcome | Failed]]
+) -> list[Outcome | Failed]:
     try:
-        return [judgement_of(texts) for texts in answers(requests)]
+        return judged(requests)
     except Exception as error:
         if len(requests) > 1:
-            return [outcome for request in requests for outcome in judge_together([request], answers)]
-        return [Failed(f"{requests[0].name}: {type(error).__name__}: {first_line(error)}", "teacher")]
+            return [outcome for request in requests for outcome in _judge_together([request], judged)]
+        return [Failed(f"{requests[0].name}: {type(error).__name__}: {first_line(error)}", BROKEN)]
 
 
 def judgement_of(texts: Sequence[str]) -> TeacherJudgement | Failed:

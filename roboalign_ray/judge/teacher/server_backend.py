@@ -24,7 +24,7 @@ from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
-from roboalign_ray.judge.teacher.prompt import answer_schema, prompt_text
+from roboalign_ray.judge.teacher.prompt import answer_grammar, answer_schema, prompt_text
 from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
@@ -147,7 +147,7 @@ class ServerTeacher:
 
 def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, model: str) -> dict[str, Any]:
     """The body of a chat completion about one video."""
-    server, schema = config.server, answer_schema(config)
+    server = config.server
     content = [*_pictures(shown, server.video_as), {"type": "text", "text": prompt_text(instruction, config)}]
     body: dict[str, Any] = {
         "model": model,
@@ -162,13 +162,14 @@ def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, mod
         times = shown.metadata()
         told = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
         body["media_io_kwargs"] = {"video": {**told, "num_frames": -1, "do_sample_frames": False}}
-        limits = size_limits(config.frames, config.pixels, server.multiple)
-        body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}
+        if server.send_limits:
+            limits = size_limits(config.frames, config.pixels, server.multiple)
+            body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}
     if config.constrained is not False:
         if server.structured == "vllm":
-            body["structured_outputs"] = {"json": schema, "disable_any_whitespace": True}
+            body["structured_outputs"] = {"grammar": answer_grammar(config)}
         elif server.structured == "openai":
-            form = {"name": "judgement", "schema": schema, "strict": True}
+            form = {"name": "judgement", "schema": answer_schema(config), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body
 

@@ -177,6 +177,8 @@ def _processor(sizes: SmallTeacherConfig, tokenizer: Any) -> Any:
         "longest_edge": sizes.positions // 2 * side * side * _PAIR,
     }
     grid: dict[str, Any] = {"patch_size": sizes.patch, "merge_size": _MERGE, "temporal_patch_size": _PAIR}
+    # Qwen3-VL's, for both: vLLM normalises videos by the image processor's numbers.
+    grid |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     images = Qwen2VLImageProcessor(size={**limits, "longest_edge": limits["longest_edge"] // _PAIR}, **grid)
     videos = Qwen3VLVideoProcessor(size=limits, do_sample_frames=False, **grid)
     return Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)

@@ -14,12 +14,12 @@ from roboalign_ray.judge.teacher import constrained
 from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
-from roboalign_ray.judge.teacher.prompt import answer_schema, messages
+from roboalign_ray.judge.teacher.prompt import answer_grammar, messages
 from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
-    input_failure,
-    judge_together,
+    judge_each,
+    judgement_of,
 )
 from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
 
@@ -162,14 +162,7 @@ class TransformersTeacher:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
         """One outcome per request, `config.batch` of them at a time."""
-        outcomes: list[TeacherJudgement | Failed | None] = [input_failure(request) for request in requests]
-        sound = [number for number, failed in enumerate(outcomes) if failed is None]
-        for first in range(0, len(sound), self.config.batch):
-            part = sound[first : first + self.config.batch]
-            judged = judge_together([requests[number] for number in part], self.answers)
-            for number, outcome in zip(part, judged, strict=True):
-                outcomes[number] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        return judge_each(requests, self._judged, batch=self.config.batch)
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
@@ -205,13 +198,16 @@ class TransformersTeacher:
         )
         return [told[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
 
-    def _compiled(self) -> constrained.SchemaGrammar | None:
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        return [judgement_of(texts) for texts in self.answers(requests)]
+
+    def _compiled(self) -> constrained.AnswerGrammar | None:
         config, tokenizer = self.config, self.prompter.tokenizer
         if config.constrained is False or (config.constrained is None and not constrained.available()):
             return None
         width = self.model.get_output_embeddings().weight.shape[0]
         ends = tokenizer.convert_tokens_to_ids(END_OF_THINKING) if config.reasoning else None
-        return constrained.SchemaGrammar(answer_schema(config), tokenizer, width, ends)
+        return constrained.AnswerGrammar(answer_grammar(config), tokenizer, width, ends)
 
 
 def _seed(seed: int, texts: Sequence[str], shown: Sequence[ShownVideo]) -> int:

@@ -1,0 +1,337 @@
+"""The served judge: started by its command, asked over HTTP, by many at once and by the wrong ones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from starlette.requests import Request
+
+from pipelines.cli import run
+from pipelines.judge_serve import NAME, application, judge_application
+from roboalign_ray.config import JobConfig, ServingConfig, SmallTeacherConfig, StudentConfig
+from roboalign_ray.config.base import ConfigError
+from roboalign_ray.episodes.video import decode_video, encode_video
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.rubric import maxima, names
+from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.teacher.protocol import BROKEN
+
+SIZES = {"height": 16, "width": 16, "frames": 3, "hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
+TEXT = {"text_hidden": 8, "text_layers": 1, "text_heads": 2, "text_ffn": 8, "fusion_layers": 1}
+START_S, ANSWER_S = 300, 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of version 3."""
+    place = tmp_path_factory.mktemp("served") / "student"
+    torch.manual_seed(0)
+    student = Student(StudentConfig.small(**SIZES, **TEXT))
+    torch.nn.init.normal_(student.head.weight, std=0.05)
+    student.version = 3
+    student.save(place)
+    return place
+
+
+def film(seed: int, frames: int = 6, side: int = 16) -> bytes:
+    generator = np.random.default_rng(seed)
+    return encode_video(generator.integers(0, 256, (frames, side, side, 3), dtype=np.uint8), 5.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(url: str, body: bytes | None, kind: str = "video/mp4", method: str = "POST") -> tuple[int, str, Any]:
+    """(status, body, headers)."""
+    request = urllib.request.Request(url, body, {"Content-Type": kind}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            return answer.status, answer.read().decode(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), error.headers
+
+
+def score(url: str, video: bytes, instruction: str) -> tuple[int, str, Any]:
+    return ask(f"{url}/score?instruction={urllib.parse.quote(instruction)}", video)
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The command in a process of its own: two batches of four in hand and eight that wait, then no more."""
+    settings = {
+        "judge.weights": folder,
+        "cluster.object_store_gb": 0.2,
+        "cluster.scorer.num_cpus": 0.5,
+        "serving.max_replicas": 1,
+        "serving.target_requests": 4,
+        "serving.batch": 4,
+        "serving.queue": 8,
+        "serving.largest_body_mb": 1,
+    }
+    port = free_port()
+    command = [sys.executable, "-m", "pipelines.cli", "judge", "serve", "--port", str(port)]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    try:
+        ends = time.monotonic() + START_S
+        while "judges at" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < ends, log.read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, log.read_text()[-2000:]
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_it_says_who_judges(service: str) -> None:
+    status, body, _ = ask(f"{service}/health", None, method="GET")
+    assert (status, json.loads(body)) == (200, {"judge": "student", "version": 3})
+    assert ask(f"{service}/-/healthz", None, method="GET")[0] == 200
+
+
+def test_many_at_once_get_the_scores_of_their_own_video(service: str, folder: Path) -> None:
+    films = [film(n, frames=4 + n) for n in range(8)]
+    told = [f"move block {n}" for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda pair: score(service, *pair), zip(films, told, strict=True)))
+    said = Student.load(folder).score([decode_video(one) for one in films], told)
+    for (status, body, _), scores, std in zip(answers, said.scores, said.std, strict=True):
+        assert status == 200
+        answer = json.loads(body)
+        np.testing.assert_allclose([answer["scores"][name] for name in names()], scores, atol=1e-4)
+        np.testing.assert_allclose([answer["std"][name] for name in names()], std, atol=1e-4)
+        assert answer["total"] == pytest.approx(scores.sum(), abs=1e-3)
+        assert (answer["judge"], answer["version"], answer["rationale"]) == ("student", 3, None)
+    assert len({body for _, body, _ in answers}) == 8
+
+
+def test_base64_in_json_gets_the_same_scores_as_the_file(service: str) -> None:
+    told = {"video": base64.b64encode(film(0)).decode(), "instruction": "open it"}
+    by_json = ask(f"{service}/score", json.dumps(told).encode(), "application/json")
+    by_file = score(service, film(0), "open it")
+    assert by_json[:2] == by_file[:2]
+    assert by_json[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "method", "status", "line"),
+    [
+        ("score?instruction=x", b"no video", "video/mp4", "POST", 400, "cannot be decoded"),
+        ("score?instruction=x", film(0, frames=1), "video/mp4", "POST", 400, "1 frame(s) cannot be judged"),
+        ("score", film(0), "video/mp4", "POST", 400, "the instruction is empty"),
+        ("score", b'{"video": 3}', "application/json", "POST", 400, "missing or not a string"),
+        ("score", b"{", "application/json", "POST", 400, "not JSON"),
+        ("score", b"x", "text/plain", "POST", 400, "'text/plain' is not understood"),
+        ("score", bytes(1_000_001), "video/mp4", "POST", 413, "larger than 1 MB"),
+        ("score", None, "", "GET", 405, "/score takes POST"),
+        ("scores", b"", "", "POST", 404, "no '/scores' here"),
+    ],
+)
+def test_bad_input_gets_its_status_and_one_line(
+    service: str, path: str, body: bytes | None, kind: str, method: str, status: int, line: str
+) -> None:
+    found, told, _ = ask(f"{service}/{path}", body, kind, method)
+    assert found == status
+    error = json.loads(told)["error"]
+    assert line in error
+    assert "\n" not in error
+
+
+def test_more_than_it_can_hold_is_refused_and_told_to_wait(service: str) -> None:
+    slow = film(1, frames=24, side=96)  # most of the time goes into decoding
+    with ThreadPoolExecutor(48) as pool:
+        answers = list(pool.map(lambda _: score(service, slow, "open it"), range(48)))
+    statuses = {status for status, _, _ in answers}
+    assert statuses == {200, 429}
+    assert {headers["Retry-After"] for status, _, headers in answers if status == 429} == {"2"}
+    totals = [json.loads(body)["total"] for status, body, _ in answers if status == 200]
+    np.testing.assert_allclose(totals, totals[0], atol=1e-4)
+    assert score(service, film(0), "open it")[0] == 200
+
+
+# --- without a cluster -------------------------------------------------------------------------------------------
+
+
+def http(body: bytes) -> Request:
+    """A request as a web server hands it on."""
+    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        return next(parts)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/judge/score",
+        "root_path": "/judge",
+        "query_string": b"instruction=open+it",
+        "headers": [(b"content-type", b"video/mp4")],
+        "server": ("127.0.0.1", 80),
+        "scheme": "http",
+    }
+    return Request(scope, receive)
+
+
+class Faulty:
+    """A judge that breaks as often as it is told to, and then takes too long."""
+
+    name, version = "faulty", None
+
+    def __init__(self, breaks: int) -> None:
+        self.breaks = breaks
+
+    def judge(self, requests: Any) -> Any:
+        if self.breaks:
+            self.breaks -= 1
+            raise RuntimeError("device lost\nand a long story")
+        time.sleep(1.0)
+        return [Failed("late", BROKEN) for _ in requests]
+
+
+def replica(folder: Path, monkeypatch: pytest.MonkeyPatch, **serving: Any) -> Any:
+    """A replica without Serve, and so without its gathering of batches."""
+    from actors.judge_service import JudgeService
+
+    service = JudgeService("student", JobConfig(serving=ServingConfig(**serving)), folder)
+
+    async def alone(question: Any) -> Any:
+        return (await service.judged([question]))[0]
+
+    monkeypatch.setattr(service, "_together", alone)
+    return service
+
+
+def test_a_replica_that_fails_again_and_again_says_that_it_is_ill(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        service = replica(folder, monkeypatch, failures_in_a_row=2)
+        sound, service._judge = service._judge, Faulty(2)
+        for _ in range(2):
+            await service.check_health()
+            answer = await service(http(film(0)))
+            assert answer.status_code == 500
+            assert json.loads(answer.body)["error"] == "RuntimeError: device lost"
+        with pytest.raises(RuntimeError, match="the last 2 batches failed"):
+            await service.check_health()
+        service._judge = sound
+        assert (await service(http(film(0)))).status_code == 200
+        await service.check_health()
+        assert (await service(http(b"no video"))).status_code == 400
+        await service.check_health()
+
+    asyncio.run(story())
+
+
+def test_a_late_answer_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        service = replica(folder, monkeypatch, timeout_s=0.05)
+        service._judge = Faulty(0)
+        answer = await service(http(film(0)))
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "2"
+        assert json.loads(answer.body)["error"] == "no score within 0.05 s"
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_served_is_told_before_anything_starts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["judge", "serve", "--set", f"judge.weights={tmp_path}"]) == 2
+    assert "no student here: student.safetensors is missing" in capsys.readouterr().err
+    assert run(["judge", "serve", "--judge", "teacher", "--set", f"teacher.model={tmp_path}"]) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(["judge", "serve", "--port", str(port), "--set", f"judge.weights={folder}"]) == 2
+    told = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in told
+    assert told.count("\n") == 1
+
+
+def test_a_config_files_arguments_are_checked(folder: Path) -> None:
+    wanted = {"profile": "demo", "judge": "student", "overrides": [f"judge.weights={folder}"]}
+    application(wanted)
+    with pytest.raises(ConfigError, match="did you mean 'overrides'"):
+        application({**wanted, "override": []})
+    with pytest.raises(UserError, match="unknown profile 'demos'"):
+        application({**wanted, "profile": "demos"})
+
+
+# --- the teacher -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_teacher_is_served_with_its_rationale_under_a_prefix(ray_cluster: None, tmp_path: Path) -> None:
+    from ray import serve
+
+    from roboalign_ray.judge.teacher.small import make_small_teacher
+
+    pytest.importorskip("xgrammar", reason="an untrained teacher must be held to its grammar")
+    teacher = {
+        "small": SmallTeacherConfig.tiny().model_dump(),
+        "model": str(tmp_path / "model"),
+        "frames": 4,
+        "pixels": 1024,
+        "reasoning": False,
+        "precision": "float32",
+        "samples": 2,
+        "max_new_tokens": 300,
+        "rationale_characters": 20,
+        "prompt": {"opening": "", "rubric": "none", "closing": "", "describe_answer": False},
+    }
+    config = JobConfig.model_validate({"teacher": teacher, "cluster": {"teacher": {"num_cpus": 0.5}}})
+    make_small_teacher(config.teacher, ["open it"], tmp_path / "model")
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(judge_application(config, "teacher"), name=NAME, route_prefix="/teacher")
+        status, body, _ = score(f"http://127.0.0.1:{port}/teacher", film(0, side=32), "open it")
+        assert status == 200, body
+        answer = json.loads(body)
+        scores = np.array([answer["scores"][name] for name in names()])
+        assert np.all((scores >= 0) & (scores <= maxima()))
+        assert answer["total"] == pytest.approx(scores.sum())
+        assert (answer["judge"], answer["version"]) == ("vlm/model", None)
+        assert isinstance(answer["rationale"], str)
+        found, told, _ = score(f"http://127.0.0.1:{port}/teacher", b"no video", "open it")
+        assert found == 400
+        assert "cannot be decoded" in json.loads(told)["error"]
+    finally:
+        serve.shutdown()
