@@ -14,6 +14,7 @@ from roboalign_ray.config.judge import (
     StudentConfig,
 )
 from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, TeacherTrainingConfig
+from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
     PretrainingConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TeacherTrainingConfig",
+    "TelemetryConfig",
     "TokenizerConfig",
     "TokenizerTrainingConfig",
     "WorldModelConfig",

@@ -14,6 +14,7 @@ from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
 
@@ -74,6 +75,7 @@ class JobConfig(FrozenConfig):
     teacher: TeacherConfig = TeacherConfig()
     bench: BenchConfig = BenchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
