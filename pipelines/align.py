@@ -2,6 +2,7 @@
 
 out/
   logs/align/          metrics.jsonl and TensorBoard events
+  logs/trace.json      what every worker did and when: a Chrome trace
   rollouts.jsonl       one line per group: prompt, seeds, versions, scores
   checkpoints/         complete checkpoints, from which --resume goes on to the same result
   aligned/             the result, a plain Hugging Face directory
@@ -12,7 +13,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from pipelines import align_state
 from pipelines.align_crew import crew_of, replace_learner
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
+from pipelines.align_watch import Watch
 from pipelines.align_workers import RoleLost
 from pipelines.runtime import start_ray
 from pipelines.weights import tokenizer_folder, world_model_folder
@@ -29,8 +31,8 @@ from roboalign_ray.alignment.prompts import PromptSchedule, schedule_from_store
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.telemetry import MetricsWriter, read_curves
+from roboalign_ray.foundation.tracking import check_tracking
 
 JOURNAL, ALIGNED, LOGS, CHECKPOINTS = "rollouts.jsonl", "aligned", "logs/align", "checkpoints"
 _COUNTED = ("groups", "samples", "failed_samples", "failed_groups", "dropped_groups")
@@ -74,6 +76,7 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         raise UserError(
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
+    check_tracking(config.telemetry.wandb)
     tokenizer_folder(config), world_model_folder(config)  # what is missing is told now, before Ray starts
     # Checked before any process is started: a damaged checkpoint is told at once.
     found = checkpoints.load(begun) if resume and begun is not None else None
@@ -81,11 +84,12 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         align_state.check_same_job(found.metadata["config"], config, str(found.folder))
     schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
     with (
-        start_ray(config.cluster, worker_logs=False),
+        start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
         crew_of(config) as crew,
+        Watch(config, (out / LOGS).parent, out / LOGS, crew.workforce, quiet=quiet) as watch,
         interruptions() as stopped,  # last: Ray sets handlers of its own
     ):
-        return _Job(config, out, crew, schedule, stopped).run(found, quiet=quiet)
+        return _Job(config, out, crew, schedule, stopped, watch).run(found)
 
 
 @contextmanager
@@ -113,19 +117,25 @@ class _Job:
     """One run: the loop's surroundings."""
 
     def __init__(
-        self, config: JobConfig, out: Path, crew: Crew, schedule: PromptSchedule, stopped: Stopped
+        self,
+        config: JobConfig,
+        out: Path,
+        crew: Crew,
+        schedule: PromptSchedule,
+        stopped: Stopped,
+        watch: Watch,
     ) -> None:
         self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
-        self.stopped = stopped
+        self.stopped, self.watch = stopped, watch
         self.counts = dict.fromkeys(_COUNTED, 0)
         self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
 
-    def run(self, found: checkpoints.Checkpoint | None, *, quiet: bool) -> AlignResult:
+    def run(self, found: checkpoints.Checkpoint | None) -> AlignResult:
         """To the last update; from the last checkpoint again where the learner was lost, as often as its role says."""
         lost = 0
         while True:
             try:
-                self._run_from(found, quiet=quiet)
+                self._run_from(found)
                 break
             except RoleLost:
                 lost += 1
@@ -138,20 +148,17 @@ class _Job:
         logs = self.out / LOGS
         return AlignResult(self.out / ALIGNED, logs, read_curves(logs), dict(self.counts))
 
-    def _run_from(self, found: checkpoints.Checkpoint | None, *, quiet: bool) -> None:
+    def _run_from(self, found: checkpoints.Checkpoint | None) -> None:
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
-        first, total = loop.version, self.config.alignment.updates
-        progress = Progress("align", total=total - first, unit="update", console=_console(quiet))
         # A row that the checkpoint still waited for is written again, and what comes after it.
-        resume_at = first + (self._row is None)
-        with MetricsWriter(self.out / LOGS, resume_at=resume_at) as writer, progress:
+        resume_at = loop.version + (self._row is None)
+        with MetricsWriter(self.out / LOGS, resume_at=resume_at) as writer, self.watch.over(loop):
             try:
                 self._complete(loop, writer)
                 for update in loop.updates(self.stopped):
                     self._row = self._observe(update)
-                    figures = self._complete(loop, writer)
-                    progress.advance(1, **_figures(figures))
+                    self._complete(loop, writer)
             except Interrupted:
                 self._leave(loop)
                 raise KeyboardInterrupt from None
@@ -173,20 +180,21 @@ class _Job:
             self.counts[name] += int(update.scalars[name])
         return dict(update.scalars)
 
-    def _complete(self, loop: AlignmentLoop, writer: MetricsWriter) -> dict[str, float]:
+    def _complete(self, loop: AlignmentLoop, writer: MetricsWriter) -> None:
         """Evaluate and write a checkpoint where they are due; the row of the update in between, so that it is kept."""
         if self._row is None:
-            return {}
+            return
         settings, version = self.config.alignment, loop.version
         last = version == settings.updates
         if version % settings.evaluate_every == 0 or last:
-            self._row |= loop.evaluate(self.stopped)
+            with self.watch.span("evaluation", version=version):
+                self._row |= loop.evaluate(self.stopped)
         row, self._row = self._row, None
         writer.scalars(version, row)
+        self.watch.scalars(version, row)
         if version and (version % (settings.checkpoint_every or settings.evaluate_every) == 0 or last):
             writer.flush()
             self._checkpoint(loop)
-        return row
 
     def _leave(self, loop: AlignmentLoop) -> None:
         """Asked to end: a checkpoint of here, or, where an update cannot end in time, the one before stands."""
@@ -197,7 +205,8 @@ class _Job:
             self._checkpoint(loop)
 
     def _checkpoint(self, loop: AlignmentLoop) -> None:
-        align_state.save(self.out / CHECKPOINTS, loop, self.config, self.counts, self._row)
+        with self.watch.span("checkpoint", version=loop.version):
+            align_state.save(self.out / CHECKPOINTS, loop, self.config, self.counts, self._row)
 
     def _save_result(self) -> None:
         """The last checkpoint's model under its final name: there completely, or not at all."""
@@ -208,14 +217,3 @@ class _Job:
         shutil.copytree(last / "model", staging)
         shutil.rmtree(self.out / ALIGNED, ignore_errors=True)
         staging.rename(self.out / ALIGNED)
-
-
-def _figures(scalars: Mapping[str, float]) -> dict[str, float]:
-    shown = {"reward": "reward_mean", "held out": "held_out/reward_mean", "kl": "reference_kl"}
-    return {label: scalars[name] for label, name in shown.items() if name in scalars}
-
-
-def _console(quiet: bool) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=quiet)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
@@ -87,24 +87,20 @@ class Worker:
         return sum(call.size for call in self.calls)
 
 
-class Observer(Protocol):
+class Observer:
     """Who looks on: told of everything in the driver's one thread, on the clock `time.monotonic`; changes nothing."""
 
     def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
-        """A call is over, with a value or `Failed`; heartbeats are not told. One worker's calls never overlap."""
-        ...
+        """A call is over, with a value or `Failed`. One worker's calls never overlap; heartbeats are not told."""
 
     def lost(self, worker: Worker, failed: Failed) -> None:
         """A worker was lost, hung or late."""
-        ...
 
     def started(self, worker: Worker) -> None:
         """A worker that was started while the job ran has loaded everything."""
-        ...
 
     def turned(self) -> None:
         """A turn is over."""
-        ...
 
 
 class WorkerPool:

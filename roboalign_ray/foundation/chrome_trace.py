@@ -135,7 +135,7 @@ def previous(path: Path) -> Path:
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """The events of a trace, as a viewer reads them: the closing bracket may be missing, and so may the last event's end.
+    """The events of a trace, as a viewer reads them: the closing bracket and the last event's end may be missing.
 
     Raises:
         ValueError: something else is wrong with it.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -52,10 +53,10 @@ def test_what_follows_without_a_gap_does_so_in_the_file(tmp_path_factory, moment
     moments = sorted(moments)
     path = tmp_path_factory.mktemp("trace") / "trace.json"
     with TraceFile(path, 100) as trace:
-        for began, ended in zip(moments, moments[1:], strict=False):
+        for began, ended in pairwise(moments):
             trace.span("work", (1, 1), began, ended)
     spans = timed(read_trace(path))
-    assert all(a["ts"] + a["dur"] == b["ts"] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a["ts"] + a["dur"] == b["ts"] for a, b in pairwise(spans))
     for span, began, ended in zip(spans, moments, moments[1:], strict=False):
         assert abs(span["dur"] - 1e6 * (ended - began)) <= 1
 
