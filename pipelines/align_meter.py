@@ -114,8 +114,9 @@ class Meters(Observer):
         """Groups and tokens of a call. All ranks of the learner do the same update: the first one's counts."""
         if isinstance(answer, Failed):
             return 0, 0
+        tokens = sum(
+            getattr(part, "tokens", 0) for part in (answer if isinstance(answer, list) else [answer])
+        )
         if call.what == "update":
-            first = not call.worker.number
-            return (self._update_groups, int(answer.tokens)) if first else (0, 0)
-        records = answer if isinstance(answer, list) else [answer]
-        return call.size, sum(int(getattr(record, "tokens", 0)) for record in records)
+            return (0, 0) if call.worker.number else (self._update_groups, tokens)
+        return call.size, tokens

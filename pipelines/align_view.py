@@ -22,7 +22,7 @@ from rich.text import Text
 from pipelines.align_meter import RoleState
 from roboalign_ray.foundation.progress import Progress, seconds
 
-_WIDE = 96  # columns from which two panels stand side by side
+_WIDE = 96  # columns from which panels stand side by side; below, all is stacked and does without borders
 _BAR = 12
 _TICKS = "▁▂▃▄▅▆▇█"
 _LEARNING = {
@@ -147,11 +147,14 @@ def render(state: ViewState, width: int = 100) -> RenderableType:
     """A picture of a state.
 
     Args:
-        width: columns there are; panels stand side by side where they fit.
+        width: columns that there are.
     """
-    roles, groups = _panel("roles", _roles(state)), _panel("groups", _groups(state))
-    rewards, learning = _panel("rewards", _rewards(state)), _panel("learning", _learning(state))
-    parts = [_header(state), *_pair(roles, groups, width), *_pair(rewards, learning, width)]
+    parts = _header(state, width)
+    if width < _WIDE:
+        parts += [_roles(state), _groups(state), _rewards(state), _learning(state)]
+    else:
+        parts.append(_pair(_panel("roles", _roles(state)), _panel("groups", _groups(state))))
+        parts.append(_pair(_panel("rewards", _rewards(state)), _panel("learning", _learning(state))))
     if state.failures:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(state.failures.items()))
         parts.append(Text(f"failed attempts: {told}", "yellow"))
@@ -166,25 +169,26 @@ def spark(values: Sequence[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return " " * len(values)
-    low, span = min(known), max(known) - min(known)
-    steps = (
-        [(v - low) / span if span else 0.0 for v in values] if math.isfinite(span) else [0.0] * len(values)
+    low, span, top = min(known), max(known) - min(known), len(_TICKS) - 1
+    return "".join(
+        _TICKS[round((value - low) / span * top) if span else 0] if math.isfinite(value) else " "
+        for value in values
     )
-    return "".join(_TICKS[round(s * (len(_TICKS) - 1))] if math.isfinite(s) else " " for s in steps)
 
 
-def _header(state: ViewState) -> RenderableType:
-    line = Table.grid(padding=(0, 1))
+def _header(state: ViewState, width: int) -> list[RenderableType]:
+    """One line, or two where there is no room."""
     times = [seconds(state.elapsed_s)]
     if state.left_s is not None and state.version < state.updates:
         times.append(f"about {seconds(state.left_s)} left")
-    line.add_row(
-        Text(f"align {state.title}", "bold"),
-        ProgressBar(total=state.updates, completed=state.version, width=24),
-        Text(f"{state.version}/{state.updates} updates, {', '.join(times)}"),
-        Text(state.doing, "cyan"),
-    )
-    return line
+    told = Text(f"{state.version}/{state.updates} updates, {', '.join(times)}")
+    first, doing = Table.grid(padding=(0, 1)), Text(state.doing, "cyan")
+    bar = ProgressBar(total=state.updates, completed=state.version, width=24)
+    if width < _WIDE:
+        first.add_row(Text(f"align {state.title}", "bold"), bar, doing)
+        return [first, told]
+    first.add_row(Text(f"align {state.title}", "bold"), bar, told, doing)
+    return [first]
 
 
 def _roles(state: ViewState) -> RenderableType:
@@ -253,14 +257,12 @@ def _panel(title: str, content: RenderableType) -> Panel:
     return Panel(content, title=title, title_align="left", border_style="dim")
 
 
-def _pair(left: Panel, right: Panel, width: int) -> list[RenderableType]:
-    if width < _WIDE:
-        return [left, right]
+def _pair(left: Panel, right: Panel) -> RenderableType:
     grid = Table.grid(expand=True)
     grid.add_column(ratio=3)
     grid.add_column(ratio=2)
     grid.add_row(left, right)
-    return [grid]
+    return grid
 
 
 def _bar(share: float) -> str:

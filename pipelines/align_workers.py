@@ -312,9 +312,10 @@ class Workforce:
 
     def _lose(self, worker: Worker, failed: Failed) -> None:
         """End it for good, start another in its place, and fail what it had."""
+        now = time.monotonic()
         for observer in self.observers:
             if worker.calls:  # what waited behind it has not begun
-                observer.answered(worker.calls[0], failed, worker.since, time.monotonic())
+                observer.answered(worker.calls[0], failed, worker.since, now)
             observer.lost(worker, failed)
         pool, calls = worker.pool, self._forget(worker)
         self.lost += 1

@@ -10,6 +10,7 @@ Format: "Trace Event Format" of the Chromium project; used are complete ("X"), i
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ class TraceFile:
         self._epoch = round((time.time() - time.monotonic()) * 1e6)
         self._names: dict[tuple[int, int, str], dict[str, Any]] = {}
         self._waiting: list[str] = []
-        self._flushed = time.monotonic()
+        self._flushed, self._broken = time.monotonic(), False
         self._events = _reopen(path)
         self._file = path.open("ab", buffering=0)
 
@@ -88,8 +89,9 @@ class TraceFile:
         if not self._waiting or not (now or time.monotonic() - self._flushed >= _FLUSH_S):
             return
         before = _BETWEEN if self._file.tell() else _OPEN
-        self._file.write((before + _BETWEEN.join(self._waiting)).encode())  # one write: whole events or none
+        text = (before + _BETWEEN.join(self._waiting)).encode()
         self._waiting, self._flushed = [], time.monotonic()
+        self._write(text)  # at once: whole events or none
 
     def close(self) -> None:
         """Everything to the file, and the bracket that ends it; a second call does nothing."""
@@ -97,7 +99,7 @@ class TraceFile:
             return
         self.flush()
         if self._file.tell():
-            self._file.write(_CLOSE.encode())
+            self._write(_CLOSE.encode())
         self._file.close()
 
     def __enter__(self) -> TraceFile:
@@ -107,6 +109,16 @@ class TraceFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write(self, text: bytes) -> None:
+        """A trace is not worth the work that it tells of: where no more can be written, a warning says so."""
+        if self._broken:
+            return
+        try:
+            self._file.write(text)
+        except OSError as error:
+            self._broken = True
+            logging.getLogger(__name__).warning("%s: no more can be written (%s)", self.path, error)
 
     def _name(self, process: int, thread: int, what: str, value: dict[str, Any]) -> None:
         event = {"name": what, "ph": "M", "ts": 0, **_place((process, thread)), "args": value}

@@ -125,3 +125,24 @@ def test_a_killed_writer_leaves_a_file_that_loads(tmp_path):
     assert not text.endswith("]\n")
     events = json.loads(text + "]")  # all that is missing is the bracket
     assert [event["ts"] - events[0]["ts"] for event in events] == [n * 1_000_000 for n in range(len(events))]
+
+
+QUOTA = """
+import resource, sys
+from pathlib import Path
+from roboalign_ray.foundation.chrome_trace import TraceFile
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+with TraceFile(Path(sys.argv[1]), 1000) as trace:
+    for number in range(100):
+        trace.span("work", (1, 1), number, number + 1)
+        trace.flush()
+print("went on")
+"""
+
+
+def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path):
+    path = tmp_path / "trace.json"
+    done = subprocess.run([sys.executable, "-c", QUOTA, path], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "went on\n"
+    assert done.stderr.count("no more can be written") == 1
+    assert 5 < len(read_trace(path)) < 100
