@@ -20,6 +20,8 @@ class TelemetryConfig(FrozenConfig):
             one before, and another is begun. 0 writes no trace. [ours]
         window_s: seconds that the live view's throughput and busy shares are means over. [ours]
         points: of every curve in the live view. [ours]
+        tolerance: largest difference between a score and the same one made again that `align --replay` lets pass: on
+            another machine sums are taken in another order. [ours]
     """
 
     prometheus: bool = True
@@ -28,3 +30,4 @@ class TelemetryConfig(FrozenConfig):
     trace_events: NonNegativeInt = 200_000
     window_s: float = Field(60.0, gt=0)
     points: PositiveInt = 32
+    tolerance: float = Field(1e-5, ge=0)
