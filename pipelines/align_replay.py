@@ -204,9 +204,9 @@ class _Maker:
     def _score(self, group: JournalGroup, made: Mapping[int, RolloutGroup]) -> Comparison:
         if group.group not in made:
             return Comparison(group, Verdict.DIFFERS, why=f"its prompt cannot be read ({self._unreadable})")
-        *_, [record] = self._scorer.score([made[group.group]])
-        scores: Any = record.as_json()["scores"]
-        return compare_scores(group, scores, self.config.telemetry.tolerance)
+        answer: Any = self._scorer.score([made[group.group]])
+        [record] = answer[-1]
+        return compare_scores(group, record.as_json()["scores"], self.config.telemetry.tolerance)
 
     def _read_state(self, version: int) -> Mapping[str, Any]:
         """Weights as the rollout workers had them: the first from their folder, later ones packed and unpacked."""

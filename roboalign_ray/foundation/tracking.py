@@ -72,7 +72,8 @@ class WandbRun:
 
     def scalars(self, version: int, values: Mapping[str, float]) -> None:
         """One update's scalars; what is not finite is left out."""
-        self._run.log({name: value for name, value in values.items() if math.isfinite(value)}, step=version)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._run.log(finite, step=version, commit=True)
 
     def close(self) -> None:
         """Send or keep what is left."""
