@@ -32,6 +32,11 @@ _LEARNING = {
     "grad_norm": "gradient norm",
     "importance_mean": "importance weight",
 }
+_JUDGE = {
+    "judge/version": "student version",
+    "judge/gap": "student over teacher",
+    "judge/rank": "rank agreement",
+}
 _NOT_COMPONENTS = ("reward_mean", "reward_std", "reward_group_std")
 
 
@@ -235,7 +240,7 @@ def _rewards(state: ViewState) -> RenderableType:
     parts = [n for n in state.curves if n.startswith("reward_") and n not in _NOT_COMPONENTS]
     names = {"reward_mean": "reward", "held_out/reward_mean": "held out"}
     names |= {name: name.removeprefix("reward_") for name in sorted(parts)}
-    return _curves(state, {**names, "reward_group_std": "spread in a group"})
+    return _curves(state, {**names, "reward_group_std": "spread in a group", **_JUDGE})
 
 
 def _learning(state: ViewState) -> RenderableType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import time
 import urllib.request
 from collections import defaultdict
@@ -16,7 +15,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_job import make_tiny_job
 
-from pipelines import cli
 from pipelines.align import AlignResult, run_align
 from pipelines.align_replay import run_replay
 from pipelines.align_watch import History
@@ -24,7 +22,6 @@ from pipelines.metrics_export import RayMetrics, metrics_url
 from roboalign_ray.alignment.journal import Verdict
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.chrome_trace import read_trace
-from roboalign_ray.foundation.failures import UserError
 
 PAGE_S = 90  # Ray hands metrics on every ten seconds or so
 
@@ -32,7 +29,7 @@ PAGE_S = 90  # Ray hands metrics on every ten seconds or so
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> JobConfig:
     roles = ("rollout", "scorer", "learner")
-    patient = {name: {"num_cpus": 0.5, "threads": 1, "deadline_s": 400} for name in roles}
+    patient = {name: {"num_cpus": 0.5, "threads": 1, "deadline_s": 1500} for name in roles}
     patient["rollout"]["workers"] = 2
     return make_tiny_job(
         tmp_path_factory.mktemp("job"),
@@ -142,51 +139,6 @@ def test_every_group_is_made_again_bit_for_bit(run, job):
     assert result.equal
     assert sum(row["groups"] for row in result.rows()) == 8
     assert len(run_replay(job, run[1], groups=1, quiet=True).compared) <= 2
-
-
-@pytest.fixture
-def copy(run, tmp_path) -> Path:
-    for name in ("rollouts.jsonl", "checkpoints"):
-        source = run[1] / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    return tmp_path
-
-
-def test_scores_that_are_others_and_weights_that_are_gone_are_told(copy, job, tmp_path_factory, capsys):
-    lines = journal(copy)
-    lines[1]["scores"][0]["total"] += 0.125
-    (copy / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shutil.rmtree(copy / "checkpoints" / "step-00000001")
-    profile = tmp_path_factory.mktemp("profile") / "job.yaml"
-    profile.write_text(job.model_dump_json())
-    assert cli.run(["align", str(profile), "--replay", str(copy), "--json", "--quiet"]) == 1
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert sum(row["differs"] for row in rows) == 1
-    assert max(row["difference"] or 0 for row in rows) == pytest.approx(0.125)
-    newer = sum(1 for line in lines if 1 in line["versions"])
-    assert sum(row["gone"] for row in rows) == newer
-    assert cli.run(["align", str(profile), "--replay", str(copy), "--quiet"]) == 1
-    table = capsys.readouterr().out
-    assert "differs" in table
-    if newer:
-        assert "not there any more" in table
-
-
-def test_a_replay_with_other_settings_is_refused(copy, job, tmp_path):
-    with pytest.raises(UserError, match=r"'seed'.*replay with the profile"):
-        run_replay(job.model_copy(update={"seed": 9}), copy, quiet=True)
-    shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UserError, match="another prompt or other seeds"):
-        run_replay(job.model_copy(update={"seed": 9}), copy, quiet=True)
-    assert run_replay(job, copy, groups=1, quiet=True).equal
-    with pytest.raises(UserError, match="no journal"):
-        run_replay(job, tmp_path / "nothing", quiet=True)
-
-
-def test_options_that_exclude_each_other_are_told(capsys):
-    assert cli.run(["align", "demo", "--replay", "runs/x", "--resume"]) == 2
-    assert cli.run(["align", "demo", "--groups", "3"]) == 2
-    assert capsys.readouterr().err.count("error: ") == 2
 
 
 def test_a_history_is_bounded_and_takes_up_what_was_written():
