@@ -158,7 +158,7 @@ class _Maker:
     def missing(self, members: Sequence[JournalGroup]) -> str:
         """What a call's groups cannot be made again without; empty where all is there."""
         gone = [v for group in members for v in group.versions if v and v not in self._there]
-        return f"weights of version {gone[0]} are not there any more" if gone else ""
+        return f"no weights of version {gone[0]}" if gone else ""
 
     def compare(self, together: Sequence[int], members: Sequence[JournalGroup]) -> list[Comparison]:
         """One call again; its members' scores then and now.

@@ -111,7 +111,7 @@ def test_other_scores_and_weights_that_are_gone_are_told(copy, job, tmp_path, ca
     assert old["difference"] == pytest.approx(0.125)
     assert (new["equal"], new["differs"], new["gone"], new["difference"]) == (0, 0, 4, None)
     assert cli.run(command) == 1
-    assert "weights of version 1" in " ".join(capsys.readouterr().out.split())
+    assert "no weights of version 1" in " ".join(capsys.readouterr().out.split())
     assert cli.run([*command, "--set", "telemetry.tolerance=0.2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["close"] == 1
 

@@ -29,7 +29,7 @@ PAGE_S = 90  # Ray hands metrics on every ten seconds or so
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> JobConfig:
     roles = ("rollout", "scorer", "learner")
-    patient = {name: {"num_cpus": 0.5, "threads": 1, "deadline_s": 1500} for name in roles}
+    patient = {name: {"num_cpus": 0.5, "threads": 1, "deadline_s": 400} for name in roles}
     patient["rollout"]["workers"] = 2
     return make_tiny_job(
         tmp_path_factory.mktemp("job"),
