@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from rich.console import Console
+
 from pipelines.align_loop import AlignmentLoop
 from pipelines.align_meter import Meters
 from pipelines.align_trace import RunTrace
@@ -86,7 +88,7 @@ class Watch(Observer):
         self, config: JobConfig, logs: Path, curves: Path, workforce: Workforce, *, quiet: bool = False
     ) -> None:
         self._config, self._logs, self._curves, self._workforce = config, logs, curves, workforce
-        self._quiet, self._began = quiet, time.monotonic()
+        self._console, self._began = Console(stderr=True, quiet=quiet), time.monotonic()
         settings = config.telemetry
         self._history = History(settings.points)
         self._meters = Meters(settings.window_s, self._began, config.alignment.prompts_per_update)
@@ -156,6 +158,10 @@ class Watch(Observer):
             sink.scalars(version, values)
         self._show()
 
+    def note(self, message: str) -> None:
+        """One line that stays on the terminal, above the live view."""
+        self._console.print(message, style="yellow", markup=False, highlight=False)
+
     def turned(self) -> None:
         """A new state, where the last one is old."""
         if time.monotonic() - self._shown >= _SHOW_S:
@@ -192,15 +198,12 @@ class Watch(Observer):
             self._view.show(self.state(self._loop))
 
     def _make_view(self) -> LiveView | PlainView | None:
-        from rich.console import Console
-
-        if self._quiet:
+        if self._console.quiet:
             return None
-        console = Console(stderr=True)
-        if console.is_terminal:
-            return LiveView(console)
+        if self._console.is_terminal:
+            return LiveView(self._console)
         assert self._loop is not None
-        return PlainView(console, self._first, self._loop.groups.last)
+        return PlainView(self._console, self._first, self._loop.groups.last)
 
     def _add(self, stack: ExitStack, sink: Sink) -> None:
         self._sinks.append(sink)
