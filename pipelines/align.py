@@ -2,6 +2,7 @@
 
 out/
   logs/align/          metrics.jsonl and TensorBoard events
+  logs/trace.json      what every worker did and when: a Chrome trace
   rollouts.jsonl       one line per group: prompt, seeds, versions, scores
   checkpoints/         complete checkpoints, from which --resume goes on to the same result
   judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
@@ -13,7 +14,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 from pipelines import align_state
 from pipelines.align_crew import JUDGE, crew_of, replace_learner
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
+from pipelines.align_watch import Watch
 from pipelines.align_workers import RoleLost
 from pipelines.runtime import start_ray
 from pipelines.weights import check_weights
@@ -30,8 +32,8 @@ from roboalign_ray.alignment.prompts import PromptSchedule, schedule_from_store
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.telemetry import MetricsWriter, read_curves
+from roboalign_ray.foundation.tracking import check_tracking
 
 JOURNAL, ALIGNED, LOGS, CHECKPOINTS = "rollouts.jsonl", "aligned", "logs/align", "checkpoints"
 EVENTS = f"{JUDGE}/events.jsonl"
@@ -77,17 +79,19 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
     check_weights(config)  # what is missing is told now, before Ray starts
+    check_tracking(config.telemetry.wandb)
     # Checked before any process is started: a damaged checkpoint is told at once.
     found = checkpoints.load(begun) if resume and begun is not None else None
     if found is not None:
         align_state.check_same_job(found.metadata["config"], config, str(found.folder))
     schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
     with (
-        start_ray(config.cluster, worker_logs=False),
+        start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
         crew_of(config, out) as crew,
+        Watch(config, (out / LOGS).parent, out / LOGS, crew.workforce, quiet=quiet) as watch,
         interruptions() as stopped,  # last: Ray sets handlers of its own
     ):
-        return _Job(config, out, crew, schedule, stopped, _console(quiet)).run(found)
+        return _Job(config, out, crew, schedule, stopped, watch).run(found)
 
 
 @contextmanager
@@ -121,11 +125,10 @@ class _Job:
         crew: Crew,
         schedule: PromptSchedule,
         stopped: Stopped,
-        console: Any,
+        watch: Watch,
     ) -> None:
-        self._console = console
         self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
-        self.stopped = stopped
+        self.stopped, self.watch = stopped, watch
         self.counts = dict.fromkeys(_COUNTED, 0)
         self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
 
@@ -150,18 +153,15 @@ class _Job:
     def _run_from(self, found: checkpoints.Checkpoint | None) -> None:
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
-        first, total = loop.version, self.config.alignment.updates
-        progress = Progress("align", total=total - first, unit="update", console=self._console)
         # A row that the checkpoint still waited for is written again, and what comes after it.
-        resume_at = first + (self._row is None)
-        with MetricsWriter(self.out / LOGS, resume_at=resume_at) as writer, progress:
+        resume_at = loop.version + (self._row is None)
+        with MetricsWriter(self.out / LOGS, resume_at=resume_at) as writer, self.watch.over(loop):
             try:
                 self._complete(loop, writer)
                 for update in loop.updates(self.stopped):
                     self._row = self._observe(update)
-                    loop.judge(update, self.stopped)
-                    figures = self._complete(loop, writer)
-                    progress.advance(1, **_figures(figures))
+                    self._judge(loop, update)
+                    self._complete(loop, writer)
             except Interrupted:
                 self._leave(loop)
                 raise KeyboardInterrupt from None
@@ -186,20 +186,26 @@ class _Job:
             self.counts[name] += int(update.scalars[name])
         return dict(update.scalars)
 
-    def _complete(self, loop: AlignmentLoop, writer: MetricsWriter) -> dict[str, float]:
+    def _complete(self, loop: AlignmentLoop, writer: MetricsWriter) -> None:
         """Evaluate and write a checkpoint where they are due; the row of the update in between, so that it is kept."""
         if self._row is None:
-            return {}
+            return
         settings, version = self.config.alignment, loop.version
         last = version == settings.updates
         if version % settings.evaluate_every == 0 or last:
-            self._row |= loop.evaluate(self.stopped)
+            with self.watch.span("evaluation", version=version):
+                self._row |= loop.evaluate(self.stopped)
         row, self._row = self._row | self._judged(version), None
         writer.scalars(version, row)
+        self.watch.scalars(version, row)
         if version and (version % (settings.checkpoint_every or settings.evaluate_every) == 0 or last):
             writer.flush()
             self._checkpoint(loop)
-        return row
+
+    def _judge(self, loop: AlignmentLoop, update: Update) -> None:
+        if self.crew.judge is not None:
+            with self.watch.span("judge", version=loop.version):
+                loop.judge(update, self.stopped)
 
     def _judged(self, version: int) -> dict[str, float]:
         """What happened to the judge: down in its journal, alarms on the terminal, figures for the row."""
@@ -210,9 +216,7 @@ class _Job:
         align_state.write_events(self.out / EVENTS, version, events)
         for event in events:
             if event["event"] in ("alarm", "relabelling failed"):
-                self._console.print(
-                    f"judge: {event['event']}: {event.get('message') or event}", style="yellow"
-                )
+                self.watch.note(f"judge: {event['event']}: {event.get('message') or event}")
         return judge.take_scalars()
 
     def _leave(self, loop: AlignmentLoop) -> None:
@@ -226,7 +230,8 @@ class _Job:
             self._checkpoint(loop)
 
     def _checkpoint(self, loop: AlignmentLoop) -> None:
-        align_state.save(self.out / CHECKPOINTS, loop, self.config, self.counts, self._row)
+        with self.watch.span("checkpoint", version=loop.version):
+            align_state.save(self.out / CHECKPOINTS, loop, self.config, self.counts, self._row)
 
     def _save_result(self) -> None:
         """The last checkpoint's model under its final name: there completely, or not at all."""
@@ -237,14 +242,3 @@ class _Job:
         shutil.copytree(last / "model", staging)
         shutil.rmtree(self.out / ALIGNED, ignore_errors=True)
         staging.rename(self.out / ALIGNED)
-
-
-def _figures(scalars: Mapping[str, float]) -> dict[str, float]:
-    shown = {"reward": "reward_mean", "held out": "held_out/reward_mean", "kl": "reference_kl"}
-    return {label: scalars[name] for label, name in shown.items() if name in scalars}
-
-
-def _console(quiet: bool) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=quiet)

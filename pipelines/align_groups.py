@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Protocol
@@ -116,6 +116,7 @@ class TrainingGroups:
         self._share_end = {place: min(e for e in edges if e > place) for place in range(batch)}
         self._numbering = Numbering(schedule, batch, config.alignment.group_size)
         self._training: list[tuple[int, Finished]] = []
+        self._together: dict[int, tuple[int, ...]] = {}  # groups of the call that each was rolled out in
         self._alone: set[int] = (
             set()
         )  # failed in company: tried again without, so that each answers for itself
@@ -129,8 +130,9 @@ class TrainingGroups:
         if room < 1:
             return []
         waiting = ledger.waiting
-        numbers = self._share(waiting) if waiting else self._share(self._new_numbers())
-        return [self._start(number) for number in numbers[:room]]
+        numbers = (self._share(waiting) if waiting else self._share(self._new_numbers()))[:room]
+        self._together |= dict.fromkeys(numbers, tuple(numbers))
+        return [self._start(number) for number in numbers]
 
     def _share(self, numbers: Iterable[int]) -> list[int]:
         """The first of them, and those after it in the same share."""
@@ -195,10 +197,18 @@ class TrainingGroups:
 
     def commit_update(self) -> list[tuple[int, Finished]]:
         """The update is done: every group in it, by number. References to their tokens are let go here."""
-        trained, self._training = self._training, []
+        done, self._training = self._training, []
+        trained = [(number, self._told(number, group)) for number, group in done]
         self.buffer.commit()
         self.buffer.remove(self.ledger.commit_update())
+        live = {number for number, _, _ in self.ledger.prompts()}
+        self._together = {number: call for number, call in self._together.items() if number in live}
         return trained
+
+    def _told(self, number: int, group: Finished) -> Finished:
+        """With the groups that it was rolled out together with."""
+        record = replace(group.record, together=self._together.get(number, (number,)))
+        return replace(group, record=record)
 
     def state_dict(self, pack: Callable[[Finished], Any]) -> dict[str, Any]:
         """Ledger, buffer and position, JSON types; `pack` names a finished group's file."""
@@ -206,6 +216,7 @@ class TrainingGroups:
             "ledger": self.ledger.state_dict(),
             "buffer": self.buffer.state_dict(pack),
             "alone": sorted(self._alone),
+            "together": sorted(self._together.items()),
         }
 
     def load_state_dict(self, state: dict[str, Any], unpack: Callable[[Any], Finished]) -> None:
@@ -215,6 +226,7 @@ class TrainingGroups:
         self.ledger.recover()
         self.buffer.rollback()
         self._alone = set(state["alone"])
+        self._together = {number: tuple(call) for number, call in state.get("together", [])}
 
 
 class HeldOutGroups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +46,18 @@ class Learner:
         self.pool, self.era, self.busy, self.seconds = pool, era, False, 0.0
         self._workforce, self._board = workforce, VersionBoard()
 
-    def update(self, references: Sequence[Any], done: Callable[[dict[str, float], Weights], None]) -> None:
+    def update(
+        self,
+        references: Sequence[Any],
+        done: Callable[[dict[str, float], Weights], None],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Train on these groups, in this order, and publish; `done` is told scalars and weights.
 
         The workforce's turns raise `RoleLost` where a rank was lost, and `RoleFailure` where one failed.
+
+        Args:
+            about: for observers, see `Call`.
         """
         self.busy, began = True, time.monotonic()
 
@@ -65,7 +73,7 @@ class Learner:
 
             self._on_all("publish", (), lambda answers: self._take(answers[0], published))
 
-        self._on_all("update", references, updated)
+        self._on_all("update", references, updated, about)
 
     def wait(self, references: Sequence[Any], what: str) -> list[Any]:
         """The ranks' answers, between updates.
@@ -112,7 +120,13 @@ class Learner:
         self._board.post(Parcel(manifest, tuple(buckets)))
         return Weights(version, [ray.put(self._board.fetch())], self.era)
 
-    def _on_all(self, method: str, arguments: Sequence[Any], done: Callable[[list[Any]], None]) -> None:
+    def _on_all(
+        self,
+        method: str,
+        arguments: Sequence[Any],
+        done: Callable[[list[Any]], None],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Call all ranks; `done` is told their answers, by rank."""
         answers: dict[int, Any] = {}
 
@@ -123,7 +137,7 @@ class Learner:
                 done([answers[rank] for rank in sorted(answers)])
 
         for worker in self.pool.workers:
-            self._workforce.send(worker, method, *arguments, then=answered)
+            self._workforce.send(worker, method, *arguments, then=answered, about=about)
 
 
 def _check(answer: Any) -> None:

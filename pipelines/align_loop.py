@@ -211,6 +211,7 @@ class AlignmentLoop:
                     then=partial(self._rolled_out, source, tickets),
                     size=len(tickets),
                     returns=2,
+                    about={"version": weights.version, **_about(source, tickets)},
                 )
 
     def _rolled_out(
@@ -246,6 +247,7 @@ class AlignmentLoop:
                 then=partial(self._scored, rolled.source, rolled.tickets),
                 size=len(rolled.tickets),
                 returns=len(rolled.tickets) + 1,
+                about=_about(rolled.source, rolled.tickets),
             )
 
     def _scored(
@@ -267,7 +269,8 @@ class AlignmentLoop:
             return
         batch = self.groups.begin_update()
         if batch is not None:
-            self.crew.learner.update([finished.reference for finished in batch], self._published)
+            about = {"version": self.version, "groups": list(self.groups.ledger.training)}
+            self.crew.learner.update([finished.reference for finished in batch], self._published, about)
 
     def _published(self, scalars: dict[str, float], weights: Weights) -> None:
         index, self.weights = self.version, weights
@@ -293,6 +296,7 @@ class AlignmentLoop:
             newest.era,
             then=lambda call, answer: None,
             group=OFFER,
+            about={"version": newest.version},
         )
 
     # --- figures and steering ------------------------------------------------------------------------------------
@@ -310,14 +314,14 @@ class AlignmentLoop:
             **ages(before, self._staleness),
             "groups_running": float(ledger.running),
             "groups_ready": float(ledger.ready),
-            "scorer_queue": float(self._scorer_queue()),
+            "scorer_queue": float(self.scorer_queue()),
             "resampled_groups": float(self.groups.buffer.counts["resampled"]),
             "prompts_set_aside": float(len(ledger.set_aside)),
             "workers_lost": float(crew.workforce.lost),
             "seconds": time.monotonic() - self._mark,
         }
 
-    def _scorer_queue(self) -> int:
+    def scorer_queue(self) -> int:
         """Groups handed to a scorer and not yet answered, or waiting for one."""
         waiting = sum(len(rolled.tickets) for rolled in self._rolled)
         return waiting + sum(worker.load for worker in self.crew.scorers.workers)
@@ -332,7 +336,7 @@ class AlignmentLoop:
         crew, pace = self.crew, self._pace
         seen = Observation(
             running=self.groups.ledger.running,
-            scorer_queue=self._scorer_queue(),
+            scorer_queue=self.scorer_queue(),
             ready=self.groups.ledger.ready,
             learner_busy=min(1.0, (crew.learner.seconds - self._learner_seconds) / (now - self._looked)),
             rollout_workers=crew.rollouts.up,
@@ -353,3 +357,8 @@ class AlignmentLoop:
 def _fail_all(source: Source, tickets: list[Ticket], failed: Failed) -> None:
     for ticket in tickets:
         source.fail(ticket, failed)
+
+
+def _about(source: Source, tickets: list[Ticket]) -> dict[str, Any]:
+    """What observers are told of a call: the numbers of its groups, and whether they are an evaluation's."""
+    return {"groups": [ticket.number for ticket in tickets]} | ({} if source.training else {"held_out": True})

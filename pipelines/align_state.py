@@ -20,7 +20,14 @@ from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
 
 _KEPT = 2
-_MAY_DIFFER = {"name", "output", "cluster", "evaluation"}  # between a run and the one that resumes it
+_MAY_DIFFER = {
+    "name",
+    "output",
+    "cluster",
+    "serving",
+    "evaluation",
+    "telemetry",
+}  # between a run and the one that resumes it
 _MAY_DIFFER_IN = {
     "alignment": {"updates", "checkpoint_every"},
     "asynchrony": {"concurrency", "tries", "backpressure", "liveness", "workload"},

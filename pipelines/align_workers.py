@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ class Call:
     Attributes:
         size: groups in it.
         values: references to what it leaves where it is; the answer is what comes after them.
+        about: what an observer may tell of it: group numbers, weight version. JSON types.
+        group: of the worker's threads; None is the one that works.
         seconds: of work, known when it has answered.
     """
 
@@ -46,6 +48,8 @@ class Call:
     values: list[Any]
     then: Callable[[Call, Any], None]
     sent: float
+    about: Mapping[str, Any] = field(default_factory=dict)
+    group: str | None = None
     seconds: float = 0.0
 
 
@@ -81,6 +85,22 @@ class Worker:
     def load(self) -> int:
         """Groups in its hands."""
         return sum(call.size for call in self.calls)
+
+
+class Observer:
+    """Who looks on: told of everything in the driver's one thread, on the clock `time.monotonic`; changes nothing."""
+
+    def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
+        """A call is over, with a value or `Failed`. One worker's calls never overlap; heartbeats are not told."""
+
+    def lost(self, worker: Worker, failed: Failed) -> None:
+        """A worker was lost, hung or late."""
+
+    def started(self, worker: Worker) -> None:
+        """A worker that was started while the job ran has loaded everything."""
+
+    def turned(self) -> None:
+        """A turn is over."""
 
 
 class WorkerPool:
@@ -142,10 +162,12 @@ class Workforce:
 
     Attributes:
         lost: workers that were lost, hung or late, ever.
+        observers: those who look on.
     """
 
     def __init__(self, pools: Sequence[WorkerPool], liveness: LivenessConfig) -> None:
         self.pools, self.liveness, self.lost = list(pools), liveness, 0
+        self.observers: list[Observer] = []
         self._pending: dict[Any, Call] = {}
         self._check_at = 0.0
 
@@ -158,6 +180,7 @@ class Workforce:
         size: int = 0,
         returns: int = 1,
         group: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> Call:
         """Call a worker's method; `then` is told the answer, or `Failed`.
 
@@ -165,12 +188,13 @@ class Workforce:
             size: groups in it.
             returns: values of the method, of which the last is the answer.
             group: of the worker's threads; None is the one that works.
+            about: for observers, see `Call`.
         """
         options = {"num_returns": returns} | ({"concurrency_group": group} if group else {})
         answered = getattr(worker.actor, method).options(**options).remote(*arguments)
         *values, reference = answered if returns > 1 else (answered,)
         now = time.monotonic()
-        call = Call(worker, method, size, values, then, now)
+        call = Call(worker, method, size, values, then, now, about or {}, group)
         if group is None:
             if not worker.calls:
                 worker.since = worker.same_since = now
@@ -196,6 +220,8 @@ class Workforce:
             for pool in self.pools:
                 for worker in list(pool.workers):
                     self._check(worker, now)
+        for observer in self.observers:
+            observer.turned()
 
     def resize(self, pool: WorkerPool, workers: int) -> None:
         """Start workers, or end idle ones, towards that many."""
@@ -246,10 +272,15 @@ class Workforce:
             self._pending[reference] = call
             self._lose(worker, answer)
             return
+        began = call.sent
         if call in worker.calls:
             worker.calls.remove(call)
-            call.seconds = now - worker.since
+            began = worker.since
+            call.seconds = now - began
             worker.since = worker.same_since = now
+        if call is not worker.beat:
+            for observer in self.observers:
+                observer.answered(call, answer, began, now)
         call.then(call, answer)
 
     # --- life and death --------------------------------------------------------------------------------------------
@@ -281,6 +312,11 @@ class Workforce:
 
     def _lose(self, worker: Worker, failed: Failed) -> None:
         """End it for good, start another in its place, and fail what it had."""
+        now = time.monotonic()
+        for observer in self.observers:
+            if worker.calls:  # what waited behind it has not begun
+                observer.answered(worker.calls[0], failed, worker.since, now)
+            observer.lost(worker, failed)
         pool, calls = worker.pool, self._forget(worker)
         self.lost += 1
         stop([worker.actor])
@@ -314,6 +350,8 @@ class Workforce:
         worker = call.worker
         if not isinstance(answer, Failed):
             worker.up = True
+            for observer in self.observers:
+                observer.started(worker)
         elif worker.actor is not None and worker in worker.pool.workers and not worker.calls:
             self._lose(
                 worker, answer

@@ -104,24 +104,57 @@ def align(
     overrides: Overrides = None,
     out: Out = None,
     resume: Resume = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", metavar="RUN", help="Make the groups of this run again, compare scores."),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option("--groups", min=1, help="With --replay: as many, whole calls.", show_default="all"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> int:
     """Align a pre-trained world model with GRPO.
 
     Rollout workers sample groups, scorers turn them into rewards, the learner updates; curves and the aligned model
-    land in OUT.
+    land in OUT. On a terminal a live view shows what every role does.
+
+    With --replay nothing is trained: from a run's journal and checkpoints its groups are made again with the same
+    seeds and weights, and their scores compared. Ends in 1 where one differs.
 
     \b
     [bold]Examples[/bold]
       roboalign align demo --out runs/first
       roboalign align single_gpu --set alignment.updates=50 --resume
+      roboalign align demo --replay runs/demo --groups 16
     """
     config, folder = _job(profile, overrides, out)
+    if replay is not None:
+        if resume or out:
+            raise UserError(
+                "--replay trains nothing", where="roboalign align", remedy="leave out --resume and --out"
+            )
+        return _replay(config, replay, groups, as_json=as_json, quiet=quiet)
+    if groups is not None:
+        raise UserError("--groups belongs to --replay", where="roboalign align")
     from pipelines.align import run_align
 
     result = run_align(config, folder, resume=resume, quiet=quiet)
     _show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+    return 0
+
+
+def _replay(config: JobConfig, run: Path, groups: int | None, *, as_json: bool, quiet: bool) -> int:
+    """A run's groups again; the command's exit code."""
+    from pipelines.align_replay import print_replay, run_replay
+
+    result = run_replay(config, run, groups=groups, quiet=quiet)
+    if as_json:
+        _show({"equal": result.equal, "tolerance": result.tolerance, "rows": result.rows()}, as_json)
+    else:
+        print_replay(result)
+    return 0 if result.equal else 1
 
 
 def evaluate(

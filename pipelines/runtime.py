@@ -39,12 +39,15 @@ class RoleFailure(RuntimeError):
 
 
 @contextmanager
-def start_ray(cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: bool = True) -> Iterator[None]:
+def start_ray(
+    cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: bool = True, metrics_port: int = 0
+) -> Iterator[None]:
     """Ray for the length of the block: started here for "local", joined otherwise; left alone where already up.
 
     Args:
         dashboard: start Ray's dashboard (local clusters).
         worker_logs: show what workers print.
+        metrics_port: of the page that Prometheus fetches (local clusters); 0 takes a free one.
 
     Raises:
         UserError: the cluster at `cluster.address` cannot be reached.
@@ -60,6 +63,7 @@ def start_ray(cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: b
         options |= {
             "object_store_memory": int(cluster.object_store_gb * 1e9),
             "include_dashboard": dashboard,
+            "_metrics_export_port": metrics_port or None,
         }
     _check_reachable(cluster.address)
     try:

@@ -46,6 +46,8 @@ class GroupRecord:
         versions: weight version per segment.
         tokens: generated tokens of all samples.
         rollout_seconds: wall time of the batch that the group was generated in.
+        together: numbers of the groups that were rolled out as one batch with it, its own among them; the last bit of
+            its log-probabilities rests on them. Empty where nobody numbered them.
     """
 
     prompt_id: str
@@ -54,6 +56,7 @@ class GroupRecord:
     scores: tuple[Score, ...]
     tokens: int
     rollout_seconds: float
+    together: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """JSON types only, one line of the rollout journal."""
@@ -63,6 +66,7 @@ class GroupRecord:
             "versions": list(self.versions),
             "scores": [_score_json(score) for score in self.scores],
             "tokens": self.tokens,
+            **({"together": list(self.together)} if self.together else {}),
         }
 
 

@@ -15,6 +15,7 @@ from roboalign_ray.config.judge import (
 from roboalign_ray.config.rewards import FidelityRewardConfig, JudgedRewardConfig, RewardConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, TeacherTrainingConfig
+from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
     PretrainingConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TeacherTrainingConfig",
+    "TelemetryConfig",
     "TokenizerConfig",
     "TokenizerTrainingConfig",
     "WorldModelConfig",

@@ -16,6 +16,7 @@ from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.rewards import RewardConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
 
@@ -81,6 +82,7 @@ class JobConfig(FrozenConfig):
     serving: ServingConfig = ServingConfig()
     bench: BenchConfig = BenchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -129,6 +129,11 @@ def latest(root: str | Path) -> Path | None:
     return listed[-1][0] if listed else None
 
 
+def complete(root: str | Path) -> dict[int, Path]:
+    """Every complete checkpoint's directory by its step, oldest first, unverified."""
+    return {step: path for path, step in _listed(Path(root))}
+
+
 _REMEDY = "use an earlier checkpoint, or write it again"
 
 

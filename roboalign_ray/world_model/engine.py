@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -104,6 +105,38 @@ class RolloutEngine:
                     self._running = False
                     self._adopt()
         return [groups[index] for index in range(len(prompts))]
+
+    def rollout_again(
+        self,
+        prompts: list[Prompt],
+        seeds: list[tuple[int, ...]],
+        weights: Sequence[tuple[int, Mapping[str, Tensor]]],
+    ) -> list[RolloutGroup]:
+        """As `rollout`, with the weights of every segment given: makes again what took new ones on its way.
+
+        Args:
+            prompts: of one shape, as many as were one batch.
+            seeds: per prompt, equally many.
+            weights: version and state per segment. The engine's own are left alone.
+
+        Raises:
+            UserError: as `rollout`; or a rollout has another number of segments.
+        """
+        self._check(prompts, seeds)
+        segments = len(list(self._parts.refresh.plan(prompts[0].horizon)))
+        if segments != len(weights):
+            raise UserError(f"{len(weights)} weight versions for {segments} segments", where="rollout")
+        packed: dict[int, PackedTransformer] = {}
+        for version, state in weights:
+            if version not in packed:
+                packed[version] = self._pack(state)
+        order = iter(weights)
+
+        def begin_segment() -> tuple[PackedTransformer, int]:
+            version, _ = next(order)
+            return packed[version], version
+
+        return RolloutBatch(replace(self._parts, weights=begin_segment), prompts, seeds).run()
 
     def decode(self, group: RolloutGroup) -> np.ndarray:
         """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""

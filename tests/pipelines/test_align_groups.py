@@ -187,7 +187,7 @@ def test_nothing_is_lost_or_trained_twice_whatever_happens(seed, staleness, size
     assert len(numbers) == len(set(numbers)) == 6 * 8
     for version, batch in trained:
         assert len(batch) == 8
-        assert all(version - min(record.versions) <= staleness for _, record in batch)
+        assert all(version - min(finished.record.versions) <= staleness for _, finished in batch)
     assert groups.ledger.running == groups.ledger.ready == 0
     done = groups.ledger.account()
     assert done["started"] == done["trained"] + done["set_aside"] + done["dropped"] + done["waiting"]

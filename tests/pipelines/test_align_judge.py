@@ -11,6 +11,7 @@ import pytest
 from judged_job import make_judged_job
 
 from pipelines.align import run_align
+from pipelines.align_replay import run_replay
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.labels import DistillationSet
@@ -93,6 +94,14 @@ def test_audits_and_relabellings_are_told(finished):
         parts = sum(result.curves[f"held_out/{side}/{name}"][1] for name in names())
         np.testing.assert_allclose(totals, parts, rtol=1e-6)
     assert result.curves["judge/version"][1].tolist() == [1, 1, 2, 2, 3]
+
+
+def test_a_run_is_made_again_with_the_students_that_scored_it(finished, job):
+    _, out = finished
+    result = run_replay(job, out, quiet=True)
+    told = {row["versions"]: (row["groups"], row["equal"], row["gone"]) for row in result.rows()}
+    # Version 0 is in the package's folder, 2 has a checkpoint; the others' weights are gone.
+    assert told == {"0 0": (4, 4, 0), "1 1": (4, 0, 4), "2 2": (4, 4, 0), "3 3": (4, 0, 4)}
 
 
 def test_a_resumed_run_asks_the_teacher_for_no_label_twice(ray_cluster, job, finished, tmp_path):

@@ -192,3 +192,29 @@ def test_bad_input_is_told(make_engine, make_prompt, make_model, layout):
     with pytest.raises(UserError, match="has shape"):
         engine.load_weights(make_model(ffn=64).state_dict(), 1)
     assert engine.version == 0
+
+
+@pytest.mark.parametrize("policy", ["swr", "token_window"])
+def test_a_rollout_that_took_new_weights_on_its_way_can_be_made_again(
+    kernels, make_model, make_engine, make_prompt, policy
+):
+    states = {0: make_model().state_dict(), 7: make_model(seed=9).state_dict()}
+    engine, prompts, seeds = make_engine(policy), [make_prompt(n, 8) for n in range(3)], [(1, 2)] * 3
+    restart = engine._parts.refresh.restart
+
+    def swap_at_first_boundary(*arguments):
+        if engine.version == 0:
+            engine.load_weights(states[7], 7)
+        return restart(*arguments)
+
+    engine._parts.refresh.restart = swap_at_first_boundary
+    first = engine.rollout(prompts, seeds)
+    other = make_engine(policy, of=make_model(seed=3))
+    again = other.rollout_again(prompts, seeds, [(v, states[v]) for v in first[0].versions])
+    for before, after in zip(first, again, strict=True):
+        assert before.versions == after.versions == (0, 7, 7)
+        np.testing.assert_array_equal(before.tokens, after.tokens)
+        np.testing.assert_array_equal(before.logprobs, after.logprobs)
+    assert other.version == 0
+    with pytest.raises(UserError, match="2 weight versions for 3 segments"):
+        other.rollout_again(prompts, seeds, [(0, states[0])] * 2)
