@@ -65,8 +65,8 @@ def judged_sources(config: JobConfig, height: int, width: int, count: int) -> li
     return known
 
 
-def make_panel(config: JobConfig, bench: Bench, *, vlm: bool = True) -> Panel:
-    """The windows, and all judges: the student that the job begins with, the teacher (`vlm`), and measurement.
+def make_panel(config: JobConfig, bench: Bench) -> Panel:
+    """The windows, and all judges: the job's first student, its teacher where that is a model, and measurement.
 
     Raises:
         UserError: a judge cannot be loaded.
@@ -75,7 +75,7 @@ def make_panel(config: JobConfig, bench: Bench, *, vlm: bool = True) -> Panel:
     judges: dict[str, TeacherJudge] = {
         STUDENT: StudentJudge(Student.load(student_folder(config)).to(bench.device))
     }
-    if vlm:
+    if config.judge.relabel.teacher == "vlm":
         from actors.teacher import open_vlm
 
         judges[TEACHER] = open_vlm(config.teacher)
@@ -116,9 +116,7 @@ def judged_section(
     note = (
         f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames, same "
         "seeds; changes with 95 % bootstrap intervals over windows. The student is the one that the run began with. "
-        "“Privileged” measures against the real continuation and the simulator's state: no reward ever saw it."
-        if config.judge.relabel.teacher != "privileged"
-        else f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames."
+        "“Privileged” measures against the real continuation and the simulator's state."
     )
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),

@@ -1,8 +1,8 @@
 """The student judge: a video and a text encoder, fused, with a linear six-way head.
 
-    sampled frames ──► patches ──► space-time transformer ──┐
-                                                            ├──► queries: text first, then video ──► scores, variances
-    instruction ─────► word pieces ──► text transformer ────┘                                        [6] each
+    sampled frames ──► patches ─┬─► space-time transformer ──┐
+                                └─► summary ───────────────┐ ├─► queries: text, then video ──► scores, variances
+    instruction ─────► word pieces ──► text transformer ───┴─┘                                 [6] each
 
 RoboAlign-R1 (arXiv 2605.03821) distils its VLM teacher into such a model of about 98M parameters; encoders and sizes
 are unpublished, ours stand in `StudentConfig`. Inside, scores are shares of each dimension's maximum.
@@ -62,14 +62,16 @@ class Judgement:
 
 
 class Patches(nn.Module):
-    """Two layers per patch of a frame and of its change since the frame before: first over its smaller squares.
+    """Two layers per patch of a frame, of its change since the frame before, and of three energies.
 
-    A single linear layer over a large patch cannot tell where in it a small thing is.
+    Blur, grain, stillness and pace are sizes of differences whose signed mean is nothing: a network that sees signed
+    values alone has to find rectification first, and takes many times as many clips to. The energies are roots of
+    absolute differences: to the frame before, to the mean of the pixel's neighbours, and to the clip's first frame.
     """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        channels, squares = 6 if config.motion else 3, config.patch // config.square
+        channels, squares = 9 if config.motion else 5, config.patch // config.square
         self.tokens = (config.height // config.patch) * (config.width // config.patch)
         self.embed = nn.Sequential(
             nn.Conv2d(channels, config.hidden // 4, config.square, config.square),
@@ -79,11 +81,20 @@ class Patches(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, T, K, 3, H, W] in [0, 1] to tokens [B, T, N, W]."""
-        frames = clips[:, :, 0] * 2 - 1
+        frames = clips[:, :, 0].flatten(0, 1)
+        first = clips[:, :1, 0].expand(-1, clips.shape[1], -1, -1, -1).flatten(0, 1)
+        around = nn.functional.avg_pool2d(frames, 3, 1, 1, count_include_pad=False)
+        seen = [frames * 2 - 1, _energy(frames - around), _energy(frames - first)]
         if clips.shape[2] > 1:
-            frames = torch.cat([frames, 4 * (clips[:, :, 0] - clips[:, :, 1])], dim=2)
-        tokens = self.embed(frames.flatten(0, 1))
+            change = frames - clips[:, :, 1].flatten(0, 1)
+            seen += [4 * change, _energy(change)]
+        tokens = self.embed(torch.cat(seen, dim=1))
         return rearrange(tokens, "(b t) w y x -> b t (y x) w", b=len(clips))
+
+
+def _energy(difference: Tensor) -> Tensor:
+    """[B, 3, H, W] to [B, 1, H, W], about 0 to 2; the root gives small differences a say."""
+    return 4 * (difference.abs().mean(dim=1, keepdim=True) + 1e-6).sqrt()
 
 
 class PretrainedFrames(nn.Module):
@@ -158,9 +169,20 @@ class Student(nn.Module):
         self.fusion = nn.ModuleList(
             FusionLayer(width, heads, ffn, config.dropout) for _ in range(config.fusion_layers)
         )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(config.fusion_queries * width, len(DIMENSIONS))
-        self.variance_head = nn.Linear(config.fusion_queries * width, len(DIMENSIONS))
+        # Clips of one scene hardly differ beside what they share: whitened over the batch, the difference is what is
+        # left. Means of the patches reach the head directly, alone and multiplied with what was asked.
+        self.summary = nn.Sequential(
+            nn.BatchNorm1d(config.frames * width),
+            nn.Linear(config.frames * width, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+        )
+        self.asked = nn.Sequential(nn.BatchNorm1d(self.text.width), nn.Linear(self.text.width, width))
+        self.whitening = nn.BatchNorm1d(config.fusion_queries * width)
+        features = (config.fusion_queries + 2) * width
+        self.head = nn.Linear(features, len(DIMENSIONS))
+        self.variance_head = nn.Linear(features, len(DIMENSIONS))
         for head, bias in ((self.head, _FIRST_GUESS), (self.variance_head, _FIRST_LOG_VARIANCE)):
             nn.init.zeros_(head.weight)
             nn.init.constant_(head.bias, bias)
@@ -175,13 +197,16 @@ class Student(nn.Module):
         Returns:
             shares of the maxima [B, 6] (not clipped), and log-variances of them [B, 6].
         """
-        tokens = self.frames(clips.float() / 255) + self.times + self.places
-        video_BMW = self.video(tokens).flatten(1, 2)
-        text_BLW = self.text_projection(self.text(text))
+        patches_BTNW = self.frames(clips.float() / 255)
+        summary = self.summary(patches_BTNW.mean(dim=2).flatten(1))
+        video_BMW = self.video(patches_BTNW + self.times + self.places).flatten(1, 2)
+        words_BLW, there = self.text(text), text.mask.unsqueeze(-1)
+        asked = self.asked((words_BLW * there).sum(dim=1) / there.sum(dim=1))
+        text_BLW = self.text_projection(words_BLW)
         x = self.queries.expand(len(clips), -1, -1)
         for layer in self.fusion:
             x = layer(x, text_BLW, text.mask, video_BMW)
-        fused = self.norm(x).flatten(1)
+        fused = torch.cat([self.whitening(x.flatten(1)), summary, summary * asked], dim=1)
         # The likelihood that teaches the variances grows without bound where a sure student is wrong, as it is on the
         # first fresh rollouts: it must not reach the features that the scores are made of.
         return self.head(fused), self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)

@@ -24,6 +24,7 @@ from roboalign_ray.evaluation.report import (
     policy_curves,
     write_report,
 )
+from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
 from roboalign_ray.evaluation.report.html import curve_title, number
 from roboalign_ray.evaluation.report.tiles import tile
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
@@ -323,3 +324,32 @@ def test_results_become_curves_clips_and_tables() -> None:
     table = one_step_table(OneStepResult(_curves(0.3), _curves(0.1), _curves(0.2), "LPIPS-alex", 4))
     assert [row[0] for row in table.rows] == ["true actions", "shuffled actions", "copy the last frame"]
     assert table.rows[1][1] == pytest.approx(_curves(0.1).per_frame["psnr"].mean())
+
+
+def test_a_judged_section_shows_scores_drift_and_reasons(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    frames = rng.integers(0, 256, (FRAMES, 32, 32, 3), dtype=np.uint8)
+    updates = np.arange(4)
+    section = JudgedSection(
+        table=Table(
+            "Scores by dimension", ["dimension", "student: before"], [["Physics /2", 1.25]], digits=[None, 3]
+        ),
+        drift={"Held out": {"student": (updates, updates * 1.0), "teacher": (updates, updates * -1.0)}},
+        events=["After update 4: relabelled."],
+        clips=[JudgedClip("“open <it>”", frames, [("student", np.full(7, 0.5))], "The hand & the drawer.")],
+    )
+    page = Page(write_report(_data(judged=section), tmp_path / "report.html").read_text())
+    assert page.balanced
+    assert "judged" in page.sections
+    told = " ".join(page.text)
+    for words in (
+        "Physics /2",
+        "1.250",
+        "After update 4: relabelled.",
+        "“open <it>”",
+        "The hand & the drawer.",
+    ):
+        assert words in told
+    shown = decode_video(base64.b64decode(page.videos[-1].split(",", 1)[1]))
+    assert len(shown) == FRAMES
+    assert "judged" not in Page(write_report(_data(), tmp_path / "plain.html").read_text()).sections
