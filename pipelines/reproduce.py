@@ -89,7 +89,7 @@ def run_alignment(
     told = {
         "base": {judge: _summary(result) for judge, result in base.items()},
         "arms": {
-            arm: {judge: _gains(base[judge], _of(results, arm, judge)) for judge in base}
+            arm: {judge: total_gain(base[judge], _of(results, arm, judge)) for judge in base}
             for arm in ALIGNMENT_ARMS
         },
         "seeds": {arm: sum(run.arm == arm for run in runs) for arm in ALIGNMENT_ARMS},
@@ -214,7 +214,7 @@ def _summary(result: JudgedResult) -> dict[str, Any]:
     }
 
 
-def _gains(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, Any]:
+def total_gain(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, Any]:
     """Means over seeds and windows, and the total's gain over the base with its interval over windows."""
     means = [_summary(result) for result in arms]
     told: dict[str, Any] = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
@@ -224,7 +224,7 @@ def _gains(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, Any]:
     return {
         **told,
         "gain": _json(interval),
-        "gain_percent": 100 * interval.mean / before,
+        "gain_percent": 100 * interval.mean / before if before else None,
         "per_seed": [m["total"] for m in means],
     }
 
@@ -249,9 +249,9 @@ def alignment_table(told: Mapping[str, Any]) -> str:
         for arm, judges in told["arms"].items():
             row, gain = judges[judge], judges[judge]["gain"]
             cells = [f"{row[name]:.3f}" for name in [*names, "total"]]
-            change = (
-                f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}], {row['gain_percent']:+.1f} %"
-            )
+            change = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            if row["gain_percent"] is not None:
+                change += f", {row['gain_percent']:+.1f} %"
             lines.append(f"| {arm} | {told['seeds'][arm]} | {' | '.join(cells)} | {change} |")
         lines.append("")
     return "\n".join(lines)

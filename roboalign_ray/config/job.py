@@ -96,3 +96,13 @@ class JobConfig(FrozenConfig):
                 remedy="make it one, so that every optimizer step sees whole groups",
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_credit(self) -> JobConfig:
+        if self.reward.needs_judge and self.alignment.credit == "frame":
+            raise ConfigError(
+                "credit by frame needs a reward that tells frames apart, and a student judges clips as a whole",
+                where="alignment.credit",
+                remedy="set it to clip, or reward.weights.judged to 0",
+            )
+        return self

@@ -1,0 +1,102 @@
+"""Experiments made again: arms differ in what they say and in nothing else; gains are paired; what is done stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judged_job import make_judged_job
+
+from pipelines.reproduce import (
+    ALIGNMENT_ARMS,
+    HACKING_ARMS,
+    alignment_table,
+    changed,
+    hacking_table,
+    run_alignment,
+    run_hacking,
+    total_gain,
+)
+from roboalign_ray.config.loading import load_job
+from roboalign_ray.evaluation.judged import JudgedResult
+from roboalign_ray.foundation.failures import UserError
+
+
+def leaves(tree, prefix: str = "") -> dict:
+    found = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("arms", [ALIGNMENT_ARMS, HACKING_ARMS], ids=["alignment", "hacking"])
+def test_an_arm_changes_what_it_names(arms) -> None:
+    profile = load_job("reproduce", ())
+    before = leaves(profile.model_dump())
+    for change in arms.values():
+        after = leaves(changed(profile, change, seed=7).model_dump())
+        assert after.keys() == before.keys()
+        differing = {key for key in after if after[key] != before[key]}
+        assert differing <= {*change, "seed"}
+        assert all(after[key] == value for key, value in {**change, "seed": 7}.items())
+
+
+def test_gains_are_means_over_seeds_of_changes_in_the_same_windows() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 1, (12, 2, 6))
+    arms = [JudgedResult("j", base + 0.05), JudgedResult("j", base + 0.15)]
+    told = total_gain(JudgedResult("j", base), arms)
+    assert told["gain"]["mean"] == pytest.approx(0.6)
+    assert told["gain"]["low"] == pytest.approx(0.6)
+    assert told["gain_percent"] == pytest.approx(100 * 0.6 / base.sum(-1).mean())
+    assert told["per_seed"] == pytest.approx([base.sum(-1).mean() + 0.3, base.sum(-1).mean() + 0.9])
+
+
+@pytest.mark.slow
+def test_alignment_on_three_rewards_is_made_once(ray_cluster, tmp_path: Path) -> None:
+    job = make_judged_job(
+        tmp_path / "job",
+        alignment={"updates": 2, "evaluate_every": 2},
+        evaluation={"judged_windows": 3, "judged_samples": 2},
+    )
+    out = tmp_path / "out"
+    told = run_alignment(job, out, seeds=2, quiet=True)
+    assert told["seeds"] == {"judged": 2, "LPIPS only": 1, "SSIM only": 1}
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert folders == {"judged-0", "judged-1", "LPIPS_only-0", "SSIM_only-0"}
+    assert (out / "judged-0" / "judge" / "events.jsonl").is_file()
+    assert not (out / "SSIM_only-0" / "judge").exists()
+    table = (out / "alignment.md").read_text()
+    assert table == alignment_table(told)
+    assert table.count("| nothing (base) |") == len(told["base"]) == 2
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*-*")}
+    assert run_alignment(job, out, seeds=2, quiet=True) == told
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*-*")} == written
+
+
+@pytest.mark.slow
+def test_hacking_compares_a_frozen_with_a_re_distilled_student(ray_cluster, tmp_path: Path) -> None:
+    job = make_judged_job(tmp_path / "job", alignment={"updates": 4, "evaluate_every": 2})
+    out = tmp_path / "out"
+    told = run_hacking(job, out, quiet=True)
+    versions = {
+        arm: {
+            score["scorer_version"]
+            for line in (out / f"{arm}-0" / "rollouts.jsonl").read_text().splitlines()
+            for score in json.loads(line)["scores"]
+        }
+        for arm in HACKING_ARMS
+    }
+    assert versions == {"frozen": {1}, "re-distilled": {1, 2}}
+    for runs in told["arms"].values():
+        assert runs[0]["teacher"]["updates"] == [0, 2, 4]
+    assert (out / "hacking.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "hacking.md").read_text() == hacking_table(told)
+
+
+def test_without_a_teacher_nothing_can_be_compared(tmp_path: Path) -> None:
+    config = load_job("hacking", ["judge.relabel.teacher=none"])
+    with pytest.raises(UserError, match="nobody would tell the weak student from a good one"):
+        run_hacking(config, tmp_path, quiet=True)
