@@ -17,9 +17,11 @@ from roboalign_ray.config.loading import dump_yaml, known_paths, load_job, parse
 SHIPPED = (
     "demo",
     "fleet_1000",
+    "hacking",
     "mixed_64",
     "node_8gpu",
     "paper_rt1",
+    "reproduce",
     "shipped",
     "single_gpu",
     "teacher",
