@@ -89,7 +89,8 @@ def run_judged(
 ) -> tuple[dict[str, JudgedResult], list[ShownClip]]:
     """One world model's rollouts of the panel's windows, by every judge."""
     settings = bench.config.evaluation
-    with Progress(f"{label}, judged", total=1, unit="pass", quiet=quiet) as progress:
+    rollouts = len(panel.sources) * settings.judged_samples
+    with Progress(f"{label}, judged", total=rollouts, unit="rollout", quiet=quiet) as progress:
         found = judge_rollouts(
             bench.engine(model),
             ActionBinner.load(model),
@@ -99,7 +100,7 @@ def run_judged(
             seed=bench.config.seed,
             show=show,
         )
-        progress.advance()
+        progress.advance(rollouts)
     return found
 
 
