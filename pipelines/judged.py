@@ -166,9 +166,12 @@ def _told(path: Path) -> list[str]:
 
 def _clip(shown: ShownClip) -> JudgedClip:
     rows = [(judge, _points(outcome)) for judge, outcome in shown.judgements.items()]
-    teacher = shown.judgements.get(TEACHER)
-    rationale = teacher.rationale if isinstance(teacher, TeacherJudgement) else ""
-    return JudgedClip(shown.title, shown.frames, rows, f"{TEACHER}: {rationale}" if rationale else "")
+    reasons = [
+        f"{judge}: {outcome.rationale}"
+        for judge in (TEACHER, PRIVILEGED)
+        if isinstance(outcome := shown.judgements.get(judge), TeacherJudgement) and outcome.rationale
+    ]
+    return JudgedClip(shown.title, shown.frames, rows, " ".join(reasons))
 
 
 def _points(outcome: TeacherJudgement | Failed) -> np.ndarray:

@@ -169,8 +169,9 @@ def curve_title(name: str, common: str = "") -> str:
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    prefixes = Counter(name.split("/")[0] + "/" for name in names if "/" in name)
-    return prefixes.most_common(1)[0][0] if prefixes else ""
+    known = list(names)
+    prefixes = Counter(name.split("/")[0] + "/" for name in known if "/" in name)
+    return next((prefix for prefix, count in prefixes.most_common(1) if 2 * count > len(known)), "")
 
 
 def _smooth(values: np.ndarray, window: int = 7) -> np.ndarray:
