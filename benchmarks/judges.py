@@ -5,7 +5,7 @@
 Clips of noise, 13 frames of 64x64, as those of the bench; weights are random, except that the teacher's answers are
 held to the grammar of scores: time does not depend on what is judged. The published student is about ten times cheaper
 than its teacher and judges about 50 videos a second (RoboAlign-R1, arXiv 2605.03821); a teacher of eight billion
-parameters is not at hand on a CPU, so the small one stands beside, and the ratio here is a lower bound of that one's.
+parameters is not at hand on a CPU, so a small one stands beside, which compares with the demo's student alone.
 """
 
 from __future__ import annotations
