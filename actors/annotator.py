@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from actors.teacher import open_judge
+from roboalign_ray.alignment.prompts import prompt_spec
 from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.store import open_store
-from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.annotator import Annotation, RolloutAnnotator
 from roboalign_ray.judge.bench.making import PairMaker
@@ -63,7 +63,8 @@ class AnnotatorActor:
         config = self.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = DualBranchTokenizer.load(self.tokenizer_folder).to(device)
-        spec = clip_spec(config, tokenizer.config.height, tokenizer.config.width)
+        size = tokenizer.config
+        spec = prompt_spec(config.episodes, config.rollout.horizon, size.height, size.width)
         maker = PairMaker(open_store(config.episodes.store), spec, config.bench)
         return RolloutAnnotator(open_judge(config), FrameCodec(tokenizer), maker)
 
@@ -91,18 +92,6 @@ class AnnotatorActor:
         found = self._annotator.annotate([group.rollout for group in groups], samples)
         rows = [encode_pair(each.pair) for each in found if not isinstance(each.pair, Failed)]
         return rows, [_record(each) for each in found]
-
-
-def clip_spec(config: JobConfig, height: int, width: int) -> WindowSpec:
-    """Frame 0 and a rollout's frames."""
-    episodes = config.episodes
-    return WindowSpec(
-        config.rollout.horizon + 1,
-        stride=episodes.frame_stride,
-        view=episodes.view,
-        height=height,
-        width=width,
-    )
 
 
 def _record(each: Annotation) -> AnnotationRecord:

@@ -250,14 +250,19 @@ class OnlineJudge:
             return
         self._one_less(labelling)
 
-    def _keep(self, labelling: _Labelling, round_number: int, rows: Any, worker: Any) -> None:
+    def _keep(
+        self, labelling: _Labelling, round_number: int, rows: Any, worker: Any, *, attempt: int = 1
+    ) -> None:
         def kept(call: Call, answer: int | Failed) -> None:
             if labelling is not self._labelling:
                 return
-            if isinstance(answer, Failed):
-                self._queue.append(partial(self._keep, labelling, round_number, rows))
-                return
-            self._one_less(labelling)
+            if not isinstance(answer, Failed):
+                self._one_less(labelling)
+            elif attempt < self._settings.patience:
+                again = partial(self._keep, labelling, round_number, rows, attempt=attempt + 1)
+                self._queue.append(again)
+            else:
+                raise RoleFailure(f"labels could not be kept: {answer.reason}")
 
         self._workforce.send(worker, "keep", round_number, rows, then=kept)
 

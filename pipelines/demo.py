@@ -157,11 +157,11 @@ def _judged(
     config: JobConfig, bench: Bench, aligned: AlignResult, out: Path, *, quiet: bool
 ) -> tuple[JudgedSection, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The judges' part of the report, and every judge's totals before and after for its first table."""
-    from pipelines.judged import judged_section, make_panel, run_judged
+    from pipelines.judged import SHOWN, judged_section, make_panel, run_judged
 
     panel = make_panel(config, bench)
     before, _ = run_judged(panel, bench, world_model_folder(config), "before", quiet=quiet)
-    after, clips = run_judged(panel, bench, aligned.model, "after", show=_CLIPS, quiet=quiet)
+    after, clips = run_judged(panel, bench, aligned.model, "after", show=SHOWN, quiet=quiet)
     totals = {
         f"{name[0].upper()}{name[1:]}'s total": (before[name].per_window(), after[name].per_window())
         for name in before

@@ -12,10 +12,11 @@ import numpy as np
 from pipelines.align import EVENTS, AlignResult
 from pipelines.evaluate import Bench
 from pipelines.weights import student_folder
+from roboalign_ray.alignment.prompts import prompt_spec
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import open_store
-from roboalign_ray.episodes.windows import WindowSpec, held_out_windows
+from roboalign_ray.episodes.windows import held_out_windows
 from roboalign_ray.evaluation.judged import JudgedResult, ShownClip, judge_rollouts, judged_table
 from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
 from roboalign_ray.foundation.failures import Failed, UserError
@@ -27,7 +28,7 @@ from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
 from roboalign_ray.judge.teacher.protocol import TeacherJudge, TeacherJudgement
 
 STUDENT, TEACHER, PRIVILEGED = "student", "VLM teacher", "privileged"
-_SHOWN = 4
+SHOWN = 4  # judged rollouts in a report
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,7 @@ def judged_sources(config: JobConfig, height: int, width: int, count: int) -> li
     Raises:
         UserError: none is left.
     """
-    spec = WindowSpec(
-        config.rollout.horizon + 1,
-        stride=config.episodes.frame_stride,
-        view=config.episodes.view,
-        height=height,
-        width=width,
-    )
+    spec = prompt_spec(config.episodes, config.rollout.horizon, height, width)
     store = open_store(config.episodes.store)
     maker = PairMaker(store, spec, config.bench)
     windows = held_out_windows(store, spec, count, fraction=config.episodes.held_out_fraction)
@@ -123,7 +118,7 @@ def judged_section(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),
         events=_told(out / EVENTS),
-        clips=[_clip(shown) for shown in clips[:_SHOWN]],
+        clips=[_clip(shown) for shown in clips],
     )
 
 
