@@ -83,6 +83,27 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
         typer.echo(f"{name}: {'here' if here else 'missing (roboalign assets fetch)'}")
 
 
+@app.command("pack-judge")
+def pack_judge(
+    run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign distill' run.")],
+    pairs: Annotated[Path, typer.Option("--pairs", help="The store of pairs it was distilled on.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder that receives student/ and pairs/.")],
+    profile: Annotated[str, typer.Option("--profile", help="Its profile, for the reward gate.")] = "demo",
+    count: Annotated[int, typer.Option("--count", min=2, help="Pairs to pack.")] = 700,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
+) -> None:
+    """Pack a student for shipping, with some of its pairs; it must pass the reward gate as packed.
+
+    \b
+    [bold]Example[/bold]
+      roboalign assets pack-judge runs/student --pairs runs/bench --to roboalign_ray/assets
+    """
+    from pipelines.pack import pack_judge as pack_run
+    from roboalign_ray.config.loading import load_job
+
+    _print_sizes(pack_run(run, pairs, to, load_job(profile), count), to, as_json)
+
+
 @app.command()
 def pack(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign pretrain' run.")],
@@ -100,9 +121,12 @@ def pack(
     """
     from pipelines.pack import pack as pack_run
 
-    sizes = pack_run(run, to, evaluation)
+    _print_sizes(pack_run(run, to, evaluation), to, as_json)
+
+
+def _print_sizes(sizes: dict[str, int], to: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(sizes))
         return
-    for stage, size in sizes.items():
-        typer.echo(f"{to / stage}: {size / 1e6:.1f} MB")
+    for name, size in sizes.items():
+        typer.echo(f"{to / name}: {size / 1e6:.1f} MB")

@@ -1,7 +1,7 @@
 """Distillation: a student trained on judged pairs as a Ray Train job, calibrated, measured, tried, and published.
 
-    stores of pairs ──► PairStream ──► StudentTrainer ──► calibration ──► agreement table ──► reward gate ──► version
-                        (Ray Data)     (Ray Train)        └─ held-out groups, two parts ─┘
+    stores of pairs ──► PairBatches ─► StudentTrainer ──► calibration ──► agreement table ──► reward gate ──► version
+                        fresh examples (Ray Train)        └─ held-out groups, two parts ─┘
 
 What is complete in the run's folder is left as it is, what was cut short resumes. A student that fails the gate is
 kept for a look, with its tables, but is not published.
@@ -23,6 +23,7 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.splits import group_fraction
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.labels import LabelledPairs
+from roboalign_ray.judge.pairs import JudgedPair
 
 STUDENT, ASSESSED, VERSIONS = "student", "assessed", "versions"
 SUMMARY = "distillation.json"
@@ -130,8 +131,9 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
-    from pipelines.feed import Feed
-    from pipelines.pair_streaming import PairStream
+    from pipelines.pair_batches import PairBatches
+    from roboalign_ray.judge.clips import prepare_clips
+    from roboalign_ray.judge.fresh import FreshExamples
     from roboalign_ray.judge.naive import NO_INSTRUCTION
     from roboalign_ray.judge.student import Student
     from roboalign_ray.judge.training import StudentTrainer
@@ -140,23 +142,33 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
     trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
 
-    def step(batch: dict[str, Any]) -> dict[str, float]:
-        told = batch["instruction"]
-        heard = [NO_INSTRUCTION] * len(told) if spec["text_blind"] else told
-        return trainer.step(batch["clips"], heard, batch["scores"])
+    def prepared(drawn: list[JudgedPair], number: int) -> dict[str, Any]:
+        pairs = fresh.batch(drawn, number)
+        return {
+            "clips": prepare_clips([pair.frames for pair in pairs], judge.student),
+            "instructions": [NO_INSTRUCTION if spec["text_blind"] else pair.instruction for pair in pairs],
+            "scores": np.stack([pair.scores for pair in pairs]),
+        }
 
-    stream = PairStream(
+    settings, rank = judge.distillation, context.get_world_rank()
+    stream = PairBatches(
         spec["pairs"],
-        judge.student,
-        judge.distillation,
-        judge.seed,
-        rank=context.get_world_rank(),
+        prepared,
+        pairs_per_step=settings.pairs_per_step,
+        held_out_fraction=settings.held_out_fraction,
+        replay_ratio=settings.replay_ratio,
+        seed=judge.seed,
+        cache_gb=settings.cache_gb,
+        rank=rank,
         world_size=context.get_world_size(),
     )
+    # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
+    asked_else = 0.0 if spec["text_blind"] else settings.asked_else
+    fresh = FreshExamples(settings.spoiled, asked_else, stream.pairs, judge.seed + rank)
     return TrainJob(
         trainer=trainer,
-        stream=Feed(stream),
-        step=step,
+        stream=stream,
+        step=lambda batch: trainer.step(**batch),
         save=lambda folder: trainer.result().save(folder),
         steps=judge.distillation.steps,
         log_every=judge.distillation.log_every,

@@ -9,21 +9,21 @@ checkpoint; a complete one is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.judge_engine import ADAPTER, MERGED, DeepSpeedTeacher
+from pipelines.pair_batches import PairBatches
 from pipelines.train_job import TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
-from roboalign_ray.judge.labels import LabelledPairs, ReplaySampler
+from roboalign_ray.judge.fresh import FreshExamples
+from roboalign_ray.judge.labels import LabelledPairs
 
 TEACHER = "teacher"
 _START, _ENGINE = "start", "engine"
-_READ_DEADLINE_S = 600.0
 
 
 def run_judge_train(
@@ -113,71 +113,26 @@ def _job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     import ray.train
 
     settings, context = config.teacher.training, ray.train.get_context()
+    rank = context.get_world_rank()
     trainer = DeepSpeedTeacher(config.teacher, spec["source"], Path(spec["out"]) / _ENGINE)
+    stream = PairBatches(
+        spec["pairs"],
+        lambda pairs, step: {"pairs": fresh.batch(pairs, step)},
+        pairs_per_step=settings.pairs_per_step,
+        held_out_fraction=settings.held_out_fraction,
+        replay_ratio=None,
+        seed=config.teacher.seed,
+        cache_gb=settings.cache_gb,
+        rank=rank,
+        world_size=context.get_world_size(),
+    )
+    fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, config.teacher.seed + rank)
     return TrainJob(
         trainer=trainer,
-        stream=PairBatches(spec["pairs"], config.teacher, context.get_world_rank(), context.get_world_size()),
+        stream=stream,
         step=lambda batch: trainer.step(batch["pairs"]),
         save=trainer.save,
         steps=settings.steps,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )
-
-
-class PairBatches:
-    """Endless batches of judged pairs in an order that depends on the seed alone; the next one is read ahead.
-
-    Args:
-        paths: stores of pairs and distillation sets.
-        config: batch size, split and seed.
-        rank, world_size: this worker's share; shares are disjoint.
-    """
-
-    def __init__(self, paths: Sequence[str], config: TeacherConfig, rank: int, world_size: int) -> None:
-        settings = config.training
-        self._pairs = LabelledPairs(paths)
-        self._train = self._pairs.split("train", settings.held_out_fraction)
-        rounds = self._pairs.rounds[self._train]
-        self._sampler = ReplaySampler(0 * rounds, settings.pairs_per_step, 0.0, config.seed)
-        self._share = slice(rank, None, world_size)
-        self._identity = {
-            "seed": config.seed,
-            "world_size": world_size,
-            "pairs": len(self._pairs),
-            "pairs_per_step": settings.pairs_per_step,
-        }
-        self._step = 0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """{"pairs": this worker's pairs of the step}, for ever."""
-        with ThreadPoolExecutor(1, thread_name_prefix="pairs") as background:
-            following = background.submit(self._read, self._step)
-            while True:
-                pairs = following.result(timeout=_READ_DEADLINE_S)
-                self._step += 1
-                following = background.submit(self._read, self._step)
-                yield {"pairs": pairs}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position: steps handed out, with what the order depends on."""
-        return {**self._identity, "step": self._step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a position.
-
-        Raises:
-            UserError: the state belongs to another order.
-        """
-        for key, value in self._identity.items():
-            if state.get(key) != value:
-                raise UserError(
-                    f"the saved position has {key} {state.get(key)}, this run {value}",
-                    where="teacher.training",
-                    remedy="resume with the settings and pairs the run began with, or start a new one",
-                )
-        self._step = int(state["step"])
-
-    def _read(self, step: int) -> list[Any]:
-        positions = self._train[self._sampler.positions(step)[self._share]]
-        return [self._pairs.read(int(number)) for number in positions]

@@ -1,4 +1,4 @@
-"""Pack a pre-training run into the folders that ship inside the package: bfloat16 weights and a card each."""
+"""Pack runs into the folders that ship inside the package: bfloat16 weights and a card each, and some judged pairs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipelines.distill import ASSESSED
 from pipelines.pretrain import STAGES, Stage
 from pipelines.train_job import SUMMARY
+from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.shards import StoreCard
+from roboalign_ray.judge.assessment import REAL, try_student
+from roboalign_ray.judge.labels import LabelledPairs
+from roboalign_ray.judge.pairs import write_pairs
+from roboalign_ray.judge.student import WEIGHTS, Student
 
 _TITLES: dict[Stage, str] = {
     "tokenizer": "Dual-branch FSQ tokenizer",
@@ -50,6 +59,63 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
     return sizes
 
 
+def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
+    """Copy a distilled student into `target/student`, weights as bfloat16, and some of its bench into `target/pairs`.
+
+    Args:
+        run: output folder of `run_distill`.
+        pairs: the store it was distilled on.
+        target: folder that receives the two.
+        config: its judge section, for the gate.
+        count: pairs that are copied.
+
+    Returns:
+        bytes of each.
+
+    Raises:
+        UserError: the run is not complete, or what was packed does not pass the reward gate.
+    """
+    if not (run / ASSESSED / WEIGHTS).is_file():
+        raise UserError("no assessed student here", where=str(run), remedy="run 'roboalign distill'")
+    student, replay = target / "student", target / "pairs"
+    for folder in (student, replay):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run / ASSESSED, student)
+    _halve(student / WEIGHTS)
+    bench = LabelledPairs([pairs])
+    kept = replayed_positions(bench, config.judge.distillation.held_out_fraction, count)
+    summary = f"Of a bench of {len(bench)} pairs, for relabelling to mix with and for the reward gate to try judges on."
+    card = StoreCard("Judged pairs of the shipped student", summary)
+    written = write_pairs((bench.read(n) for n in kept), replay, card=card)
+    gate = try_student(Student.load(student), config.judge, LabelledPairs([replay]))
+    gate.assert_open()
+    tables = {"Agreement on held-out pairs": "agreement.md", "The reward gate, as distilled": "gate.md"}
+    card_lines = ["# Student judge", "", *_STUDENT_CARD]
+    for title, file in tables.items():
+        card_lines += ["", f"## {title}", "", (run / file).read_text(encoding="utf-8").strip()]
+    card_lines += ["", "## The reward gate, as packed", "", gate.table().strip()]
+    (student / "README.md").write_text("\n".join(card_lines) + "\n", encoding="utf-8")
+    sizes = sum(file.stat().st_size for file in student.iterdir())
+    return {"student": sizes, "pairs": written.bytes}
+
+
+def replayed_positions(pairs: LabelledPairs, held_out_fraction: float, count: int) -> list[int]:
+    """Positions of `count` pairs: half of them held out, real clips and what other actions led to first, which the gate
+    needs; the rest spread evenly."""
+    held_out, train = (pairs.split(name, held_out_fraction) for name in ("held_out", "train"))
+    of_gate = np.array([pairs.kinds[n] == REAL or "wrong_actions" in pairs.kinds[n] for n in held_out], bool)
+    first = held_out[of_gate][: count // 2]
+    rest = [_evenly(held_out[~of_gate], count // 2 - len(first)), _evenly(train, count - count // 2)]
+    return sorted(int(n) for n in np.concatenate([first, *rest]))
+
+
+def _evenly(positions: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, spread over all."""
+    if not count or not len(positions):
+        return positions[:0]
+    return positions[np.unique(np.linspace(0, len(positions) - 1, count).round().astype(int))]
+
+
 def _read_figures(evaluation: Path | None) -> dict[str, Any]:
     if evaluation is None:
         return {}
@@ -72,6 +138,15 @@ def _halve(weights: Path) -> None:
         for name, value in load_file(weights).items()
     }
     save_file(state, weights, metadata=metadata)
+
+
+_STUDENT_CARD = (
+    "A small student judge that ships with roboalign_ray: six scores of a robot video and an instruction.",
+    "Data: the train split of a bench of simulated episodes, their degradations, counterfactuals and rollouts of the",
+    "shipped world model. Recipe: `roboalign episodes generate`, `roboalign bench build`, `roboalign distill demo`,",
+    "`roboalign assets pack-judge`; docs/judge.md gives the full lines. Weights are stored as bfloat16. Licence:",
+    "Apache-2.0, as the code.",
+)
 
 
 def _card(stage: Stage, summary: dict[str, Any], figures: dict[str, Any]) -> str:

@@ -57,6 +57,8 @@ class BenchConfig(FrozenConfig):
         refresh, temperatures: policies and sampling temperatures of rollouts, every combination equally often.
         window: frames between context refreshes.
         samples: rollouts of one prompt.
+        completing: share of clips (of degraded ones: all) that begin so that the task becomes done within them, where
+            the store knows when; the others begin anywhere.
         level_cap: no bin of one point of the total may hold more than this share of counterfactuals, or of rollouts.
         seed: of all draws.
     """
@@ -72,6 +74,7 @@ class BenchConfig(FrozenConfig):
     temperatures: tuple[float, ...] = (0.5, 1.0, 1.5)
     window: PositiveInt = 6
     samples: PositiveInt = 4
+    completing: float = Field(0.75, ge=0, le=1)
     level_cap: float = Field(0.35, gt=0.1, le=1)
     seed: NonNegativeInt = 0
     privileged: PrivilegedConfig = PrivilegedConfig()

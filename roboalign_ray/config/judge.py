@@ -44,6 +44,8 @@ class StudentConfig(FrozenConfig):
         height, width: pixels that clips are resized to.
         frames: frames sampled evenly from a clip, first and last included.
         patch, square: pixels per side of a patch, and of the squares that its first layer sees.
+        stem, stem_blocks: channels of the scales between square and patch, each half as fine as the one before, and
+            residual blocks at each.
         motion: also show each sampled frame's difference to the frame right before it in the clip, so that stutter and
             flicker between sampled frames are seen.
         hidden, layers, heads, ffn: video transformer; every layer attends over time, then over space.
@@ -61,6 +63,8 @@ class StudentConfig(FrozenConfig):
     frames: int = Field(16, ge=2)
     patch: PositiveInt = 16
     square: PositiveInt = 4
+    stem: tuple[PositiveInt, ...] = (64, 128)
+    stem_blocks: NonNegativeInt = 1
     motion: bool = True
     hidden: PositiveInt = 576
     layers: PositiveInt = 12
@@ -88,9 +92,9 @@ class StudentConfig(FrozenConfig):
                     where="judge.student",
                     remedy="change one of them",
                 )
-        if self.patch % self.square:
+        if self.patch != self.square * 2 ** len(self.stem):
             raise ConfigError(
-                f"patch {self.patch} is not a multiple of square {self.square}",
+                f"square {self.square}, doubled by {len(self.stem)} scales of the stem, is not patch {self.patch}",
                 where="judge.student",
                 remedy="change one of them",
             )
@@ -105,22 +109,23 @@ class StudentConfig(FrozenConfig):
 
     @classmethod
     def small(cls, **changes: object) -> StudentConfig:
-        """The demo's size: about 2.4 million parameters, 64x64 pixels, 8 frames. [ours]"""
+        """The demo's size: about 1.4 million parameters, 64x64 pixels, 8 frames. [ours]"""
         sizes: dict[str, object] = {
             "height": 64,
             "width": 64,
             "frames": 8,
-            "hidden": 160,
-            "layers": 2,
-            "heads": 5,
-            "ffn": 480,
+            "stem": (24, 64),
+            "hidden": 128,
+            "layers": 1,
+            "heads": 4,
+            "ffn": 256,
             "text_hidden": 96,
             "text_layers": 2,
             "text_heads": 4,
             "text_ffn": 192,
             "text_buckets": 2048,
             "text_words": 24,
-            "fusion_layers": 2,
+            "fusion_layers": 1,
             "fusion_queries": 4,
         }
         return cls.model_validate({**sizes, **changes})
@@ -139,6 +144,9 @@ class DistillationConfig(FrozenConfig):
             Its gradient reaches that head alone.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
         replay_ratio: share of a batch drawn from rounds before the newest, once there are several.
+        asked_else: share of a batch's pairs that are asked for another task's sentence, labelled by the rule for it.
+        spoiled: share of its faultless videos that are spoiled anew, by a rule that needs frames alone.
+        cache_gb: decoded pairs that each worker keeps in memory, GB.
         held_out_fraction: share of groups held out of training, by a hash of the group id.
         calibration_share: share of the held-out groups that calibration is fitted on; agreement is
             measured on the rest.
@@ -158,6 +166,9 @@ class DistillationConfig(FrozenConfig):
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     replay_ratio: float = Field(0.5, ge=0, lt=1)
+    asked_else: float = Field(0.3, ge=0, lt=1)
+    spoiled: float = Field(0.3, ge=0, le=1)
+    cache_gb: float = Field(2.0, ge=0)
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     calibration_share: float = Field(0.5, gt=0, lt=1)
     calibration: Literal["isotonic", "affine", "none"] = "isotonic"

@@ -117,6 +117,9 @@ class TeacherTrainingConfig(FrozenConfig):
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
         score_weight: weight of a score's tokens in the loss, against 1 for all others of the answer.
         held_out_fraction: share of groups held out, by a hash of the group id.
+        asked_else, spoiled: shares of pairs that are asked for another task's sentence, and of faultless videos that
+            are spoiled anew, as in distillation; a model that knows language and videos needs neither.
+        cache_gb: decoded pairs that each worker keeps in memory, GB.
         zero_stage: DeepSpeed's; every worker holds all weights.
         precision: weights and activations.
     """
@@ -144,6 +147,9 @@ class TeacherTrainingConfig(FrozenConfig):
     clip_norm: float = Field(1.0, gt=0)
     score_weight: float = Field(1.0, gt=0)
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    asked_else: float = Field(0.0, ge=0, lt=1)
+    spoiled: float = Field(0.0, ge=0, le=1)
+    cache_gb: float = Field(2.0, ge=0)
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     log_every: PositiveInt = 10

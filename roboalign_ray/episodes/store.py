@@ -256,6 +256,13 @@ class EpisodeStore(ShardedRows[Episode]):
         for cells in self.cells(numbers, ("actions", "action_names")):
             yield np.asarray(cells["actions"], dtype=np.float32), tuple(cells["action_names"])
 
+    def successes(self) -> list[int | None]:
+        """First frame of each episode in which its task counts as done; None where it never does, or is not known.
+        Reads no video."""
+        cells = self.cells(range(len(self)), ("episode_id", "success_per_frame"))
+        flags = {cell["episode_id"]: cell["success_per_frame"] or [] for cell in cells}
+        return [next((n for n, done in enumerate(flags[name]) if done), None) for name in self.ids]
+
 
 def open_store(path: str | Path) -> EpisodeStore:
     """The store at `path`; "shipped" opens the one inside the package."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from roboalign_ray.config import DistillationConfig, JobConfig, JudgeConfig, StudentConfig
+from roboalign_ray.config import DistillationConfig, GateConfig, JobConfig, JudgeConfig, StudentConfig
 from roboalign_ray.judge.agreement import Agreement, agreement, agreement_table
 from roboalign_ray.judge.calibration import calibration_error, fit_calibration
 from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.gate import GateClip, GateResult, Question, run_gate
+from roboalign_ray.judge.gate import TOTAL_RANGE, GateClip, GateResult, Question, run_gate
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.naive import NO_INSTRUCTION, ConstantJudge, pixel_l1_scores
 from roboalign_ray.judge.rubric import names, normalise
@@ -24,6 +24,7 @@ from roboalign_ray.judge.student import Student
 
 REAL = "real"
 _BATCH = 32
+_FULL_MARKS = 0.95  # share of all points from which a real clip counts as faultless
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def try_student(student: Student, config: JudgeConfig, pairs: LabelledPairs) -> 
         UserError: there is none among the pairs.
     """
     held_out = pairs.split("held_out", config.distillation.held_out_fraction)
-    clips = gate_clips(pairs, held_out, config.gate.clips)
+    clips = gate_clips(pairs, held_out, config.gate)
 
     def judge(questions: Sequence[Question]) -> np.ndarray:
         return student.score([q.frames for q in questions], [q.instruction for q in questions]).totals
@@ -122,27 +123,41 @@ def try_student(student: Student, config: JudgeConfig, pairs: LabelledPairs) -> 
     return run_gate(judge, clips, config.gate, name="student", seed=config.seed)
 
 
-def gate_clips(pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, most: int) -> list[GateClip]:
-    """Real clips among the pairs, in turn from each instruction, each with what other actions led to where a pair of
-    the same group shows it."""
+def gate_clips(
+    pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, config: GateConfig
+) -> list[GateClip]:
+    """Real clips that show their task being done, in turn from each instruction, each with what other actions led to
+    where a pair of the same group shows that they led elsewhere.
+
+    A clip that its own label finds wanting may leave less room than the gate's gap; where none has full marks, any
+    will do.
+    """
+    spare = config.smallest_gap * TOTAL_RANGE
     wrong: dict[str, list[int]] = {}
     for n in map(int, positions):
-        if "wrong_actions" in pairs.kinds[n] or pairs.kinds[n].startswith("counterfactual/"):
+        other = "wrong_actions" in pairs.kinds[n] or pairs.kinds[n].startswith("counterfactual/")
+        if other and pairs.scores[n].sum() <= TOTAL_RANGE - spare:
             wrong.setdefault(pairs.group_ids[n], []).append(n)
+    real = [n for n in map(int, positions) if pairs.kinds[n] == REAL]
+    faultless = [n for n in real if pairs.scores[n].sum() >= _FULL_MARKS * TOTAL_RANGE]
     by_instruction: dict[str, list[int]] = {}
-    for n in map(int, positions):
-        if pairs.kinds[n] == REAL:
-            by_instruction.setdefault(pairs.instructions[n], []).append(n)
+    for n in faultless or real:
+        by_instruction.setdefault(pairs.instructions[n], []).append(n)
     depth = max(map(len, by_instruction.values()), default=0)
     turns = [group[turn] for turn in range(depth) for group in by_instruction.values() if turn < len(group)]
-    clips = []
-    for n in turns[:most]:
+    # What was done before the clip begins looks as well backwards: the last resort.
+    shown: list[GateClip] = []
+    afterwards: list[GateClip] = []
+    for n in turns:
+        if len(shown) == config.clips:
+            break
         pair = pairs.read(n)
         # The worst of them: some variants of the actions still do what was asked.
         others = sorted(wrong.get(pairs.group_ids[n], []), key=lambda other: pairs.scores[other].sum())
         frames = pairs.read(others[0]).frames if others else None
-        clips.append(GateClip(pair.pair_id, pair.frames, pair.instruction, frames))
-    return clips
+        clip = GateClip(pair.pair_id, pair.frames, pair.instruction, frames)
+        (afterwards if pair.provenance.get("done") == 0 else shown).append(clip)
+    return shown or afterwards[: config.clips]
 
 
 def clip_batches(

@@ -12,6 +12,7 @@ append what it appended before. One process writes; any number read.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,39 @@ class DistillationSet(PairRows):
         flush(self.path)
 
 
+class PairCache:
+    """Decoded pairs in memory, up to a size; those read longest ago give way.
+
+    Decoding a pair takes as long as a small student's training step on it, and training comes by many times.
+
+    Args:
+        gigabytes: of frames; 0 keeps nothing.
+    """
+
+    def __init__(self, gigabytes: float) -> None:
+        self._most, self._bytes = gigabytes * 1e9, 0
+        self._pairs: OrderedDict[tuple[Path, str], JudgedPair] = OrderedDict()
+
+    def read(self, store: PairRows, number: int) -> JudgedPair:
+        """The pair at a position of a store."""
+        key = (store.path, store.ids[number])
+        if key in self._pairs:
+            self._pairs.move_to_end(key)
+            return self._pairs[key]
+        pair = store.read(number)
+        if pair.frames.nbytes <= self._most:
+            self._pairs[key] = pair
+            self._bytes += pair.frames.nbytes
+        while self._bytes > self._most:
+            self._bytes -= self._pairs.popitem(last=False)[1].frames.nbytes
+        return pair
+
+
 class LabelledPairs:
     """Several stores of pairs and distillation sets as one list.
+
+    Args:
+        cache: keeps decoded pairs; may be shared with other lists.
 
     Attributes:
         ids, group_ids, kinds, instructions, rounds, scores: as in `DistillationSet`; a store's pairs are round 0.
@@ -108,8 +140,9 @@ class LabelledPairs:
         UserError: a path holds neither, or nothing is in any of them.
     """
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Sequence[str | Path], cache: PairCache | None = None) -> None:
         self.paths = tuple(Path(path) for path in paths)
+        self._cache = cache or PairCache(0)
         self._parts = [_open(path) for path in self.paths]
         self.ids = [name for part in self._parts for name in part.ids]
         self.group_ids = [name for part in self._parts for name in part.group_ids]
@@ -131,7 +164,8 @@ class LabelledPairs:
     def read(self, number: int) -> JudgedPair:
         """One pair, by position, video decoded."""
         part = int(np.searchsorted(self._ends, number, side="right"))
-        return self._parts[part].read(int(number - (self._ends[part] - len(self._parts[part]))))
+        store = self._parts[part]
+        return self._cache.read(store, int(number - (self._ends[part] - len(store))))
 
     def split(self, name: str, fraction: float) -> np.ndarray:
         """Positions int64 [n] of the pairs in "train" or "held_out", by a hash of the group id."""

@@ -23,8 +23,10 @@ from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.foundation.files import packed_folder
 from roboalign_ray.judge.assessment import calibrate, try_student
 from roboalign_ray.judge.clips import prepare_clips
+from roboalign_ray.judge.fresh import FreshExamples
 from roboalign_ray.judge.gate import GateResult
-from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, ReplaySampler
+from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, PairCache, ReplaySampler
+from roboalign_ray.judge.pairs import JudgedPair
 from roboalign_ray.judge.registry import StudentRegistry
 from roboalign_ray.judge.student import Student
 from roboalign_ray.judge.training import StudentTrainer
@@ -69,6 +71,7 @@ class Redistiller:
         self.config, self.device = config, device
         self.start, self.replay = start, replay
         self.labels = DistillationSet(folder / LABELS)
+        self._cache = PairCache(config.distillation.cache_gb)
         self.registry = StudentRegistry(folder / VERSIONS)
         self.steps_done = 0
 
@@ -81,7 +84,7 @@ class Redistiller:
         if (known := self.registry.find(_START)) is not None:
             return self.version(known)
         student = Student.load(self.start).to(self.device)
-        gate = try_student(student, self.config, LabelledPairs([self.replay]))
+        gate = try_student(student, self.config, LabelledPairs([self.replay], self._cache))
         gate.assert_open()
         return self._publish(student, gate, _START, {})
 
@@ -124,7 +127,7 @@ class Redistiller:
         if (known := self.registry.find(key)) is not None:
             return self.version(known)
         student, figures = self._train(self.registry.load(base).to(self.device), round_number)
-        gate = try_student(student, self.config, LabelledPairs([self.replay]))
+        gate = try_student(student, self.config, LabelledPairs([self.replay], self._cache))
         return self._publish(student, gate, key, figures) if gate.open else gate
 
     def _train(self, student: Student, round_number: int) -> tuple[Student, dict[str, float]]:
@@ -136,24 +139,27 @@ class Redistiller:
             "ema_decay": 0.0,
         }
         schedule = settings.model_copy(update=changes)
-        pairs = LabelledPairs([self.replay, self.labels.path])
+        pairs = LabelledPairs([self.replay, self.labels.path], self._cache)
         train = pairs.split("train", settings.held_out_fraction)
         seed = self.config.seed + round_number
         sampler = ReplaySampler(pairs.rounds[train], settings.pairs_per_step, settings.replay_ratio, seed)
         student.calibration = None
+        fresh = FreshExamples(settings.spoiled, settings.asked_else, pairs, seed)
         with torch.random.fork_rng():  # dropout, where there is some
             torch.manual_seed(seed)
             trainer = StudentTrainer(student, schedule, device=self.device)
             curves = [
-                self._step(trainer, pairs, train[sampler.positions(step)]) for step in range(relabel.steps)
+                self._step(
+                    trainer, fresh.batch([pairs.read(int(n)) for n in train[sampler.positions(step)]], step)
+                )
+                for step in range(relabel.steps)
             ]
         result = trainer.result()
         calibrate(result, settings, pairs, pairs.split("held_out", settings.held_out_fraction))
         last = curves[-_MEASURED:]
         return result, {name: float(np.mean([row[name] for row in last])) for name in last[0]}
 
-    def _step(self, trainer: StudentTrainer, pairs: LabelledPairs, positions: np.ndarray) -> dict[str, float]:
-        batch = [pairs.read(int(number)) for number in positions]
+    def _step(self, trainer: StudentTrainer, batch: Sequence[JudgedPair]) -> dict[str, float]:
         clips = prepare_clips([pair.frames for pair in batch], self.config.student)
         scores = np.stack([pair.scores for pair in batch])
         self.steps_done += 1

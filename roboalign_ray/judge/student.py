@@ -1,8 +1,8 @@
 """The student judge: a video and a text encoder, fused, with a linear six-way head.
 
-    sampled frames ──► patches ─┬─► space-time transformer ──┐
-                                └─► summary ───────────────┐ ├─► queries: text, then video ──► scores, variances
-    instruction ─────► word pieces ──► text transformer ───┴─┘                                 [6] each
+    sampled frames ──► convolutions, patches ─┬─► space-time transformer ──┐
+                                              └─► summary ───────────────┐ ├─► queries: text, then video ──► scores,
+    instruction ─────► word pieces ─────────────► text transformer ──────┴─┘                                 variances
 
 RoboAlign-R1 (arXiv 2605.03821) distils its VLM teacher into such a model of about 98M parameters; encoders and sizes
 are unpublished, ours stand in `StudentConfig`. Inside, scores are shares of each dimension's maximum.
@@ -28,8 +28,9 @@ from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.judge.attention import FusionLayer, SpaceTimeLayer
 from roboalign_ray.judge.calibration import Calibration
 from roboalign_ray.judge.clips import prepare_clips
+from roboalign_ray.judge.frames import Patches, PretrainedFrames
 from roboalign_ray.judge.rubric import DIMENSIONS, denormalise, names
-from roboalign_ray.judge.text import HASHED, HashedText, PretrainedText, TextTokens, load_encoder
+from roboalign_ray.judge.text import HASHED, HashedText, PretrainedText, TextTokens
 from roboalign_ray.world_model.codec import FrameCodec
 from roboalign_ray.world_model.rollout import RolloutGroup
 
@@ -39,6 +40,7 @@ PATCHES = "patches"
 _TEXT, _VISION = "text_encoder", "vision_encoder"  # folders of plugged-in encoders' shapes
 _LOG_VARIANCE = (-8.0, 2.0)  # standard deviations of 0.02 to 2.7 of a dimension's range
 _FIRST_GUESS, _FIRST_LOG_VARIANCE = 0.5, -3.0
+_NARROW, _QUARTERS = 64, 2  # channels of the summary's map, and its places a side
 
 
 @dataclass(frozen=True)
@@ -61,82 +63,6 @@ class Judgement:
         return self.scores.sum(-1)
 
 
-class Patches(nn.Module):
-    """Two layers per patch of a frame, of its change since the frame before, and of three energies.
-
-    Blur, grain, stillness and pace are sizes of differences whose signed mean is nothing: a network that sees signed
-    values alone has to find rectification first, and takes many times as many clips to. The energies are roots of
-    absolute differences: to the frame before, to the mean of the pixel's neighbours, and to the clip's first frame.
-    """
-
-    def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
-        channels, squares = 9 if config.motion else 5, config.patch // config.square
-        self.tokens = (config.height // config.patch) * (config.width // config.patch)
-        self.embed = nn.Sequential(
-            nn.Conv2d(channels, config.hidden // 4, config.square, config.square),
-            nn.GELU(),
-            nn.Conv2d(config.hidden // 4, config.hidden, squares, squares),
-        )
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, T, K, 3, H, W] in [0, 1] to tokens [B, T, N, W]."""
-        frames = clips[:, :, 0].flatten(0, 1)
-        first = clips[:, :1, 0].expand(-1, clips.shape[1], -1, -1, -1).flatten(0, 1)
-        around = nn.functional.avg_pool2d(frames, 3, 1, 1, count_include_pad=False)
-        seen = [frames * 2 - 1, _energy(frames - around), _energy(frames - first)]
-        if clips.shape[2] > 1:
-            change = frames - clips[:, :, 1].flatten(0, 1)
-            seen += [4 * change, _energy(change)]
-        tokens = self.embed(torch.cat(seen, dim=1))
-        return rearrange(tokens, "(b t) w y x -> b t (y x) w", b=len(clips))
-
-
-def _energy(difference: Tensor) -> Tensor:
-    """[B, 3, H, W] to [B, 1, H, W], about 0 to 2; the root gives small differences a say."""
-    return 4 * (difference.abs().mean(dim=1, keepdim=True) + 1e-6).sqrt()
-
-
-class PretrainedFrames(nn.Module):
-    """A transformers vision encoder on every sampled frame, beside the patches that carry motion."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, config: StudentConfig, name: str, *, weights: bool = True) -> None:
-        super().__init__()
-        self.frozen = config.freeze_pretrained
-        self.model, width = load_encoder(name, weights=weights, where="judge.student.vision_encoder")
-        if self.frozen:
-            self.model.requires_grad_(False)
-        size = getattr(self.model.config, "image_size", 224)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.project = nn.Linear(width, config.hidden)
-        self.patches = Patches(config) if config.motion else None
-        # What public encoders were trained with differs little from this; the projection adapts to the rest.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
-        with torch.no_grad():
-            grid = self.model(pixel_values=torch.zeros(1, 3, *self.size)).last_hidden_state
-        self.tokens = grid.shape[1] + (self.patches.tokens if self.patches else 0)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, T, K, 3, H, W] in [0, 1] to tokens [B, T, N, W]."""
-        images = nn.functional.interpolate(clips[:, :, 0].flatten(0, 1), self.size, mode="bilinear")
-        images = (images - self.mean) / self.std
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.model(pixel_values=images).last_hidden_state
-        tokens = rearrange(self.project(features), "(b t) n w -> b t n w", b=len(clips))
-        return tokens if self.patches is None else torch.cat([tokens, self.patches(clips)], dim=2)
-
-    def train(self, mode: bool = True) -> PretrainedFrames:
-        """A frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.model.eval()
-        return self
-
-
 class Student(nn.Module):
     """Scores videos on the six dimensions.
 
@@ -157,7 +83,7 @@ class Student(nn.Module):
         self.config, self.version = config, 0
         self.calibration: Calibration | None = None
         width, heads, ffn = config.hidden, config.heads, config.ffn
-        self.frames = _vision(config, encoders)
+        self.frames = _frames(config, encoders)
         self.times = nn.Parameter(torch.randn(config.frames, 1, width) * 0.02)
         self.places = nn.Parameter(torch.randn(self.frames.tokens, width) * 0.02)
         self.video = nn.Sequential(
@@ -170,19 +96,13 @@ class Student(nn.Module):
             FusionLayer(width, heads, ffn, config.dropout) for _ in range(config.fusion_layers)
         )
         # Clips of one scene hardly differ beside what they share: whitened over the batch, the difference is what is
-        # left. Means of the patches reach the head directly, alone and multiplied with what was asked.
-        self.summary = nn.Sequential(
-            nn.BatchNorm1d(config.frames * width),
-            nn.Linear(config.frames * width, width),
-            nn.GELU(),
-            nn.Linear(width, width),
-            nn.GELU(),
-        )
+        # left. A coarse map of every frame reaches the head by a short way, alone and multiplied with what was asked.
+        self.summary = _Summary(self.frames, config)
         self.asked = nn.Sequential(nn.BatchNorm1d(self.text.width), nn.Linear(self.text.width, width))
-        self.whitening = nn.BatchNorm1d(config.fusion_queries * width)
         features = (config.fusion_queries + 2) * width
-        self.head = nn.Linear(features, len(DIMENSIONS))
-        self.variance_head = nn.Linear(features, len(DIMENSIONS))
+        self.mixture = nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, width), nn.GELU())
+        self.head = nn.Linear(width, len(DIMENSIONS))
+        self.variance_head = nn.Linear(width, len(DIMENSIONS))
         for head, bias in ((self.head, _FIRST_GUESS), (self.variance_head, _FIRST_LOG_VARIANCE)):
             nn.init.zeros_(head.weight)
             nn.init.constant_(head.bias, bias)
@@ -198,7 +118,7 @@ class Student(nn.Module):
             shares of the maxima [B, 6] (not clipped), and log-variances of them [B, 6].
         """
         patches_BTNW = self.frames(clips.float() / 255)
-        summary = self.summary(patches_BTNW.mean(dim=2).flatten(1))
+        summary = self.summary(patches_BTNW)
         video_BMW = self.video(patches_BTNW + self.times + self.places).flatten(1, 2)
         words_BLW, there = self.text(text), text.mask.unsqueeze(-1)
         asked = self.asked((words_BLW * there).sum(dim=1) / there.sum(dim=1))
@@ -206,7 +126,7 @@ class Student(nn.Module):
         x = self.queries.expand(len(clips), -1, -1)
         for layer in self.fusion:
             x = layer(x, text_BLW, text.mask, video_BMW)
-        fused = torch.cat([self.whitening(x.flatten(1)), summary, summary * asked], dim=1)
+        fused = self.mixture(torch.cat([x.flatten(1), summary, summary * asked], dim=1))
         # The likelihood that teaches the variances grows without bound where a sure student is wrong, as it is on the
         # first fresh rollouts: it must not reach the features that the scores are made of.
         return self.head(fused), self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)
@@ -325,6 +245,33 @@ class Student(nn.Module):
         return student.eval()
 
 
+class _Summary(nn.Module):
+    """A clip in one vector: every frame's tokens, averaged over the quarters of the picture, and their course in time.
+
+    Output: [B, hidden].
+    """
+
+    def __init__(self, frames: nn.Module, config: StudentConfig) -> None:
+        super().__init__()
+        self.rows = config.height // config.patch if isinstance(frames, Patches) else 1
+        self.narrow = nn.Sequential(nn.Linear(config.hidden, _NARROW), nn.GELU())
+        width = config.frames * _NARROW * _QUARTERS**2
+        self.course = nn.Sequential(
+            nn.BatchNorm1d(width),
+            nn.Linear(width, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+        )
+
+    def forward(self, patches_BTNW: Tensor) -> Tensor:
+        """Tokens [B, T, N, W] to [B, W]; without a grid, all of a frame's tokens stand for each quarter."""
+        x = self.narrow(patches_BTNW)
+        grid = rearrange(x, "b t (y x) c -> (b t) c y x", y=self.rows)
+        quarters = nn.functional.adaptive_avg_pool2d(grid, _QUARTERS)
+        return self.course(rearrange(quarters, "(b t) c y x -> b (t c y x)", b=len(x)))
+
+
 def with_start(start: np.ndarray | None, generated_GTHWC: np.ndarray) -> np.ndarray:
     """Generated frames [G, T, H, W, 3] behind the frame they start from: [G, T + 1, H, W, 3]."""
     if start is None:
@@ -338,7 +285,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _vision(config: StudentConfig, encoders: Path | None) -> Any:
+def _frames(config: StudentConfig, encoders: Path | None) -> Any:
     if config.vision_encoder == PATCHES:
         return Patches(config)
     named = str(encoders / _VISION) if encoders else config.vision_encoder

@@ -59,6 +59,27 @@ def test_proposals_are_spread_evenly_and_reproducible() -> None:
     assert len(policies) == len(CONFIG.refresh) * len(CONFIG.temperatures)
 
 
+def test_clips_mostly_show_the_task_being_done() -> None:
+    done = [{"expert": 30, "noisy": None, "wander": 3}[name.rsplit("/", 1)[1]] for name in INDEX.ids]
+    index = EpisodeIndex(INDEX.ids, INDEX.groups, [80] * len(INDEX.ids), done)
+    assert index.done_in_group()[:3] == [30, 30, 3]
+    planner = Planner(index, CONFIG, 25)
+
+    def shown(family: str, count: int = 400) -> float:
+        proposals = planner.propose(family, count)
+        moments = [(p.start, index.done_in_group()[p.episode]) for p in proposals]
+        return float(np.mean([start < moment < start + 25 for start, moment in moments]))
+
+    assert shown("degraded") == 1
+    for family in ("real", "counterfactual", "rollout"):
+        assert (
+            CONFIG.completing < shown(family) < 1
+        )  # the others begin anywhere, and some show it all the same
+    early = [p.start for p in planner.propose("degraded", 400)]
+    assert min(early) == 30 - 24  # the last frame shows it
+    assert max(early) == 30 - 25 // 4
+
+
 @settings(deadline=None)
 @given(totals=st.lists(st.floats(0, 10), max_size=300), cap=st.floats(0.2, 1))
 def test_no_level_takes_more_than_its_share(totals: list[float], cap: float) -> None:

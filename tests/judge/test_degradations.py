@@ -82,7 +82,16 @@ def test_time_is_rearranged_as_stated() -> None:
     assert np.array_equal(spoiled("reverse").frames, CLIP[::-1])
     assert np.array_equal(spoiled("reverse", 0.5).frames, np.concatenate([CLIP[:6], CLIP[:5:-1]]))
     assert np.array_equal(spoiled("speed_up").frames, CLIP[[0, 3, 6, 9, 11, 11, 11, 11, 11, 11, 11, 11]])
-    assert np.array_equal(spoiled("truncated").frames, CLIP[:4])
+    assert np.array_equal(spoiled("truncated").frames, CLIP[:3])
+    for done, strength, shown in (
+        (10, 0.2, 9),
+        (10, 1.0, 3),
+        (6, 0.5, 4),
+        (3, 1.0, 2),
+    ):  # always before it is done
+        material = replace(MATERIAL, done=done)
+        rule = DEGRADATIONS["truncated"].rule
+        assert np.array_equal(rule(CLIP, strength, np.random.default_rng(0), material), CLIP[:shown])
     assert np.array_equal(spoiled("slow_down").frames[[0, 4, 8]], CLIP[[0, 1, 2]])
     assert np.array_equal(spoiled("loop").frames, CLIP[np.arange(FRAMES) % 3])
     shuffled = spoiled("shuffle").frames

@@ -10,16 +10,16 @@ import pytest
 from test_student import TINY
 
 from pipelines.distill import run_distill
-from pipelines.feed import Feed
-from pipelines.pair_streaming import PairStream
-from roboalign_ray.config import JobConfig, StudentConfig
+from pipelines.pack import pack_judge, replayed_positions
+from pipelines.pair_batches import PairBatches
+from roboalign_ray.config import GateConfig, JobConfig, StudentConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.assessment import gate_clips
-from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, ReplaySampler
+from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, PairCache, ReplaySampler
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.registry import StudentRegistry
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.student import Student
 
 GROUPS = 40
 
@@ -68,27 +68,46 @@ def pairs(tmp_path_factory):
     return [folder / "store", folder / "set"]
 
 
-def test_the_feed_hands_out_the_samplers_pairs_and_resumes(pairs, ray_cluster) -> None:
-    config = make_job(["reverse"]).judge
-    arguments = {"paths": pairs, "student": config.student, "settings": config.distillation, "seed": 3}
-    feed = Feed(PairStream(**arguments))
-    batches = list(islice(feed, 2))
+def batches_of(pairs, **changes) -> PairBatches:
+    arguments = {"pairs_per_step": 8, "held_out_fraction": 0.5, "replay_ratio": 0.5, "seed": 3}
+    return PairBatches(pairs, lambda drawn, step: {"pairs": drawn}, **{**arguments, **changes})
+
+
+def test_batches_are_the_samplers_pairs_kept_or_not_and_resume(pairs) -> None:
+    batches, kept = batches_of(pairs), batches_of(pairs, cache_gb=1e-5)  # room for a few pairs
+    taken = [batch["pairs"] for batch in islice(batches, 3)]
     store = LabelledPairs(pairs)
     train = store.split("train", 0.5)
-    sampler = ReplaySampler(store.rounds[train], 8, config.distillation.replay_ratio, 3)
-    for step, batch in enumerate(batches):
+    sampler = ReplaySampler(store.rounds[train], 8, 0.5, 3)
+    for step, (batch, same) in enumerate(zip(taken, islice(kept, 3), strict=True)):
         expected = [store.read(int(n)) for n in train[sampler.positions(step)]]
-        np.testing.assert_array_equal(
-            batch["clips"], prepare_clips([p.frames for p in expected], config.student)
-        )
-        assert batch["instruction"] == [pair.instruction for pair in expected]
-        np.testing.assert_array_equal(batch["scores"], np.stack([pair.scores for pair in expected]))
-    resumed = Feed(PairStream(**arguments))
-    resumed.load_state_dict(feed.state_dict())
-    positions = train[sampler.positions(2)]
-    np.testing.assert_array_equal(next(iter(resumed))["scores"], store.scores[positions])
+        assert [p.pair_id for p in batch] == [p.pair_id for p in expected]
+        for pair, again, reference in zip(batch, same["pairs"], expected, strict=True):
+            np.testing.assert_array_equal(pair.frames, reference.frames)
+            np.testing.assert_array_equal(again.frames, reference.frames)
+    resumed = batches_of(pairs)
+    resumed.load_state_dict({**batches.state_dict(), "step": 2})
+    assert [p.pair_id for p in next(iter(resumed))["pairs"]] == [p.pair_id for p in taken[2]]
     with pytest.raises(UserError, match="saved position"):
-        Feed(PairStream(**{**arguments, "seed": 4})).load_state_dict(feed.state_dict())
+        batches_of(pairs, seed=4).load_state_dict(batches.state_dict())
+
+
+def test_a_cache_reads_what_it_keeps_once_and_forgets_the_oldest(pairs) -> None:
+    class Counting:
+        path, ids = pairs[0], ["a", "b", "c"]
+
+        def __init__(self) -> None:
+            self.reads = []
+
+        def read(self, number: int) -> JudgedPair:
+            self.reads.append(number)
+            return bright_or_dark(number, "real", 1.0)
+
+    store, size = Counting(), bright_or_dark(0, "real", 1.0).frames.nbytes
+    cache = PairCache(2 * size / 1e9)
+    for number in (0, 1, 0, 1, 2, 1, 0):
+        assert cache.read(store, number).pair_id == f"{number}/real"
+    assert store.reads == [0, 1, 2, 0]
 
 
 def test_from_pairs_to_a_published_version(pairs, ray_cluster, tmp_path) -> None:
@@ -107,15 +126,32 @@ def test_from_pairs_to_a_published_version(pairs, ray_cluster, tmp_path) -> None
     bright, dark = (bright_or_dark(99, "real", share).frames for share in (1.0, 0.1))
     totals = student.score([bright, dark], ["push the button"] * 2).totals
     assert totals[0] - totals[1] > 4
+    sizes = pack_judge(out, pairs[0], tmp_path / "assets", make_job(["wrong_actions"]), 24)
+    assert set(sizes) == {"student", "pairs"}
+    packed = Student.load(tmp_path / "assets/student").score([bright, dark], ["push the button"] * 2)
+    np.testing.assert_allclose(packed.totals, totals, atol=0.2)  # bfloat16
+    assert len(LabelledPairs([tmp_path / "assets/pairs"])) == 24
     judges = {judge["judge"]: judge["rows"][-1] for judge in summary["agreement"]}
     assert set(judges) == {"student", "student, instruction hidden", "pixel L1", "constant mean"}
     assert judges["student"]["mae"]["value"] < judges["constant mean"]["mae"]["value"]
     assert json.loads((out / "distillation.json").read_text())["gate"]["open"] is True
 
 
+def test_a_run_is_packed_with_the_pairs_it_needs(pairs, tmp_path) -> None:
+    store = LabelledPairs(pairs[:1])
+    kept = replayed_positions(store, 0.5, 24)
+    assert len(kept) == len(set(kept)) == 24
+    held_out = set(store.split("held_out", 0.5).tolist())
+    assert len(held_out & set(kept)) == 12
+    assert replayed_positions(store, 0.5, 10_000) == list(range(len(store)))
+    with pytest.raises(UserError, match="no assessed student here"):
+        pack_judge(tmp_path, pairs[0], tmp_path / "assets", make_job(["wrong_actions"]), 24)
+    assert not (tmp_path / "assets").exists()
+
+
 def test_gate_clips_take_turns_between_instructions(pairs) -> None:
     store = LabelledPairs(pairs)
-    clips = gate_clips(store, np.arange(len(store)), 6)
+    clips = gate_clips(store, np.arange(len(store)), GateConfig(clips=6))
     assert [clip.instruction for clip in clips] == ["push the button", "open the drawer"] * 3
     assert all(clip.wrong_actions is not None and clip.wrong_actions.mean() < 90 for clip in clips)
     assert all(clip.frames.mean() > 180 for clip in clips)

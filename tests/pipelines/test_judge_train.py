@@ -14,7 +14,8 @@ import ray
 import torch
 
 from pipelines.judge_engine import MERGED
-from pipelines.judge_train import TEACHER, PairBatches, run_judge_train
+from pipelines.judge_train import TEACHER, run_judge_train
+from pipelines.pair_batches import PairBatches
 from roboalign_ray.config import JobConfig, RoleConfig, SmallTeacherConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs
@@ -73,20 +74,26 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def taken(batches: PairBatches, count: int) -> list[list[str]]:
-    stream = iter(batches)
-    return [[pair.pair_id for pair in next(stream)["pairs"]] for _ in range(count)]
+def batches(pairs: Path, rank: int = 0, world_size: int = 1, **changes) -> PairBatches:
+    settings = {"pairs_per_step": 4, "held_out_fraction": 0.1, "replay_ratio": None, "seed": 0, **changes}
+    return PairBatches(
+        [str(pairs)], lambda drawn, step: {"pairs": drawn}, rank=rank, world_size=world_size, **settings
+    )
+
+
+def taken(stream: PairBatches, count: int) -> list[list[str]]:
+    made = iter(stream)
+    return [[pair.pair_id for pair in next(made)["pairs"]] for _ in range(count)]
 
 
 def test_batches_follow_from_the_step_and_workers_share_them(pairs: Path) -> None:
-    teacher = job().teacher
-    alone = PairBatches([str(pairs)], teacher, 0, 1)
+    alone = batches(pairs)
     whole = taken(alone, 6)
     assert all(len(batch) == 4 for batch in whole)
-    shares = [taken(PairBatches([str(pairs)], teacher, rank, 2), 6) for rank in range(2)]
+    shares = [taken(batches(pairs, rank, 2), 6) for rank in range(2)]
     for both, first, second in zip(whole, *shares, strict=True):
         assert sorted(both) == sorted(first + second)
-    later = PairBatches([str(pairs)], teacher, 0, 1)
+    later = batches(pairs)
     later.load_state_dict({**alone.state_dict(), "step": 4})
     assert taken(later, 2) == whole[4:]
     with pytest.raises(UserError, match="the saved position has seed 1"):

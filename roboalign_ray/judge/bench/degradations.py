@@ -52,8 +52,8 @@ class Degradation:
 
 # [ours] Columns: instruction, success, action-outcome, temporal, contact, physics. The reasoning stands above each row.
 TABLE: tuple[Degradation, ...] = (
-    # What happens can still be guessed, but edges, hence touching and solidity, cannot be seen.
-    Degradation("blur", spoiling.blur, (0.15, 0.15, 0.15, 0.15, 0.6, 0.6)),
+    # What happens can still be guessed, but edges, hence touching and solidity, cannot be seen, and nothing is proven.
+    Degradation("blur", spoiling.blur, (0.3, 0.35, 0.4, 0.4, 0.8, 0.8)),
     # Independent grain in each frame: light is not steady; the action remains readable.
     Degradation("noise", spoiling.noise, (0.05, 0.05, 0.1, 0.6, 0.25, 0.5)),
     # Nothing happens from a moment on; all the clip at strength 1, so neither task nor commands are carried out.
@@ -92,8 +92,10 @@ TABLE: tuple[Degradation, ...] = (
     # From a moment on the arm follows other commands than those given. At strength 1 there is no cut to see: a judge
     # that is not told the commands can only know it by the outcome.
     Degradation("wrong_actions", spoiling.wrong_actions, (0.6, 0.7, 1.0, 0.3, 0.1, 0.15), ("other_frames",)),
-    # Ends early: what is shown is right, what was asked is not shown.
-    Degradation("truncated", spoiling.truncated, (0.5, 1.0, 0.1, 0.0, 0.1, 0.0)),
+    # Ends before it is done: what is shown is right, what was asked is not shown.
+    Degradation("truncated", spoiling.truncated, (0.5, 1.0, 0.1, 0.0, 0.1, 0.0), graded=False),
+    # Where there is no picture, nothing is right.
+    Degradation("static_noise", spoiling.static_noise, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
     # The object is somewhere else from one frame to the next, untouched.
     Degradation("teleport", spoiling.teleport, (0.3, 0.7, 0.8, 0.9, 0.8, 0.9), ("object_mask",)),
     # Every frame is mixed with the clip's mean: ghosts that touch without touching; at strength 1 nothing moves.

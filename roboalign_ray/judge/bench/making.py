@@ -44,6 +44,8 @@ class SourceClip:
         score: points by the simulator's labels, or full marks of a recorded demonstration.
         reference: what the privileged teacher compares with; None where `score` has a part that is not known.
         annotator: who gave `score`.
+        done: first frame of the clip in which the task counts as done, 0 where it was before; None where it is not
+            done by the end, or that is not known.
     """
 
     window: Window
@@ -52,11 +54,12 @@ class SourceClip:
     score: PrivilegedScore
     reference: Reference | None
     annotator: str
+    done: int | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where it was cut."""
-        return {"episode_id": self.window.episode_id, "start": self.window.start}
+        """Where it was cut, and when the task is done in it."""
+        return {"episode_id": self.window.episode_id, "start": self.window.start, "done": self.done}
 
 
 class PairMaker:
@@ -78,7 +81,7 @@ class PairMaker:
 
     def index(self) -> EpisodeIndex:
         """For the planner."""
-        return EpisodeIndex(self.store.ids, self.store.group_ids, self.store.lengths)
+        return EpisodeIndex(self.store.ids, self.store.group_ids, self.store.lengths, self.store.successes())
 
     def source(self, episode: int | str, start: int) -> SourceClip:
         """The real clip of an episode from frame `start` on.
@@ -99,7 +102,14 @@ class PairMaker:
             contact = labels.get("contact")
             reference = Reference(window.frames, points, masks.object, masks.gripper, contact)
         fps = found.fps / self.spec.stride
-        return SourceClip(window, fps, found.group_id, score, reference, annotator)
+        done = self._done(found, start)
+        return SourceClip(window, fps, found.group_id, score, reference, annotator, done)
+
+    def _done(self, episode: Episode, start: int) -> int | None:
+        flags = episode.outcome.success_per_frame
+        if flags is None or not flags[: start + self.spec.span].any():
+            return None
+        return max(0, -(-(int(np.argmax(flags)) - start) // self.spec.stride))
 
     def _real_score(
         self, episode: Episode, labels: Mapping[str, np.ndarray], end: int
@@ -199,15 +209,20 @@ class PairMaker:
             gripper_mask=None if reference is None else reference.gripper_mask,
             other_frames=self._other_frames(source, rng) if "other_frames" in needs else None,
             other_instruction=self._other_sentence(source, rng) if "other_instruction" in needs else None,
+            done=source.done,
         )
 
     def _other_frames(self, source: SourceClip, rng: np.random.Generator) -> np.ndarray | None:
+        """What other actions led to; not where these, too, did what was asked."""
         window = source.window
         others = [n for n in self._members[source.group_id] if self.store.ids[n] != window.episode_id]
         for number in rng.permutation(np.array(others, dtype=int)):
             if self.store.lengths[number] < window.start + self.spec.span:
                 continue
-            frames = cut_window(self._episode(int(number)), self.spec, window.start, window.start).frames
+            other = self._episode(int(number))
+            if self._done(other, window.start) is not None:
+                continue
+            frames = cut_window(other, self.spec, window.start, window.start).frames
             if np.abs(frames[-1].astype(float) - window.frames[-1]).mean() > _DIFFERENT:
                 return frames
         return None

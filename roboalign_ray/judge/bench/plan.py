@@ -25,6 +25,7 @@ _CAPPED = (
     "rollout",
 )  # what is measured; real clips are good by nature, degraded ones by rule
 _EXPERT = "/expert"
+_LEAD = 4  # a clip that shows a task being done begins this part of its length before, where there is so much
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,17 @@ class Proposal:
 
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """What planning needs to know of a store: one entry per episode."""
+    """What planning needs to know of a store: one entry per episode.
+
+    Attributes:
+        ids, groups, lengths: names, groups, frames.
+        done: first frame in which the task counts as done; None where it never does, or is not known. Empty: of none.
+    """
 
     ids: Sequence[str]
     groups: Sequence[str]
     lengths: Sequence[int]
+    done: Sequence[int | None] = ()
 
     def families(self) -> dict[str, list[int]]:
         """Positions of "real" episodes (a group's expert, or its first) and of "counterfactual" ones (the others)."""
@@ -67,6 +74,14 @@ class EpisodeIndex:
             found["real"].append(expert)
             found["counterfactual"] += [n for n in numbers if n != expert]
         return found
+
+    def done_in_group(self) -> list[int | None]:
+        """When each episode's task is done; for one in which it never is, when its group's real episode does it."""
+        if not self.done:
+            return [None] * len(self.ids)
+        real = {self.groups[n]: self.done[n] for n in self.families()["real"]}
+        pairs = zip(self.done, self.groups, strict=True)
+        return [real[group] if own is None else own for own, group in pairs]
 
 
 def quotas(config: BenchConfig, available: Sequence[str]) -> dict[str, int]:
@@ -101,6 +116,7 @@ class Planner:
 
     def __init__(self, index: EpisodeIndex, config: BenchConfig, span: int) -> None:
         self._index, self._config, self._span = index, config, span
+        self._done = index.done_in_group()
         families = index.families()
         self._episodes: dict[str, list[int]] = {
             name: [n for n in numbers if index.lengths[n] >= span] for name, numbers in families.items()
@@ -136,12 +152,25 @@ class Planner:
         order = np.random.default_rng([self._config.seed, code, lap]).permutation(len(episodes))
         episode = episodes[order[place]]
         rng = np.random.default_rng([self._config.seed, code, 1 << 20, position])
-        start = int(rng.integers(self._index.lengths[episode] - self._span + 1))
-        proposal = Proposal(family, position, episode, start)
+        proposal = Proposal(family, position, episode, self._start(family, episode, rng))
         if combinations := self._combinations.get(family):
             name, strength = combinations[position % len(combinations)]
             return replace(proposal, name=name, strength=strength)
         return proposal
+
+    def _start(self, family: Family, episode: int, rng: np.random.Generator) -> int:
+        """Where a clip begins: mostly so that the task is done within it, else anywhere.
+
+        What is spoiled always shows the task being done, where that can be: run backwards or cut short, a clip of what
+        comes afterwards looks no worse than before.
+        """
+        last, done = self._index.lengths[episode] - self._span, self._done[episode]
+        before = self._span // _LEAD
+        if done is not None and (family == "degraded" or rng.random() < self._config.completing):
+            first = max(0, done - self._span + 1)
+            if first <= (latest := min(last, max(0, done - before))):
+                return int(rng.integers(first, latest + 1))
+        return int(rng.integers(last + 1))
 
 
 class Balancer:

@@ -21,12 +21,14 @@ class Material:
         object_mask, gripper_mask: bool [T, H, W].
         other_frames: uint8 [T, H, W, 3], same start and length, other actions.
         other_instruction: a sentence that asks for something else.
+        done: frame in which the task counts as done.
     """
 
     object_mask: np.ndarray | None = None
     gripper_mask: np.ndarray | None = None
     other_frames: np.ndarray | None = None
     other_instruction: str | None = None
+    done: int | None = None
 
 
 def _onset(frames: np.ndarray, strength: float) -> int:
@@ -186,8 +188,18 @@ def wrong_actions(
 def truncated(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The clip ends early, after 30 % of its frames at strength 1 (three frames at least)."""
-    return frames[: max(3, min(len(frames) - 1, round((1 - 0.7 * strength) * len(frames))))]
+    """The clip ends early, before the task is done where that is known: after 30 % of the way at strength 1, and two
+    frames at least."""
+    end = min(material.done or len(frames), len(frames) - 1)
+    return frames[: max(2, min(end, round((1 - 0.7 * strength) * end)))]
+
+
+def static_noise(
+    frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
+) -> np.ndarray:
+    """Pictures give way to independent noise; at strength 1 nothing else is seen."""
+    grain = rng.integers(0, 256, frames.shape)
+    return _pixels((1 - strength) * frames + strength * grain)
 
 
 def ghosting(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
