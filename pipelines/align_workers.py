@@ -27,7 +27,7 @@ _FETCH_S = 60.0  # for an answer's numbers, which are ready
 
 
 class RoleLost(RoleFailure):
-    """Workers that cannot go on without each other lost one of them; others take over from the last checkpoint."""
+    """The learner cannot go on: a rank or its weights were lost; others take over from the last checkpoint."""
 
 
 @dataclass(eq=False)
