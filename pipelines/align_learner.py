@@ -93,7 +93,7 @@ class Learner:
             RoleFailure: a rank failed; or as the workforce's turns.
         """
         answers: list[list[Any]] = []
-        self._on_all(method, arguments, answers.append)
+        self._on_all(method, arguments, answers.append, progresses=False)
         self._turn_until(answers)
         return answers[0]
 
@@ -109,7 +109,10 @@ class Learner:
             _check(answer)
             left.append(Left(call.values, answer))
 
-        self._workforce.send(self.pool.workers[0], method, *arguments, then=answered, returns=returns)
+        first = self.pool.workers[0]
+        self._workforce.send(
+            first, method, *arguments, then=answered, returns=returns, progresses=False
+        )
         self._turn_until(left)
         return left[0]
 
@@ -144,6 +147,8 @@ class Learner:
         arguments: Sequence[Any],
         done: Callable[[list[Any]], None],
         about: Mapping[str, Any] | None = None,
+        *,
+        progresses: bool = True,
     ) -> None:
         """Call all ranks; `done` is told their answers, by rank."""
         answers: dict[int, Any] = {}
@@ -155,7 +160,9 @@ class Learner:
                 done([answers[rank] for rank in sorted(answers)])
 
         for worker in self.pool.workers:
-            self._workforce.send(worker, method, *arguments, then=answered, about=about)
+            self._workforce.send(
+                worker, method, *arguments, then=answered, about=about, progresses=progresses
+            )
 
 
 def _check(answer: Any) -> None:
