@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipelines.align_loop import Crew
 from pipelines.align_workers import Call, Observer, Worker
 from pipelines.chaos_nodes import Nodes
 from pipelines.chaos_plan import KINDS
+from pipelines.chaos_record import Record, Strike
 from pipelines.runtime import BEAT
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.faults import FaultPlan, corrupted
@@ -42,36 +43,6 @@ _ASK_S = 10.0  # for a worker to say where it runs
 _TORN = 64  # bytes of a journal's line that still fit
 _QUOTA = 16 << 10  # bytes that a checkpoint's file may have
 _NODE_BACK_S = 60.0  # a removed node is replaced at the latest then
-
-
-@dataclass(eq=False)
-class Strike:
-    """One fault that was struck.
-
-    Attributes:
-        kind: of `KINDS`.
-        target: which worker or what else.
-        at: when, on the clock `time.monotonic`.
-        noticed: when the job told of it first; None while it has not.
-        why: what the job said.
-        groups: of training, in the hands that were struck.
-        replaced: workers that took the places of those lost.
-        late: whether the job was done before it could notice.
-    """
-
-    kind: str
-    target: str
-    at: float
-    noticed: float | None = None
-    why: str = ""
-    groups: set[int] = field(default_factory=set)
-    replaced: int = 0
-    late: bool = False
-
-    def notice(self, why: str) -> None:
-        """The job says so; only the first time counts."""
-        if self.noticed is None:
-            self.noticed, self.why = time.monotonic(), why
 
 
 Place = tuple[Worker, int]  # a worker's place, and how many have been in it before
@@ -97,7 +68,7 @@ class Striker(Observer):
         self, plan: FaultPlan, out: Path, nodes: Nodes | None = None, seed: int = 0, *, seconds: bool = False
     ) -> None:
         self.plan, self.out, self.nodes, self.seconds = plan, out, nodes, seconds
-        self.strikes: list[Strike] = []
+        self.strikes = Record()
         self.surprises: list[str] = []
         self.processes: dict[int, str] = {}
         self._random, self._due = random.Random(seed), deque[str]()
@@ -124,8 +95,7 @@ class Striker(Observer):
         thread.start()
         try:
             yield
-            for strike in self.strikes:
-                strike.late = strike.noticed is None
+            self.strikes.forgo()
         finally:
             self._ended.set()
             thread.join()
@@ -133,11 +103,10 @@ class Striker(Observer):
 
     def explains(self, error: BaseException) -> bool:
         """Whether a job's end is what a full disk does; the disk is then empty again."""
-        full = [
-            s for s in self.strikes if KINDS[s.kind].action == "quota" and s.noticed is None and not s.late
-        ]
+        full = [s for s in self.strikes if KINDS[s.kind].action == "quota" and s.open]
         for strike in full:
             strike.notice(f"the run ends: {error}")
+        self.strikes.forgo()
         self._lift_limits()
         return bool(full)
 
@@ -148,20 +117,22 @@ class Striker(Observer):
         held_out = call.about.get("held_out", False)
         if isinstance(answer, Failed):
             if answer.kind == "weights":
-                self._notice("weights", answer.reason)
-        elif call.what == "take_buckets" and self._take_due("weights"):
-            self._strike("weights", "bucket 1").groups = set()
-            call.values[0] = ray.put(_flipped(call.values[0], len(self.strikes)))
-        elif call.what == "take_buckets" and self._take_due("journal"):
-            self._fill_disk()
+                self.strikes.notice("weights", answer.reason)
+        elif call.what == "take_buckets":
+            self.strikes.forgo("weights")  # nobody takes the version before any more
+            if self._take_due("weights"):
+                self.strikes.add("weights", "bucket 1")
+                call.values[0] = ray.put(_flipped(call.values[0], len(self.strikes)))
+            elif self._take_due("journal"):
+                self._fill_disk()
         elif call.what == "rollout" and not held_out and self._take_due("tokens"):
             numbers = call.about["groups"][:1]
-            self._strike("tokens", f"group {numbers[0]}").groups = set(numbers)
+            self.strikes.add("tokens", f"group {numbers[0]}").groups = set(numbers)
             call.values[0] = ray.put(_spoiled(ray.get(call.values[0], timeout=_ASK_S)))
         elif call.what == "score":
             for record in answer:
                 if all(isinstance(score, Failed) for score in record.scores):
-                    self._notice("tokens", record.scores[0].reason)
+                    self.strikes.notice("tokens", record.scores[0].reason)
             if not held_out and not self.seconds:
                 self._count(len(answer))
 
@@ -172,7 +143,13 @@ class Striker(Observer):
             self.surprises.append(failed.reason)
             return
         strike.notice(failed.reason)
-        strike.groups |= {n for call in worker.calls for n in _numbers(call)}
+        hands = {n for call in worker.calls for n in _numbers(call)}
+        strike.groups |= hands
+        if worker.pool.together:  # all that was under way is made again
+            self.strikes.forgo("weights", "tokens")
+        for spoiled in self.strikes:
+            if spoiled.kind == "tokens" and spoiled.groups <= hands:
+                spoiled.forgo()
         self._vacant.append((worker.pool.name, strike))
 
     # --- moments, in a thread of its own: the driver's may be waiting for a checkpoint ------------------------------
@@ -205,7 +182,11 @@ class Striker(Observer):
     def _meet(self) -> None:
         """Learn process and node of workers that have come up."""
         assert self._crew is not None
-        for worker in [w for pool in list(self._crew.workforce.pools) for w in list(pool.workers)]:
+        workers = [w for pool in list(self._crew.workforce.pools) for w in list(pool.workers)]
+        for place, strike in list(self._struck.items()):
+            if place[0] not in workers:  # ended together with others
+                strike.forgo()
+        for worker in workers:
             place = (worker, worker.restarts)
             if not worker.up or place in self._known or place in self._struck:
                 continue
@@ -240,7 +221,7 @@ class Striker(Observer):
         if not fit:
             return False
         place, process = self._random.choice(fit)
-        self._struck[place] = self._strike(kind, place[0].name)
+        self._struck[place] = self.strikes.add(kind, place[0].name)
         if kind == "quota":
             hard = resource.prlimit(process, resource.RLIMIT_FSIZE)[1]
             resource.prlimit(process, resource.RLIMIT_FSIZE, (_QUOTA, hard))
@@ -260,26 +241,14 @@ class Striker(Observer):
         if not removable:
             return False
         node = self._random.choice(removable)
-        strike = self._strike("node", f"node {node[:8]}")
+        strike = self.strikes.add("node", f"node {node[:8]}")
         self._struck |= {place: strike for place, home in homes.items() if home == node}
         self.nodes.remove(node)
         ends = time.monotonic() + _NODE_BACK_S
-        while strike.noticed is None and time.monotonic() < ends and not self._ended.wait(_LOOK_S):
+        while strike.open and time.monotonic() < ends and not self._ended.wait(_LOOK_S):
             pass
         self.nodes.add()
         return True
-
-    # --- the record ------------------------------------------------------------------------------------------------
-
-    def _strike(self, kind: str, target: str) -> Strike:
-        strike = Strike(kind, target, time.monotonic())
-        self.strikes.append(strike)
-        return strike
-
-    def _notice(self, kind: str, why: str) -> None:
-        for strike in self.strikes:
-            if strike.kind == kind:
-                strike.notice(why)
 
     # --- the driver's own disk --------------------------------------------------------------------------------------
 
@@ -289,7 +258,7 @@ class Striker(Observer):
         size = path.stat().st_size if path.exists() else 0
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + _TORN, self._limits[1]))
-        self._strike("journal", JOURNAL)
+        self.strikes.add("journal", JOURNAL)
 
     def _lift_limits(self) -> None:
         if self._limits is not None:

@@ -63,7 +63,10 @@ def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
     cpus = _cpus_per_node(config.cluster, nodes)
     store = int(config.cluster.object_store_gb * 1e9)
     head = {"num_cpus": cpus, "object_store_memory": store, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _HEALTH})
+    # Its hooks for the process's end would have to be set by the main thread, and nodes are added by another one.
+    cluster = Cluster(
+        initialize_head=True, shutdown_at_exit=False, head_node_args={**head, "_system_config": _HEALTH}
+    )
     try:
         others = Nodes(cluster, cpus, store)
         for _ in range(nodes - 1):

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipelines.chaos_faults import Strike
 from pipelines.chaos_plan import KINDS
+from pipelines.chaos_record import Strike
 from roboalign_ray.alignment.audit import Finding
 from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.faults import FaultReport
@@ -93,11 +93,11 @@ def figures(report: ChaosReport) -> dict[str, Any]:
                 "kind": strike.kind,
                 "target": strike.target,
                 "at_s": round(strike.at - first, 2),
-                "noticed_after_s": None if strike.noticed is None else round(strike.noticed - strike.at, 3),
+                "noticed_after_s": None if strike.seconds is None else round(strike.seconds, 3),
                 "why": strike.why,
                 "groups_in_hand": sorted(strike.groups),
                 "replaced": strike.replaced,
-                "job_was_done": strike.late,
+                "moot": strike.moot,
             }
             for strike in report.strikes
         ],
@@ -112,7 +112,7 @@ def write_report(report: ChaosReport, out: Path) -> None:
 
 def _row(report: ChaosReport, kind: str) -> str:
     strikes = [strike for strike in report.strikes if strike.kind == kind]
-    after = [strike.noticed - strike.at for strike in strikes if strike.noticed is not None]
+    after = [strike.seconds for strike in strikes if strike.seconds is not None]
     groups = set().union(*(strike.groups for strike in strikes))
     cells = (
         f"`{kind}`: {KINDS[kind].what}",
@@ -129,17 +129,17 @@ def _row(report: ChaosReport, kind: str) -> str:
 
 def _noticed(strikes: Sequence[Strike]) -> Iterator[Finding]:
     """That every strike was noticed, and lost workers in time."""
-    unseen = [strike for strike in strikes if strike.noticed is None and not strike.late]
-    late = sum(strike.late for strike in strikes)
-    told = f"{len(strikes) - len(unseen) - late} of {len(strikes)}"
-    told += f", {late} when the job was done" if late else ""
+    unseen = [strike for strike in strikes if strike.open]
+    moot = sum(strike.moot for strike in strikes)
+    told = f"{len(strikes) - len(unseen) - moot} of {len(strikes)}"
+    told += f", {moot} had nothing left to notice" if moot else ""
     told += f"; not: {unseen[0].kind} of {unseen[0].target}" if unseen else ""
     yield Finding("every fault is noticed", not unseen, told)
     for what, limit, of in (("dead", DEAD_S, "kill"), ("hung", HUNG_S, "hang")):
         after = [
-            strike.noticed - strike.at
+            strike.seconds
             for strike in strikes
-            if strike.noticed is not None and KINDS[strike.kind].roles and KINDS[strike.kind].action == of
+            if strike.seconds is not None and KINDS[strike.kind].roles and KINDS[strike.kind].action == of
         ]
         if after:
             late = sum(seconds > limit for seconds in after)

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from pipelines.chaos_faults import Strike, Striker
+from pipelines.chaos_faults import Striker
+from pipelines.chaos_record import Strike
 from pipelines.chaos_report import ChaosReport, figures, markdown, write_report
 from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.audit import Finding
@@ -55,8 +56,8 @@ def test_what_is_noticed_late_or_never_breaks_a_promise(struck, promise):
     assert f"| {promise} | **broken** |" in markdown(told)
 
 
-def test_a_job_that_was_done_first_need_not_notice():
-    assert report(strike("rollout", None, late=True)).holds
+def test_where_nothing_is_left_to_notice_no_promise_is_broken():
+    assert report(strike("rollout", None, moot=True)).holds
 
 
 def test_a_broken_promise_of_the_run_breaks_the_report(tmp_path):
@@ -75,5 +76,6 @@ def test_a_full_disk_explains_the_end_of_a_run_once(tmp_path):
     striker.strikes += [strike("quota", None), strike("rollout", None)]
     assert striker.explains(RoleFailure("checkpoint: no space left"))
     assert striker.strikes[0].why == "the run ends: checkpoint: no space left"
+    assert striker.strikes[1].moot  # the run ended first
     assert striker.strikes[1].noticed is None
     assert not striker.explains(RoleFailure("another"))
