@@ -63,12 +63,13 @@ def test_a_job_keeps_its_promises_when_a_node_is_removed_and_another_added(profi
 
 
 def test_an_unknown_fault_and_a_folder_that_is_taken_are_refused(profile, tmp_path, capsys):
-    line = refused(["chaos", profile, "--fault", "meteor"], tmp_path, capsys)
+    new = ["--out", str(tmp_path / "new")]
+    line = refused(["chaos", profile, "--fault", "meteor", *new], tmp_path, capsys)
     assert "unknown fault 'meteor'; one of rollout, scorer," in line
     (tmp_path / "rollouts.jsonl").write_text("")
     line = refused(["chaos", profile, "--out", str(tmp_path)], tmp_path, capsys)
     assert "holds a run already; choose another folder" in line
-    line = refused(["chaos", profile, "--set", "cluster.address=auto"], tmp_path, capsys)
+    line = refused(["chaos", profile, "--set", "cluster.address=auto", *new], tmp_path, capsys)
     assert "'auto' is not struck; use 'local'" in line
-    line = refused(["chaos", profile, "--kills", "0"], tmp_path, capsys)
+    line = refused(["chaos", profile, "--kills", "0", *new], tmp_path, capsys)
     assert "--kills" in line

@@ -6,10 +6,8 @@ import json
 
 import pytest
 
-from pipelines.chaos_faults import Striker
 from pipelines.chaos_record import Strike
 from pipelines.chaos_report import ChaosReport, figures, markdown, write_report
-from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.audit import Finding
 from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.faults import Fault, FaultPlan
@@ -68,14 +66,3 @@ def test_a_broken_promise_of_the_run_breaks_the_report(tmp_path):
     read = json.loads((tmp_path / "chaos.json").read_text())
     assert read == figures(told)
     assert read["strikes"][0]["noticed_after_s"] == pytest.approx(0.1)
-
-
-def test_a_full_disk_explains_the_end_of_a_run_once(tmp_path):
-    striker = Striker(FaultPlan(), tmp_path)
-    assert not striker.explains(OSError("no space left"))
-    striker.strikes += [strike("quota", None), strike("rollout", None)]
-    assert striker.explains(RoleFailure("checkpoint: no space left"))
-    assert striker.strikes[0].why == "the run ends: checkpoint: no space left"
-    assert striker.strikes[1].moot  # the run ended first
-    assert striker.strikes[1].noticed is None
-    assert not striker.explains(RoleFailure("another"))
