@@ -110,9 +110,7 @@ class Learner:
             left.append(Left(call.values, answer))
 
         first = self.pool.workers[0]
-        self._workforce.send(
-            first, method, *arguments, then=answered, returns=returns, progresses=False
-        )
+        self._workforce.send(first, method, *arguments, then=answered, returns=returns, progresses=False)
         self._turn_until(left)
         return left[0]
 

@@ -138,19 +138,19 @@ class Striker(Observer):
 
     def lost(self, worker: Worker, failed: Failed) -> None:
         """A strike has been noticed, or there was none."""
+        hands = {number for call in worker.calls for number in _numbers(call)}
         strike = self._struck.get((worker, worker.restarts))
         if strike is None:
             self.surprises.append(failed.reason)
-            return
-        strike.notice(failed.reason)
-        hands = {n for call in worker.calls for n in _numbers(call)}
-        strike.groups |= hands
+        else:
+            strike.notice(failed.reason)
+            strike.groups |= hands
+            self._vacant.append((worker.pool.name, strike))
         if worker.pool.together:  # all that was under way is made again
             self.strikes.forgo("weights", "tokens")
         for spoiled in self.strikes:
             if spoiled.kind == "tokens" and spoiled.groups <= hands:
                 spoiled.forgo()
-        self._vacant.append((worker.pool.name, strike))
 
     # --- moments, in a thread of its own: the driver's may be waiting for a checkpoint ------------------------------
 

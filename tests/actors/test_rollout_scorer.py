@@ -168,5 +168,7 @@ def test_a_damaged_token_costs_its_group_its_scores_and_never_reaches_the_learne
     codes.flat[3] ^= np.int32(1 << 30)  # a bit turned over on the way: decoding would make a picture of it
     damaged = replace(groups[0], segments=(replace(first, **{part: codes}), *later))
     *_, records = scorer.score([damaged, groups[1]])
-    assert all(isinstance(score, Failed) and "outside the 16 codes" in score.reason for score in records[0].scores)
+    assert all(
+        isinstance(score, Failed) and "outside the 16 codes" in score.reason for score in records[0].scores
+    )
     assert all(isinstance(score, Scored) for score in records[1].scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign_ray.alignment.audit import RunRecord, audit
@@ -42,7 +42,9 @@ def a_run(seed: int = 0, failing: float = 0.3, tries: int = 50) -> RunRecord:
             for number in batch:
                 scores = [{"total": 1.0}]
                 line = {"group": number, "prompt": prompt_of(number), "scores": scores}
-                journal.append(line | {"update": ledger.version, "versions": [versions[number], ledger.version]})
+                journal.append(
+                    line | {"update": ledger.version, "versions": [versions[number], ledger.version]}
+                )
             journal += [failure | {"update": ledger.version} for failure in failures]
             failures = []
             ledger.commit_update()
@@ -53,6 +55,7 @@ def broken(record: RunRecord) -> set[str]:
     return {finding.promise for finding in audit(record) if not finding.holds}
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.3, 0.6]))
 def test_a_run_that_keeps_its_promises_passes(seed, failing):
     record = a_run(seed, failing)
@@ -60,6 +63,7 @@ def test_a_run_that_keeps_its_promises_passes(seed, failing):
     assert record.lost == record.twice == ()
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_groups_of_prompts_set_aside_are_answered_for(seed):
     record = a_run(seed, failing=0.25, tries=2)

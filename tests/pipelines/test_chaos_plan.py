@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.chaos_plan import KINDS, SOAK_GAP_S, count_faults, draw_plan, draw_soak
@@ -14,6 +14,7 @@ from roboalign_ray.foundation.failures import UserError
 COUNTS = st.dictionaries(st.sampled_from(sorted(KINDS)), st.integers(1, 6), min_size=1)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), COUNTS, st.integers(1, 32))
 def test_a_plan_has_every_fault_once_about_one_an_update(seed, counts, batch):
     plan = draw_plan(seed, counts, batch)
@@ -25,6 +26,7 @@ def test_a_plan_has_every_fault_once_about_one_an_update(seed, counts, batch):
     assert draw_plan(seed, counts, batch).planned == plan.planned
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.floats(1, 60))
 def test_a_soak_strikes_every_20_to_60_seconds_until_its_time_is_over(seed, minutes):
     plan = draw_soak(seed, ["rollout", "hang"], 60 * minutes)

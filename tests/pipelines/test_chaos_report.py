@@ -35,7 +35,10 @@ def test_a_line_has_the_figures_of_its_kind():
         twice=(4, 9),
     )
     lines = {line.split("`")[1]: line for line in markdown(told).splitlines() if line.startswith("| `")}
-    assert lines["rollout"] == "| `rollout`: rollout worker killed at work | 2 | 2 | 1.00 / 1.50 | 3 | 1 | 0 | 2 |"
+    assert (
+        lines["rollout"]
+        == "| `rollout`: rollout worker killed at work | 2 | 2 | 1.00 / 1.50 | 3 | 1 | 0 | 2 |"
+    )
     assert lines["hang"] == "| `hang`: worker stopped in its tracks | 1 | 1 | 11.00 / 11.00 | 1 | 0 | 1 | 1 |"
 
 
