@@ -113,7 +113,7 @@ def write_report(report: ChaosReport, out: Path) -> None:
 def _row(report: ChaosReport, kind: str) -> str:
     strikes = [strike for strike in report.strikes if strike.kind == kind]
     after = [strike.seconds for strike in strikes if strike.seconds is not None]
-    groups = set().union(*(strike.groups for strike in strikes))
+    groups = {number for strike in strikes for number in strike.groups}
     cells = (
         f"`{kind}`: {KINDS[kind].what}",
         sum(fault.point == kind for fault in report.plan.planned),
