@@ -102,6 +102,7 @@ class ScorerActor:
         """An exception costs this group's samples their scores and nothing else."""
         self._groups += 1
         try:
+            group.check_codes(self._tokenizer.config.codes)
             generated = self._codec.decode_group(group)
             real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
             scores = reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))

@@ -14,14 +14,15 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines import align_state
 from pipelines.align_crew import JUDGE, crew_of, replace_learner
+from pipelines.align_learner import Weights
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
 from pipelines.align_watch import Watch
 from pipelines.align_workers import RoleLost
@@ -57,7 +58,14 @@ class AlignResult:
     counts: dict[str, int]
 
 
-def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool = False) -> AlignResult:
+def run_align(
+    config: JobConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    beside: Callable[[Crew], AbstractContextManager[None]] | None = None,
+) -> AlignResult:
     """Align the configured world model with GRPO.
 
     Args:
@@ -65,6 +73,7 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         out: run directory.
         resume: continue from the last complete checkpoint in `out`; without one, start.
         quiet: no progress on the terminal.
+        beside: a block around all that the crew does, for whoever looks on.
 
     Raises:
         UserError: settings that cannot be trained with, missing weights or store, or `out` holds another run.
@@ -89,6 +98,7 @@ def run_align(config: JobConfig, out: Path, *, resume: bool = False, quiet: bool
         start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
         crew_of(config, out) as crew,
         Watch(config, (out / LOGS).parent, out / LOGS, crew.workforce, quiet=quiet) as watch,
+        beside(crew) if beside else nullcontext(),
         interruptions() as stopped,  # last: Ray sets handlers of its own
     ):
         return _Job(config, out, crew, schedule, stopped, watch).run(found)
@@ -137,15 +147,16 @@ class _Job:
         lost = 0
         while True:
             try:
+                if lost:
+                    replace_learner(self.config, self.crew)
+                    last = checkpoints.latest(self.out / CHECKPOINTS)
+                    found = checkpoints.load(last) if last is not None else None
                 self._run_from(found)
                 break
             except RoleLost:
                 lost += 1
                 if lost > self.config.cluster.learner.max_restarts or self.stopped():
                     raise
-            replace_learner(self.config, self.crew)
-            last = checkpoints.latest(self.out / CHECKPOINTS)
-            found = checkpoints.load(last) if last is not None else None
         self._save_result()
         logs = self.out / LOGS
         return AlignResult(self.out / ALIGNED, logs, read_curves(logs), dict(self.counts))
@@ -170,6 +181,9 @@ class _Job:
         """Everything as it was at the checkpoint, or at the beginning."""
         if found is None:
             self.counts, self._row = dict.fromkeys(_COUNTED, 0), {}
+            loop.weights = Weights(
+                era=self.crew.learner.era
+            )  # workers may hold those of a learner that was lost
             if self.crew.judge is not None:
                 self.crew.judge.begin()
         else:

@@ -44,14 +44,17 @@ def replace_learner(config: JobConfig, crew: Crew) -> None:
     """End all ranks and start new ones, which know nothing yet; nobody waits any more for what is under way.
 
     Raises:
-        RoleFailure: they did not come up.
+        RoleLost: one of them was lost while it loaded.
+        RoleFailure: they did not come up otherwise.
     """
     crew.workforce.dismiss(crew.learner.pool)
     crew.workforce.disregard()
     pool = _learners(config)
     crew.workforce.pools.append(pool)
-    _wait_for_ranks(pool, _join(pool))
     crew.learner = Learner(crew.workforce, pool, crew.learner.era + 1)
+    address = crew.learner.ask_first("address").answer
+    crew.learner.ask("join", address)
+    pool.welcome()
 
 
 def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
@@ -83,9 +86,9 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
     scoring = [actor.ready.remote() for actor in scorers.actors]
     wait(loading, cluster.rollout.deadline_s, "rollout start")
     wait(scoring, cluster.scorer.deadline_s, "scorer start")
-    _wait_for_ranks(learners, joining)
-    rollouts.welcome()
-    scorers.welcome()
+    wait(joining, cluster.learner.deadline_s, "learner start")
+    for pool in (rollouts, scorers, learners):
+        pool.welcome()
     return Crew(workforce, rollouts, scorers, Learner(workforce, learners), judge)
 
 
@@ -143,8 +146,3 @@ def _learners(config: JobConfig) -> WorkerPool:
 def _join(pool: WorkerPool) -> list[Any]:
     [address] = wait([pool.actors[0].address.remote()], pool.role.deadline_s, "learner start")
     return [actor.join.remote(address) for actor in pool.actors]
-
-
-def _wait_for_ranks(pool: WorkerPool, joining: list[Any]) -> None:
-    wait(joining, pool.role.deadline_s, "learner start")
-    pool.welcome()

@@ -10,12 +10,14 @@ from typing import Any
 import ray
 
 from pipelines.align_workers import Call, RoleLost, WorkerPool, Workforce
-from pipelines.runtime import RoleFailure, settle
+from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.weights_board import Parcel, VersionBoard
 from roboalign_ray.foundation.weights_format import Manifest
+
+_TURN_S = 0.5  # longest wait before heartbeats and deadlines are looked at
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class Weights:
     version: int = 0
     reference: list[Any] = field(default_factory=list)
     era: int = 0
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a call leaves in the object store, and its answer."""
+
+    values: list[Any]
+    answer: Any
 
 
 class Learner:
@@ -75,35 +85,44 @@ class Learner:
 
         self._on_all("update", references, updated, about)
 
-    def wait(self, references: Sequence[Any], what: str) -> list[Any]:
-        """The ranks' answers, between updates.
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """All ranks' answers, by rank, between updates; the other roles are seen to meanwhile.
 
         Raises:
-            RoleLost: a rank was lost.
-            RoleFailure: the deadline passed, or a rank failed.
+            RoleLost: a rank was lost, hung or late.
+            RoleFailure: a rank failed; or as the workforce's turns.
         """
-        answers = settle(references, self.pool.role.deadline_s, what)
-        try:
-            for answer in answers:
-                _check(answer)
-        except RoleLost:
-            self._workforce.lost += 1
-            raise
-        return answers
+        answers: list[list[Any]] = []
+        self._on_all(method, arguments, answers.append, progresses=False)
+        self._turn_until(answers)
+        return answers[0]
+
+    def ask_first(self, method: str, *arguments: Any, returns: int = 1) -> Left:
+        """The first rank's answer and what it leaves where it is, between updates. Raises as `ask`.
+
+        Args:
+            returns: values of the method, of which the last is the answer.
+        """
+        left: list[Left] = []
+
+        def answered(call: Call, answer: Any) -> None:
+            _check(answer)
+            left.append(Left(call.values, answer))
+
+        first = self.pool.workers[0]
+        self._workforce.send(first, method, *arguments, then=answered, returns=returns, progresses=False)
+        self._turn_until(left)
+        return left[0]
 
     def publish(self) -> Weights:
-        """The weights that the ranks have, between updates; waits for them.
-
-        Raises:
-            RoleFailure: the deadline passed, or a rank was lost.
-        """
-        actors = self.pool.actors
-        packed = self.wait([actor.publish.remote() for actor in actors], "weights")
-        version, manifest = packed[0]
-        taking = actors[0].take_buckets.options(num_returns=len(manifest.buckets) + 1)
-        *buckets, number = taking.remote()
-        self.wait([number], "weights")
+        """The weights that the ranks have, between updates; waits for them. Raises as `ask`."""
+        version, manifest = self.ask("publish")[0]
+        buckets = self.ask_first("take_buckets", returns=len(manifest.buckets) + 1).values
         return self._post(version, manifest, buckets)
+
+    def _turn_until(self, answers: list[Any]) -> None:
+        while not answers:
+            self._workforce.turn(_TURN_S)
 
     def _take(self, packed: tuple[int, Manifest], done: Callable[[Weights], None]) -> None:
         """The first rank's buckets; they stay in the object store."""
@@ -126,6 +145,8 @@ class Learner:
         arguments: Sequence[Any],
         done: Callable[[list[Any]], None],
         about: Mapping[str, Any] | None = None,
+        *,
+        progresses: bool = True,
     ) -> None:
         """Call all ranks; `done` is told their answers, by rank."""
         answers: dict[int, Any] = {}
@@ -137,7 +158,9 @@ class Learner:
                 done([answers[rank] for rank in sorted(answers)])
 
         for worker in self.pool.workers:
-            self._workforce.send(worker, method, *arguments, then=answered, about=about)
+            self._workforce.send(
+                worker, method, *arguments, then=answered, about=about, progresses=progresses
+            )
 
 
 def _check(answer: Any) -> None:

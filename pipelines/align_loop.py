@@ -23,7 +23,7 @@ from pipelines.align_groups import Finished, HeldOutGroups, Source, Ticket, Trai
 from pipelines.align_judge import OnlineJudge
 from pipelines.align_learner import Learner, Weights
 from pipelines.align_tally import Pace, Tally, ages
-from pipelines.align_workers import Call, WorkerPool, Workforce
+from pipelines.align_workers import Call, RoleLost, WorkerPool, Workforce
 from pipelines.runtime import OFFER
 from roboalign_ray.alignment.backpressure import BackpressureController, Observation
 from roboalign_ray.alignment.prompts import PromptSchedule
@@ -110,7 +110,8 @@ class AlignmentLoop:
 
         Raises:
             Interrupted: `stopped` says so.
-            RoleLost, RoleFailure: workers were lost for good, a deadline passed, or nothing can be scored.
+            RoleLost: the learner was lost, or its weights came damaged: the last checkpoint has both.
+            RoleFailure: workers were lost for good, a deadline passed, or nothing can be scored.
             UserError: bad input found by a worker.
         """
         self._mark = time.monotonic()
@@ -218,6 +219,8 @@ class AlignmentLoop:
         self, source: Source, tickets: list[Ticket], call: Call, answer: RolloutReport | Failed
     ) -> None:
         if isinstance(answer, Failed):
+            if answer.kind == "weights":  # damaged on the way: every worker would refuse this version
+                raise RoleLost(answer.reason)
             _fail_all(source, tickets, answer)
             return
         made = []

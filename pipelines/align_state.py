@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipelines.align_loop import AlignmentLoop, Crew, Update
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import whole_file
 
 _KEPT = 2
 _MAY_DIFFER = {
@@ -44,7 +46,7 @@ def save(
         row: the last update's scalars where they wait for an evaluation that was cut short.
 
     Raises:
-        RoleLost, RoleFailure: as `Learner.wait`.
+        RoleLost, RoleFailure: as `Learner.ask`.
     """
     references: list[Any] = []
 
@@ -54,12 +56,11 @@ def save(
 
     state = loop.state_dict(pack)
     learner = loop.crew.learner
-    actors = learner.pool.actors
 
     def write(folder: Path) -> None:
-        learner.wait([actor.save_state.remote(folder / "state") for actor in actors], "checkpoint")
-        learner.wait([actor.save.remote(folder / "model") for actor in actors], "checkpoint")
-        learner.wait([actors[0].save_groups.remote(folder / "groups", *references)], "checkpoint")
+        learner.ask("save_state", folder / "state")
+        learner.ask("save", folder / "model")
+        learner.ask_first("save_groups", folder / "groups", *references)
 
     metadata = {
         "version": loop.version,
@@ -77,7 +78,7 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
     """Learner, accounts and finished groups as they were; the learner's weights are published.
 
     Raises:
-        RoleLost, RoleFailure: as `Learner.wait`.
+        RoleLost, RoleFailure: as `Learner.ask`.
         UserError: the checkpoint is of other settings, or of a version that kept less.
     """
     if "loop" not in found.metadata:
@@ -87,11 +88,9 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
             remedy="start again in another folder",
         )
     learner, state, count = crew.learner, found.metadata["loop"], found.metadata["finished_groups"]
-    actors = learner.pool.actors
-    learner.wait([actor.load_state.remote(found.folder / "state") for actor in actors], "resume")
-    loading = actors[0].load_groups.options(num_returns=count + 1).remote(found.folder / "groups", count)
-    *references, numbers = loading if count else [loading]
-    [records] = learner.wait([numbers], "resume")
+    learner.ask("load_state", found.folder / "state")
+    loading = learner.ask_first("load_groups", found.folder / "groups", count, returns=count + 1)
+    references, records = loading.values, loading.answer
 
     def unpack(number: int) -> Finished:
         return Finished(references[number], records[number])
@@ -151,11 +150,19 @@ def cut_journal(path: Path, updates_done: int) -> None:
     """Drop what was written after the checkpoint, and a torn last line."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["update"] < updates_done:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    path.write_text("".join(kept), encoding="utf-8")
+    kept = [
+        json.dumps(line) + "\n"
+        for line in read_lines(path)
+        if line.get("update", updates_done) < updates_done
+    ]
+    with whole_file(path) as draft:  # a full disk, or an end here, must not cost the lines that are kept
+        draft.write_text("".join(kept), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; torn ones are left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines

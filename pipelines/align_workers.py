@@ -27,7 +27,7 @@ _FETCH_S = 60.0  # for an answer's numbers, which are ready
 
 
 class RoleLost(RoleFailure):
-    """Workers that cannot go on without each other lost one of them; others take over from the last checkpoint."""
+    """The learner cannot go on: a rank or its weights were lost; others take over from the last checkpoint."""
 
 
 @dataclass(eq=False)
@@ -39,6 +39,7 @@ class Call:
         values: references to what it leaves where it is; the answer is what comes after them.
         about: what an observer may tell of it: group numbers, weight version. JSON types.
         group: of the worker's threads; None is the one that works.
+        progresses: whether signs of life grow with its work; else the deadline alone says when it takes too long.
         seconds: of work, known when it has answered.
     """
 
@@ -50,6 +51,7 @@ class Call:
     sent: float
     about: Mapping[str, Any] = field(default_factory=dict)
     group: str | None = None
+    progresses: bool = True
     seconds: float = 0.0
 
 
@@ -180,6 +182,7 @@ class Workforce:
         size: int = 0,
         returns: int = 1,
         group: str | None = None,
+        progresses: bool = True,
         about: Mapping[str, Any] | None = None,
     ) -> Call:
         """Call a worker's method; `then` is told the answer, or `Failed`.
@@ -187,14 +190,14 @@ class Workforce:
         Args:
             size: groups in it.
             returns: values of the method, of which the last is the answer.
-            group: of the worker's threads; None is the one that works.
+            group, progresses: see `Call`.
             about: for observers, see `Call`.
         """
         options = {"num_returns": returns} | ({"concurrency_group": group} if group else {})
         answered = getattr(worker.actor, method).options(**options).remote(*arguments)
         *values, reference = answered if returns > 1 else (answered,)
         now = time.monotonic()
-        call = Call(worker, method, size, values, then, now, about or {}, group)
+        call = Call(worker, method, size, values, then, now, about or {}, group, progresses)
         if group is None:
             if not worker.calls:
                 worker.since = worker.same_since = now
@@ -303,7 +306,7 @@ class Workforce:
         worker.beat = None
         if isinstance(answer, Failed):
             self._lose(worker, answer)
-        elif not worker.calls or answer != worker.progress:
+        elif not worker.calls or not worker.calls[0].progresses or answer != worker.progress:
             worker.progress, worker.same_since = answer, call.sent
         elif call.sent - worker.same_since > self.liveness.stall_s:
             # Two heartbeats so far apart found the same: not the driver's own pauses, but the worker's standstill.

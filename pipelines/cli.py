@@ -18,6 +18,7 @@ import typer
 from pipelines import (
     assets_cli,
     bench_cli,
+    chaos_cli,
     episodes_cli,
     jobs_cli,
     judge_cli,
@@ -38,8 +39,8 @@ MATERIAL = "Material"
 HELP = """Robot video world models, aligned with reinforcement learning on Ray.
 
 A job is described by a [bold]profile[/bold]: the name of one that comes along (demo, single_gpu, node_8gpu, \
-mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking) or the path of a YAML file, which may extend \
-another. \
+mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, chaos) or the path of a YAML file, which may \
+extend another. \
 [bold]--set[/bold] changes single values.
 
 \b
@@ -67,6 +68,7 @@ app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)
 app.add_typer(judge_cli.app, name="judge", rich_help_panel=MATERIAL)
 app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 app.command(rich_help_panel=LOOK)(simulation_cli.simulate)
+app.command(rich_help_panel=LOOK)(chaos_cli.chaos)
 
 
 @app.callback(help=HELP)

@@ -57,7 +57,7 @@ def demo(
       roboalign demo
       roboalign demo --out runs/longer --set alignment.updates=60
     """
-    config, folder = _job(profile, overrides, out)
+    config, folder = job_and_folder(profile, overrides, out)
     if resume and fresh:
         raise UserError("--resume and --fresh exclude each other", where="roboalign demo")
     from pipelines.demo import prepare_folder, run_demo
@@ -92,7 +92,7 @@ def pretrain(
       roboalign pretrain shipped --out runs/shipped
       roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
     """
-    config, folder = _job(profile, overrides, out)
+    config, folder = job_and_folder(profile, overrides, out)
     from pipelines.pretrain import STAGES, run_pretrain
 
     summary = run_pretrain(config, folder, (stage,) if stage else STAGES, quiet=quiet)
@@ -129,7 +129,7 @@ def align(
       roboalign align single_gpu --set alignment.updates=50 --resume
       roboalign align demo --replay runs/demo --groups 16
     """
-    config, folder = _job(profile, overrides, out)
+    config, folder = job_and_folder(profile, overrides, out)
     if replay is not None:
         if resume or out:
             raise UserError(
@@ -182,7 +182,7 @@ def evaluate(
       roboalign evaluate demo
       roboalign evaluate demo --model runs/demo/model --protocol long_horizon
     """
-    config, folder = _job(profile, overrides, out)
+    config, folder = job_and_folder(profile, overrides, out)
     from pipelines.evaluate import PROTOCOLS, run_evaluate
 
     result = run_evaluate(
@@ -229,7 +229,7 @@ def distill(
       roboalign distill demo --pairs bench --out runs/student
       roboalign distill demo --pairs bench --pairs runs/labels --start runs/student/assessed --out runs/student2
     """
-    config, folder = _job(profile, overrides, out)
+    config, folder = job_and_folder(profile, overrides, out)
     from pipelines.distill import run_distill
 
     summary = run_distill(
@@ -244,7 +244,7 @@ def distill(
     typer.echo(f"version: {summary['version']}")
 
 
-def _job(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
+def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
     """The job, and the folder that it runs in."""
     config = load_job(profile, overrides or ())
     return config, out or Path(config.output) / config.name

@@ -21,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.weights_format import WeightsRefused
 
 # Defaults for this process and all workers that it starts; a value set outside wins.
 _ENVIRONMENT = {
@@ -55,9 +56,7 @@ def start_ray(
     if ray.is_initialized():
         yield
         return
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    _interpreter_on_path()
+    set_environment()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": worker_logs}
     if cluster.address == "local":
         options |= {
@@ -78,6 +77,13 @@ def start_ray(
         yield
     finally:
         ray.shutdown()
+
+
+def set_environment() -> None:
+    """What this process and all nodes and workers that it starts find in their environment."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _interpreter_on_path()
 
 
 def _check_reachable(address: str) -> None:
@@ -181,13 +187,18 @@ def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
         cause = error.cause
         if isinstance(cause, UserError):
             raise cause from error
-        kind = "ray_error" if isinstance(cause, RayError) else "worker_error"  # an argument was lost, for one
-        return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", kind)
+        return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", _kind_of(cause))
     except RayActorError as error:
         cause = error.__cause__
         return Failed(f"{what}: worker lost ({_first_line(cause or error)})", "worker_lost")
     except RayError as error:
         return Failed(f"{what}: {type(error).__name__}: {_first_line(error)}", "ray_error")
+
+
+def _kind_of(cause: BaseException | None) -> str:
+    if isinstance(cause, WeightsRefused):
+        return "weights"
+    return "ray_error" if isinstance(cause, RayError) else "worker_error"  # an argument was lost, for one
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -109,6 +109,19 @@ class RolloutGroup:
         """Weight version per segment."""
         return tuple(segment.version for segment in self.segments)
 
+    def check_codes(self, codes: int) -> None:
+        """That every token is a code of the tokenizer: decoding a damaged one gives a picture all the same.
+
+        Args:
+            codes: of its codebook.
+
+        Raises:
+            ValueError: one is not.
+        """
+        for tokens in (part for segment in self.segments for part in (segment.context, segment.tokens)):
+            if tokens.size and not 0 <= tokens.min() <= tokens.max() < codes:
+                raise ValueError(f"{self.prompt_id}: a token outside the {codes} codes of the tokenizer")
+
 
 class WorldModel(Protocol):
     """What rollout actors, environments and evaluation ask of a world model, whatever it is made of."""

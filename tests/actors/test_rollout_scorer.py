@@ -158,3 +158,17 @@ def test_missing_weights_are_told_when_getting_ready(job, tmp_path):
     actor = RolloutActor(tmp_path, tmp_path, job.rollout, job.episodes)
     with pytest.raises(UserError):
         actor.ready()
+
+
+@pytest.mark.parametrize("part", ["tokens", "context"])
+def test_a_damaged_token_costs_its_group_its_scores_and_never_reaches_the_learner(actor, scorer, names, part):
+    groups, _ = actor.rollout(names, SEEDS)
+    first, *later = groups[0].segments
+    codes = getattr(first, part).copy()
+    codes.flat[3] ^= np.int32(1 << 30)  # a bit turned over on the way: decoding would make a picture of it
+    damaged = replace(groups[0], segments=(replace(first, **{part: codes}), *later))
+    *_, records = scorer.score([damaged, groups[1]])
+    assert all(
+        isinstance(score, Failed) and "outside the 16 codes" in score.reason for score in records[0].scores
+    )
+    assert all(isinstance(score, Scored) for score in records[1].scores)

@@ -15,6 +15,7 @@ from roboalign_ray.config import ConfigError, JobConfig
 from roboalign_ray.config.loading import dump_yaml, known_paths, load_job, parse_override, profile_names
 
 SHIPPED = (
+    "chaos",
     "demo",
     "fleet_1000",
     "hacking",

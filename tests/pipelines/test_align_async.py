@@ -113,16 +113,19 @@ def test_a_stale_run_outlives_a_lost_worker_and_goes_on_after_ctrl_c(ray_cluster
 
 
 @pytest.mark.chaos
-def test_a_lost_learner_takes_up_its_last_checkpoint_and_ends_at_the_same_bits(
-    ray_cluster, job, crews, tmp_path
+@pytest.mark.parametrize(
+    ("every", "done"), [(1, 2), (4, 1)], ids=["from a checkpoint", "before the first one: from the beginning"]
+)
+def test_a_lost_learner_is_replaced_and_the_run_ends_at_the_same_bits(
+    ray_cluster, job, crews, tmp_path, every, done
 ):
-    job = changed(job, "alignment", updates=4)
+    job = changed(job, "alignment", updates=4, evaluate_every=every)
     whole = run_align(job, tmp_path / "whole", quiet=True)
     crews.clear()
     out = tmp_path / "out"
 
     def disturb():
-        wait_for_updates(out, 2)
+        wait_for_updates(out, done)
         ray.kill(crews[0].learner.pool.workers[0].actor, no_restart=True)
 
     disturbance = meanwhile(disturb)
@@ -134,6 +137,32 @@ def test_a_lost_learner_takes_up_its_last_checkpoint_and_ends_at_the_same_bits(
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert journal(out) == journal(tmp_path / "whole")
     assert result.counts == whole.counts
+
+
+@pytest.mark.chaos
+def test_a_learner_that_hangs_in_mid_checkpoint_is_noticed_by_its_silence(ray_cluster, job, crews, tmp_path):
+    liveness = job.asynchrony.liveness.model_copy(update={"every_s": 1.0, "silence_s": 8.0})
+    job = changed(changed(job, "alignment", updates=3), "asynchrony", liveness=liveness)
+    out = tmp_path / "out"
+
+    def disturb():
+        learner = None
+        ends = time.monotonic() + WAIT_S
+        while not list(out.glob("checkpoints/.writing-*")):
+            assert time.monotonic() < ends
+            if learner is None and crews:
+                actor = crews[0].learner.pool.workers[0].actor
+                learner = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+            time.sleep(0.002)
+        os.kill(learner, signal.SIGSTOP)
+
+    disturbance = meanwhile(disturb)
+    began = time.monotonic()
+    run_align(with_role(job, "learner", max_restarts=1), out, quiet=True)
+    disturbance.join(WAIT_S)
+    assert crews[0].workforce.lost == 1
+    assert time.monotonic() - began < job.cluster.learner.deadline_s
+    assert sorted(line["group"] for line in trained(out)) == list(range(12))
 
 
 KILLED = """

@@ -15,6 +15,7 @@ from pipelines.runtime import RoleFailure
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.weights_format import CorruptVersion
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -47,11 +48,18 @@ class Hand:
     def stumble(self):
         raise ZeroDivisionError("by zero")
 
+    def distrust(self):
+        raise CorruptVersion("version 3 is damaged")
+
     def refuse(self):
         raise UserError("no such thing", where="here")
 
     def hang(self):
         time.sleep(600)
+
+    def rest(self, seconds):
+        time.sleep(seconds)
+        return "rested"
 
     def plod(self, seconds):
         ends = time.monotonic() + seconds
@@ -141,6 +149,15 @@ def test_a_lost_worker_fails_all_its_calls_and_another_takes_its_place(hire):
     assert len(pool.workers) == 1
 
 
+def test_a_call_without_progress_of_its_own_is_given_its_deadline(hire):
+    force, pool = hire(workers=1)
+    answers = Answers()
+    force.send(pool.workers[0], "rest", 3 * LIVENESS.stall_s, then=answers, progresses=False)
+    turn_until(force, lambda: answers)
+    assert answers == ["rested"]
+    assert force.lost == 0
+
+
 def test_an_idle_worker_that_is_lost_is_noticed(hire):
     force, pool = hire()
     ray.kill(pool.actors[1], no_restart=True)
@@ -172,6 +189,9 @@ def test_an_error_is_a_value_and_bad_input_ends_the_job(hire):
     assert answers[0].kind == "worker_error"
     assert "ZeroDivisionError: by zero" in answers[0].reason
     assert force.lost == 0
+    force.send(pool.workers[0], "distrust", then=answers)
+    turn_until(force, lambda: len(answers) == 2)
+    assert answers[1].kind == "weights"
     force.send(pool.workers[0], "refuse", then=answers)
     with pytest.raises(UserError, match="no such thing"):
         turn_until(force, lambda: False)

@@ -1,0 +1,172 @@
+"""A job under fire: runs an alignment job while faults are struck, then holds what it left against its promises.
+
+    profile ──► rounds of run_align ──► journal, checkpoints ──► audit ──┐
+                     ▲                                                   ├─► chaos.md, chaos.json
+    fault plan ──► striker ─────────────────────────► strikes ───────────┘
+
+A round is one run to `alignment.updates` more updates; there are as many as it takes until everything that was planned
+has been struck. A run that a full disk ends is taken up again, as its owner would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.align import CHECKPOINTS, JOURNAL, LOGS, run_align
+from pipelines.align_groups import Numbering
+from pipelines.align_state import read_lines
+from pipelines.chaos_faults import Striker, alive
+from pipelines.chaos_nodes import chaos_cluster
+from pipelines.chaos_plan import count_faults, draw_plan, draw_soak
+from pipelines.chaos_report import ChaosReport, write_report
+from pipelines.runtime import RoleFailure
+from roboalign_ray.alignment.audit import Finding, RunRecord, audit
+from roboalign_ray.alignment.prompts import schedule_from_store
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation import checkpoints
+from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.telemetry import read_rows
+
+_ROUNDS = 50
+_GONE_S = 30.0  # for processes that were told to end
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to do to a job.
+
+    Attributes:
+        faults: "kind" or "kind:times" each; empty takes all that the job has.
+        kills: of every role.
+        minutes: of a soak; 0 strikes each kind as often as `kills` says.
+        nodes: of a local cluster.
+        seed: of the plan and the choice of targets.
+    """
+
+    faults: Sequence[str] = ()
+    kills: int = 5
+    minutes: float = 0.0
+    nodes: int = 1
+    seed: int = 0
+
+
+def run_chaos(config: JobConfig, out: Path, order: Order, *, quiet: bool = False) -> ChaosReport:
+    """Run a job under fire; the report, which is also written into `out`.
+
+    Args:
+        config: the job; its workers' `max_restarts` must allow for what is planned.
+        out: run directory, new.
+
+    Raises:
+        UserError: faults that cannot be struck at this job; or as `run_align`.
+    """
+    out = out.absolute()
+    if (out / JOURNAL).exists():
+        raise UserError("holds a run already", where=str(out), remedy="choose another folder")
+    if config.cluster.address != "local":
+        raise UserError(
+            f"'{config.cluster.address}' is not struck", where="cluster.address", remedy="use 'local'"
+        )
+    judged = config.reward.needs_judge and config.judge.relabel.teacher != "none"
+    counts = count_faults(order.faults, order.kills, nodes=order.nodes, judged=judged)
+    plan = (
+        draw_soak(order.seed, counts, 60 * order.minutes)
+        if order.minutes
+        else draw_plan(order.seed, counts, config.alignment.prompts_per_update)
+    )
+    began = time.monotonic()
+    with chaos_cluster(config, order.nodes) as nodes:
+        striker = Striker(plan, out, nodes, order.seed, seconds=bool(order.minutes))
+        config, resumed, failure = _run_rounds(config, out, striker, quiet=quiet)
+        left = _left_over(striker.processes)
+    findings, lost, twice = _findings(config, out, failure)
+    findings += (_gone(left), _struck(striker))
+    report = ChaosReport(
+        strikes=tuple(striker.strikes),
+        plan=plan.report(),
+        findings=findings,
+        lost=lost,
+        twice=twice,
+        surprises=tuple(striker.surprises),
+        updates=config.alignment.updates,
+        resumed=resumed,
+        seconds=time.monotonic() - began,
+        liveness=config.asynchrony.liveness,
+    )
+    write_report(report, out)
+    return report
+
+
+def _run_rounds(config: JobConfig, out: Path, striker: Striker, *, quiet: bool) -> tuple[JobConfig, int, str]:
+    """The job that was run in the end, how often it was taken up after a full disk, and what ended it for good."""
+    length, resumed = config.alignment.updates, 0
+    for _ in range(_ROUNDS):
+        try:
+            run_align(config, out, resume=(out / JOURNAL).exists(), quiet=quiet, beside=striker.beside)
+        except (OSError, RoleFailure) as error:
+            if not striker.explains(error):
+                return config, resumed, first_line(error)
+            resumed += 1
+            continue
+        if striker.spent:
+            return config, resumed, ""
+        longer = config.alignment.model_copy(update={"updates": config.alignment.updates + length})
+        config = config.model_copy(update={"alignment": longer})
+    return config, resumed, f"not everything was struck within {_ROUNDS} rounds"
+
+
+def _findings(
+    config: JobConfig, out: Path, failure: str
+) -> tuple[tuple[Finding, ...], tuple[int, ...], tuple[int, ...]]:
+    """Promises of the run, and the numbers of groups that were lost, and trained twice."""
+    last = checkpoints.latest(out / CHECKPOINTS)
+    if last is None:
+        return (Finding("the run completes", False, failure or "no checkpoint"),), (), ()
+    try:
+        metadata = checkpoints.load(last).metadata
+    except checkpoints.CheckpointError as error:
+        return (Finding("the last checkpoint loads", False, error.line()),), (), ()
+    loads = Finding("the last checkpoint loads", True, last.name)
+    schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
+    batch, samples = config.alignment.prompts_per_update, config.alignment.group_size
+    numbering = Numbering(schedule, batch, samples)
+    record = RunRecord(
+        journal=read_lines(out / JOURNAL),
+        ledger=metadata["loop"]["groups"]["ledger"],
+        prompt_of=lambda number: numbering.name(number).prompt_id,
+        updates=config.alignment.updates,
+    )
+    complete, *others = audit(record)
+    if failure:
+        complete = replace(complete, holds=False, detail=f"{complete.detail}; {failure}")
+    findings = (complete, *others, loads, _curves(out, config.alignment.updates))
+    return findings, record.lost, record.twice
+
+
+def _curves(out: Path, updates: int) -> Finding:
+    """Every update's row is there once."""
+    steps = [row["step"] for row in read_rows(out / LOGS)]
+    return Finding("every update has its row", steps == list(range(updates + 1)), f"{len(steps)} rows")
+
+
+def _left_over(processes: dict[int, str]) -> list[str]:
+    """Workers whose processes are still there a while after all were told to end."""
+    ends = time.monotonic() + _GONE_S
+    while (left := [name for process, name in processes.items() if alive(process)]) and (
+        time.monotonic() < ends
+    ):
+        time.sleep(0.5)
+    return left
+
+
+def _gone(left: Sequence[str]) -> Finding:
+    return Finding("no process is left over", not left, ", ".join(left) or "0 left")
+
+
+def _struck(striker: Striker) -> Finding:
+    report = striker.plan.report()
+    told = f"{len(striker.strikes)} of {len(report.planned)} struck"
+    return Finding("every fault is struck once", report.exact and striker.spent, told)

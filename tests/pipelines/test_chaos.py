@@ -1,0 +1,75 @@
+"""A toy job under fire, each kind of fault at least once: every promise is kept, and what was done is on record."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from refusals import refused
+from tiny_job import make_tiny_job
+
+from pipelines.cli import run
+from roboalign_ray.config.loading import dump_yaml
+
+RESTARTS = {"threads": 1, "num_cpus": 0.25, "max_restarts": 100, "deadline_s": 120}
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    job = make_tiny_job(
+        folder,
+        alignment={"updates": 6, "evaluate_every": 6, "checkpoint_every": 1},
+        asynchrony={
+            "staleness": 1,
+            "groups_per_call": 1,
+            "tries": 20,
+            "off_policy": {"correction": "decoupled"},
+            "liveness": {"every_s": 1, "silence_s": 10},
+        },
+        cluster={
+            "rollout": {"workers": 2, **RESTARTS},
+            "scorer": {"workers": 2, **RESTARTS},
+            "learner": RESTARTS,
+        },
+    )
+    (folder / "tiny.yaml").write_text(dump_yaml(job))
+    return str(folder / "tiny.yaml")
+
+
+def struck(out, *words: str) -> dict:
+    code = run(["chaos", *words, "--out", str(out), "--quiet", "--json"])
+    told = json.loads((out / "chaos.json").read_text())
+    assert told["holds"], (out / "chaos.md").read_text()
+    assert code == 0
+    return told
+
+
+@pytest.mark.chaos
+def test_a_job_keeps_its_promises_whatever_is_struck(profile, tmp_path):
+    told = struck(tmp_path / "out", profile, "--kills", "1")
+    assert {strike["kind"] for strike in told["strikes"]} == {
+        *("rollout", "scorer", "learner", "checkpoint", "hang", "weights", "tokens", "quota", "journal")
+    }
+    assert told["lost_groups"] == told["groups_trained_twice"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_job_keeps_its_promises_when_a_node_is_removed_and_another_added(profile, tmp_path):
+    told = struck(tmp_path / "out", profile, "--nodes", "3", "--fault", "node:1")
+    [strike] = told["strikes"]
+    assert strike["replaced"] >= 1
+
+
+def test_an_unknown_fault_and_a_folder_that_is_taken_are_refused(profile, tmp_path, capsys):
+    new = ["--out", str(tmp_path / "new")]
+    line = refused(["chaos", profile, "--fault", "meteor", *new], tmp_path, capsys)
+    assert "unknown fault 'meteor'; one of rollout, scorer," in line
+    (tmp_path / "rollouts.jsonl").write_text("")
+    line = refused(["chaos", profile, "--out", str(tmp_path)], tmp_path, capsys)
+    assert "holds a run already; choose another folder" in line
+    line = refused(["chaos", profile, "--set", "cluster.address=auto", *new], tmp_path, capsys)
+    assert "'auto' is not struck; use 'local'" in line
+    line = refused(["chaos", profile, "--kills", "0", *new], tmp_path, capsys)
+    assert "--kills" in line

@@ -1,0 +1,89 @@
+"""A striker's record, without a cluster: what counts as noticed, and what nobody can notice any more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from pipelines.align_workers import Call, Worker, WorkerPool
+from pipelines.chaos_faults import Striker, alive
+from pipelines.runtime import RoleFailure
+from roboalign_ray.config import RoleConfig
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.faults import Fault, FaultPlan
+
+LOST = Failed("learner 1: worker lost", "worker_lost")
+
+
+@pytest.fixture
+def striker(tmp_path):
+    return Striker(FaultPlan(), tmp_path)
+
+
+def worker(name: str, *, together: bool = False, groups=()) -> Worker:
+    made = Worker(WorkerPool.__new__(WorkerPool), {}, 0)
+    made.pool.name, made.pool.role, made.pool.together = name, RoleConfig(), together
+    if groups:
+        made.calls.append(Call(made, "score", len(groups), [], print, 0.0, {"groups": list(groups)}))
+    return made
+
+
+def answered(striker: Striker, what: str, answer) -> None:
+    striker.answered(Call(worker("learner"), what, 0, [], print, 0.0), answer, 0.0, 1.0)
+
+
+def test_a_full_disk_explains_the_end_of_a_run_once(striker):
+    assert not striker.explains(OSError("no space left"))
+    quota, killed = striker.strikes.add("quota", "learner 1"), striker.strikes.add("rollout", "rollout 1")
+    assert striker.explains(RoleFailure("checkpoint: no space left"))
+    assert quota.why == "the run ends: checkpoint: no space left"
+    assert killed.moot  # the run ended first
+    assert killed.seconds is None
+    assert not striker.explains(RoleFailure("another"))
+
+
+def test_spoiled_weights_are_noticed_when_refused_and_moot_when_newer_ones_are_there(striker):
+    first = striker.strikes.add("weights", "bucket 1")
+    answered(striker, "rollout", Failed("bucket 0 is none of version 3", "weights"))
+    answered(striker, "take_buckets", 1)
+    assert first.seconds is not None
+    assert not first.moot
+    second = striker.strikes.add("weights", "bucket 1")
+    answered(striker, "take_buckets", 1)
+    assert second.moot
+
+
+def test_a_spoiled_rollout_is_moot_when_its_scorer_or_the_learner_is_lost_first(striker):
+    for lost in (worker("scorer", groups=[4, 5]), worker("learner", together=True)):
+        spoiled = striker.strikes.add("tokens", "group 4")
+        spoiled.groups = {4}
+        striker.lost(worker("scorer", groups=[6]), LOST)
+        assert spoiled.open
+        striker.lost(lost, LOST)
+        assert spoiled.moot
+
+
+def test_a_loss_without_a_strike_is_a_surprise(striker):
+    striker.lost(worker("rollout"), LOST)
+    assert striker.surprises == [LOST.reason]
+
+
+def test_groups_that_came_back_scored_are_counted_and_those_of_an_evaluation_are_not(tmp_path):
+    striker = Striker(FaultPlan([Fault("hang", 2, "hang")]), tmp_path)
+    record = type("Record", (), {"scores": (1.0,)})()
+    held_out = Call(worker("scorer"), "score", 1, [], print, 0.0, {"groups": [0], "held_out": True})
+    striker.answered(held_out, [record, record], 0.0, 1.0)
+    assert striker.plan.report().visits == {}
+    answered(striker, "score", [record, record])
+    assert striker.plan.report().exact
+
+
+def test_a_process_that_has_ended_is_not_alive():
+    assert alive(os.getpid())
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not alive(process.pid)  # it waits to be reaped
+    process.wait()
+    assert not alive(process.pid)
