@@ -75,7 +75,7 @@ def straight_line(job):
     scorer = ScorerActor(folders[0], job.reward, job.episodes)
     learner = LearnerActor(folders[1], job.alignment)
     learner.join(learner.address())
-    schedule = schedule_from_store(job.episodes, job.rollout.horizon, job.seed)
+    schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
     size, lines, curves = job.alignment.prompts_per_update, [], defaultdict(list)
     for update in range(job.alignment.updates):
         names = schedule.train(update, size)
