@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from actors.rollout import RolloutReport
 from pipelines.align_groups import Finished, HeldOutGroups, Source, Ticket, TrainingGroups
 from pipelines.align_judge import OnlineJudge
 from pipelines.align_learner import Learner, Weights
@@ -30,6 +29,7 @@ from roboalign_ray.alignment.prompts import PromptSchedule
 from roboalign_ray.alignment.scored import GroupRecord, reward_scalars
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.world_model.rollout import RolloutReport
 
 _TURN_S = 0.5  # longest wait before heartbeats, deadlines and interruptions are looked at
 
