@@ -21,6 +21,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.rollout import Prompt
 
 _EPISODES_KEPT = 16
+_LAPS_KEPT = 2  # orders in memory; the groups under way reach over one end of a pass at most
 _ORDER, _START, _SAMPLE, _HELD_OUT, _HORIZON = 1, 2, 3, 4, 5  # random streams that must not share numbers
 
 
@@ -92,6 +93,7 @@ class PromptSchedule:
     ) -> None:
         self._train, self._held_out, self._seed = list(train), list(held_out), seed
         self._horizon = HorizonDraw(rollout or RolloutConfig())
+        self._order = lru_cache(_LAPS_KEPT)(self._draw_order)
 
     def train(self, update: int, count: int) -> list[PromptName]:
         """`count` windows of an update. Every episode is used once before any is used again."""
@@ -113,11 +115,14 @@ class PromptSchedule:
 
     def _train_window(self, position: int) -> PromptName:
         lap, place = divmod(position, len(self._train))
-        order = np.random.default_rng([self._seed, _ORDER, lap]).permutation(len(self._train))
-        episode_id, starts = self._train[order[place]]
+        episode_id, starts = self._train[self._order(lap)[place]]
         start = np.random.default_rng([self._seed, _START, position]).integers(starts)
         horizon = self._horizon.draw(np.random.default_rng([self._seed, _HORIZON, position]))
         return PromptName(episode_id, int(start), horizon)
+
+    def _draw_order(self, lap: int) -> np.ndarray:
+        """Places in `train`, int64, in the order of a pass over all of them."""
+        return np.random.default_rng([self._seed, _ORDER, lap]).permutation(len(self._train))
 
 
 def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:

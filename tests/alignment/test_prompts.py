@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roboalign_ray.alignment.prompts import HorizonDraw, PromptName, PromptSchedule
-from roboalign_ray.config import RolloutConfig
+from roboalign_ray.config import ConfigError, RolloutConfig
 
 TRAIN = [(f"a@b/{index}", 1 + index % 4) for index in range(7)]
 HELD_OUT = [(f"h/{index}", 3) for index in range(3)]
@@ -84,6 +84,6 @@ def test_without_a_distribution_names_are_what_they_always_were():
 
 
 def test_the_shortest_may_not_be_longer_than_the_longest():
-    with pytest.raises(ValueError, match="longer than the longest"):
+    with pytest.raises(ConfigError, match="longer than the longest"):
         lengths("uniform", least=10)
     assert lengths("fixed", least=10).horizon == 9
