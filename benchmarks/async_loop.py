@@ -7,7 +7,7 @@ The workloads of `gain`, all with rollouts of the same mean length on the same w
 
     long tails      horizons from 1 to 48 frames, T as likely as T^-1.5; the learner takes a fifth of the rollouts' time
     equal lengths   every horizon is the mean one; the learner takes a fifth of the rollouts' time
-    slow learner    long tails, and a learner that takes twice the rollouts' time
+    slow learner    equal lengths, and a learner that takes eight times the rollouts' time
 
 Rollouts are handed out one group at a time. See `_waiting.py` for what is real and what is not.
 """
@@ -41,7 +41,7 @@ class Workload:
 WORKLOADS = {
     "long tails": Workload(TAILS, 0.2),
     "equal lengths": Workload({"shape": "fixed"}, 0.2),
-    "slow learner": Workload(TAILS, 2.0),
+    "slow learner": Workload({"shape": "fixed"}, 8.0),
 }
 
 
@@ -70,8 +70,8 @@ def gain_job(args: argparse.Namespace, workload: Workload, staleness: int) -> Jo
 def gain(args: argparse.Namespace) -> None:
     """One row per workload and staleness."""
     with waiting_crew(gain_job(args, WORKLOADS["long tails"], 0)) as crew:
-        for name, workload in WORKLOADS.items():
-            before = 0.0
+        for name in args.workloads:
+            workload, before = WORKLOADS[name], 0.0
             for staleness in args.staleness:
                 config = gain_job(args, workload, staleness)
                 found = measure(crew.loop(config, frame_s=args.seconds / mean_horizon()))
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="groups per update")
     parser.add_argument("--workers", type=int, default=16, help="rollout workers (gain)")
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--seconds", type=float, default=0.2, help="mean of a group's rollout (gain)")
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="(overhead)")
     parser.add_argument("--call", type=int, default=4, help="groups per call (overhead)")
