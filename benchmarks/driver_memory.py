@@ -4,7 +4,7 @@
 
 The alignment loop with workers that only wait (`_waiting.py`), whose groups carry bytes. The driver must hold
 references and numbers alone: its memory does not grow with what the groups weigh. What the object store holds must be
-gone after the update that it was made for (with staleness 0), and at the end.
+gone after the update that it was made for (with staleness 0), but for the newest weights, and altogether at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipelines.align_workers import Observer
 from pipelines.runtime import start_ray
 from roboalign_ray.config import JobConfig
 
+WEIGHTS = 50_000  # bytes at most of the newest weights and what describes them: they stay
 _SETTLE_S = 60.0  # until what nobody refers to is freed
 _INSTANT = {"seconds": 0.0, "shape": "constant"}
 
@@ -79,7 +80,7 @@ def held(crew: WaitingCrew, config: JobConfig, payload: int) -> dict[str, int]:
     for update in crew.loop(config, payload=payload).updates(lambda: False):
         del update  # its groups' references
         if not config.asynchrony.staleness:
-            after = max(after, settled_store_bytes(before))
+            after = max(after, settled_store_bytes(before + WEIGHTS))
     crew.force.observers = []
     return {
         "driver_bytes": peak.bytes,

@@ -51,7 +51,8 @@ class CheckpointMirror:
         from pyarrow.fs import FileSystem
 
         with _told(uri):
-            return cls(*FileSystem.from_uri(uri), name=uri)
+            filesystem, root = FileSystem.from_uri(uri)
+            return cls(filesystem, root, uri)
 
     def steps(self) -> list[int]:
         """Numbers of the checkpoints that are there, ascending, unverified.

@@ -24,4 +24,5 @@ def test_memory_is_flat_when_the_batch_grows_sixteenfold(ray_cluster, driver_mem
         few, many = (driver_memory.held(crew, job, PAYLOAD) for job in (small, large))
     assert many["driver_bytes"] == pytest.approx(few["driver_bytes"], rel=0.05)
     for found in (few, many):
-        assert found["store_after_an_update"] == found["store_at_the_end"] == found["store_before"]
+        assert found["store_after_an_update"] <= found["store_before"] + driver_memory.WEIGHTS
+        assert found["store_at_the_end"] == found["store_before"]
