@@ -13,15 +13,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
 import ray
 from ray import cloudpickle
 
+from pipelines.align_groups import Numbering
 from pipelines.align_learner import Learner
 from pipelines.align_loop import AlignmentLoop, Crew
 from pipelines.align_workers import WorkerPool, Workforce
+from pipelines.simulation import Simulation
 from pipelines.simulation_workers import draw
 from roboalign_ray.alignment.prompts import PromptName, PromptSchedule
 from roboalign_ray.alignment.scored import GroupRecord
@@ -42,6 +45,11 @@ def seconds_of(stage: StageTimeConfig, role: str, seed: int) -> float:
     return draw(stage, random.Random(f"{role} {seed}"))
 
 
+def rollout_seconds(work: WorkloadConfig, frame_s: float, name: PromptName, seeds: tuple[int, ...]) -> float:
+    """How long a group's rollout takes: by its horizon where its prompt names one, else by its first seed."""
+    return name.horizon * frame_s if name.horizon else seconds_of(work.rollout, "rollout", seeds[0])
+
+
 class Waiting:
     """What all of them have: `begin` sets one up for a run.
 
@@ -59,6 +67,9 @@ class Waiting:
             frame_s: rollout seconds of a frame of those whose prompts name one.
             payload: bytes of a group.
         """
+        import roboalign_ray.alignment.update
+        import roboalign_ray.foundation.weights_board  # noqa: F401  (now, and not within the run that is measured)
+
         self.work, self.frame_s, self.payload = work, frame_s, payload
         self.version = self.steps = 0
 
@@ -80,7 +91,10 @@ class WaitingRollout(Waiting):
     def rollout(self, names: list, seeds: list, version: int, weights: Any, era: int) -> tuple[Any, Any]:
         """One stand-in group per prompt."""
         self.load_weights(version, weights, era)
-        seconds = max(self._seconds(name, group) for name, group in zip(names, seeds, strict=True))
+        seconds = max(
+            rollout_seconds(self.work, self.frame_s, name, group)
+            for name, group in zip(names, seeds, strict=True)
+        )
         versions = []
         for _ in range(self.work.segments):
             versions.append(self.version)
@@ -91,11 +105,6 @@ class WaitingRollout(Waiting):
             for name, group in zip(names, seeds, strict=True)
         ]
         return groups, RolloutReport({}, len(groups), seconds, 0, 0)
-
-    def _seconds(self, name: PromptName, seeds: tuple[int, ...]) -> float:
-        if name.horizon:
-            return name.horizon * self.frame_s
-        return seconds_of(self.work.rollout, "rollout", seeds[0])
 
 
 class WaitingScorer(Waiting):
@@ -172,7 +181,7 @@ def waiting_job(
                 "groups_per_call": call,
                 "backpressure": {"adaptive": False, "depth_least": 8},
                 "liveness": {"silence_s": 600.0, "stall_s": 600.0},
-                "workload": work,
+                "workload": {"weights_s": 0.0, **work},
             },
             "cluster": {
                 "rollout": {**role, "workers": workers},
@@ -253,6 +262,24 @@ def measure(loop: AlignmentLoop) -> dict[str, float]:
         "driver_ms_per_group": 1000 * busy / groups,
         "mean_staleness": float(np.mean(ages)),
     }
+
+
+class Replayed(Simulation):
+    """The model, with every group's rollout as long as in a run: groups start in the order of their numbers."""
+
+    def __init__(self, config: JobConfig, schedule: PromptSchedule, frame_s: float) -> None:
+        super().__init__(config)
+        numbering = Numbering(schedule, self.batch, config.alignment.group_size)
+        tickets = (numbering.ticket(number, 1) for number in count())
+        self._seconds = (rollout_seconds(self.work, frame_s, each.name, each.seeds) for each in tickets)
+
+    def _draw(self, stage: StageTimeConfig) -> float:
+        return next(self._seconds) if stage is self.work.rollout else super()._draw(stage)
+
+
+def replayed(config: JobConfig, schedule: PromptSchedule, frame_s: float = 0.0) -> float:
+    """Groups a second, from the end of the first update to the last, that the model gives a job of waiting workers."""
+    return Replayed(config, schedule, frame_s).run(1, config.alignment.updates).groups_per_second
 
 
 def show(row: dict[str, Any]) -> None:

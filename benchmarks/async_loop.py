@@ -1,6 +1,7 @@
 """The alignment loop with workers that only wait: what asynchrony gains, and what the loop itself costs.
 
-    python benchmarks/async_loop.py gain       samples a second at staleness 0, 1, 2, 4 on three workloads, in one run
+    python benchmarks/async_loop.py gain       samples a second at staleness 0, 1, 2, 4 on three workloads, in one run,
+                                               and what the model behind `roboalign simulate` makes of the same groups
     python benchmarks/async_loop.py overhead   groups a second with instant workers, 2 to 64 of them, in one run
 
 The workloads of `gain`, all with rollouts of the same mean length on the same workers:
@@ -18,7 +19,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from _waiting import measure, show, waiting_crew, waiting_job
+from _waiting import measure, replayed, show, waiting_crew, waiting_job
 
 from pipelines.runtime import start_ray
 from roboalign_ray.alignment.prompts import HorizonDraw
@@ -74,7 +75,9 @@ def gain(args: argparse.Namespace) -> None:
             workload, before = WORKLOADS[name], 0.0
             for staleness in args.staleness:
                 config = gain_job(args, workload, staleness)
-                found = measure(crew.loop(config, frame_s=args.seconds / mean_horizon()))
+                frame_s = args.seconds / mean_horizon()
+                loop = crew.loop(config, frame_s=frame_s)
+                found = measure(loop)
                 samples = SAMPLES * found["groups_per_second"]
                 before = before or samples
                 show(
@@ -84,6 +87,7 @@ def gain(args: argparse.Namespace) -> None:
                         "samples_per_second": samples,
                         "times_the_first": samples / before,
                         **found,
+                        "simulated_groups_per_second": replayed(config, loop.schedule, frame_s),
                     }
                 )
 

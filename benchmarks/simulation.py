@@ -14,12 +14,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from _waiting import measure, seconds_of, show, waiting_crew, waiting_job
+from _waiting import measure, replayed, show, waiting_crew, waiting_job
 
 from pipelines.runtime import start_ray
-from pipelines.simulation import Simulation, SimulationResult, simulate
+from pipelines.simulation import SimulationResult, simulate
 from roboalign_ray.config import JobConfig
-from roboalign_ray.config.asynchrony import StageTimeConfig
 
 WORKERS = 8
 SHAPES: dict[str, dict[str, Any]] = {
@@ -30,19 +29,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 BATCH = 16
 CURVE_BATCH = 1024
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-
-
-class Replayed(Simulation):
-    """The model, with every group's rollout as long as in the run: groups start in the order of their numbers."""
-
-    def __init__(self, config: JobConfig, seeds: list[int]) -> None:
-        super().__init__(config)
-        self._seeds = iter(seeds)
-
-    def _draw(self, stage: StageTimeConfig) -> float:
-        if stage is self.work.rollout:
-            return seconds_of(stage, "rollout", next(self._seeds))
-        return super()._draw(stage)
 
 
 def shape_job(shape: dict[str, Any], scale: float, updates: int) -> JobConfig:
@@ -62,7 +48,7 @@ def shape_job(shape: dict[str, Any], scale: float, updates: int) -> JobConfig:
         workers=WORKERS,
         scorers=2,
         staleness=shape["staleness"],
-        work={**{role: stage(role) for role in ("rollout", "scorer", "learner")}, "weights_s": 0.0},
+        work={role: stage(role) for role in ("rollout", "scorer", "learner")},
     )
 
 
@@ -73,9 +59,7 @@ def compare(args: argparse.Namespace) -> None:
         for name, config in jobs.items():
             loop = crew.loop(config)
             measured = measure(loop)["groups_per_second"]
-            batches = range(args.updates + config.asynchrony.staleness + 1)
-            seeds = [group[0] for update in batches for group in loop.schedule.seeds(update, BATCH, 4)]
-            simulated = Replayed(config, seeds).run(1, args.updates).groups_per_second
+            simulated = replayed(config, loop.schedule)
             show(
                 {
                     "shape": name,
