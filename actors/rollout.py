@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,29 +20,10 @@ from roboalign_ray.foundation.weights import Receiver
 from roboalign_ray.foundation.weights_board import Parcel
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.engine import RolloutEngine
-from roboalign_ray.world_model.rollout import Prompt, RolloutGroup
+from roboalign_ray.world_model.rollout import Prompt, RolloutGroup, RolloutReport
 from roboalign_ray.world_model.transformer import load_pretrained
 
 _FETCH_S = 600.0  # for a version of the weights
-
-
-@dataclass(frozen=True)
-class RolloutReport:
-    """Numbers of one call, for the driver.
-
-    Attributes:
-        failed: prompt id to why it has no group.
-        tokens: generated.
-        seconds: wall time in the actor.
-        peak_sequence: longest prompt of any frame, tokens.
-        cache_bytes: most bytes of keys and values held for one group.
-    """
-
-    failed: dict[str, Failed]
-    tokens: int
-    seconds: float
-    peak_sequence: int
-    cache_bytes: int
 
 
 class RolloutActor:

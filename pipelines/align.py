@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import align_state
+from pipelines.align_checkpoints import RunCheckpoints
 from pipelines.align_crew import JUDGE, crew_of, replace_learner
 from pipelines.align_learner import Weights
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
@@ -71,7 +72,8 @@ def run_align(
     Args:
         config: the job.
         out: run directory.
-        resume: continue from the last complete checkpoint in `out`; without one, start.
+        resume: continue from the last complete checkpoint in `out`, or at `alignment.checkpoints` where that one is
+            newer; without one, start.
         quiet: no progress on the terminal.
         beside: a block around all that the crew does, for whoever looks on.
 
@@ -82,18 +84,20 @@ def run_align(
     """
     check_trainable(config.rollout)
     out = out.absolute()
-    begun = checkpoints.latest(out / CHECKPOINTS)
-    if not resume and ((out / ALIGNED).exists() or begun is not None):
+    kept = RunCheckpoints(out / CHECKPOINTS, config.alignment.checkpoints)
+    if not resume and ((out / ALIGNED).exists() or kept.begun()):
         raise UserError(
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
     check_weights(config)  # what is missing is told now, before Ray starts
     check_tracking(config.telemetry.wandb)
     # Checked before any process is started: a damaged checkpoint is told at once.
-    found = checkpoints.load(begun) if resume and begun is not None else None
+    if resume:
+        kept.fetch()
+    found = kept.load() if resume else None
     if found is not None:
         align_state.check_same_job(found.metadata["config"], config, str(found.folder))
-    schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
+    schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
     with (
         start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
         crew_of(config, out) as crew,
@@ -101,7 +105,7 @@ def run_align(
         beside(crew) if beside else nullcontext(),
         interruptions() as stopped,  # last: Ray sets handlers of its own
     ):
-        return _Job(config, out, crew, schedule, stopped, watch).run(found)
+        return _Job(config, out, crew, schedule, stopped, watch, kept).run(found)
 
 
 @contextmanager
@@ -136,9 +140,10 @@ class _Job:
         schedule: PromptSchedule,
         stopped: Stopped,
         watch: Watch,
+        kept: RunCheckpoints,
     ) -> None:
         self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
-        self.stopped, self.watch = stopped, watch
+        self.stopped, self.watch, self.kept = stopped, watch, kept
         self.counts = dict.fromkeys(_COUNTED, 0)
         self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
 
@@ -149,8 +154,7 @@ class _Job:
             try:
                 if lost:
                     replace_learner(self.config, self.crew)
-                    last = checkpoints.latest(self.out / CHECKPOINTS)
-                    found = checkpoints.load(last) if last is not None else None
+                    found = self.kept.load()
                 self._run_from(found)
                 break
             except RoleLost:
@@ -245,11 +249,11 @@ class _Job:
 
     def _checkpoint(self, loop: AlignmentLoop) -> None:
         with self.watch.span("checkpoint", version=loop.version):
-            align_state.save(self.out / CHECKPOINTS, loop, self.config, self.counts, self._row)
+            self.kept.save(lambda folder: align_state.save(folder, loop, self.config, self.counts, self._row))
 
     def _save_result(self) -> None:
         """The last checkpoint's model under its final name: there completely, or not at all."""
-        last = checkpoints.latest(self.out / CHECKPOINTS)
+        last = self.kept.newest()
         assert last is not None  # the last update is always checkpointed
         staging = self.out / f".{ALIGNED}"
         shutil.rmtree(staging, ignore_errors=True)

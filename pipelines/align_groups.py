@@ -7,8 +7,8 @@ and a group's prompt and seeds are functions of its number: a group started agai
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
@@ -116,7 +116,7 @@ class TrainingGroups:
         self._share_end = {place: min(e for e in edges if e > place) for place in range(batch)}
         self._numbering = Numbering(schedule, batch, config.alignment.group_size)
         self._training: list[tuple[int, Finished]] = []
-        self._together: dict[int, tuple[int, ...]] = {}  # groups of the call that each was rolled out in
+        self._together: dict[int, tuple[int, ...]] = {}  # groups of the batch that each was rolled out in
         self._alone: set[int] = (
             set()
         )  # failed in company: tried again without, so that each answers for itself
@@ -131,8 +131,16 @@ class TrainingGroups:
             return []
         waiting = ledger.waiting
         numbers = (self._share(waiting) if waiting else self._share(self._new_numbers()))[:room]
-        self._together |= dict.fromkeys(numbers, tuple(numbers))
+        for batch in self._batches(numbers):
+            self._together |= dict.fromkeys(batch, batch)
         return [self._start(number) for number in numbers]
+
+    def _batches(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
+        """A call's groups as the engine runs them together: those of one horizon."""
+        batches: dict[int, list[int]] = defaultdict(list)
+        for number in numbers:
+            batches[self._numbering.name(number).horizon].append(number)
+        return [tuple(batch) for batch in batches.values()]
 
     def _share(self, numbers: Iterable[int]) -> list[int]:
         """The first of them, and those after it in the same share."""

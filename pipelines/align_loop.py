@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from actors.rollout import RolloutReport
 from pipelines.align_groups import Finished, HeldOutGroups, Source, Ticket, TrainingGroups
 from pipelines.align_judge import OnlineJudge
 from pipelines.align_learner import Learner, Weights
@@ -30,8 +29,10 @@ from roboalign_ray.alignment.prompts import PromptSchedule
 from roboalign_ray.alignment.scored import GroupRecord, reward_scalars
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.world_model.rollout import RolloutReport
 
 _TURN_S = 0.5  # longest wait before heartbeats, deadlines and interruptions are looked at
+_OFFER_S = 0.25  # a call that ends sooner after an update needs no offer: the next one brings the weights with it
 
 Stopped = Callable[[], bool]
 
@@ -98,6 +99,7 @@ class AlignmentLoop:
         self._finished: deque[Update] = deque()
         self._tally, self._pace, self._staleness = Tally(), Pace(), Counter[int]()
         self._mark = self._looked = time.monotonic()
+        self._published_at: float | None = None  # weights that are still to be offered
         self._learner_seconds = 0.0
 
     @property
@@ -170,6 +172,7 @@ class AlignmentLoop:
         self._roll_out()
         self._score()
         self._train()
+        self._offer_weights()
         self._work_beside()
         self.crew.workforce.turn(_TURN_S)
         self._steer()
@@ -283,10 +286,17 @@ class AlignmentLoop:
         figures = self._figures([done.record for _, done in trained], failures) | scalars
         self._finished.append(Update(index, trained, failures, figures))
         self._tally = Tally()
-        if self.config.asynchrony.staleness:
-            for worker in self.crew.rollouts.workers:
-                if worker.up and worker.calls:
-                    self._offer(worker)
+        self._published_at = time.monotonic() if self.config.asynchrony.staleness else None
+
+    def _offer_weights(self) -> None:
+        """The newest weights to all that are in the middle of a rollout which began before them."""
+        published = self._published_at
+        if published is None or time.monotonic() - published < _OFFER_S:
+            return
+        self._published_at = None
+        for worker in self.crew.rollouts.workers:
+            if worker.up and worker.calls and worker.since < published:
+                self._offer(worker)
 
     def _offer(self, worker: Any) -> None:
         """The newest weights to a worker in the middle of a rollout; should it not take them, its next call tells."""

@@ -134,7 +134,7 @@ class _Maker:
     def __init__(self, config: JobConfig, there: Mapping[int, Path], students: Path) -> None:
         self.config, self._there, self._students = config, there, StudentRegistry(students)
         self._student = lru_cache(_STATES_KEPT)(self._read_student)
-        schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
+        schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
         settings = config.alignment
         self._numbering = Numbering(schedule, settings.prompts_per_update, settings.group_size)
         self._state = lru_cache(_STATES_KEPT)(self._read_state)

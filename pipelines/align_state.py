@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.align_checkpoints import KEPT
 from pipelines.align_groups import Finished
 from pipelines.align_loop import AlignmentLoop, Crew, Update
 from roboalign_ray.config import JobConfig
@@ -21,7 +22,6 @@ from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
 
-_KEPT = 2
 _MAY_DIFFER = {
     "name",
     "output",
@@ -31,7 +31,7 @@ _MAY_DIFFER = {
     "telemetry",
 }  # between a run and the one that resumes it
 _MAY_DIFFER_IN = {
-    "alignment": {"updates", "checkpoint_every"},
+    "alignment": {"updates", "checkpoint_every", "checkpoints"},
     "asynchrony": {"concurrency", "tries", "backpressure", "liveness", "workload"},
 }
 
@@ -71,7 +71,7 @@ def save(
         "finished_groups": len(references),
         "row": None if row is None else dict(row),
     }
-    return checkpoints.save(root, loop.version, write, metadata=metadata, keep=_KEPT)
+    return checkpoints.save(root, loop.version, write, metadata=metadata, keep=KEPT)
 
 
 def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> None:

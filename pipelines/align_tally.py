@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from actors.rollout import RolloutReport
 from pipelines.align_workers import Call
+from roboalign_ray.world_model.rollout import RolloutReport
 
 _RECENT = 0.2  # weight of the newest call in the mean service times that the controller sees
 

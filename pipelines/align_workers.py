@@ -262,11 +262,12 @@ class Workforce:
         if not references:
             time.sleep(min(timeout_s, _CHECK_S))
             return
-        # The first call waits for one; the second asks for all that are there.
-        some, _ = ray.wait(references, num_returns=1, timeout=min(timeout_s, _CHECK_S), fetch_local=False)
-        if some:
-            done, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
-            yield from done
+        # All that are there; only where there is none, the first that comes.
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        if not done:
+            wait_s = min(timeout_s, _CHECK_S)
+            done, _ = ray.wait(references, num_returns=1, timeout=wait_s, fetch_local=False)
+        yield from done
 
     def _settle(self, reference: Any, call: Call) -> None:
         worker, now = call.worker, time.monotonic()

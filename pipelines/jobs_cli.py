@@ -112,6 +112,12 @@ def align(
         int | None,
         typer.Option("--groups", min=1, help="With --replay: as many, whole calls.", show_default="all"),
     ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoints", metavar="URI", help="Copy every checkpoint there, e.g. s3://bucket/run."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -127,8 +133,11 @@ def align(
     [bold]Examples[/bold]
       roboalign align demo --out runs/first
       roboalign align single_gpu --set alignment.updates=50 --resume
+      roboalign align single_gpu --checkpoints s3://bucket/first --resume
       roboalign align demo --replay runs/demo --groups 16
     """
+    if checkpoints:
+        overrides = [*(overrides or ()), f"alignment.checkpoints={checkpoints}"]
     config, folder = job_and_folder(profile, overrides, out)
     if replay is not None:
         if resume or out:

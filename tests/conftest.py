@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Tiny tensors gain nothing from threads, and lose much where tests run side by side.
 torch.set_num_threads(1)
+
+# How long an example takes says nothing where other processes share the cores.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -135,7 +135,8 @@ class ExperienceBuffer:
 
     def rollback(self) -> None:
         """The update did not happen: what it took can be taken again."""
-        self.counts["rolled_back"] += len(self._taken)
+        if self._taken:  # else a run that was resumed would count what one that was not has no entry for
+            self.counts["rolled_back"] += len(self._taken)
         self._taken = ()
 
     def remove(self, groups: Iterable[int]) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from roboalign_ray.config import EpisodesConfig
+from roboalign_ray.config import EpisodesConfig, RolloutConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import open_store
@@ -21,41 +21,79 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.rollout import Prompt
 
 _EPISODES_KEPT = 16
-_ORDER, _START, _SAMPLE, _HELD_OUT = 1, 2, 3, 4  # random streams that must not share numbers
+_LAPS_KEPT = 2  # orders in memory; the groups under way reach over one end of a pass at most
+_ORDER, _START, _SAMPLE, _HELD_OUT, _HORIZON = 1, 2, 3, 4, 5  # random streams that must not share numbers
 
 
 @dataclass(frozen=True)
 class PromptName:
-    """A window of an episode: its first frame's number, before the stride."""
+    """A window of an episode.
+
+    Attributes:
+        start: its first frame's number, before the stride.
+        horizon: frames to predict from there; 0 takes the job's longest.
+    """
 
     episode_id: str
     start: int
+    horizon: int = 0
 
     @property
     def prompt_id(self) -> str:
-        """The name as one string."""
-        return f"{self.episode_id}@{self.start}"
+        """The name as one string: "episode@start", or "episode@start+horizon"."""
+        return f"{self.episode_id}@{self.start}" + (f"+{self.horizon}" if self.horizon else "")
 
     @classmethod
     def parse(cls, prompt_id: str) -> PromptName:
         """The window that `prompt_id` names."""
-        episode_id, _, start = prompt_id.rpartition("@")
-        return cls(episode_id, int(start))
+        episode_id, _, window = prompt_id.rpartition("@")
+        start, _, horizon = window.partition("+")
+        return cls(episode_id, int(start), int(horizon or 0))
+
+
+class HorizonDraw:
+    """How long a training group's rollouts are.
+
+    Args:
+        rollout: the longest horizon, and the distribution of shorter ones.
+
+    Attributes:
+        lengths: those there are, frames, int64 [n]; empty where all are the longest.
+        shares: probability of each, float64 [n].
+    """
+
+    def __init__(self, rollout: RolloutConfig) -> None:
+        settings = rollout.horizons
+        fixed = settings.shape == "fixed"
+        self.lengths = np.arange(0 if fixed else settings.least, 0 if fixed else rollout.horizon + 1)
+        weights = self.lengths.astype(float) ** -(settings.tail if settings.shape == "long_tailed" else 0.0)
+        self.shares = weights / weights.sum() if len(weights) else weights
+
+    def draw(self, generator: np.random.Generator) -> int:
+        """Frames; 0 for the longest where there is nothing to draw."""
+        return int(generator.choice(self.lengths, p=self.shares)) if len(self.lengths) else 0
 
 
 class PromptSchedule:
-    """Which windows an update is made of, and the seeds of their samples.
+    """Which windows an update is made of, how far their rollouts go, and the seeds of their samples.
 
     Args:
         train, held_out: (episode id, window starts that fit) of each split, none empty; of the held-out ones the
             first are used first.
         seed: of the job.
+        rollout: says how long the rollouts of training windows are; held-out ones always have the longest horizon.
     """
 
     def __init__(
-        self, train: Sequence[tuple[str, int]], held_out: Sequence[tuple[str, int]], seed: int
+        self,
+        train: Sequence[tuple[str, int]],
+        held_out: Sequence[tuple[str, int]],
+        seed: int,
+        rollout: RolloutConfig | None = None,
     ) -> None:
         self._train, self._held_out, self._seed = list(train), list(held_out), seed
+        self._horizon = HorizonDraw(rollout or RolloutConfig())
+        self._order = lru_cache(_LAPS_KEPT)(self._draw_order)
 
     def train(self, update: int, count: int) -> list[PromptName]:
         """`count` windows of an update. Every episode is used once before any is used again."""
@@ -77,10 +115,14 @@ class PromptSchedule:
 
     def _train_window(self, position: int) -> PromptName:
         lap, place = divmod(position, len(self._train))
-        order = np.random.default_rng([self._seed, _ORDER, lap]).permutation(len(self._train))
-        episode_id, starts = self._train[order[place]]
+        episode_id, starts = self._train[self._order(lap)[place]]
         start = np.random.default_rng([self._seed, _START, position]).integers(starts)
-        return PromptName(episode_id, int(start))
+        horizon = self._horizon.draw(np.random.default_rng([self._seed, _HORIZON, position]))
+        return PromptName(episode_id, int(start), horizon)
+
+    def _draw_order(self, lap: int) -> np.ndarray:
+        """Places in `train`, int64, in the order of a pass over all of them."""
+        return np.random.default_rng([self._seed, _ORDER, lap]).permutation(len(self._train))
 
 
 def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:
@@ -88,14 +130,14 @@ def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -
     return WindowSpec(horizon + 1, stride=config.frame_stride, view=config.view, height=height, width=width)
 
 
-def schedule_from_store(config: EpisodesConfig, horizon: int, seed: int) -> PromptSchedule:
-    """The schedule over a store's splits. Reads its index, no video.
+def schedule_from_store(config: EpisodesConfig, rollout: RolloutConfig, seed: int) -> PromptSchedule:
+    """The schedule over a store's splits: windows that hold the longest rollout. Reads its index, no video.
 
     Raises:
         UserError: no store, or no episode that is long enough.
     """
     store = open_store(config.store)
-    spec = WindowSpec(horizon + 1, stride=config.frame_stride)
+    spec = WindowSpec(rollout.horizon + 1, stride=config.frame_stride)
 
     def starts(numbers: list[int]) -> list[tuple[str, int]]:
         return [(store.ids[n], store.lengths[n] - spec.span + 1) for n in numbers]
@@ -103,7 +145,7 @@ def schedule_from_store(config: EpisodesConfig, horizon: int, seed: int) -> Prom
     fraction = config.held_out_fraction
     train = long_enough(store, spec, "train", fraction)
     held_out = spread(store, long_enough(store, spec, "held_out", fraction))
-    return PromptSchedule(starts(train), starts(held_out), seed)
+    return PromptSchedule(starts(train), starts(held_out), seed, rollout)
 
 
 class PromptReader:
@@ -122,8 +164,8 @@ class PromptReader:
         self._store = open_store(config.store)
         self._episode = lru_cache(_EPISODES_KEPT)(self._read)
 
-    def prompt(self, name: PromptName, horizon: int) -> Prompt:
-        """The prompt.
+    def prompt(self, name: PromptName, longest: int) -> Prompt:
+        """The prompt; its horizon is the name's, or `longest` where the name has none.
 
         Raises:
             UserError: no such episode, or actions that do not fit the bins.
@@ -131,6 +173,7 @@ class PromptReader:
         """
         if self._binner is None:
             raise UserError("prompts need action bins", where="prompt reader")
+        horizon = name.horizon or longest
         window = self._window(name, horizon)
         actions = self._binner.to_bins(window.actions[:horizon])
         return Prompt(name.prompt_id, window.context, window.frames[0], actions, window.instruction)

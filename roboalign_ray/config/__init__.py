@@ -18,6 +18,7 @@ from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, Teac
 from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
+    HorizonsConfig,
     PretrainingConfig,
     RefreshConfig,
     RolloutConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "FidelityRewardConfig",
     "FrozenConfig",
     "GateConfig",
+    "HorizonsConfig",
     "JobConfig",
     "JudgeConfig",
     "JudgedRewardConfig",

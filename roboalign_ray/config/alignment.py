@@ -31,6 +31,8 @@ class AlignmentConfig(FrozenConfig):
         evaluate_every: updates between evaluations on held-out prompts; the last one is always evaluated.
         checkpoint_every: updates between checkpoints; 0 writes one with every evaluation. The last update and an
             interrupted one always have theirs.
+        checkpoints: URI of a folder that gets a copy of every checkpoint, such as "s3://bucket/run" or "file:///mnt/run";
+            empty for none.
         held_out_prompts: prompts of the before/after evaluation.
         held_out_samples: rollouts per held-out prompt, the same seeds at every evaluation.
     """
@@ -55,5 +57,6 @@ class AlignmentConfig(FrozenConfig):
     zero_stage: Literal[0, 1, 2, 3] = 1
     evaluate_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 0
+    checkpoints: str = ""
     held_out_prompts: PositiveInt = 16
     held_out_samples: PositiveInt = 4

@@ -92,10 +92,38 @@ class SamplingConfig(FrozenConfig):
     top_k: NonNegativeInt = 0
 
 
+class HorizonsConfig(FrozenConfig):
+    """How the length of a training group's rollouts is drawn. Evaluations always take the longest.
+
+    Attributes:
+        shape: "fixed" is always the longest, `rollout.horizon`; "uniform" makes every length from `least` to it equally
+            likely; "long_tailed" makes T frames as likely as T^-tail.
+        least: shortest length, frames.
+        tail: exponent; the larger, the rarer are long rollouts.
+    """
+
+    shape: Literal["fixed", "uniform", "long_tailed"] = "fixed"
+    least: PositiveInt = 1
+    tail: float = Field(2.0, ge=0)
+
+
 class RolloutConfig(FrozenConfig):
-    """One rollout: horizon in frames, refresh and sampling; `precision` is the engine's arithmetic."""
+    """One rollout: longest horizon in frames, how shorter ones are drawn, refresh and sampling.
+
+    `precision` is the engine's arithmetic.
+    """
 
     horizon: PositiveInt = 12
+    horizons: HorizonsConfig = HorizonsConfig()
     refresh: RefreshConfig = RefreshConfig()
     sampling: SamplingConfig = SamplingConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _check_horizons(self) -> RolloutConfig:
+        if self.horizons.shape != "fixed" and self.horizons.least > self.horizon:
+            raise ConfigError(
+                f"the shortest rollout, {self.horizons.least} frames, is longer than the longest, {self.horizon}",
+                where="rollout.horizons.least",
+            )
+        return self

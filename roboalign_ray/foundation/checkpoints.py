@@ -17,7 +17,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,21 +79,32 @@ def save(
     if step < 0 or keep < 0:
         raise ValueError(f"step {step} and keep {keep} must not be negative")
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    _sweep(root)
-    temporary = _temporary(root)
-    try:
+    with _draft(root) as temporary:
         write(temporary)
         _seal(temporary, step, metadata or {})
         final = root / f"step-{step:08d}"
         _put(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     if keep:
         for old, _ in _listed(root)[:-keep]:
             if old != final:
                 shutil.rmtree(old)
+    return final
+
+
+def adopt(root: str | Path, fetch: Callable[[Path], None]) -> Path:
+    """Take in a complete checkpoint from elsewhere; it appears under its name verified, or not at all.
+
+    Args:
+        root: directory of checkpoints, made when absent.
+        fetch: puts its files and its manifest into the directory that it is given.
+
+    Raises:
+        CheckpointError: what was fetched is no whole checkpoint.
+    """
+    with _draft(Path(root)) as temporary:
+        fetch(temporary)
+        final = Path(root) / f"step-{load(temporary).step:08d}"
+        _put(temporary, final)
     return final
 
 
@@ -103,7 +115,7 @@ def load(folder: str | Path) -> Checkpoint:
         CheckpointError: no manifest, or a file is missing, has another size or other bytes, or is not in the manifest.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     files: dict[str, dict[str, Any]] = manifest["files"]
     present = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name, entry in files.items():
@@ -123,6 +135,29 @@ def load(folder: str | Path) -> Checkpoint:
     return Checkpoint(folder, int(manifest["step"]), manifest["metadata"])
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest: its "step", "metadata", "digest", and "files" with size and checksum by name.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"holds no {MANIFEST}", where=str(folder), remedy="give a checkpoint's directory"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        body = {key: manifest[key] for key in ("format", "step", "metadata", "files")}
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError("is not a checkpoint's manifest", where=str(path), remedy=_REMEDY) from None
+    if body["format"] != _FORMAT:
+        raise CheckpointError(f"has format {body['format']}, not {_FORMAT}", where=str(path))
+    if set(manifest) != {*body, "digest"} or manifest["digest"] != _digest(body):
+        raise CheckpointError("does not match its own digest", where=str(path), remedy=_REMEDY)
+    return manifest
+
+
 def latest(root: str | Path) -> Path | None:
     """The newest complete checkpoint's directory, unverified; None where there is none."""
     listed = _listed(Path(root))
@@ -135,6 +170,19 @@ def complete(root: str | Path) -> dict[int, Path]:
 
 
 _REMEDY = "use an earlier checkpoint, or write it again"
+
+
+@contextmanager
+def _draft(root: Path) -> Iterator[Path]:
+    """A folder beside the checkpoints to write one in; gone where that fails."""
+    root.mkdir(parents=True, exist_ok=True)
+    _sweep(root)
+    temporary = _temporary(root)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _temporary(root: Path) -> Path:
@@ -170,24 +218,6 @@ def _put(temporary: Path, final: Path) -> None:
     flush(final.parent)
     if aside:
         shutil.rmtree(aside)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(
-            f"holds no {MANIFEST}", where=str(folder), remedy="give a checkpoint's directory"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        body = {key: manifest[key] for key in ("format", "step", "metadata", "files")}
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError("is not a checkpoint's manifest", where=str(path), remedy=_REMEDY) from None
-    if body["format"] != _FORMAT:
-        raise CheckpointError(f"has format {body['format']}, not {_FORMAT}", where=str(path))
-    if set(manifest) != {*body, "digest"} or manifest["digest"] != _digest(body):
-        raise CheckpointError("does not match its own digest", where=str(path), remedy=_REMEDY)
-    return manifest
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ class RolloutAnnotator:
     Args:
         teacher: gives the scores.
         codec: of the tokenizer that made the tokens.
-        maker: reads real clips; its spec has one frame more than a rollout.
+        maker: reads real clips; they are cut to one frame more than a rollout has.
     """
 
     def __init__(self, teacher: TeacherJudge, codec: FrameCodec, maker: PairMaker) -> None:
@@ -104,8 +104,9 @@ class RolloutAnnotator:
         return [self._clip(name, group, source, videos[n]) for name, n in zip(names, wanted, strict=True)]
 
     def _source(self, group: RolloutGroup) -> SourceClip:
-        episode_id, _, start = group.prompt_id.rpartition("@")
-        return self.maker.source(episode_id, int(start))
+        episode_id, _, window = group.prompt_id.rpartition("@")
+        start = int(window.partition("+")[0])  # behind it stands the horizon, where groups differ in theirs
+        return self.maker.source(episode_id, start, frames=1 + len(group.seconds_per_frame))
 
     def _clip(
         self, name: str, group: RolloutGroup, source: SourceClip, frames: np.ndarray

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from roboalign_ray.foundation.failures import Failed
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -121,6 +123,25 @@ class RolloutGroup:
         for tokens in (part for segment in self.segments for part in (segment.context, segment.tokens)):
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < codes:
                 raise ValueError(f"{self.prompt_id}: a token outside the {codes} codes of the tokenizer")
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """Numbers of one batch of rollouts, for whoever asked for it.
+
+    Attributes:
+        failed: prompt id to why it has no group.
+        tokens: generated.
+        seconds: wall time.
+        peak_sequence: longest prompt of any frame, tokens.
+        cache_bytes: most bytes of keys and values held for one group.
+    """
+
+    failed: dict[str, Failed]
+    tokens: int
+    seconds: float
+    peak_sequence: int
+    cache_bytes: int
 
 
 class WorldModel(Protocol):

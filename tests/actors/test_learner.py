@@ -135,8 +135,9 @@ def test_deepspeed_takes_the_same_steps_as_plain_adamw(folder, stage, tmp_path):
     assert any(not np.array_equal(weights[name], value.numpy()) for name, value in start.state_dict().items())
 
 
-def test_state_resumes_to_the_same_next_step(folder, tmp_path):
-    config = settings()
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_state_resumes_to_the_same_next_step(folder, stage, tmp_path):
+    config = settings(zero_stage=stage)
     first, second = ([make_group(seed) for seed in range(s, s + 4)] for s in (0, 4))
 
     def run(resume):

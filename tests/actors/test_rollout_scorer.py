@@ -42,7 +42,7 @@ def scorer(job):
 
 @pytest.fixture(scope="module")
 def names(job):
-    return schedule_from_store(job.episodes, job.rollout.horizon, 0).train(0, 2)
+    return schedule_from_store(job.episodes, job.rollout, 0).train(0, 2)
 
 
 def test_groups_of_tokens_come_back_in_order(actor, names):
@@ -151,7 +151,7 @@ def test_a_stride_keeps_every_other_frame_and_sums_the_increments(job):
 
 def test_a_horizon_longer_than_every_episode_is_told(job):
     with pytest.raises(UserError, match="frames of a window"):
-        schedule_from_store(job.episodes, 10, 0)
+        schedule_from_store(job.episodes, job.rollout.model_copy(update={"horizon": 10}), 0)
 
 
 def test_missing_weights_are_told_when_getting_ready(job, tmp_path):

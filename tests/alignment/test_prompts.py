@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.prompts import PromptName, PromptSchedule
+from roboalign_ray.alignment.prompts import HorizonDraw, PromptName, PromptSchedule
+from roboalign_ray.config import ConfigError, RolloutConfig
 
 TRAIN = [(f"a@b/{index}", 1 + index % 4) for index in range(7)]
 HELD_OUT = [(f"h/{index}", 3) for index in range(3)]
@@ -45,3 +48,42 @@ def test_seeds_differ_between_samples_prompts_and_updates():
     drawn = [seed for rows in (first, second, schedule().seeds(-1, 3, 4)) for row in rows for seed in row]
     assert len(set(drawn)) == len(drawn) == 36
     assert schedule().seeds(0, 3, 4) == first
+
+
+def lengths(shape, least=2, longest=9, **more):
+    return RolloutConfig(horizon=longest, horizons={"shape": shape, "least": least, **more})
+
+
+@given(st.sampled_from(["uniform", "long_tailed"]), st.integers(1, 6), st.integers(0, 20), st.integers(0, 9))
+def test_horizons_stay_in_their_bounds_and_follow_from_the_groups_number(shape, least, seed, update):
+    rollout = lengths(shape, least, 6)
+    drawn = PromptSchedule(TRAIN, HELD_OUT, seed, rollout)
+    names = drawn.train(update, 4)
+    assert all(least <= name.horizon <= 6 for name in names)
+    assert all(PromptName.parse(name.prompt_id) == name for name in names)
+    assert names == [drawn.train(4 * update + place, 1)[0] for place in range(4)]
+    # windows are those of a schedule whose rollouts are all alike, and an evaluation's rollouts are
+    assert [(n.episode_id, n.start) for n in names] == [
+        (n.episode_id, n.start) for n in schedule(seed).train(update, 4)
+    ]
+    assert drawn.held_out(5) == schedule(seed).held_out(5)
+
+
+def test_long_rollouts_are_as_rare_as_the_tail_says():
+    draw = HorizonDraw(lengths("long_tailed", tail=2.0))
+    assert draw.lengths.tolist() == list(range(2, 10))
+    np.testing.assert_allclose(draw.shares * draw.lengths**2, draw.shares[0] * 4)
+    np.testing.assert_allclose(HorizonDraw(lengths("uniform")).shares, 1 / 8)
+    found = np.bincount([draw.draw(np.random.default_rng(n)) for n in range(4000)], minlength=10)[2:] / 4000
+    np.testing.assert_allclose(found, draw.shares, atol=0.03)
+
+
+def test_without_a_distribution_names_are_what_they_always_were():
+    assert all(name.horizon == 0 for name in schedule().train(0, 9))
+    assert PromptName("a@b", 3).prompt_id == "a@b@3"
+
+
+def test_the_shortest_may_not_be_longer_than_the_longest():
+    with pytest.raises(ConfigError, match="longer than the longest"):
+        lengths("uniform", least=10)
+    assert lengths("fixed", least=10).horizon == 9

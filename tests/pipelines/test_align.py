@@ -75,7 +75,7 @@ def straight_line(job):
     scorer = ScorerActor(folders[0], job.reward, job.episodes)
     learner = LearnerActor(folders[1], job.alignment)
     learner.join(learner.address())
-    schedule = schedule_from_store(job.episodes, job.rollout.horizon, job.seed)
+    schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
     size, lines, curves = job.alignment.prompts_per_update, [], defaultdict(list)
     for update in range(job.alignment.updates):
         names = schedule.train(update, size)
@@ -184,7 +184,7 @@ def test_missing_weights_are_told_in_one_line(job, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_learner_ranks_do_what_one_does(ray_cluster, job, finished, stage, tmp_path):
     whole, _ = finished
     settings = job.alignment.model_copy(update={"zero_stage": stage})

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 from tiny_job import make_tiny_job
 
 from pipelines import align
@@ -165,37 +166,125 @@ def test_a_learner_that_hangs_in_mid_checkpoint_is_noticed_by_its_silence(ray_cl
     assert sorted(line["group"] for line in trained(out)) == list(range(12))
 
 
+# A run that kills its own processes at a point within update number k; k updates are done then.
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
+import pipelines.align_learner, pipelines.align_loop
 from pipelines.align import run_align
 from roboalign_ray.config import JobConfig
-run_align(JobConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), quiet=True)
+from roboalign_ray.foundation import checkpoints
+
+settings, out, owner, name, updates = sys.argv[1:]
+Loop, loops = pipelines.align_loop.AlignmentLoop, []
+begin = Loop.__init__
+def began(self, *args, **kwargs):
+    loops.append(self)
+    begin(self, *args, **kwargs)
+Loop.__init__ = began
+
+owner = {"loop": Loop, "learner": pipelines.align_learner.Learner, "checkpoints": checkpoints}[owner]
+method = getattr(owner, name)
+def struck(*args, **kwargs):
+    if loops[-1].version == int(updates):
+        if name == "update":
+            method(*args, **kwargs)  # under way
+        os.killpg(0, signal.SIGKILL)
+    return method(*args, **kwargs)
+setattr(owner, name, struck)
+run_align(JobConfig.model_validate_json(Path(settings).read_text()), Path(out), quiet=True)
 """
+POINTS = {
+    "first rollouts back": ("loop", "_rolled_out"),
+    "first scores back": ("loop", "_scored"),
+    "update under way": ("learner", "update"),
+    "weights on their way": ("loop", "_published"),
+    "checkpoint without its manifest": ("checkpoints", "_seal"),
+}
+UPDATES = 4
+KILLS = [
+    *((1, point) for point in POINTS),
+    (0, "first scores back"),
+    (2, "weights on their way"),
+    (3, "update under way"),
+    (4, "checkpoint without its manifest"),
+]
+
+
+@pytest.fixture(scope="module")
+def golden(job):
+    """A job whose rollouts differ in length; every update has its checkpoint."""
+    horizons = job.rollout.horizons.model_copy(update={"shape": "uniform", "least": 1})
+    job = changed(job, "alignment", updates=UPDATES, checkpoint_every=1, evaluate_every=2)
+    return changed(job, "rollout", horizons=horizons)
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster, golden, tmp_path_factory):
+    """The run that nobody kills: its result and its folder."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return run_align(golden, out, quiet=True), out
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.parametrize("lines", [1, 5, 9])
-def test_a_killed_run_goes_on_to_the_same_bits(ray_cluster, job, tmp_path, lines):
-    job = changed(job, "alignment", updates=4)
-    whole = run_align(job, tmp_path / "whole", quiet=True)
+@pytest.mark.parametrize(("updates", "point"), KILLS)
+def test_a_killed_run_goes_on_to_the_same_bits(golden, whole, tmp_path, updates, point):
+    expected, uninterrupted = whole
     out, settings = tmp_path / "out", tmp_path / "job.json"
-    settings.write_text(job.model_dump_json())
-    process = subprocess.Popen([sys.executable, "-c", KILLED, settings, out], start_new_session=True)
-    ends = time.monotonic() + WAIT_S
-    while len(trained(out)) < lines and process.poll() is None:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
-    result = run_align(job, out, resume=True, quiet=True)
-    expected = weights_of(whole.model)
+    settings.write_text(golden.model_dump_json())
+    command = [sys.executable, "-c", KILLED, settings, out, *POINTS[point], str(updates)]
+    assert subprocess.run(command, start_new_session=True, timeout=WAIT_S).returncode == -signal.SIGKILL
+    before = checkpoints.latest(out / "checkpoints")
+    assert (0 if before is None else checkpoints.load(before).step) == max(
+        0, updates - (point == "checkpoint without its manifest")
+    )
+    result = run_align(golden, out, resume=True, quiet=True)
+
+    weights = weights_of(expected.model)
     for name, value in weights_of(result.model).items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert journal(out) == journal(tmp_path / "whole")
-    for name, (steps, values) in whole.curves.items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+    assert journal(out) == journal(uninterrupted)
+    assert len({line["tokens"] for line in journal(out)}) > 2
+    assert result.counts == expected.counts
+    for ours, theirs in zip(kept(out), kept(uninterrupted), strict=True):
+        assert_same_state(ours, theirs)
+    for name, (steps, values) in expected.curves.items():
         if "second" not in name:
             np.testing.assert_array_equal(result.curves[name][0], steps)
             if not name.startswith(("groups_", "scorer_queue")):
                 np.testing.assert_array_equal(result.curves[name][1], values, err_msg=name)
+
+
+def kept(out: Path) -> list[checkpoints.Checkpoint]:
+    return [checkpoints.load(folder) for folder in checkpoints.complete(out / "checkpoints").values()]
+
+
+def assert_same_state(ours: checkpoints.Checkpoint, theirs: checkpoints.Checkpoint) -> None:
+    """Parameters, optimizer, random state, and the accounts of ledger and buffer with the next prompt's number."""
+    assert ours.step == theirs.step
+    assert ours.metadata["loop"]["groups"] == theirs.metadata["loop"]["groups"]
+    assert ours.metadata["loop"]["controller"] == theirs.metadata["loop"]["controller"]
+    files = sorted(path.relative_to(ours.folder) for path in (ours.folder / "state").rglob("*.pt"))
+    assert any("optim" in path.name for path in files)
+    assert any("rng" in path.name for path in files)
+    for path in files:
+        mine, other = (
+            torch.load(at.folder / path, map_location="cpu", weights_only=False) for at in (ours, theirs)
+        )
+        assert_same(mine, other, str(path))
+
+
+def assert_same(ours, theirs, where: str) -> None:
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name in ours:
+            assert_same(ours[name], theirs[name], f"{where}: {name}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(mine, other, f"{where}[{number}]")
+    elif isinstance(ours, int | float | str | bool | None):
+        assert ours == theirs, where

@@ -13,7 +13,7 @@ from pipelines.align_groups import Finished, HeldOutGroups, TrainingGroups, spli
 from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.prompts import PromptSchedule
 from roboalign_ray.alignment.scored import GroupRecord
-from roboalign_ray.config import JobConfig
+from roboalign_ray.config import JobConfig, RolloutConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.rewards.protocol import Scored
 
@@ -210,3 +210,17 @@ def test_held_out_groups_are_tried_again_and_then_counted():
     scalars = evaluation.scalars()
     assert scalars["held_out/failed_groups"] == 1
     assert scalars["held_out/samples"] == 4 * make_config().alignment.held_out_samples
+
+
+def test_groups_of_one_call_are_one_batch_where_their_horizons_are_the_same():
+    rollout = RolloutConfig(horizon=3, horizons={"shape": "uniform", "least": 1})
+    schedule = PromptSchedule([(f"e{n}", 9) for n in range(50)], [("h", 9)], 0, rollout)
+    groups = TrainingGroups(make_config(batch=8, workers=1), schedule)
+    call = groups.next_call()
+    for ticket in call:
+        groups.finish(ticket, finished(ticket, 0))
+    assert len(call) == len(groups.begin_update()) == 8
+    horizons = {ticket.number: ticket.name.horizon for ticket in call}
+    for number, done in groups.commit_update():
+        alike = tuple(n for n, horizon in horizons.items() if horizon == horizons[number])
+        assert done.record.together == alike

@@ -52,21 +52,29 @@ def run(job, tmp_path_factory) -> Path:
         lambda folder: save_pretrained(model, layout, folder / "model"),
         metadata=metadata,
     )
-    schedule = schedule_from_store(job.episodes, job.rollout.horizon, job.seed)
+    schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
     numbering = Numbering(schedule, job.alignment.prompts_per_update, job.alignment.group_size)
     lines = []
     for version, calls in CALLS.items():
         if version:
             rollout.load_weights(version, Receiver().apply(*pack(model.state_dict(), version, travel)).state)
         for numbers in calls:
-            tickets = [numbering.ticket(number, 1) for number in numbers]
-            groups, _ = rollout.rollout([t.name for t in tickets], [t.seeds for t in tickets])
-            *_, records = scorer.score(groups)
-            for number, record in zip(numbers, records, strict=True):
-                line = replace(record, together=numbers).as_json()
-                lines.append({"update": version, "group": number, **line})
+            lines += rolled_out(numbering, numbers, rollout, scorer, version)
     write(out, lines)
     return out
+
+
+def rolled_out(numbering, numbers, rollout, scorer, update) -> list[dict]:
+    """Journal lines of groups made in one call; those of one horizon are one batch."""
+    tickets = [numbering.ticket(number, 1) for number in numbers]
+    groups, _ = rollout.rollout([t.name for t in tickets], [t.seeds for t in tickets])
+    *_, records = scorer.score(groups)
+    lines = []
+    for ticket, record in zip(tickets, records, strict=True):
+        together = tuple(t.number for t in tickets if t.name.horizon == ticket.name.horizon)
+        line = replace(record, together=together).as_json()
+        lines.append({"update": update, "group": ticket.number, **line})
+    return lines
 
 
 def write(run: Path, lines: list[dict]) -> None:
@@ -89,6 +97,29 @@ def test_every_group_is_made_again_bit_for_bit(run, job):
     assert {c.verdict for c in result.compared} == {Verdict.EQUAL}
     assert result.equal
     assert [(row["versions"], row["groups"]) for row in result.rows()] == [("0 0", 4), ("1 1", 4)]
+
+
+def test_groups_of_their_own_length_are_made_again_bit_for_bit(job, tmp_path):
+    horizons = {"shape": "uniform", "least": 1}
+    settings = job.model_dump(mode="json")
+    job = JobConfig.model_validate(settings | {"rollout": settings["rollout"] | {"horizons": horizons}})
+    folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
+    rollout = RolloutActor(*folders, job.rollout, job.episodes, job.asynchrony.weights)
+    scorer = ScorerActor(folders[0], job.reward, job.episodes)
+    schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
+    numbering = Numbering(schedule, job.alignment.prompts_per_update, job.alignment.group_size)
+    lines = rolled_out(numbering, range(8), rollout, scorer, 0)
+    lengths = [numbering.ticket(number, 1).name.horizon for number in range(8)]
+    assert len(set(lengths)) > 2
+    assert max(lengths) > job.rollout.refresh.window
+    assert [line["tokens"] for line in lines] == [
+        length * 3 * 4 for length in lengths
+    ]  # G = 3, 4 tokens a frame
+    assert [len(line["versions"]) for line in lines] == [-(-length // 2) for length in lengths]
+    write(tmp_path, lines)
+    result = run_replay(job, tmp_path, quiet=True)
+    assert len(result.compared) == 8
+    assert {c.verdict for c in result.compared} == {Verdict.EQUAL}
 
 
 def test_whole_calls_are_made_until_there_are_enough(run, job):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -83,18 +83,22 @@ class PairMaker:
         """For the planner."""
         return EpisodeIndex(self.store.ids, self.store.group_ids, self.store.lengths, self.store.successes())
 
-    def source(self, episode: int | str, start: int) -> SourceClip:
+    def source(self, episode: int | str, start: int, *, frames: int | None = None) -> SourceClip:
         """The real clip of an episode from frame `start` on.
+
+        Args:
+            frames: of the clip; None takes the spec's.
 
         Raises:
             UserError: no such episode.
             EpisodeError: it does not decode, or is too short.
         """
         found = self._episode(episode)
-        window = cut_window(found, self.spec, start, context=start)
-        picked = slice(start, start + self.spec.span, self.spec.stride)
+        spec = replace(self.spec, frames=frames) if frames else self.spec
+        window = cut_window(found, spec, start, context=start)
+        picked = slice(start, start + spec.span, spec.stride)
         labels = {name: values[picked] for name, values in found.outcome.privileged.items()}
-        score, annotator = self._real_score(found, labels, start + self.spec.span)
+        score, annotator = self._real_score(found, labels, start + spec.span)
         points = score.scores()
         reference = None
         if not isinstance(points, Failed):
