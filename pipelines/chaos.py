@@ -130,7 +130,7 @@ def _findings(
     except checkpoints.CheckpointError as error:
         return (Finding("the last checkpoint loads", False, error.line()),), (), ()
     loads = Finding("the last checkpoint loads", True, last.name)
-    schedule = schedule_from_store(config.episodes, config.rollout.horizon, config.seed)
+    schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
     batch, samples = config.alignment.prompts_per_update, config.alignment.group_size
     numbering = Numbering(schedule, batch, samples)
     record = RunRecord(
