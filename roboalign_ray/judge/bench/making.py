@@ -106,12 +106,12 @@ class PairMaker:
             contact = labels.get("contact")
             reference = Reference(window.frames, points, masks.object, masks.gripper, contact)
         fps = found.fps / self.spec.stride
-        done = self._done(found, start)
+        done = self._done(found, start, start + spec.span)
         return SourceClip(window, fps, found.group_id, score, reference, annotator, done)
 
-    def _done(self, episode: Episode, start: int) -> int | None:
+    def _done(self, episode: Episode, start: int, end: int) -> int | None:
         flags = episode.outcome.success_per_frame
-        if flags is None or not flags[: start + self.spec.span].any():
+        if flags is None or not flags[:end].any():
             return None
         return max(0, -(-(int(np.argmax(flags)) - start) // self.spec.stride))
 
@@ -224,7 +224,7 @@ class PairMaker:
             if self.store.lengths[number] < window.start + self.spec.span:
                 continue
             other = self._episode(int(number))
-            if self._done(other, window.start) is not None:
+            if self._done(other, window.start, window.start + self.spec.span) is not None:
                 continue
             frames = cut_window(other, self.spec, window.start, window.start).frames
             if np.abs(frames[-1].astype(float) - window.frames[-1]).mean() > _DIFFERENT:
