@@ -67,7 +67,9 @@ class FreshExamples:
 
 def _spoiled(pair: JudgedPair, rng: np.random.Generator) -> JudgedPair:
     done = pair.provenance.get("done")
-    rules = [d for d in _FREE if done != 0 or d.name not in _OF_THE_EVENT]
+    of_the_event = [d for d in _FREE if d.name in _OF_THE_EVENT]
+    # They are learned last, and so are drawn twice as often.
+    rules = [d for d in _FREE if d not in of_the_event] if done == 0 else [*_FREE, *of_the_event]
     rule, strength = rules[rng.integers(len(rules))], float(rng.choice(_STRENGTHS))
     material = Material(done=done)
     made = degrade(rule.name, pair.frames, pair.instruction, pair.scores, strength, rng, material)
