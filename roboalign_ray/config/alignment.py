@@ -31,7 +31,7 @@ class AlignmentConfig(FrozenConfig):
         evaluate_every: updates between evaluations on held-out prompts; the last one is always evaluated.
         checkpoint_every: updates between checkpoints; 0 writes one with every evaluation. The last update and an
             interrupted one always have theirs.
-        checkpoints: URI of a folder that gets a copy of every checkpoint, such as "s3://bucket/run" or "file:///mnt/run";
+        checkpoints: URI of a folder that gets a copy of every checkpoint, such as "s3://bucket/run";
             empty for none.
         held_out_prompts: prompts of the before/after evaluation.
         held_out_samples: rollouts per held-out prompt, the same seeds at every evaluation.
