@@ -65,7 +65,7 @@ def test_default_size_is_the_published_one() -> None:
 def test_small_size_is_the_demos() -> None:
     with torch.device("meta"):
         count = parameter_count(Student(StudentConfig.small()))
-    assert 2.0e6 < count < 3.0e6
+    assert 1.2e6 < count < 1.6e6
 
 
 def test_the_demo_profile_names_the_small_size() -> None:
