@@ -42,7 +42,6 @@ class RayMetrics:
             version: updates done.
             values: by the names of their curves.
         """
-        self._set("version", None, float(version))
         for name, value in values.items():
             if math.isfinite(value):
                 family, _, label = name.partition("/")
@@ -53,6 +52,8 @@ class RayMetrics:
         for family, label in self._labelled:  # an age that no group had
             if f"{family}/{label}" not in values and family not in _COUNTED and family in _families(values):
                 self._set(family, label, 0.0)
+        # Last: a page may be written at any moment, and one that tells of this update then has its values.
+        self._set("version", None, float(version))
 
     def close(self) -> None:
         """Ray keeps what it has until the driver ends."""

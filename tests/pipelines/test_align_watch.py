@@ -45,19 +45,23 @@ def run(ray_cluster, job, tmp_path_factory) -> tuple[AlignResult, Path, str, dic
     out, said = tmp_path_factory.mktemp("run") / "out", io.StringIO()
     with redirect_stderr(said):
         result = run_align(job, out)
-    return result, out, said.getvalue(), page("ray_roboalign_reward_mean")
+    return result, out, said.getvalue(), page("watched", version=2)
 
 
-def page(wanted: str) -> dict[str, float]:
-    """Our series on Ray's metrics page, as Prometheus reads it, by name and labels of ours."""
+def page(job: str, *, version: int) -> dict[str, float]:
+    """Our series on Ray's metrics page, once it tells of a job's update, by name and labels of ours."""
     ends = time.monotonic() + PAGE_S
     while True:
-        text = urllib.request.urlopen(metrics_url(), timeout=30).read().decode()
-        if wanted in text:
-            break
+        series = read_page()
+        if series.get(f"ray_roboalign_version,job={job}") == version:
+            return series
         assert time.monotonic() < ends
         time.sleep(1)
-    found = {}
+
+
+def read_page() -> dict[str, float]:
+    """As Prometheus reads it."""
+    text, found = urllib.request.urlopen(metrics_url(), timeout=30).read().decode(), {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("ray_roboalign_"):
@@ -119,7 +123,7 @@ def test_counts_add_up_and_ages_that_are_gone_are_zero(ray_cluster, run):
         1, {"failures/worker_lost": 2.0, "staleness/0": 0.5, "staleness/1": 0.5, "kl": float("nan")}
     )
     metrics.scalars(2, {"failures/worker_lost": 1.0, "staleness/0": 1.0, "last": 7.0})
-    series = page("ray_roboalign_last")
+    series = page("by hand", version=2)
     assert series["ray_roboalign_failures_total,job=by hand,kind=worker_lost"] == 3
     assert series["ray_roboalign_staleness,age=0,job=by hand"] == 1
     assert series["ray_roboalign_staleness,age=1,job=by hand"] == 0
