@@ -40,7 +40,7 @@ class Panel:
 
 
 def judged_sources(config: JobConfig, height: int, width: int, count: int) -> list[SourceClip]:
-    """`count` held-out windows of a rollout's length; those whose real clip has no reference are left out.
+    """`count` held-out windows that begin as prompts do; those whose real clip has no reference are left out.
 
     Raises:
         UserError: none is left.
@@ -48,7 +48,13 @@ def judged_sources(config: JobConfig, height: int, width: int, count: int) -> li
     spec = prompt_spec(config.episodes, config.rollout.horizon, height, width)
     store = open_store(config.episodes.store)
     maker = PairMaker(store, spec, config.bench)
-    windows = held_out_windows(store, spec, count, fraction=config.episodes.held_out_fraction)
+    windows = held_out_windows(
+        store,
+        spec,
+        count,
+        fraction=config.episodes.held_out_fraction,
+        completing=config.rollout.completing,
+    )
     sources = [maker.source(window.episode_id, window.start) for window in windows]
     known = [
         source for source in sources if source.reference is not None and source.window.instruction.strip()

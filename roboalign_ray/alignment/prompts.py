@@ -6,7 +6,7 @@ prompts. Names of windows travel; pixels are read by the actor that needs them (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,13 +16,21 @@ from roboalign_ray.config import EpisodesConfig, RolloutConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import open_store
-from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window, long_enough, spread
+from roboalign_ray.episodes.windows import (
+    Window,
+    WindowSpec,
+    completing_starts,
+    cut_window,
+    long_enough,
+    spread,
+)
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.rollout import Prompt
 
 _EPISODES_KEPT = 16
 _LAPS_KEPT = 2  # orders in memory; the groups under way reach over one end of a pass at most
-_ORDER, _START, _SAMPLE, _HELD_OUT, _HORIZON = 1, 2, 3, 4, 5  # random streams that must not share numbers
+# Random streams that must not share numbers.
+_ORDER, _START, _SAMPLE, _HELD_OUT, _HORIZON, _DONE = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,9 @@ class PromptSchedule:
         train, held_out: (episode id, window starts that fit) of each split, none empty; of the held-out ones the
             first are used first.
         seed: of the job.
-        rollout: says how long the rollouts of training windows are; held-out ones always have the longest horizon.
+        rollout: says how long the rollouts of training windows are (held-out ones always have the longest horizon),
+            and how many begin before their task is done.
+        completing: of episodes whose task becomes done, the starts of windows in which it does.
     """
 
     def __init__(
@@ -90,9 +100,12 @@ class PromptSchedule:
         held_out: Sequence[tuple[str, int]],
         seed: int,
         rollout: RolloutConfig | None = None,
+        completing: Mapping[str, range] | None = None,
     ) -> None:
         self._train, self._held_out, self._seed = list(train), list(held_out), seed
-        self._horizon = HorizonDraw(rollout or RolloutConfig())
+        rollout = rollout or RolloutConfig()
+        self._horizon = HorizonDraw(rollout)
+        self._share, self._completing = rollout.completing, completing or {}
         self._order = lru_cache(_LAPS_KEPT)(self._draw_order)
 
     def train(self, update: int, count: int) -> list[PromptName]:
@@ -104,8 +117,7 @@ class PromptSchedule:
         names = []
         for position in range(count):
             episode_id, starts = self._held_out[position % len(self._held_out)]
-            start = np.random.default_rng([_HELD_OUT, position]).integers(starts)
-            names.append(PromptName(episode_id, int(start)))
+            names.append(PromptName(episode_id, self._start(episode_id, starts, [_HELD_OUT, position])))
         return names
 
     def seeds(self, update: int, prompts: int, samples: int) -> list[tuple[int, ...]]:
@@ -116,9 +128,16 @@ class PromptSchedule:
     def _train_window(self, position: int) -> PromptName:
         lap, place = divmod(position, len(self._train))
         episode_id, starts = self._train[self._order(lap)[place]]
-        start = np.random.default_rng([self._seed, _START, position]).integers(starts)
+        start = self._start(episode_id, starts, [self._seed, _START, position])
         horizon = self._horizon.draw(np.random.default_rng([self._seed, _HORIZON, position]))
-        return PromptName(episode_id, int(start), horizon)
+        return PromptName(episode_id, start, horizon)
+
+    def _start(self, episode_id: str, starts: int, stream: list[int]) -> int:
+        generator = np.random.default_rng(stream)
+        shown = self._completing.get(episode_id, range(0))
+        if shown and np.random.default_rng([*stream, _DONE]).random() < self._share:
+            return int(generator.integers(shown.start, shown.stop))
+        return int(generator.integers(starts))
 
     def _draw_order(self, lap: int) -> np.ndarray:
         """Places in `train`, int64, in the order of a pass over all of them."""
@@ -145,7 +164,11 @@ def schedule_from_store(config: EpisodesConfig, rollout: RolloutConfig, seed: in
     fraction = config.held_out_fraction
     train = long_enough(store, spec, "train", fraction)
     held_out = spread(store, long_enough(store, spec, "held_out", fraction))
-    return PromptSchedule(starts(train), starts(held_out), seed, rollout)
+    done: Sequence[int | None] = store.successes() if rollout.completing else ()
+    shown = {
+        store.ids[n]: completing_starts(store.lengths[n], moment, spec.span) for n, moment in enumerate(done)
+    }
+    return PromptSchedule(starts(train), starts(held_out), seed, rollout, shown)
 
 
 class PromptReader:

@@ -108,13 +108,16 @@ class HorizonsConfig(FrozenConfig):
 
 
 class RolloutConfig(FrozenConfig):
-    """One rollout: longest horizon in frames, how shorter ones are drawn, refresh and sampling.
+    """One rollout: where it begins, longest horizon in frames, how shorter ones are drawn, refresh and sampling.
 
+    `completing` is the share of prompts that begin so that the task becomes done within the longest horizon, where the
+    store knows when; the others begin anywhere, which is mostly after a scripted expert has done it. [ours]
     `precision` is the engine's arithmetic.
     """
 
     horizon: PositiveInt = 12
     horizons: HorizonsConfig = HorizonsConfig()
+    completing: float = Field(0.75, ge=0, le=1)
     refresh: RefreshConfig = RefreshConfig()
     sampling: SamplingConfig = SamplingConfig()
     precision: Literal["float32", "bfloat16"] = "float32"

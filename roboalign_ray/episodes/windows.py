@@ -19,6 +19,8 @@ from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.episodes.transforms import accumulate_actions, resize_frames
 from roboalign_ray.foundation.failures import UserError
 
+_LEAD = 4  # a window that shows a task being done begins at least this part of its length before
+
 
 @dataclass(frozen=True)
 class WindowSpec:
@@ -71,8 +73,24 @@ class Window:
     start: int
 
 
-def sample_window(episode: Episode, spec: WindowSpec, rng: np.random.Generator) -> Window:
-    """A window at a random start, with a random context frame before it.
+def completing_starts(length: int, done: int | None, span: int) -> range:
+    """Starts of an episode's windows of `span` frames within which its task becomes done; empty where there is none.
+
+    Args:
+        length: frames of the episode.
+        done: its first frame in which the task counts as done; None where it never does, or is not known.
+        span: frames that a window reaches over.
+    """
+    if done is None:
+        return range(0)
+    latest = min(length - span, max(0, done - span // _LEAD))
+    return range(max(0, done - span + 1), latest + 1)
+
+
+def sample_window(
+    episode: Episode, spec: WindowSpec, rng: np.random.Generator, starts: range | None = None
+) -> Window:
+    """A window at a random start (one of `starts`, where given), with a random context frame before it.
 
     Raises:
         EpisodeError: the episode is too short, or has no such view.
@@ -80,7 +98,7 @@ def sample_window(episode: Episode, spec: WindowSpec, rng: np.random.Generator) 
     last = episode.length - spec.span
     if last < 0:
         raise EpisodeError(f"{episode.length} frames are fewer than {spec.span}", where=episode.episode_id)
-    start = int(rng.integers(last + 1))
+    start = int(rng.choice(starts)) if starts else int(rng.integers(last + 1))
     earliest = max(0, start - spec.context_range * spec.stride)
     return cut_window(episode, spec, start, int(rng.integers(earliest, start + 1)))
 
@@ -209,7 +227,13 @@ def long_enough(
 
 
 def held_out_windows(
-    store: EpisodeStore, spec: WindowSpec, count: int, *, fraction: float | None = None, seed: int = 0
+    store: EpisodeStore,
+    spec: WindowSpec,
+    count: int,
+    *,
+    fraction: float | None = None,
+    completing: float = 0.0,
+    seed: int = 0,
 ) -> list[Window]:
     """The same windows of held-out episodes every time, spread evenly over tasks, then start states, then variants.
 
@@ -218,17 +242,21 @@ def held_out_windows(
         spec: what a window is.
         count: windows; episodes are used again when there are fewer.
         fraction: share of groups held out; None takes the store's.
+        completing: share of windows that begin so that the task becomes done within them, where the store knows when.
         seed: of window starts and contexts.
 
     Raises:
         UserError: no held-out episode is long enough.
     """
     order = spread(store, long_enough(store, spec, "held_out", fraction))
+    done: Sequence[int | None] = store.successes() if completing else [None] * len(store)
     windows = []
     for place in range(count):
         number = order[place % len(order)]
         rng = np.random.default_rng([seed, number, place // len(order)])
-        windows.append(sample_window(store.read(number), spec, rng))
+        starts = completing_starts(store.lengths[number], done[number], spec.span)
+        shown = starts if starts and rng.random() < completing else None
+        windows.append(sample_window(store.read(number), spec, rng, shown))
     return windows
 
 

@@ -43,6 +43,29 @@ def test_held_out_windows_do_not_depend_on_the_job_seed():
     assert {name.episode_id for name in schedule().held_out(3)} == {name for name, _ in HELD_OUT}
 
 
+def test_a_share_of_the_prompts_begins_where_the_task_becomes_done_and_the_rest_where_they_did():
+    episodes = [(f"e/{index}", 60) for index in range(40)]
+    shown = {f"e/{index}": range(10, 20) for index in range(20)}  # of the others nothing is known
+
+    def drawn(share):
+        wanted = PromptSchedule(episodes, episodes, 3, RolloutConfig(completing=share), shown)
+        return wanted.train(0, 400) + wanted.held_out(400)
+
+    def known(names):
+        return [name.start in shown[name.episode_id] for name in names if name.episode_id in shown]
+
+    anywhere, some, always = drawn(0.0), drawn(0.5), drawn(1.0)
+    assert anywhere == [
+        *PromptSchedule(episodes, episodes, 3).train(0, 400),
+        *PromptSchedule(episodes, episodes, 3).held_out(400),
+    ]
+    assert all(known(always))
+    assert np.mean(known(some)) == pytest.approx(0.5 + 0.5 * 10 / 60, abs=4 * np.sqrt(0.25 / 400))
+    assert [n for n in always if n.episode_id not in shown] == [
+        n for n in anywhere if n.episode_id not in shown
+    ]
+
+
 def test_seeds_differ_between_samples_prompts_and_updates():
     first, second = schedule().seeds(0, 3, 4), schedule().seeds(1, 3, 4)
     drawn = [seed for rows in (first, second, schedule().seeds(-1, 3, 4)) for row in rows for seed in row]

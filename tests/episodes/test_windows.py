@@ -17,6 +17,7 @@ from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.episodes.windows import (
     WindowPlan,
     WindowSpec,
+    completing_starts,
     cut_window,
     fit_action_binner,
     held_out_windows,
@@ -129,6 +130,32 @@ def test_more_held_out_windows_than_episodes_use_other_starts(store: EpisodeStor
     windows = held_out_windows(store, WindowSpec(frames=3), 3 * count)
     assert len({window.episode_id for window in windows}) == count
     assert len({(window.episode_id, window.start) for window in windows}) > 2 * count
+
+
+@given(length=st.integers(5, 90), done=st.integers(0, 89), span=st.integers(2, 40))
+def test_windows_that_begin_there_show_the_task_being_done(length: int, done: int, span: int) -> None:
+    starts = completing_starts(length, done, span)
+    for start in starts:
+        assert 0 <= start <= length - span
+        assert done in range(start, start + span)
+        assert done - start >= span // 4 or start == 0
+    assert completing_starts(length, None, span) == range(0)
+    if 0 <= (latest := done - span // 4) <= length - span:
+        assert latest in starts
+
+
+def test_held_out_windows_begin_before_their_task_is_done() -> None:
+    store, spec = open_store("shipped"), WindowSpec(frames=13, stride=2)
+    moments = dict(zip(store.ids, store.successes(), strict=True))
+    assert any(moments[store.ids[n]] is not None for n in store.split("held_out"))
+
+    def shown(completing: float) -> float:
+        windows = held_out_windows(store, spec, 40, completing=completing)
+        known = [(w.start, moments[w.episode_id]) for w in windows if moments[w.episode_id] is not None]
+        return float(np.mean([start <= done < start + spec.span for start, done in known]))
+
+    assert shown(1.0) == 1
+    assert shown(0.0) < 0.5
 
 
 def test_bins_follow_the_stride(store: EpisodeStore) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from roboalign_ray.config.bench import BenchConfig
+from roboalign_ray.episodes.windows import completing_starts
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.bench.degradations import TABLE
 
@@ -25,7 +26,6 @@ _CAPPED = (
     "rollout",
 )  # what is measured; real clips are good by nature, degraded ones by rule
 _EXPERT = "/expert"
-_LEAD = 4  # a clip that shows a task being done begins this part of its length before, where there is so much
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,11 @@ class Planner:
         What is spoiled always shows the task being done, where that can be: run backwards or cut short, a clip of what
         comes afterwards looks no worse than before.
         """
-        last, done = self._index.lengths[episode] - self._span, self._done[episode]
-        before = self._span // _LEAD
-        if done is not None and (family == "degraded" or rng.random() < self._config.completing):
-            first = max(0, done - self._span + 1)
-            if first <= (latest := min(last, max(0, done - before))):
-                return int(rng.integers(first, latest + 1))
-        return int(rng.integers(last + 1))
+        length = self._index.lengths[episode]
+        starts = completing_starts(length, self._done[episode], self._span)
+        if starts and (family == "degraded" or rng.random() < self._config.completing):
+            return int(rng.integers(starts.start, starts.stop))
+        return int(rng.integers(length - self._span + 1))
 
 
 class Balancer:
