@@ -264,6 +264,12 @@ class AlignmentLoop:
         if isinstance(answer, Failed):
             _fail_all(source, tickets, answer)
             return
+        if [(record.prompt_id, record.seeds) for record in answer] != [
+            (ticket.name.prompt_id, ticket.seeds) for ticket in tickets
+        ]:
+            # Numbers of other rollouts must neither train nor be written down under these names.
+            _fail_all(source, tickets, Failed("the scorer's reply tells of other rollouts", "reply"))
+            return
         self._pace.learn("scorer", call.seconds / len(tickets))
         if source.training:
             self._tally.scorer_s += call.seconds

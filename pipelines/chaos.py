@@ -111,6 +111,9 @@ def _run_rounds(config: JobConfig, out: Path, striker: Striker, *, quiet: bool) 
                 return config, resumed, first_line(error)
             resumed += 1
             continue
+        except KeyboardInterrupt:  # it has left a checkpoint: what was struck until now is told all the same
+            striker.strikes.forgo()
+            return config, resumed, "stopped by hand"
         if striker.spent:
             return config, resumed, ""
         longer = config.alignment.model_copy(update={"updates": config.alignment.updates + length})

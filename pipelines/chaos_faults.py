@@ -125,16 +125,27 @@ class Striker(Observer):
                 call.values[0] = ray.put(_flipped(call.values[0], len(self.strikes)))
             elif self._take_due("journal"):
                 self._fill_disk()
-        elif call.what == "rollout" and not held_out and self._take_due("tokens"):
-            numbers = call.about["groups"][:1]
-            self.strikes.add("tokens", f"group {numbers[0]}").groups = set(numbers)
-            call.values[0] = ray.put(_spoiled(ray.get(call.values[0], timeout=_ASK_S)))
+        elif call.what == "rollout" and not held_out:
+            self._rolled_out(call)
+        elif call.what == "score" and not held_out and self._take_due("scores"):
+            self.strikes.add("scores", f"group {_numbers(call)[0]}").groups = set(_numbers(call))
+            first, *others = answer[0].seeds
+            answer[0] = replace(answer[0], seeds=(first ^ 1, *others))
         elif call.what == "score":
             for record in answer:
                 if all(isinstance(score, Failed) for score in record.scores):
                     self.strikes.notice("tokens", record.scores[0].reason)
             if not held_out and not self.seconds:
                 self._count(len(answer))
+
+    def _rolled_out(self, call: Call) -> None:
+        numbers = _numbers(call)
+        for strike in self.strikes:
+            if strike.kind == "scores" and strike.groups & set(numbers):
+                strike.notice("made again")
+        if self._take_due("tokens"):
+            self.strikes.add("tokens", f"group {numbers[0]}").groups = {numbers[0]}
+            call.values[0] = ray.put(_spoiled(ray.get(call.values[0], timeout=_ASK_S)))
 
     def lost(self, worker: Worker, failed: Failed) -> None:
         """A strike has been noticed, or there was none."""
@@ -147,7 +158,7 @@ class Striker(Observer):
             strike.groups |= hands
             self._vacant.append((worker.pool.name, strike))
         if worker.pool.together:  # all that was under way is made again
-            self.strikes.forgo("weights", "tokens")
+            self.strikes.forgo("weights", "tokens", "scores")
         for spoiled in self.strikes:
             if spoiled.kind == "tokens" and spoiled.groups <= hands:
                 spoiled.forgo()

@@ -44,6 +44,7 @@ KINDS: Mapping[str, Kind] = {
     "hang": Kind("hang", ("rollout", "scorer", "learner"), "worker stopped in its tracks"),
     "weights": Kind("corrupt", (), "bit of the new weights flipped on their way"),
     "tokens": Kind("corrupt", (), "token of a rollout spoiled on its way to the scorer"),
+    "scores": Kind("corrupt", (), "seed in a scorer's reply spoiled on its way back"),
     "quota": Kind("quota", ("learner",), "disk quota reached in mid-checkpoint"),
     "journal": Kind("quota", (), "disk quota reached in the middle of a journal's line"),
     "node": Kind("kill", (), "node removed with all its workers, another added"),

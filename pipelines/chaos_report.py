@@ -106,6 +106,7 @@ def figures(report: ChaosReport) -> dict[str, Any]:
 
 def write_report(report: ChaosReport, out: Path) -> None:
     """Table and figures into the run directory."""
+    out.mkdir(parents=True, exist_ok=True)  # a run that ends at once leaves nothing
     (out / TABLE).write_text(markdown(report), encoding="utf-8")
     (out / FIGURES).write_text(json.dumps(figures(report), indent=2) + "\n", encoding="utf-8")
 

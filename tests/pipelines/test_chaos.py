@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from refusals import refused
 from tiny_job import make_tiny_job
 
+from pipelines import chaos
 from pipelines.cli import run
 from roboalign_ray.config.loading import dump_yaml
 
@@ -49,7 +51,18 @@ def struck(out, *words: str) -> dict:
 def test_a_job_keeps_its_promises_whatever_is_struck(profile, tmp_path):
     told = struck(tmp_path / "out", profile, "--kills", "1")
     assert {strike["kind"] for strike in told["strikes"]} == {
-        *("rollout", "scorer", "learner", "checkpoint", "hang", "weights", "tokens", "quota", "journal")
+        *(
+            "rollout",
+            "scorer",
+            "learner",
+            "checkpoint",
+            "hang",
+            "weights",
+            "tokens",
+            "scores",
+            "quota",
+            "journal",
+        )
     }
     assert told["lost_groups"] == told["groups_trained_twice"] == []
 
@@ -60,6 +73,17 @@ def test_a_job_keeps_its_promises_when_a_node_is_removed_and_another_added(profi
     told = struck(tmp_path / "out", profile, "--nodes", "3", "--fault", "node:1")
     [strike] = told["strikes"]
     assert strike["replaced"] >= 1
+
+
+def test_a_run_that_is_stopped_by_hand_still_tells_what_was_struck(profile, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chaos, "run_align", stopped)
+    monkeypatch.setattr(chaos, "chaos_cluster", lambda *_: nullcontext())
+    out = tmp_path / "out"
+    assert run(["chaos", profile, "--out", str(out), "--quiet"]) == 1
+    assert "stopped by hand" in (out / "chaos.md").read_text()
 
 
 def test_an_unknown_fault_and_a_folder_that_is_taken_are_refused(profile, tmp_path, capsys):

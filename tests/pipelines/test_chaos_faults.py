@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from pipelines.align_workers import Call, Worker, WorkerPool
 from pipelines.chaos_faults import Striker, alive
 from pipelines.runtime import RoleFailure
+from roboalign_ray.alignment.scored import GroupRecord
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.faults import Fault, FaultPlan
+from roboalign_ray.rewards.protocol import Scored
 
 LOST = Failed("learner 1: worker lost", "worker_lost")
 
@@ -63,6 +66,25 @@ def test_a_spoiled_rollout_is_moot_when_its_scorer_or_the_learner_is_lost_first(
         assert spoiled.open
         striker.lost(lost, LOST)
         assert spoiled.moot
+
+
+def test_a_spoiled_reply_of_a_scorer_is_noticed_when_its_groups_are_made_again(tmp_path):
+    striker = Striker(FaultPlan([Fault("scores", 1, "corrupt")]), tmp_path)
+    record = GroupRecord("e@0", (6, 7), (0,), (Scored(1.0, {}, 0), Scored(2.0, {}, 0)), 8, 0.1)
+
+    def answer(what, numbers, reply):
+        call = Call(worker(what), what, 1, [None], print, 0.0, {"groups": numbers})
+        striker.answered(call, reply, 0.0, 1.0)
+        return reply
+
+    assert answer("score", [4], [record]) == [record]  # counted: now the fault is due
+    [spoiled] = answer("score", [5], [record])
+    assert spoiled == replace(record, seeds=(7, 7))
+    [strike] = striker.strikes
+    answer("rollout", [6], None)
+    assert strike.open
+    answer("rollout", [5], None)
+    assert strike.why == "made again"
 
 
 def test_a_loss_without_a_strike_is_a_surprise(striker):

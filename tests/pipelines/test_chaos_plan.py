@@ -46,7 +46,7 @@ def test_a_plan_of_which_all_was_visited_has_fired_exactly():
 def test_kills_come_as_often_as_asked_for_and_the_others_less_often():
     assert count_faults([], 6) == {
         **dict.fromkeys(("rollout", "scorer", "learner", "checkpoint"), 6),
-        **dict.fromkeys(("hang", "weights", "tokens", "quota", "journal"), 2),
+        **dict.fromkeys(("hang", "weights", "tokens", "scores", "quota", "journal"), 2),
     }
     assert count_faults(["hang:4", "node"], 1, nodes=3) == {"hang": 4, "node": 1}
     assert "annotator" in count_faults([], 1, judged=True)
