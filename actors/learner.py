@@ -42,6 +42,7 @@ class LearnerActor:
         travel: how weights travel.
         rank, ranks: of this actor, and how many there are.
         threads: torch threads.
+        seed: of what is random on the ranks, so that two runs leave the same state.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class LearnerActor:
         rank: int = 0,
         ranks: int = 1,
         threads: int = 1,
+        seed: int = 0,
     ) -> None:
         torch.set_num_threads(threads)
+        self.seed = seed
         self.world_model, self.config, self.rank, self.ranks = world_model, config, rank, ranks
         self.objective = build_objective(config, off_policy or OffPolicyConfig())
         self.version, self.travel = 0, travel or WeightsConfig()
@@ -87,6 +90,7 @@ class LearnerActor:
         )
         # In the policy's own precision: the first KL is then zero, not the rounding error between two types.
         self.reference = TokenPolicy(frozen.to(self.policy.dtype), layout).to(self.policy.device).eval()
+        torch.manual_seed(self.seed + self.rank)
 
     def update(self, *groups: ScoredGroup) -> UpdateResult:
         """Train on the groups; afterwards the weights have the next version.

@@ -137,6 +137,7 @@ def _learners(config: JobConfig) -> WorkerPool:
             "rank": rank,
             "ranks": role.workers,
             "threads": role_threads(role),
+            "seed": config.seed,
         }
         for rank in range(role.workers)
     ]
