@@ -1,10 +1,11 @@
-"""Pack runs into the folders that ship inside the package: bfloat16 weights and a card each, and some judged pairs."""
+"""Pack runs into the folders that ship inside the package: weights and a card each, and some judged pairs."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.pairs import write_pairs
 from roboalign_ray.judge.student import WEIGHTS, Student
 
+STUDENT, PAIRS = "student", "pairs"
 _TITLES: dict[Stage, str] = {
     "tokenizer": "Dual-branch FSQ tokenizer",
     "world_model": "Token world model, pre-trained",
@@ -60,7 +62,7 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
 
 
 def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
-    """Copy a distilled student into `target/student`, weights as bfloat16, and some of its bench into `target/pairs`.
+    """Copy a distilled student into `target/student` and some of its bench into `target/pairs`; both or neither.
 
     Args:
         run: output folder of `run_distill`.
@@ -73,15 +75,23 @@ def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: i
         bytes of each.
 
     Raises:
-        UserError: the run is not complete, or what was packed does not pass the reward gate.
+        UserError: the run is not complete, or what was packed does not pass the reward gate; what stood at the target
+            stays as it is.
     """
     if not (run / ASSESSED / WEIGHTS).is_file():
         raise UserError("no assessed student here", where=str(run), remedy="run 'roboalign distill'")
-    student, replay = target / "student", target / "pairs"
-    for folder in (student, replay):
-        shutil.rmtree(folder, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target, prefix=".packing-") as made:
+        sizes = _pack_judge(run, pairs, Path(made), config, count)
+        for name in (STUDENT, PAIRS):
+            shutil.rmtree(target / name, ignore_errors=True)
+            (Path(made) / name).rename(target / name)
+    return sizes
+
+
+def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
+    student, replay = target / STUDENT, target / PAIRS
     shutil.copytree(run / ASSESSED, student)
-    _halve(student / WEIGHTS)
     bench = LabelledPairs([pairs])
     kept = replayed_positions(bench, config.judge.distillation.held_out_fraction, count)
     summary = f"Of a bench of {len(bench)} pairs, for relabelling to mix with and for the reward gate to try judges on."
@@ -144,8 +154,7 @@ _STUDENT_CARD = (
     "A small student judge that ships with roboalign_ray: six scores of a robot video and an instruction.",
     "Data: the train split of a bench of simulated episodes, their degradations, counterfactuals and rollouts of the",
     "shipped world model. Recipe: `roboalign episodes generate`, `roboalign bench build`, `roboalign distill demo`,",
-    "`roboalign assets pack-judge`; docs/judge.md gives the full lines. Weights are stored as bfloat16. Licence:",
-    "Apache-2.0, as the code.",
+    "`roboalign assets pack-judge`; docs/judge.md gives the full lines. Licence: Apache-2.0, as the code.",
 )
 
 

@@ -129,8 +129,16 @@ def test_from_pairs_to_a_published_version(pairs, ray_cluster, tmp_path) -> None
     sizes = pack_judge(out, pairs[0], tmp_path / "assets", make_job(["wrong_actions"]), 24)
     assert set(sizes) == {"student", "pairs"}
     packed = Student.load(tmp_path / "assets/student").score([bright, dark], ["push the button"] * 2)
-    np.testing.assert_allclose(packed.totals, totals, atol=0.2)  # bfloat16
+    np.testing.assert_array_equal(packed.totals, totals)
     assert len(LabelledPairs([tmp_path / "assets/pairs"])) == 24
+    strict = make_job(["wrong_actions"])
+    strict = strict.model_copy(
+        update={"judge": strict.judge.model_copy(update={"gate": GateConfig(smallest_gap=0.99)})}
+    )
+    stood = {path: path.read_bytes() for path in (tmp_path / "assets").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="gate is closed"):
+        pack_judge(out, pairs[0], tmp_path / "assets", strict, 24)
+    assert stood == {path: path.read_bytes() for path in (tmp_path / "assets").rglob("*") if path.is_file()}
     judges = {judge["judge"]: judge["rows"][-1] for judge in summary["agreement"]}
     assert set(judges) == {"student", "student, instruction hidden", "pixel L1", "constant mean"}
     assert judges["student"]["mae"]["value"] < judges["constant mean"]["mae"]["value"]
