@@ -13,12 +13,12 @@ import numpy as np
 from pipelines.distill import ASSESSED
 from pipelines.pretrain import STAGES, Stage
 from pipelines.train_job import SUMMARY
-from roboalign_ray.config import JobConfig
+from roboalign_ray.config import JobConfig, JudgeConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.shards import StoreCard
-from roboalign_ray.judge.assessment import REAL, try_student
+from roboalign_ray.judge.assessment import REAL, gate_positions, try_student
 from roboalign_ray.judge.labels import LabelledPairs
-from roboalign_ray.judge.pairs import write_pairs
+from roboalign_ray.judge.pairs import ROW_SCHEMA, open_pairs, write_pairs
 from roboalign_ray.judge.student import WEIGHTS, Student
 
 STUDENT, PAIRS = "student", "pairs"
@@ -93,10 +93,11 @@ def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: 
     student, replay = target / STUDENT, target / PAIRS
     shutil.copytree(run / ASSESSED, student)
     bench = LabelledPairs([pairs])
-    kept = replayed_positions(bench, config.judge.distillation.held_out_fraction, count)
+    kept = replayed_positions(bench, config.judge, count)
     summary = f"Of a bench of {len(bench)} pairs, for relabelling to mix with and for the reward gate to try judges on."
     card = StoreCard("Judged pairs of the shipped student", summary)
-    written = write_pairs((bench.read(n) for n in kept), replay, card=card)
+    # As they are encoded: made anew, a lossy video shows the judge another picture.
+    written = write_pairs(open_pairs(pairs).cells(kept, ROW_SCHEMA.names), replay, card=card)
     gate = try_student(Student.load(student), config.judge, LabelledPairs([replay]))
     gate.assert_open()
     tables = {"Agreement on held-out pairs": "agreement.md", "The reward gate, as distilled": "gate.md"}
@@ -109,13 +110,18 @@ def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: 
     return {"student": sizes, "pairs": written.bytes}
 
 
-def replayed_positions(pairs: LabelledPairs, held_out_fraction: float, count: int) -> list[int]:
-    """Positions of `count` pairs: half of them held out, real clips and what other actions led to first, which the gate
-    needs; the rest spread evenly."""
-    held_out, train = (pairs.split(name, held_out_fraction) for name in ("held_out", "train"))
-    of_gate = np.array([pairs.kinds[n] == REAL or "wrong_actions" in pairs.kinds[n] for n in held_out], bool)
-    first = held_out[of_gate][: count // 2]
-    rest = [_evenly(held_out[~of_gate], count // 2 - len(first)), _evenly(train, count - count // 2)]
+def replayed_positions(pairs: LabelledPairs, judge: JudgeConfig, count: int) -> list[int]:
+    """Positions of `count` pairs, half of them held out; the rest spread evenly.
+
+    Of the held-out real clips those that the gate tries are taken, and no others: it tries the same ones there.
+    """
+    held_out, train = (
+        pairs.split(name, judge.distillation.held_out_fraction) for name in ("held_out", "train")
+    )
+    needed = [n for both in gate_positions(pairs, held_out, judge.gate) for n in both if n is not None]
+    first = np.array(list(dict.fromkeys(needed)), int)[: count // 2]
+    others = np.array([n for n in held_out if n not in needed and pairs.kinds[n] != REAL], int)
+    rest = [_evenly(others, count // 2 - len(first)), _evenly(train, count - count // 2)]
     return sorted(int(n) for n in np.concatenate([first, *rest]))
 
 

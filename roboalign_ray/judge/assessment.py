@@ -132,6 +132,18 @@ def gate_clips(
     A clip that its own label finds wanting may leave less room than the gate's gap; where none has full marks, any
     will do.
     """
+    clips = []
+    for real, other in gate_positions(pairs, positions, config):
+        pair = pairs.read(real)
+        frames = None if other is None else pairs.read(other).frames
+        clips.append(GateClip(pair.pair_id, pair.frames, pair.instruction, frames))
+    return clips
+
+
+def gate_positions(
+    pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, config: GateConfig
+) -> list[tuple[int, int | None]]:
+    """Where `gate_clips` finds each real clip, and what other actions led to; None where nothing shows it."""
     spare = config.smallest_gap * TOTAL_RANGE
     wrong: dict[str, list[int]] = {}
     for n in map(int, positions):
@@ -146,17 +158,17 @@ def gate_clips(
     depth = max(map(len, by_instruction.values()), default=0)
     turns = [group[turn] for turn in range(depth) for group in by_instruction.values() if turn < len(group)]
     # What was done before the clip begins looks as well backwards: the last resort.
-    shown: list[GateClip] = []
-    afterwards: list[GateClip] = []
+    shown: list[tuple[int, int | None]] = []
+    afterwards: list[tuple[int, int | None]] = []
     for n in turns:
         if len(shown) == config.clips:
             break
-        pair = pairs.read(n)
         # The worst of them: some variants of the actions still do what was asked.
-        others = sorted(wrong.get(pairs.group_ids[n], []), key=lambda other: pairs.scores[other].sum())
-        frames = pairs.read(others[0]).frames if others else None
-        clip = GateClip(pair.pair_id, pair.frames, pair.instruction, frames)
-        (afterwards if pair.provenance.get("done") == 0 else shown).append(clip)
+        worst = min(
+            wrong.get(pairs.group_ids[n], []), key=lambda other: pairs.scores[other].sum(), default=None
+        )
+        late = pairs.read(n).provenance.get("done") == 0
+        (afterwards if late else shown).append((n, worst))
     return shown or afterwards[: config.clips]
 
 

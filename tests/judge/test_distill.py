@@ -14,7 +14,7 @@ from pipelines.pack import pack_judge, replayed_positions
 from pipelines.pair_batches import PairBatches
 from roboalign_ray.config import GateConfig, JobConfig, StudentConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.assessment import gate_clips
+from roboalign_ray.judge.assessment import gate_clips, gate_positions
 from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, PairCache, ReplaySampler
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.registry import StudentRegistry
@@ -146,12 +146,16 @@ def test_from_pairs_to_a_published_version(pairs, ray_cluster, tmp_path) -> None
 
 
 def test_a_run_is_packed_with_the_pairs_it_needs(pairs, tmp_path) -> None:
-    store = LabelledPairs(pairs[:1])
-    kept = replayed_positions(store, 0.5, 24)
+    store, judge = LabelledPairs(pairs[:1]), make_job(["wrong_actions"]).judge
+    judge = judge.model_copy(update={"gate": GateConfig(clips=4)})
+    fraction = judge.distillation.held_out_fraction
+    kept = replayed_positions(store, judge, 24)
     assert len(kept) == len(set(kept)) == 24
-    held_out = set(store.split("held_out", 0.5).tolist())
-    assert len(held_out & set(kept)) == 12
-    assert replayed_positions(store, 0.5, 10_000) == list(range(len(store)))
+    held_out = store.split("held_out", fraction)
+    assert len(set(held_out.tolist()) & set(kept)) == 12
+    needed = [n for both in gate_positions(store, held_out, judge.gate) for n in both]
+    assert set(needed) <= set(kept)
+    assert {n for n in held_out if n in kept and store.kinds[n] == "real"} == set(needed[::2])
     with pytest.raises(UserError, match="no assessed student here"):
         pack_judge(tmp_path, pairs[0], tmp_path / "assets", make_job(["wrong_actions"]), 24)
     assert not (tmp_path / "assets").exists()
