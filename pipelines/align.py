@@ -234,7 +234,7 @@ class _Job:
         align_state.write_events(self.out / EVENTS, version, events)
         for event in events:
             if event["event"] in ("alarm", "relabelling failed"):
-                self.watch.note(f"judge: {event['event']}: {event.get('message') or event}")
+                self.watch.note(f"judge: {event['event']}: {event['message']}")
         return judge.take_scalars()
 
     def _leave(self, loop: AlignmentLoop) -> None:

@@ -373,7 +373,9 @@ class OnlineJudge:
         if isinstance(answer, Failed) or answer.version is None:
             self._failed_rounds += 1
             told = (
-                {"failed": answer.reason} if isinstance(answer, Failed) else {"gate": answer.gate.as_json()}
+                {"message": answer.reason}
+                if isinstance(answer, Failed)
+                else {"message": f"gate closed by {answer.gate.failed()}", "gate": answer.gate.as_json()}
             )
             self.events.append({**event, "event": "relabelling failed", **told})
             self._check_patience(answer)

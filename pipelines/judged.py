@@ -159,7 +159,9 @@ def _told(path: Path) -> list[str]:
                 f"passed the gate, smallest gap {gaps:.0%}."
             )
         elif event["event"] == "relabelling failed":
-            told.append(f"{after}: relabelling round {event['round']} failed; the student before goes on.")
+            told.append(
+                f"{after}: relabelling round {event['round']} failed ({event['message']}); the student before goes on."
+            )
         elif event["event"] == "alarm":
             told.append(f"{after}: alarm ({event['kind']}): {event['message']}.")
     return told

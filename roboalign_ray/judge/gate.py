@@ -118,6 +118,10 @@ class GateResult:
             rows.append(GateRow(**figures))
         return cls(told["judge"], tuple(rows), told["smallest_gap"])
 
+    def failed(self) -> str:
+        """The trials that keep it closed, with their gaps."""
+        return ", ".join(f"{row.trial} ({row.gap:.1%})" for row in self.rows if not row.passed)
+
     def assert_open(self) -> None:
         """Let the judge reward.
 

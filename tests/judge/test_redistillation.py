@@ -11,6 +11,8 @@ from judged_job import toy_pairs, trained_student
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge import redistillation
+from roboalign_ray.judge.assessment import try_student
 from roboalign_ray.judge.gate import GateResult
 from roboalign_ray.judge.pairs import encode_pair, write_pairs
 from roboalign_ray.judge.redistillation import Published, Redistiller
@@ -120,6 +122,37 @@ def test_a_student_that_fails_the_gate_is_not_published(material, judged_config,
     assert isinstance(outcome, GateResult)
     assert not outcome.open
     assert run.registry.newest() == 1
+
+
+def test_half_of_a_step_is_taken_where_all_of_it_fails(material, judged_config, tmp_path, monkeypatch):
+    fresh = list(grey_clips(4))
+    ids = [pair.pair_id for pair in fresh]
+
+    def relabelled(folder) -> tuple[Redistiller, Published | GateResult]:
+        run = keeper(material, judged_config, folder)
+        run.begin()
+        run.keep(1, fresh_rows(fresh))
+        return run, run.relabel(1, 1, ids)
+
+    whole, taken = relabelled(tmp_path / "whole")
+    assert isinstance(taken, Published)
+    assert taken.figures["share"] == 1
+    tries = []
+
+    def strict(student, *rest):
+        gate = try_student(student, *rest)
+        tries.append(gate)
+        closed = replace(gate, rows=tuple(replace(row, passed=False) for row in gate.rows))
+        return closed if len(tries) == 2 else gate  # the first one is that of the student it begins with
+
+    monkeypatch.setattr(redistillation, "try_student", strict)
+    half, taken = relabelled(tmp_path / "half")
+    assert isinstance(taken, Published)
+    assert (taken.figures["share"], len(tries)) == (0.5, 3)
+    first, last = (whole.registry.load(version).state_dict() for version in (1, 2))
+    for name, value in half.registry.load(2).state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, torch.lerp(first[name], last[name], 0.5))
 
 
 def test_a_student_that_fails_the_gate_cannot_begin(material, judged_config, tmp_path):
