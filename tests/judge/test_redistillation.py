@@ -103,8 +103,9 @@ def fresh_rows(pairs):
     return [encode_pair(pair) for pair in pairs]
 
 
-def test_a_student_that_fails_the_gate_is_not_published(material, judged_config, tmp_path):
+def test_a_student_that_fails_the_gate_is_not_published(material, judged_config, tmp_path, monkeypatch):
     """Labels that praise noise: the student would unlearn what the gate asks for."""
+    monkeypatch.setattr(redistillation, "_SHARES", (1.0,))  # a part of the step may leave it able
     relabel = judged_config.judge.relabel.model_copy(update={"steps": 100, "learning_rate": 3e-3})
     # Nothing but what the labels say: fresh spoiled examples would tell it better, and calibration on sound labels
     # stretches what is left of a difference.

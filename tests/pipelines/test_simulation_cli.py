@@ -9,6 +9,7 @@ import pytest
 from pipelines.cli import run
 
 TIMES = [
+    "--set=asynchrony.staleness=0",
     "--set=alignment.prompts_per_update=4",
     "--set=alignment.minibatch_prompts=4",
     "--set=asynchrony.workload.rollout={seconds: 2.0, shape: constant}",
