@@ -185,9 +185,8 @@ class _Job:
         """Everything as it was at the checkpoint, or at the beginning."""
         if found is None:
             self.counts, self._row = dict.fromkeys(_COUNTED, 0), {}
-            loop.weights = Weights(
-                era=self.crew.learner.era
-            )  # workers may hold those of a learner that was lost
+            # Workers may hold weights of a learner that was lost.
+            loop.weights = Weights(era=self.crew.learner.era)
             if self.crew.judge is not None:
                 self.crew.judge.begin()
         else:

@@ -32,9 +32,7 @@ from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.world_model.rollout import RolloutReport
 
 _TURN_S = 0.5  # longest wait before heartbeats, deadlines and interruptions are looked at
-_OFFER_S = (
-    0.25  # a call that ends sooner after an update needs no offer: the next one brings the weights with it
-)
+_OFFER_S = 0.25  # a call that ends sooner after an update needs no offer: the next one brings the weights
 
 Stopped = Callable[[], bool]
 

@@ -130,8 +130,8 @@ class Redistiller:
         key = _key(round_number, base, ids)
         if (known := self.registry.find(key)) is not None:
             return self.version(known)
-        trained, figures = self._train(self.registry.load(base).to(self.device), round_number)
         before = self.registry.load(base).to(self.device)
+        trained, figures = self._train(copy.deepcopy(before), round_number)
         for share in _SHARES:
             student = between(before, trained, share)
             self._calibrate(student)

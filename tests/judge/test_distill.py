@@ -156,6 +156,8 @@ def test_a_run_is_packed_with_the_pairs_it_needs(pairs, tmp_path) -> None:
     needed = [n for both in gate_positions(store, held_out, judge.gate) for n in both]
     assert set(needed) <= set(kept)
     assert {n for n in held_out if n in kept and store.kinds[n] == "real"} == set(needed[::2])
+    untried = {n for n in held_out if store.kinds[n] == "real"} - set(needed)
+    assert replayed_positions(store, judge, 10_000) == [n for n in range(len(store)) if n not in untried]
     with pytest.raises(UserError, match="no assessed student here"):
         pack_judge(tmp_path, pairs[0], tmp_path / "assets", make_job(["wrong_actions"]), 24)
     assert not (tmp_path / "assets").exists()
