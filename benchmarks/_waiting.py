@@ -59,6 +59,11 @@ class Waiting:
         steps: pieces of work done; the sign of life.
     """
 
+    steps = 0
+
+    def ready(self) -> None:
+        """There is nothing to load."""
+
     def begin(self, work: WorkloadConfig, frame_s: float, payload: int) -> None:
         """Everything from the start.
 
@@ -193,10 +198,10 @@ def waiting_job(
 
 
 class WaitingCrew:
-    """Workers that one job after the other may use, all of them or fewer: starting them takes longest.
+    """Workers that one job after the other uses; each job has as many as it asks for, and no idle ones beside them.
 
     Args:
-        config: has as many as any of the jobs needs.
+        config: the first job.
     """
 
     def __init__(self, config: JobConfig) -> None:
@@ -210,6 +215,7 @@ class WaitingCrew:
             )
         )
         self.force = Workforce([self.rollouts, self.scorers, self.learner], config.asynchrony.liveness)
+        self.started = False  # the first ones are welcomed by the first job
 
     def loop(self, config: JobConfig, *, frame_s: float = 0.0, payload: int = 0) -> AlignmentLoop:
         """A loop over fifty episodes, with as many of the workers as the job has.
@@ -224,10 +230,12 @@ class WaitingCrew:
             (self.scorers, cluster.scorer),
             (self.learner, cluster.learner),
         ):
-            begun = [actor.begin.remote(work, frame_s, payload) for actor in pool.actors]
-            ray.get(begun, timeout=_START_S)
-            for worker in pool.workers:
-                worker.up = worker.number < role.workers
+            self.force.resize(pool, role.workers)
+            while pool.up < role.workers and self.started:
+                self.force.turn(1.0)
+            ray.get([actor.begin.remote(work, frame_s, payload) for actor in pool.actors], timeout=_START_S)
+            pool.welcome()
+        self.started = True
         crew = Crew(self.force, self.rollouts, self.scorers, Learner(self.force, self.learner))
         schedule = PromptSchedule([(f"e{n}", 9) for n in range(50)], [("h", 9)], config.seed, config.rollout)
         return AlignmentLoop(config, crew, schedule)

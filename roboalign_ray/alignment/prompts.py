@@ -77,9 +77,11 @@ class HorizonDraw:
         weights = self.lengths.astype(float) ** -(settings.tail if settings.shape == "long_tailed" else 0.0)
         self.shares = weights / weights.sum() if len(weights) else weights
 
-    def draw(self, generator: np.random.Generator) -> int:
-        """Frames; 0 for the longest where there is nothing to draw."""
-        return int(generator.choice(self.lengths, p=self.shares)) if len(self.lengths) else 0
+    def draw(self, stream: list[int]) -> int:
+        """Frames, a function of the stream's name; 0 for the longest where there is nothing to draw."""
+        if not len(self.lengths):
+            return 0
+        return int(np.random.default_rng(stream).choice(self.lengths, p=self.shares))
 
 
 class PromptSchedule:
@@ -129,8 +131,7 @@ class PromptSchedule:
         lap, place = divmod(position, len(self._train))
         episode_id, starts = self._train[self._order(lap)[place]]
         start = self._start(episode_id, starts, [self._seed, _START, position])
-        horizon = self._horizon.draw(np.random.default_rng([self._seed, _HORIZON, position]))
-        return PromptName(episode_id, start, horizon)
+        return PromptName(episode_id, start, self._horizon.draw([self._seed, _HORIZON, position]))
 
     def _start(self, episode_id: str, starts: int, stream: list[int]) -> int:
         generator = np.random.default_rng(stream)

@@ -150,7 +150,8 @@ class DistillationConfig(FrozenConfig):
         held_out_fraction: share of groups held out of training, by a hash of the group id.
         calibration_share: share of the held-out groups that calibration is fitted on; agreement is
             measured on the rest.
-        calibration: "isotonic" (monotone steps), "affine" (least squares), or "none".
+        calibration: "none", "affine" (least squares), or "isotonic" (monotone steps, which make equals of rollouts that
+            differ little: a reward that GRPO compares within a group loses by it).
         precision: autocast type.
         ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
         bootstrap_resamples: of the agreement table's intervals.
@@ -171,7 +172,7 @@ class DistillationConfig(FrozenConfig):
     cache_gb: float = Field(2.0, ge=0)
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     calibration_share: float = Field(0.5, gt=0, lt=1)
-    calibration: Literal["isotonic", "affine", "none"] = "isotonic"
+    calibration: Literal["none", "affine", "isotonic"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float = Field(0.995, ge=0, lt=1)
     log_every: PositiveInt = 20
