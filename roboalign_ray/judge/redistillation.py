@@ -157,7 +157,7 @@ class Redistiller:
         fresh = FreshExamples(settings.spoiled, settings.asked_else, pairs, seed)
         with torch.random.fork_rng():  # dropout, where there is some
             torch.manual_seed(seed)
-            trainer = StudentTrainer(student, schedule, device=self.device)
+            trainer = StudentTrainer(student, schedule, device=self.device, keep_statistics=True)
             curves = [
                 self._step(
                     trainer, fresh.batch([pairs.read(int(n)) for n in train[sampler.positions(step)]], step)

@@ -45,10 +45,17 @@ class StudentTrainer(AveragedTrainer[Student]):
     Args:
         model: the `Student`, or its distributed wrapper.
         config: schedule and loss.
+        keep_statistics: normalise by what batch normalisation has seen before and leave that as it is: for further
+            training on a few batches of another mixture, which would move it away from what the student was made for.
     """
 
     def __init__(
-        self, model: nn.Module, config: DistillationConfig, *, device: torch.device | str = "cpu"
+        self,
+        model: nn.Module,
+        config: DistillationConfig,
+        *,
+        device: torch.device | str = "cpu",
+        keep_statistics: bool = False,
     ) -> None:
         optimizer = torch.optim.AdamW(
             decayed_parameters(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.98)
@@ -57,6 +64,8 @@ class StudentTrainer(AveragedTrainer[Student]):
         super().__init__(model, plain, optimizer, ema_decay=config.ema_decay)
         self.config, self.device = config, device
         self.weights = torch.tensor(config.dimension_weights, device=device)
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._kept = norms if keep_statistics else []
 
     def step(self, clips: np.ndarray, instructions: Sequence[str], scores: np.ndarray) -> dict[str, float]:
         """One optimizer step.
@@ -77,6 +86,8 @@ class StudentTrainer(AveragedTrainer[Student]):
             schedule="cosine",
             floor=_COSINE_FLOOR,
         )
+        for norm in self._kept:
+            norm.eval()
         target = torch.from_numpy(normalise(np.asarray(scores, np.float32))).to(self.device)
         loss, parts, predicted = self._loss(clips, instructions, target)
         norm = self._descend(loss, config.clip_norm)

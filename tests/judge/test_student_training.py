@@ -73,6 +73,20 @@ def test_a_resumed_run_takes_the_same_course() -> None:
     assert whole.step(*lit_clips()) == resumed.step(*lit_clips())
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_further_training_can_leave_batch_statistics_as_they_were(kept) -> None:
+    torch.manual_seed(0)
+    student = tiny_student(1)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    trainer = StudentTrainer(student, SETTINGS, keep_statistics=kept)
+    losses = [trainer.step(*lit_clips())["huber"] for _ in range(20)]
+    after = trainer.plain.state_dict()
+    counted = [name for name in before if "running_" in name]
+    assert counted and all(torch.equal(before[name], after[name]) is kept for name in counted)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+
+
 def test_versions_are_published_whole_once_and_stay(tmp_path) -> None:
     registry = StudentRegistry(tmp_path / "versions")
     assert registry.newest() is None
