@@ -8,8 +8,8 @@ Two sets of clips of simulated episodes, both measured against the real clip of 
     simulator     what other actions did from the same start state: a video of the wrong outcome. Labelled by the
                   simulator's state. It says nothing of actions, and its pictures are sound: only following the
                   instruction, success and the total can be compared.
-    rules         the expert's own clip, spoiled by every degradation of RobotWorldBench at a random strength. Labelled by
-                  rule.
+    rules         the expert's own clip, spoiled by every degradation of RobotWorldBench at a random strength. Labelled
+                  by rule.
 """
 
 from __future__ import annotations

@@ -17,13 +17,17 @@ from roboalign_ray.foundation.failures import Failed, UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from roboalign_ray.judge.served import ServedJudgement
     from roboalign_ray.judge.teacher.protocol import TeacherJudgement
 
-HELP = """A vision-language model that scores robot videos by the rubric, with its reasons.
+    Judged = TeacherJudgement | ServedJudgement | Failed
+
+HELP = """Judges that score robot videos by the rubric: a vision-language model with its reasons, and its student.
 
 \b
 [bold]Examples[/bold]
   roboalign judge score video.mp4 --instruction "open the drawer"
+  roboalign judge score video.mp4 --instruction "open the drawer" --judge student
   roboalign judge score a.mp4 b.mp4 -i "press the button" --set teacher.backend=vllm
   roboalign judge label videos --out labels
   roboalign judge train demo --pairs bench --out runs/teacher
@@ -44,16 +48,23 @@ def score(
     instruction: Annotated[
         str, typer.Option("--instruction", "-i", help="The sentence that they are judged against.")
     ],
+    judge: Annotated[
+        Literal["teacher", "student"],
+        typer.Option("--judge", help="The teacher, or the student, which needs no large model."),
+    ] = "teacher",
     profile: WithProfile = "demo",
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Score videos on six dimensions, mean ± standard deviation over several answers, and say why.
+    """Score videos on six dimensions and in total.
 
-    A video that cannot be scored says so and has no numbers; the command then ends with 1.
+    A teacher gives mean ± standard deviation over several answers, and says why; a student its score ± how unsure it
+    is. The student that comes along knows simulated tabletop tasks. A video that cannot be scored says so and has no
+    numbers; the command then ends with 1.
 
     \b
     [bold]Examples[/bold]
+      roboalign judge score video.mp4 --instruction "open the drawer" --judge student
       roboalign judge score video.mp4 --instruction "open the drawer"
       roboalign judge score *.mp4 -i "press the button" --set teacher.backend=vllm --json
       roboalign judge score a.mp4 -i "reach the ball" --set teacher.backend=openai
@@ -63,9 +74,13 @@ def score(
         raise UserError(
             "the instruction is empty", where="--instruction", remedy="a video is judged against a sentence"
         )
-    from pipelines.judge_score import run_score
+    from pipelines.judge_score import run_score, run_student_score
 
-    outcomes = run_score(config, videos, instruction)
+    outcomes: Sequence[Judged] = (
+        run_score(config, videos, instruction)
+        if judge == "teacher"
+        else run_student_score(config, videos, instruction)
+    )
     if as_json:
         typer.echo(json.dumps([_as_json(*pair) for pair in zip(videos, outcomes, strict=True)], indent=2))
     else:
@@ -206,13 +221,21 @@ def serve(
     run_serve(config, judge, host, port, lambda url: typer.echo(f"{judge} judges at {url}/score"))
 
 
-def _as_json(path: Path, outcome: TeacherJudgement | Failed) -> dict[str, Any]:
+def _as_json(path: Path, outcome: Judged) -> dict[str, Any]:
     if isinstance(outcome, Failed):
         return {"video": str(path), "failed": outcome.reason, "kind": outcome.kind}
-    return {"video": str(path), **outcome.as_json(), "texts": list(outcome.texts)}
+    texts = getattr(outcome, "texts", None)
+    return {"video": str(path), **outcome.as_json()} | ({} if texts is None else {"texts": list(texts)})
 
 
-def _print(videos: Sequence[Path], outcomes: Sequence[TeacherJudgement | Failed]) -> None:
+def _total(outcome: TeacherJudgement | ServedJudgement) -> str:
+    """A teacher's answers have totals of their own; a student is unsure of each dimension by itself."""
+    samples = getattr(outcome, "samples", None)
+    spread = "" if samples is None else f" ± {samples.sum(axis=1).std():.2f}"
+    return f"{outcome.scores.sum():.2f}{spread}"
+
+
+def _print(videos: Sequence[Path], outcomes: Sequence[Judged]) -> None:
     from roboalign_ray.judge.rubric import DIMENSIONS
 
     table = Table(box=None, pad_edge=False)
@@ -225,11 +248,13 @@ def _print(videos: Sequence[Path], outcomes: Sequence[TeacherJudgement | Failed]
             table.add_row(path.name, *["-"] * (len(DIMENSIONS) + 1))
             continue
         cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
-        table.add_row(path.name, *cells, f"{outcome.total:.2f} ± {outcome.samples.sum(axis=1).std():.2f}")
+        table.add_row(path.name, *cells, _total(outcome))
     Console().print(table)
     for path, outcome in zip(videos, outcomes, strict=True):
         if isinstance(outcome, Failed):
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")
             continue
-        lost = f" ({len(outcome.failures)} answers could not be read)" if outcome.failures else ""
-        typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")
+        if outcome.rationale is not None:
+            failures = getattr(outcome, "failures", ())
+            lost = f" ({len(failures)} answers could not be read)" if failures else ""
+            typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")

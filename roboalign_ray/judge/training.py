@@ -86,8 +86,8 @@ class StudentTrainer(AveragedTrainer[Student]):
             schedule="cosine",
             floor=_COSINE_FLOOR,
         )
-        for norm in self._kept:
-            norm.eval()
+        for kept in self._kept:
+            kept.eval()
         target = torch.from_numpy(normalise(np.asarray(scores, np.float32))).to(self.device)
         loss, parts, predicted = self._loss(clips, instructions, target)
         norm = self._descend(loss, config.clip_norm)

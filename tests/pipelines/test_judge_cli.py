@@ -11,7 +11,9 @@ import pytest
 from pipelines.cli import run
 from roboalign_ray.config import SmallTeacherConfig, TeacherConfig
 from roboalign_ray.config.teacher import TeacherPromptConfig
+from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.video import encode_video
+from roboalign_ray.episodes.windows import WindowSpec, cut_window
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.judge.teacher.small import make_small_teacher
 
@@ -139,3 +141,33 @@ def test_training_wants_pairs_and_a_model(
     adapter = ["--set", "teacher.training.start=small"]
     assert run(["judge", "train", "demo", "--pairs", str(tmp_path), *adapter]) == 2
     assert "an adapter on untrained weights learns nothing" in capsys.readouterr().err
+
+
+def test_the_shipped_student_scores_a_video_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # An expert's real clip of the package, at twice its size: done as asked, and not what another sentence asks for.
+    store = open_store("shipped")
+    number = next(n for n, name in enumerate(store.ids) if name.endswith("drawer-open/0/expert"))
+    window = cut_window(store.read(number), WindowSpec(13, stride=2), 0, context=0)
+    frames = window.frames.repeat(2, axis=1).repeat(2, axis=2)
+    (tmp_path / "good.mp4").write_bytes(encode_video(frames, 5.0))
+    command = ["judge", "score", str(tmp_path / "good.mp4"), "--judge", "student", "--instruction"]
+
+    def told(instruction: str) -> dict:
+        assert run([*command, instruction, "--json"]) == 0
+        [found] = json.loads(capsys.readouterr().out)
+        assert found["total"] == pytest.approx(sum(found["scores"].values()))
+        return found
+
+    right, wrong = told(window.instruction), told("close the window")
+    assert right["judge"] == "student"
+    assert right["scores"]["instruction_following"] > wrong["scores"]["instruction_following"] + 1
+    assert run([*command, window.instruction]) == 0
+    assert f"{right['total']:.2f}" in capsys.readouterr().out
+
+
+def test_a_student_that_is_not_there_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["judge", "score", str(place / "good.mp4"), "-i", "open it", "--judge", "student"]
+    assert run([*command, "--set", f"judge.weights={place}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
