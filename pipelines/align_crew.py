@@ -5,8 +5,9 @@ A judge comes with a distiller, which keeps its students, and with annotators wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipelines.align_judge import OnlineJudge
 from pipelines.align_learner import Learner
 from pipelines.align_loop import Crew
 from pipelines.align_workers import WorkerPool, Workforce
-from pipelines.runtime import role_threads, wait
+from pipelines.runtime import WorkerLost, role_threads, wait
 from pipelines.weights import replay_folder, student_folder, tokenizer_folder, world_model_folder
 from roboalign_ray.config import JobConfig
 
@@ -76,24 +77,18 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
     workforce.pools.append(rollouts)
     scorers = WorkerPool("scorer", ScorerActor, cluster.scorer, [scorer] * cluster.scorer.workers)
     workforce.pools.append(scorers)
-    learners = _learners(config)
-    workforce.pools.append(learners)
-
-    judge = _judge(config, out, workforce) if config.reward.needs_judge else None
-
-    joining = _join(learners)
-    loading = [actor.ready.remote() for actor in rollouts.actors]
-    scoring = [actor.ready.remote() for actor in scorers.actors]
-    wait(loading, cluster.rollout.deadline_s, "rollout start")
-    wait(scoring, cluster.scorer.deadline_s, "scorer start")
-    wait(joining, cluster.learner.deadline_s, "learner start")
-    for pool in (rollouts, scorers, learners):
-        pool.welcome()
+    loading = [rollouts.load(), scorers.load()]
+    judge = _judge(config, out, workforce, loading) if config.reward.needs_judge else None
+    learners = joined(partial(_learners, config), workforce)
+    for loaded in loading:
+        loaded()
     return Crew(workforce, rollouts, scorers, Learner(workforce, learners), judge)
 
 
-def _judge(config: JobConfig, out: Path, workforce: Workforce) -> OnlineJudge:
-    """The distiller, and the teachers where there are some."""
+def _judge(
+    config: JobConfig, out: Path, workforce: Workforce, loading: list[Callable[[], None]]
+) -> OnlineJudge:
+    """The distiller, and the teachers where there are some; what waits for them joins `loading`."""
     from actors.annotator import AnnotatorActor
     from actors.distiller import DistillerActor
 
@@ -117,10 +112,7 @@ def _judge(config: JobConfig, out: Path, workforce: Workforce) -> OnlineJudge:
     }
     distillers = WorkerPool("distiller", DistillerActor, cluster.distiller, [distiller])
     workforce.pools.append(distillers)
-    for pool in (annotators, distillers):
-        if pool is not None:
-            wait([actor.ready.remote() for actor in pool.actors], pool.role.deadline_s, f"{pool.name} start")
-            pool.welcome()
+    loading += [pool.load() for pool in (annotators, distillers) if pool is not None]
     return OnlineJudge(config, workforce, annotators, distillers)
 
 
@@ -144,6 +136,25 @@ def _learners(config: JobConfig) -> WorkerPool:
     return WorkerPool("learner", LearnerActor, role, arguments, together=True)
 
 
-def _join(pool: WorkerPool) -> list[Any]:
-    [address] = wait([pool.actors[0].address.remote()], pool.role.deadline_s, "learner start")
-    return [actor.join.remote(address) for actor in pool.actors]
+def joined(make: Callable[[], WorkerPool], workforce: Workforce) -> WorkerPool:
+    """The learner's ranks, joined; where one is lost meanwhile all are made anew, as often as `max_restarts` says.
+
+    Raises:
+        UserError: bad input found while loading.
+        RoleFailure: they did not come up.
+    """
+    lost = 0
+    while True:
+        pool = make()
+        workforce.pools.append(pool)
+        try:
+            [address] = wait([pool.actors[0].address.remote()], pool.role.deadline_s, "learner start")
+            wait([actor.join.remote(address) for actor in pool.actors], pool.role.deadline_s, "learner start")
+        except WorkerLost:
+            lost += 1
+            if lost > pool.role.max_restarts:
+                raise
+            workforce.dismiss(pool)
+        else:
+            pool.welcome()
+            return pool

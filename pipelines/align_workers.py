@@ -146,6 +146,36 @@ class WorkerPool:
         fit = [w for w in self.workers if w.up and (not w.calls or w.load + size <= depth)]
         return min(fit, key=lambda worker: (worker.load, worker.number), default=None)
 
+    def load(self) -> Callable[[], None]:
+        """All begin to load everything; what is returned waits until they have, and welcomes them.
+
+        One that is lost meanwhile is replaced as often as its role's `max_restarts` says.
+
+        Raises:
+            UserError: bad input found while loading.
+            RoleFailure: a worker was lost too often or failed otherwise, or the deadline passed.
+        """
+        loading = {worker: worker.actor.ready.remote() for worker in self.workers}
+        ends = time.monotonic() + self.role.deadline_s
+
+        def loaded() -> None:
+            while loading:
+                left = list(loading)
+                references = [loading[worker] for worker in left]
+                answers = settle(references, max(0.0, ends - time.monotonic()), f"{self.name} start")
+                for worker, answer in zip(left, answers, strict=True):
+                    if not isinstance(answer, Failed):
+                        del loading[worker]
+                        continue
+                    if answer.kind != "worker_lost" or worker.restarts >= self.role.max_restarts:
+                        raise RoleFailure(answer.reason)
+                    worker.restarts += 1
+                    [worker.actor] = spawn(self.cls, self.role, [worker.arguments])
+                    loading[worker] = worker.actor.ready.remote()
+            self.welcome()
+
+        return loaded
+
     def welcome(self) -> None:
         """All have loaded everything."""
         for worker in self.workers:

@@ -39,6 +39,10 @@ class RoleFailure(RuntimeError):
     """A role of the job cannot go on: workers lost, an error inside one, or a deadline passed."""
 
 
+class WorkerLost(RoleFailure):
+    """A worker's process or node is gone: another one may do better."""
+
+
 @contextmanager
 def start_ray(
     cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: bool = True, metrics_port: int = 0
@@ -166,12 +170,13 @@ def wait(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
 
     Raises:
         UserError: a worker raised one.
-        RoleFailure: the deadline passed, a worker was lost, or raised.
+        WorkerLost: a worker was lost.
+        RoleFailure: the deadline passed, or a worker raised.
     """
     values = settle(refs, deadline_s, what)
     for value in values:
         if isinstance(value, Failed):
-            raise RoleFailure(value.reason)
+            raise (WorkerLost if value.kind == "worker_lost" else RoleFailure)(value.reason)
     return values
 
 

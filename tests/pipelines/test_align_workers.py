@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
 from ray import cloudpickle
 
+from pipelines.align_crew import joined
 from pipelines.align_workers import RoleLost, WorkerPool, Workforce
 from pipelines.runtime import RoleFailure
 from roboalign_ray.config import RoleConfig
@@ -237,3 +239,83 @@ def test_nobody_is_told_of_what_is_disregarded(hire):
     force.disregard()
     turn_until(force, lambda: pool.free() is not None)
     assert answers == []
+
+
+# --- lost while loading ----------------------------------------------------------------------------------------------
+
+
+class Frail(Hand):
+    """Dies while it loads, as often as there are files to take away."""
+
+    def __init__(self, deaths, rank=0):
+        super().__init__()
+        self.deaths, self.rank = Path(deaths), rank
+
+    def _load(self):
+        if self.rank == 0:
+            for death in sorted(self.deaths.iterdir()):
+                death.unlink()
+                os._exit(1)
+
+    def ready(self):
+        self._load()
+
+    def address(self):
+        return "here"
+
+    def join(self, address):
+        assert address == "here"
+        self._load()
+
+
+def frail(deaths, restarts, workers=2, *, together=False):
+    role = RoleConfig(num_cpus=0.1, threads=1, max_restarts=restarts, deadline_s=60.0)
+    arguments = [{"deaths": str(deaths), "rank": rank} for rank in range(workers)]
+    return WorkerPool("hand", Frail, role, arguments, together=together)
+
+
+@pytest.fixture
+def deaths(tmp_path):
+    for number in range(2):
+        (tmp_path / f"death {number}").touch()
+    return tmp_path
+
+
+def test_a_worker_lost_while_it_loads_is_replaced(deaths):
+    pool = frail(deaths, restarts=2)
+    force = Workforce([pool], LIVENESS)
+    try:
+        pool.load()()
+        assert pool.up == 2
+        assert [worker.restarts for worker in pool.workers] == [2, 0]
+        assert ray.get([actor.answer.remote(3) for actor in pool.actors], timeout=30) == [3, 3]
+    finally:
+        force.close()
+
+
+def test_a_worker_lost_too_often_while_it_loads_ends_the_job(deaths):
+    pool = frail(deaths, restarts=1)
+    with pytest.raises(RoleFailure, match=r"hand start .*worker lost"):
+        pool.load()()
+    Workforce([pool], LIVENESS).close()
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_all_ranks_are_made_anew_where_one_is_lost_while_they_join(deaths, restarts):
+    force, made = Workforce([], LIVENESS), []
+
+    def make():
+        made.append(frail(deaths, restarts, together=True))
+        return made[-1]
+
+    try:
+        if restarts < 2:
+            with pytest.raises(RoleFailure, match=r"learner start .*worker lost"):
+                joined(make, force)
+            return
+        pool = joined(make, force)
+        assert (len(made), pool) == (3, made[-1])
+        assert force.pools == [pool]
+        assert pool.up == 2
+    finally:
+        force.close()
