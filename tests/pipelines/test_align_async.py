@@ -216,6 +216,8 @@ def golden(job):
     """A job whose rollouts differ in length; every update has its checkpoint."""
     horizons = job.rollout.horizons.model_copy(update={"shape": "uniform", "least": 1})
     job = changed(job, "alignment", updates=UPDATES, checkpoint_every=1, evaluate_every=2)
+    for role in ("rollout", "scorer", "learner"):
+        job = with_role(job, role, deadline_s=WAIT_S)  # two runs beside each other take long to come up
     return changed(job, "rollout", horizons=horizons)
 
 
