@@ -5,9 +5,9 @@
 
 Two sets of clips of simulated episodes, both measured against the real clip of an expert, as a generated video is:
 
-    simulator     what other actions did from the same start state: a video of the wrong outcome. Labelled by the
-                  simulator's state. It says nothing of actions, and its pictures are sound: only following the
-                  instruction, success and the total can be compared.
+    simulator     the expert's own clip, and what other actions did from the same start state: videos of the right and of
+                  wrong outcomes. Labelled by the simulator's state, which knows nothing of the expert's actions and calls
+                  all pictures sound: following the instruction and success can be compared, the rest cannot.
     rules         the expert's own clip, spoiled by every degradation of RobotWorldBench at a random strength. Labelled
                   by rule.
 """
@@ -44,7 +44,7 @@ def clips(args: argparse.Namespace) -> Iterator[Judged]:
     for group in rng.permutation(groups)[: args.groups]:
         members = [n for n, of in enumerate(index.groups) if of == group]
         found = {index.ids[n].rsplit("/", 1)[-1]: source(maker, n) for n in members}
-        expert = found.pop("expert", None)
+        expert = found.get("expert")
         if expert is None or expert.reference is None:
             continue
         for other in found.values():
