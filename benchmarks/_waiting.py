@@ -215,7 +215,8 @@ class WaitingCrew:
             )
         )
         self.force = Workforce([self.rollouts, self.scorers, self.learner], config.asynchrony.liveness)
-        self.started = False  # the first ones are welcomed by the first job
+        for loaded in [pool.load() for pool in self.force.pools]:
+            loaded()
 
     def loop(self, config: JobConfig, *, frame_s: float = 0.0, payload: int = 0) -> AlignmentLoop:
         """A loop over fifty episodes, with as many of the workers as the job has.
@@ -231,11 +232,9 @@ class WaitingCrew:
             (self.learner, cluster.learner),
         ):
             self.force.resize(pool, role.workers)
-            while pool.up < role.workers and self.started:
+            while pool.up < role.workers:
                 self.force.turn(1.0)
             ray.get([actor.begin.remote(work, frame_s, payload) for actor in pool.actors], timeout=_START_S)
-            pool.welcome()
-        self.started = True
         crew = Crew(self.force, self.rollouts, self.scorers, Learner(self.force, self.learner))
         schedule = PromptSchedule([(f"e{n}", 9) for n in range(50)], [("h", 9)], config.seed, config.rollout)
         return AlignmentLoop(config, crew, schedule)

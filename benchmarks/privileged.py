@@ -5,9 +5,9 @@
 
 Two sets of clips of simulated episodes, both measured against the real clip of an expert, as a generated video is:
 
-    simulator     the expert's own clip, and what other actions did from the same start state: videos of the right and of
-                  wrong outcomes. Labelled by the simulator's state, which knows nothing of the expert's actions and calls
-                  all pictures sound: following the instruction and success can be compared, the rest cannot.
+    simulator     the expert's own clip, and what other actions did from the same start state: videos of the right and
+                  of wrong outcomes. Labelled by the simulator's state, which knows nothing of the expert's actions and
+                  calls all pictures sound: following the instruction and success can be compared, the rest cannot.
     rules         the expert's own clip, spoiled by every degradation of RobotWorldBench at a random strength. Labelled
                   by rule.
 """
