@@ -14,6 +14,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.faults import Action, Fault, FaultPlan
 
 SOAK_GAP_S = (20, 60)
+_OFTEN = 3  # kills of one role for each fault of another kind
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Kind:
         action: what is done, in the words of fault plans.
         roles: whose workers it may hit; empty where it hits no worker.
         what: one line for people.
-        often: whether it is planned as often as kills are asked for, or fewer times.
+        often: whether it is planned as often as kills are asked for, or a third as often.
     """
 
     action: Action
@@ -75,7 +76,7 @@ def count_faults(
             raise UserError(f"'{name}' needs {missing}", where="--fault")
         if colon and not (times.isdecimal() and int(times)):
             raise UserError(f"'{text}' names no number of times", where="--fault", remedy=f"as in {name}:2")
-        counts[name] = int(times) if colon else kills if KINDS[name].often else max(1, kills // 3)
+        counts[name] = int(times) if colon else kills if KINDS[name].often else max(1, kills // _OFTEN)
     return counts
 
 
@@ -93,15 +94,16 @@ def draw_plan(seed: int, counts: Mapping[str, int], batch: int) -> FaultPlan:
 
 
 def draw_soak(seed: int, kinds: Iterable[str], seconds: float) -> FaultPlan:
-    """A random fault every 20 to 60 seconds; the plan counts seconds.
+    """A random fault every 20 to 60 seconds, kills of one role three times as likely as any other; counts seconds.
 
     Raises:
         UserError: no time for a single one.
     """
     chosen, names = random.Random(seed), tuple(kinds)
+    likely = [_OFTEN if KINDS[name].often else 1 for name in names]
     order, gaps, at = [], [], 0
     while (at := at + (gap := chosen.randint(*SOAK_GAP_S))) <= seconds:
-        order.append(chosen.choice(names))
+        order += chosen.choices(names, likely)
         gaps.append(gap)
     if not order:
         raise UserError(f"{seconds:g} s are too short for a soak", where="--minutes", remedy="give 1 or more")

@@ -36,6 +36,13 @@ def test_a_soak_strikes_every_20_to_60_seconds_until_its_time_is_over(seed, minu
     assert 60 * minutes - SOAK_GAP_S[1] <= calls[-1] <= 60 * minutes
 
 
+def test_kills_come_three_times_as_often_as_other_faults_in_a_soak():
+    drawn = Counter(fault.point for fault in draw_soak(1, KINDS, 400_000).planned)  # about ten thousand
+    kills = [drawn[name] for name, kind in KINDS.items() if kind.often]
+    others = [drawn[name] for name, kind in KINDS.items() if not kind.often]
+    assert sum(kills) / len(kills) == pytest.approx(3 * sum(others) / len(others), rel=0.1)
+
+
 def test_a_plan_of_which_all_was_visited_has_fired_exactly():
     plan = draw_plan(3, {"rollout": 2, "node": 1}, 4)
     fired = [kind for _ in range(30) for kind in KINDS if plan.visit(kind)]
