@@ -31,6 +31,9 @@ from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.telemetry import read_rows
 
 _ROUNDS = 50
+_OF_REST = (
+    3  # a round is a third of what the rest would take at the pace so far: a job that is struck slows down
+)
 _GONE_S = 30.0  # for processes that were told to end
 
 
@@ -116,9 +119,22 @@ def _run_rounds(config: JobConfig, out: Path, striker: Striker, *, quiet: bool) 
             return config, resumed, "stopped by hand"
         if striker.spent:
             return config, resumed, ""
-        longer = config.alignment.model_copy(update={"updates": config.alignment.updates + length})
-        config = config.model_copy(update={"alignment": longer})
+        config = _longer(config, length, striker.share)
     return config, resumed, f"not everything was struck within {_ROUNDS} rounds"
+
+
+def _longer(config: JobConfig, least: int, share: float) -> JobConfig:
+    """The next round: few enough of them that starts take little of the time, short enough not to outlive the plan.
+
+    Args:
+        config: the round that was run.
+        least: updates of a round.
+        share: of the plan that has gone by.
+    """
+    done = config.alignment.updates
+    rest = done / share - done if share else 0.0
+    updates = done + max(least, round(rest / _OF_REST))
+    return config.model_copy(update={"alignment": config.alignment.model_copy(update={"updates": updates})})
 
 
 def _findings(

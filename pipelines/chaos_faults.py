@@ -11,6 +11,7 @@ set another's limits.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import resource
@@ -56,7 +57,7 @@ class Striker(Observer):
         out: run directory.
         nodes: of the cluster, where some may be removed.
         seed: of the choice of targets.
-        seconds: whether the plan counts seconds; otherwise groups that came back scored.
+        seconds: whether the plan counts seconds from the first crew on; otherwise groups that came back scored.
 
     Attributes:
         strikes: in order.
@@ -77,7 +78,7 @@ class Striker(Observer):
         self._vacant: list[tuple[str, Strike]] = []
         self._crew: Crew | None = None
         self._ended = threading.Event()
-        self._next_second = 0.0
+        self._counted, self._next_second = 0, math.inf
         self._limits: tuple[int, int] | None = None  # the driver's own, while they are lowered
 
     @property
@@ -85,11 +86,17 @@ class Striker(Observer):
         """Whether all that was planned has been struck."""
         return len(self.strikes) == len(self.plan.planned)
 
+    @property
+    def share(self) -> float:
+        """Of the plan's groups or seconds, those that have gone by."""
+        return min(1.0, self._counted / max(fault.call for fault in self.plan.planned))
+
     @contextmanager
     def beside(self, crew: Crew) -> Iterator[None]:
         """Strikes at this crew as long as the block lasts."""
         self._crew, self._known, self._vacant = crew, {}, []
         self._ended.clear()
+        self._next_second = min(self._next_second, time.monotonic() + 1.0)  # a soak's clock never stops
         crew.workforce.observers.append(self)
         thread = threading.Thread(target=self._strike_when_due, name="chaos", daemon=True)
         thread.start()
@@ -166,7 +173,6 @@ class Striker(Observer):
     # --- moments, in a thread of its own: the driver's may be waiting for a checkpoint ------------------------------
 
     def _strike_when_due(self) -> None:
-        self._next_second = time.monotonic() + 1.0
         while not self._ended.wait(_LOOK_S):
             while self.seconds and time.monotonic() >= self._next_second:
                 self._next_second += 1.0
@@ -181,6 +187,7 @@ class Striker(Observer):
                     break
 
     def _count(self, visits: int) -> None:
+        self._counted += visits
         for _ in range(visits):
             self._due += [kind for kind in KINDS if self.plan.visit(kind)]
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipelines import chaos_faults
 from pipelines.align_workers import Call, Worker, WorkerPool
+from pipelines.chaos import _longer
 from pipelines.chaos_faults import Striker, alive
 from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.scored import GroupRecord
 from roboalign_ray.config import RoleConfig
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.faults import Fault, FaultPlan
 from roboalign_ray.rewards.protocol import Scored
@@ -31,6 +38,13 @@ def worker(name: str, *, together: bool = False, groups=()) -> Worker:
     if groups:
         made.calls.append(Call(made, "score", len(groups), [], print, 0.0, {"groups": list(groups)}))
     return made
+
+
+def until(condition) -> None:
+    ends = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 def answered(striker: Striker, what: str, answer) -> None:
@@ -100,6 +114,26 @@ def test_groups_that_came_back_scored_are_counted_and_those_of_an_evaluation_are
     assert striker.plan.report().visits == {}
     answered(striker, "score", [record, record])
     assert striker.plan.report().exact
+
+
+def test_a_soaks_clock_goes_on_between_rounds(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(chaos_faults, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    striker = Striker(FaultPlan([Fault("hang", 40, "hang")]), tmp_path, seconds=True)
+    crew = SimpleNamespace(workforce=SimpleNamespace(observers=[], pools=[]))
+    for now[0], seconds in ((0.0, 0), (10.0, 10), (90.0, 90)):  # 80 s of them between two rounds
+        with striker.beside(crew):
+            until(lambda seconds=seconds: striker.plan.report().visits.get("hang", 0) == seconds)
+    assert striker.share == 1.0
+
+
+@given(done=st.integers(1, 500), least=st.integers(1, 50), share=st.just(0.0) | st.floats(0.001, 1))
+def test_a_round_is_never_shorter_than_the_first_and_ends_within_a_third_of_the_rest(done, least, share):
+    config = load_job("chaos", [f"alignment.updates={done}"])
+    updates = _longer(config, least, share).alignment.updates - done
+    assert updates >= least
+    if updates > least:
+        assert updates == pytest.approx((done / share - done) / 3, abs=0.5)
 
 
 def test_a_process_that_has_ended_is_not_alive():
