@@ -35,7 +35,7 @@ from pipelines.align_workers import Call, Observer, Worker
 from pipelines.chaos_nodes import Nodes
 from pipelines.chaos_plan import KINDS
 from pipelines.chaos_record import Record, Strike
-from pipelines.runtime import BEAT
+from pipelines.runtime import BEAT, RoleFailure
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.faults import FaultPlan, corrupted
 
@@ -78,6 +78,7 @@ class Striker(Observer):
         self._vacant: list[tuple[str, Strike]] = []
         self._crew: Crew | None = None
         self._ended = threading.Event()
+        self._broken: RoleFailure | None = None  # why nothing more can be struck
         self._counted, self._next_second = 0, math.inf
         self._limits: tuple[int, int] | None = None  # the driver's own, while they are lowered
 
@@ -93,7 +94,11 @@ class Striker(Observer):
 
     @contextmanager
     def beside(self, crew: Crew) -> Iterator[None]:
-        """Strikes at this crew as long as the block lasts."""
+        """Strikes at this crew as long as the block lasts.
+
+        Raises:
+            RoleFailure: a node could not be added in the place of one that was removed.
+        """
         self._crew, self._known, self._vacant = crew, {}, []
         self._ended.clear()
         self._next_second = min(self._next_second, time.monotonic() + 1.0)  # a soak's clock never stops
@@ -107,6 +112,8 @@ class Striker(Observer):
             self._ended.set()
             thread.join()
             crew.workforce.observers.remove(self)
+        if self._broken:
+            raise self._broken
 
     def explains(self, error: BaseException) -> bool:
         """Whether a job's end is what a full disk does; the disk is then empty again."""
@@ -173,6 +180,12 @@ class Striker(Observer):
     # --- moments, in a thread of its own: the driver's may be waiting for a checkpoint ------------------------------
 
     def _strike_when_due(self) -> None:
+        try:
+            self._watch()
+        except RoleFailure as error:
+            self._broken = error
+
+    def _watch(self) -> None:
         while not self._ended.wait(_LOOK_S):
             while self.seconds and time.monotonic() >= self._next_second:
                 self._next_second += 1.0

@@ -9,8 +9,9 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from pipelines.runtime import set_environment, start_ray
+from pipelines.runtime import RoleFailure, set_environment, start_ray
 from roboalign_ray.config import ClusterConfig, JobConfig, RoleConfig
+from roboalign_ray.foundation.failures import first_line
 
 # A node that died is told within about three seconds instead of fourteen.
 _HEALTH = {
@@ -34,8 +35,15 @@ class Nodes:
         return set(self._nodes)
 
     def add(self) -> None:
-        """One node more."""
-        node = self._cluster.add_node(num_cpus=self._cpus, object_store_memory=self._store_bytes)
+        """One node more.
+
+        Raises:
+            RoleFailure: it did not start.
+        """
+        try:
+            node = self._cluster.add_node(num_cpus=self._cpus, object_store_memory=self._store_bytes)
+        except Exception as error:  # Ray raises nothing narrower
+            raise RoleFailure(f"no node could be added: {first_line(error)}") from error
         self._nodes[node.node_id] = node
         self.added += 1
 
@@ -54,6 +62,7 @@ def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
 
     Raises:
         UserError: Ray cannot be started.
+        RoleFailure: a node cannot.
     """
     if nodes == 1:
         with start_ray(config.cluster, worker_logs=False):

@@ -16,6 +16,7 @@ from pipelines import chaos_faults
 from pipelines.align_workers import Call, Worker, WorkerPool
 from pipelines.chaos import _longer
 from pipelines.chaos_faults import Striker, alive
+from pipelines.chaos_nodes import Nodes
 from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.scored import GroupRecord
 from roboalign_ray.config import RoleConfig
@@ -134,6 +135,27 @@ def test_a_round_is_never_shorter_than_the_first_and_ends_within_a_third_of_the_
     assert updates >= least
     if updates > least:
         assert updates == pytest.approx((done / share - done) / 3, abs=0.5)
+
+
+def test_a_node_that_cannot_be_added_ends_the_run_with_the_reason(tmp_path):
+    nodes = Nodes(SimpleNamespace(add_node=refused, remove_node=lambda *_, **__: None), 1, 1)
+    nodes._nodes = {"a": object()}
+    striker = Striker(FaultPlan([Fault("node", 1, "kill")]), tmp_path, nodes, seconds=True)
+    crew = SimpleNamespace(workforce=SimpleNamespace(observers=[], pools=[]))
+
+    def struck() -> None:
+        with striker.beside(crew):
+            striker._known[worker("rollout"), 0] = (1, "a")
+            until(lambda: striker.strikes)
+            striker.strikes.notice("node", "lost")
+            until(lambda: striker._broken)
+
+    with pytest.raises(RoleFailure, match="no node could be added: raylet timed out"):
+        struck()
+
+
+def refused(**_) -> None:
+    raise Exception("raylet timed out")
 
 
 def test_a_process_that_has_ended_is_not_alive():
