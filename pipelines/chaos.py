@@ -31,9 +31,8 @@ from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.telemetry import read_rows
 
 _ROUNDS = 50
-_OF_REST = (
-    3  # a round is a third of what the rest would take at the pace so far: a job that is struck slows down
-)
+# A round is a third of what the rest would take at the pace so far: a job that is struck slows down.
+_OF_REST = 3
 _GONE_S = 30.0  # for processes that were told to end
 
 

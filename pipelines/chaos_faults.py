@@ -79,7 +79,7 @@ class Striker(Observer):
         self._crew: Crew | None = None
         self._ended = threading.Event()
         self._broken: RoleFailure | None = None  # why nothing more can be struck
-        self._counted, self._next_second = 0, math.inf
+        self._next_second = math.inf
         self._limits: tuple[int, int] | None = None  # the driver's own, while they are lowered
 
     @property
@@ -90,7 +90,8 @@ class Striker(Observer):
     @property
     def share(self) -> float:
         """Of the plan's groups or seconds, those that have gone by."""
-        return min(1.0, self._counted / max(fault.call for fault in self.plan.planned))
+        gone_by = max(self.plan.report().visits.values(), default=0)
+        return min(1.0, gone_by / max(fault.call for fault in self.plan.planned))
 
     @contextmanager
     def beside(self, crew: Crew) -> Iterator[None]:
@@ -200,7 +201,6 @@ class Striker(Observer):
                     break
 
     def _count(self, visits: int) -> None:
-        self._counted += visits
         for _ in range(visits):
             self._due += [kind for kind in KINDS if self.plan.visit(kind)]
 
