@@ -104,6 +104,27 @@ def pack_judge(
     _print_sizes(pack_run(run, pairs, to, load_job(profile), count), to, as_json)
 
 
+@app.command("pack-teacher")
+def pack_teacher(
+    run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign judge train' run.")],
+    labels: Annotated[
+        Path, typer.Option("--labels", help="What it said of held-out pairs, by 'roboalign judge label'.")
+    ],
+    pairs: Annotated[Path, typer.Option("--with", metavar="PAIRS", help="The store of those pairs.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder that receives teacher/.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the size as JSON.")] = False,
+) -> None:
+    """Pack a trained teacher for shipping: the merged model, and a card that tells how far it agrees with its bench.
+
+    \b
+    [bold]Example[/bold]
+      roboalign assets pack-teacher runs/teacher --labels labels --with bench --to roboalign_ray/assets
+    """
+    from pipelines.pack import pack_teacher as pack_run
+
+    _print_sizes(pack_run(run, labels, pairs, to), to, as_json)
+
+
 @app.command()
 def pack(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign pretrain' run.")],

@@ -209,7 +209,7 @@ def serve(
     POST /score takes {"video": "<base64>", "instruction": "..."}, or the file itself with ?instruction=...; GET /health
     says who judges. Bad input gets 400 with one line, a full queue 429, a late answer 503.
 
-    
+    \b
     [bold]Examples[/bold]
       roboalign judge serve --judge student --set judge.weights=runs/student
       roboalign judge serve --judge teacher --port 8080 --set serving.max_replicas=8

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 
 from pipelines.distill import ASSESSED
+from pipelines.judge_engine import MERGED
+from pipelines.judge_label import run_agree
+from pipelines.judge_train import TEACHER
 from pipelines.pretrain import STAGES, Stage
 from pipelines.train_job import SUMMARY
 from roboalign_ray.config import JobConfig, JudgeConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import complete_or_absent
 from roboalign_ray.foundation.shards import StoreCard
+from roboalign_ray.judge.agreement import agreement_table
 from roboalign_ray.judge.assessment import REAL, gate_positions, try_student
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.pairs import ROW_SCHEMA, open_pairs, write_pairs
@@ -87,6 +92,42 @@ def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: i
             shutil.rmtree(target / name, ignore_errors=True)
             (Path(made) / name).rename(target / name)
     return sizes
+
+
+def pack_teacher(run: Path, labels: Path, pairs: Path, target: Path) -> dict[str, int]:
+    """Copy a trained teacher into `target/teacher`, with what its labels are worth on its card.
+
+    Args:
+        run: output folder of `run_judge_train`.
+        labels: what it said of held-out pairs, by `run_label`.
+        pairs: the store that those pairs are from.
+        target: folder that receives it.
+
+    Returns:
+        its bytes.
+
+    Raises:
+        UserError: the run is not complete, or the labels cannot be held against the pairs; what stood at the target
+            stays as it is.
+    """
+    trained = run / TEACHER / MERGED
+    if not (trained / "config.json").is_file():
+        raise UserError("no trained teacher here", where=str(run), remedy="run 'roboalign judge train'")
+    agreement = agreement_table([run_agree(labels, pairs)]).strip()
+    card = [
+        "# Teacher judge",
+        "",
+        *_TEACHER_CARD,
+        "",
+        "## Agreement with held-out pairs' scores",
+        "",
+        agreement,
+    ]
+    with complete_or_absent(target / TEACHER) as folder:
+        shutil.copytree(trained, folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    return {TEACHER: size}
 
 
 def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
@@ -161,6 +202,14 @@ _STUDENT_CARD = (
     "Data: the train split of a bench of simulated episodes, their degradations, counterfactuals and rollouts of the",
     "shipped world model. Recipe: `roboalign episodes generate`, `roboalign bench build`, `roboalign distill demo`,",
     "`roboalign assets pack-judge`; docs/judge.md gives the full lines. Licence: Apache-2.0, as the code.",
+)
+
+_TEACHER_CARD = (
+    "A small vision-language teacher that ships with roboalign_ray: Qwen3-VL's architecture, trained from scratch.",
+    "Data: the train split of benches of simulated episodes, their degradations, counterfactuals and rollouts of the",
+    "shipped world model. Recipe: `roboalign bench build`, `roboalign judge train teacher`, `roboalign judge label`,",
+    "`roboalign assets pack-teacher`; docs/judge.md gives the full lines. It answers as profile `teacher` asks: eight",
+    "frames of 64x64, scores without reasoning. Licence: Apache-2.0, as the code.",
 )
 
 
