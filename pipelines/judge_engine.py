@@ -134,7 +134,7 @@ class DeepSpeedTeacher:
             write_asking(folder / ADAPTER, self.config)
             model = model.merge_and_unload()
         model.to(torch.bfloat16).save_pretrained(folder / MERGED)
-        _copy_processor(self._source, folder / MERGED)
+        copy_processor(self._source, folder / MERGED)
         write_asking(folder / MERGED, self.config)
 
     def _checkpoint(self) -> None:
@@ -150,7 +150,7 @@ class DeepSpeedTeacher:
         return f"step-{step:08d}"
 
 
-def _copy_processor(source: str, folder: Path) -> None:
+def copy_processor(source: str, folder: Path) -> None:
     """The processor as it came, not with the frame limits that training set."""
     from transformers import AutoProcessor
 

@@ -3,8 +3,9 @@
     stores of pairs ──► PairBatches ──► DeepSpeedTeacher ──► out/teacher/adapter   LoRA alone
                         by step         engine per worker └► out/teacher/merged    transformers and vLLM load it
 
-The model is `teacher.model`, or a small one made from scratch. A run that was cut short goes on from its newest
-checkpoint; a complete one is left as it is.
+The model is `teacher.model`, or a small one made from scratch, whose vision encoder is taught first where the config
+says so (`vision_steps`): a job of its own, which leaves the model in out/vision. A run that was cut short goes on from
+its newest checkpoint; a complete one is left as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.judge_engine import ADAPTER, MERGED, DeepSpeedTeacher
+from pipelines.judge_engine import ADAPTER, MERGED, DeepSpeedTeacher, copy_processor
 from pipelines.pair_batches import PairBatches
 from pipelines.train_job import TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig, TeacherConfig
@@ -22,8 +23,9 @@ from roboalign_ray.foundation.files import complete_or_absent
 from roboalign_ray.judge.fresh import FreshExamples
 from roboalign_ray.judge.labels import LabelledPairs
 
-TEACHER = "teacher"
+TEACHER, VISION = "teacher", "vision"
 _START, _ENGINE = "start", "engine"
+_WHITENED_ON = 256  # videos whose patches the encoder's first layer is made from
 
 
 def run_judge_train(
@@ -55,15 +57,24 @@ def run_judge_train(
             where=", ".join(paths),
             remedy="give more episodes' pairs, or change teacher.training.held_out_fraction",
         )
-    check_shares(
-        settings.pairs_per_step,
-        "pairs",
-        config.cluster.trainer.workers,
-        where="teacher.training.pairs_per_step",
-    )
+    for name in ("pairs_per_step", "vision_pairs_per_step"):
+        workers = config.cluster.trainer.workers
+        check_shares(getattr(settings, name), "pairs", workers, where=f"teacher.training.{name}")
     source = _start(config.teacher, material, out)
     spec = {"config": config.model_dump(), "out": str(out), "pairs": paths, "source": source}
     with start_ray(config.cluster, worker_logs=False):
+        if settings.vision_steps:
+            run_train_job(
+                _train_vision,
+                spec,
+                out,
+                VISION,
+                role=config.cluster.trainer,
+                steps=settings.vision_steps,
+                shown=("loss", "mae"),
+                quiet=quiet,
+            )
+            spec = {**spec, "source": str(out / VISION)}
         summary = run_train_job(
             _train,
             spec,
@@ -110,23 +121,9 @@ def _train(spec: dict[str, Any]) -> None:
 
 
 def _job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
-    import ray.train
-
-    settings, context = config.teacher.training, ray.train.get_context()
-    rank = context.get_world_rank()
+    settings = config.teacher.training
     trainer = DeepSpeedTeacher(config.teacher, spec["source"], Path(spec["out"]) / _ENGINE)
-    stream = PairBatches(
-        spec["pairs"],
-        lambda pairs, step: {"pairs": fresh.batch(pairs, step)},
-        pairs_per_step=settings.pairs_per_step,
-        held_out_fraction=settings.held_out_fraction,
-        replay_ratio=None,
-        seed=config.teacher.seed,
-        cache_gb=settings.cache_gb,
-        rank=rank,
-        world_size=context.get_world_size(),
-    )
-    fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, config.teacher.seed + rank)
+    stream = _stream(config, spec["pairs"], settings.pairs_per_step)
     return TrainJob(
         trainer=trainer,
         stream=stream,
@@ -136,3 +133,73 @@ def _job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )
+
+
+def _train_vision(spec: dict[str, Any]) -> None:
+    """What every worker runs before, to teach the vision encoder."""
+    config = JobConfig.model_validate(spec["config"])
+    train_worker(
+        lambda: _vision_job(config, spec),
+        Path(spec["out"]),
+        VISION,
+        role=config.cluster.trainer,
+        seed=config.teacher.seed,
+    )
+
+
+def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
+    from ray.train.torch import get_device, prepare_model
+
+    from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
+    from roboalign_ray.judge.teacher.vision import (
+        VisionScorer,
+        VisionTrainer,
+        seeing_model,
+        vision_inputs,
+        whiten_patches,
+    )
+
+    settings, source = config.teacher.training, spec["source"]
+    prompter = VideoPrompter(source, config.teacher)
+    scorer = VisionScorer(load_model(source, "float32").model.visual, len(prompter.tokenizer))
+    stream = _stream(config, spec["pairs"], settings.vision_pairs_per_step)
+    train = stream.pairs.split("train", settings.held_out_fraction)
+    spread = train[:: max(1, len(train) // _WHITENED_ON)]
+    examples = [stream.pairs.read(int(position)) for position in spread]
+    whiten_patches(scorer.visual, vision_inputs(examples, prompter)["patches"].float())
+    trainer = VisionTrainer(prepare_model(scorer), scorer, prompter, config.teacher, device=get_device())
+
+    def save(folder: Path) -> None:
+        seeing_model(source, trainer.result().cpu(), folder)
+        copy_processor(source, folder)
+
+    return TrainJob(
+        trainer=trainer,
+        stream=stream,
+        step=lambda batch: trainer.step(batch["pairs"]),
+        save=save,
+        steps=settings.vision_steps,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+
+
+def _stream(config: JobConfig, pairs: Sequence[str], pairs_per_step: int) -> PairBatches:
+    """This worker's batches, some of their pairs changed."""
+    import ray.train
+
+    settings, context = config.teacher.training, ray.train.get_context()
+    rank = context.get_world_rank()
+    stream = PairBatches(
+        pairs,
+        lambda drawn, step: {"pairs": fresh.batch(drawn, step)},
+        pairs_per_step=pairs_per_step,
+        held_out_fraction=settings.held_out_fraction,
+        replay_ratio=None,
+        seed=config.teacher.seed,
+        cache_gb=settings.cache_gb,
+        rank=rank,
+        world_size=context.get_world_size(),
+    )
+    fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, config.teacher.seed + rank)
+    return stream

@@ -111,6 +111,9 @@ class TeacherTrainingConfig(FrozenConfig):
         start: "model" goes on from `teacher.model`; "small" makes `teacher.small` from scratch.
         lora_rank, lora_alpha, lora_dropout: of the adapter.
         lora_targets: names of the linear layers that get one, in the language model.
+        vision_steps: of a small model from scratch, first so many optimizer steps in which its vision encoder alone
+            learns the scores, through a head that is thrown away; 0 leaves it untrained.
+        vision_pairs_per_step: judged pairs a step of those.
         steps: optimizer steps.
         pairs_per_step: judged pairs a step, over all workers.
         micro_batch: pairs per forward pass.
@@ -138,6 +141,8 @@ class TeacherTrainingConfig(FrozenConfig):
         "up_proj",
         "down_proj",
     )
+    vision_steps: NonNegativeInt = 0
+    vision_pairs_per_step: PositiveInt = 32
     steps: PositiveInt = 1000
     pairs_per_step: PositiveInt = 32
     micro_batch: PositiveInt = 4
@@ -162,6 +167,12 @@ class TeacherTrainingConfig(FrozenConfig):
                 "an adapter on untrained weights learns nothing",
                 where="teacher.training",
                 remedy="set method to full, or start from a model",
+            )
+        if self.start == "model" and self.vision_steps:
+            raise ConfigError(
+                "a model that has seen pictures needs no steps of its vision encoder alone",
+                where="teacher.training.vision_steps",
+                remedy="set it to 0, or start to small",
             )
         return self
 

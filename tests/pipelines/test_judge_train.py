@@ -14,7 +14,7 @@ import ray
 import torch
 
 from pipelines.judge_engine import MERGED
-from pipelines.judge_train import TEACHER, run_judge_train
+from pipelines.judge_train import TEACHER, VISION, run_judge_train
 from pipelines.pair_batches import PairBatches
 from roboalign_ray.config import JobConfig, RoleConfig, SmallTeacherConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
@@ -114,14 +114,18 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
     from roboalign_ray.judge.teacher.protocol import JudgeRequest
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
-    whole = run_judge_train(job(), [pairs], tmp_path / "whole", quiet=True)
+    sees_first = job(vision_steps=3, vision_pairs_per_step=8)
+    whole = run_judge_train(sees_first, [pairs], tmp_path / "whole", quiet=True)
+    seeing = load_file(tmp_path / "whole" / VISION / "model.safetensors")
+    start = load_file(tmp_path / "whole" / "start" / "model.safetensors")
+    assert {name.split(".")[1] for name in start if not torch.equal(start[name], seeing[name])} == {"visual"}
     lines = (tmp_path / "whole" / "logs" / TEACHER / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == STEPS
     assert losses[-1] < losses[0]
     # As if the process had died before its last steps: only what a checkpoint kept is left.
     (tmp_path / "whole" / TEACHER).rename(tmp_path / "first")
-    run_judge_train(job(), [pairs], tmp_path / "whole", quiet=True)
+    run_judge_train(sees_first, [pairs], tmp_path / "whole", quiet=True)
     first = load_file(tmp_path / "first" / MERGED / "model.safetensors")
     again = load_file(tmp_path / "whole" / TEACHER / MERGED / "model.safetensors")
     assert all((first[name] == again[name]).all() for name in first)

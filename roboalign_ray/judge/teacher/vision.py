@@ -1,0 +1,177 @@
+"""The vision encoder of a small teacher, taught to see before the language model is taught to speak.
+
+    frames ──► vision encoder ──► merged tokens per pair of frames ─┐
+    instruction ──► mean of its tokens' embeddings ─────────────────┴► pooled ──► six scores   (thrown away)
+
+Frames of one scene hardly differ beside what they share. A language model that gets them from an untrained encoder
+takes all of them for one constant and answers by the instruction alone; published ones start from an encoder that has
+seen pictures. Here patches are whitened first (PCA of the training videos' patches, so that what differs is as large as
+what is shared), then the encoder learns the scores by itself. All of it is [ours].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.foundation.optimisation import AveragedTrainer, decayed_parameters
+from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.rubric import DIMENSIONS, normalise
+from roboalign_ray.judge.teacher.protocol import JudgeRequest
+from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
+
+_FLOOR = 0.02  # added to a component's deviation: the faintest ones are noise
+_GAIN = 0.5  # deviation of a whitened component, as large as what the encoder's layers add
+_HUBER_DELTA = 0.25
+_COSINE_FLOOR = 0.05
+
+
+def whiten_patches(visual: Any, patches_PC: Tensor) -> None:
+    """Make the encoder's first layer the patches' principal components, centred and scaled alike.
+
+    Args:
+        visual: a Qwen3-VL vision encoder.
+        patches_PC: float, flattened patches as its processor makes them.
+    """
+    first = visual.patch_embed.proj
+    mean = patches_PC.mean(0)
+    _, deviations, axes = torch.linalg.svd(patches_PC - mean, full_matrices=False)
+    count = min(len(axes), first.weight.shape[0])
+    scale = _GAIN / (deviations[:count] / len(patches_PC) ** 0.5 + _FLOOR)
+    filters = axes[:count] * scale.unsqueeze(1)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.bias.zero_()
+        first.weight[:count] = filters.reshape(count, *first.weight.shape[1:])
+        first.bias[:count] = -filters @ mean
+
+
+class VisionScorer(nn.Module):
+    """A vision encoder with a head that scores what it sees against what was asked.
+
+    Args:
+        visual: a Qwen3-VL vision encoder.
+        vocabulary: tokens of the instruction's encoding.
+    """
+
+    def __init__(self, visual: Any, vocabulary: int) -> None:
+        super().__init__()
+        self.visual = visual
+        width = int(visual.config.out_hidden_size)
+        levels = 1 + len(visual.config.deepstack_visual_indexes)
+        self.words = nn.EmbeddingBag(vocabulary, width, mode="mean")
+        self.looked_for = nn.Linear(width, width)
+        # Whitened over the batch for the reason that patches are.
+        features = width * (2 + 3 * levels)
+        self.mixture = nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, width), nn.GELU())
+        self.head = nn.Linear(width, len(DIMENSIONS))
+
+    def forward(self, patches: Tensor, grids: Tensor, words: Tensor, offsets: Tensor) -> Tensor:
+        """Shares of the maxima [B, 6].
+
+        Args:
+            patches, grids: "pixel_values_videos" and "video_grid_thw" of B videos, from the processor.
+            words, offsets: the instructions' token ids one after the other, and where each begins.
+        """
+        seen = self.visual(patches, grid_thw=grids)
+        asked = self.words(words, offsets)
+        merged = int(self.visual.spatial_merge_size) ** 2
+        sizes = [int(n) // merged for n in grids.prod(1)]
+        levels = [level.split(sizes) for level in (seen.pooler_output, *seen.deepstack_features)]
+        rows = [
+            self._pooled([level[n] for level in levels], int(grids[n, 0]), asked[n])
+            for n in range(len(grids))
+        ]
+        return self.head(self.mixture(torch.stack(rows)))
+
+    def _pooled(self, levels: Sequence[Tensor], times: int, asked: Tensor) -> Tensor:
+        """One video's features: what the instruction looks for, and every level's mean, change and course."""
+        tokens = levels[0]
+        share = (tokens @ self.looked_for(asked) / tokens.shape[-1] ** 0.5).softmax(0)
+        found = share @ tokens
+        parts = [found, found * asked]
+        for level in levels:
+            frames_TD = level.unflatten(0, (times, -1)).mean(1)
+            change = (
+                (level.unflatten(0, (times, -1)).diff(dim=0)).abs().mean((0, 1)) if times > 1 else 0 * asked
+            )
+            parts += [frames_TD.mean(0), change, frames_TD[-1] - frames_TD[0]]
+        return torch.cat(parts)
+
+
+class VisionTrainer(AveragedTrainer[VisionScorer]):
+    """Teaches a vision encoder the six scores.
+
+    Args:
+        model: the `VisionScorer`, or its distributed wrapper.
+        plain: without the wrapper.
+        prompter: of the teacher whose encoder it is.
+        config: the teacher's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plain: VisionScorer,
+        prompter: VideoPrompter,
+        config: TeacherConfig,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        settings = config.training
+        groups = decayed_parameters(model, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, settings.learning_rate, betas=(0.9, 0.98))
+        super().__init__(model, plain, optimizer, ema_decay=0.0)
+        self.prompter, self.settings, self.device = prompter, settings, device
+
+    def step(self, pairs: Sequence[JudgedPair]) -> dict[str, float]:
+        """One optimizer step.
+
+        Returns:
+            "loss", "mae" (share of the maxima), "grad_norm", "learning_rate".
+        """
+        settings = self.settings
+        rate = self._begin(
+            settings.learning_rate,
+            warmup=settings.warmup_steps,
+            total=settings.vision_steps,
+            schedule="cosine",
+            floor=_COSINE_FLOOR,
+        )
+        inputs = {name: value.to(self.device) for name, value in vision_inputs(pairs, self.prompter).items()}
+        target = torch.stack([torch.from_numpy(normalise(pair.scores)) for pair in pairs]).float()
+        predicted = self.model(**inputs).float()
+        target = target.to(predicted.device)
+        loss = F.huber_loss(predicted, target, delta=_HUBER_DELTA)
+        norm = self._descend(loss, settings.clip_norm)
+        error = float((predicted.detach() - target).abs().mean())
+        return {"loss": float(loss.detach()), "mae": error, "grad_norm": norm, "learning_rate": rate}
+
+
+def vision_inputs(pairs: Sequence[JudgedPair], prompter: VideoPrompter) -> dict[str, Tensor]:
+    """What `VisionScorer.forward` takes: frames as the teacher will see them, instructions in its own encoding."""
+    shown = [prompter.shown(JudgeRequest(pair.frames, pair.fps, pair.instruction)) for pair in pairs]
+    seen = prompter.inputs([prompter.text(pair.instruction) for pair in pairs], shown)
+    ids = [prompter.tokenizer(pair.instruction, add_special_tokens=False)["input_ids"] for pair in pairs]
+    starts = [0]
+    for told in ids[:-1]:
+        starts.append(starts[-1] + len(told))
+    return {
+        "patches": seen["pixel_values_videos"],
+        "grids": seen["video_grid_thw"],
+        "words": torch.tensor([token for told in ids for token in told]),
+        "offsets": torch.tensor(starts),
+    }
+
+
+def seeing_model(source: str, scorer: VisionScorer, folder: Path) -> None:
+    """The model of `source` with the taught encoder, written in bfloat16; the head is not kept."""
+    model = load_model(source, "float32")
+    model.model.visual.load_state_dict(scorer.visual.state_dict())
+    model.to(torch.bfloat16).save_pretrained(folder)
