@@ -25,7 +25,7 @@ from roboalign_ray.judge.labels import LabelledPairs
 
 TEACHER, VISION = "teacher", "vision"
 _START, _ENGINE = "start", "engine"
-_WHITENED_ON = 256  # videos whose patches the encoder's first layer is made from
+_WHITENED_ON = 256  # videos whose patches and tokens are whitened
 
 
 def run_judge_train(
@@ -164,13 +164,14 @@ def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     scorer = VisionScorer(load_model(source, "float32").model.visual, len(prompter.tokenizer))
     stream = _stream(config, spec["pairs"], settings.vision_pairs_per_step)
     train = stream.pairs.split("train", settings.held_out_fraction)
-    spread = train[:: max(1, len(train) // _WHITENED_ON)]
+    spread = train[:: -(-len(train) // _WHITENED_ON)]
     examples = [stream.pairs.read(int(position)) for position in spread]
-    whiten_patches(scorer.visual, vision_inputs(examples, prompter)["patches"].float())
+    inputs = vision_inputs(examples, prompter)
+    whiten_patches(scorer.visual, inputs["patches"].float())
     trainer = VisionTrainer(prepare_model(scorer), scorer, prompter, config.teacher, device=get_device())
 
     def save(folder: Path) -> None:
-        seeing_model(source, trainer.result().cpu(), folder)
+        seeing_model(source, trainer.result().cpu(), inputs, folder)
         copy_processor(source, folder)
 
     return TrainJob(

@@ -20,6 +20,7 @@ from roboalign_ray.judge.teacher.vision import (
     seeing_model,
     vision_inputs,
     whiten_patches,
+    whiten_tokens,
 )
 
 SENTENCES = ("open the drawer", "push the button")
@@ -126,12 +127,42 @@ def test_it_learns_what_was_asked_and_seen_and_goes_on_where_it_stopped(
     resumed.load_state_dict(kept)
     assert resumed.step(drawn)["loss"] == pytest.approx(losses[-1], rel=1e-6)
 
-    seeing_model(source, trainer.result(), tmp_path / "seeing")
+    examples = vision_inputs(drawn, prompter)
+    seeing_model(source, trainer.result(), examples, tmp_path / "seeing")
     before, after = load_model(source, "float32"), load_model(str(tmp_path / "seeing"), "float32")
+    taught = scorer.visual.state_dict()
     for name, value in after.model.visual.state_dict().items():
-        torch.testing.assert_close(value, scorer.visual.state_dict()[name].bfloat16().float())
+        if "linear_fc2" not in name or "merger" not in name:
+            torch.testing.assert_close(value, taught[name].bfloat16().float())
     for name, value in after.model.language_model.state_dict().items():
         assert torch.equal(value, before.model.language_model.state_dict()[name]), name
+
+
+def test_whitened_tokens_tell_what_they_told(
+    scorer: VisionScorer, source: str, config: TeacherConfig
+) -> None:
+    """Centred, uncorrelated, of equal size where the floor does not matter; and what they were can be had back."""
+    prompter, visual = VideoPrompter(source, config), scorer.visual
+    inputs = vision_inputs([pair(n, SENTENCES[n % 2], 1.0) for n in range(16)], prompter)
+    whiten_patches(visual, inputs["patches"])
+    with torch.no_grad():
+        before = visual(inputs["patches"], grid_thw=inputs["grids"])
+        whiten_tokens(visual, inputs["patches"], inputs["grids"])
+        after = visual(inputs["patches"], grid_thw=inputs["grids"])
+    levels = [
+        (before.pooler_output, after.pooler_output),
+        *zip(before.deepstack_features, after.deepstack_features, strict=True),
+    ]
+    assert len(levels) == 2
+    for old, new in levels:
+        covariance = torch.cov(new.T)
+        assert torch.allclose(new.mean(0), torch.zeros(new.shape[1]), atol=1e-3)
+        assert torch.allclose(covariance, torch.diag(covariance.diag()), atol=1e-3)
+        sizes = torch.linalg.svdvals(old - old.mean(0)) / len(old) ** 0.5
+        expected = sizes / (sizes + 0.02 * sizes[0])
+        torch.testing.assert_close(covariance.diag().sqrt(), expected, atol=2e-2, rtol=2e-2)
+        again = torch.linalg.lstsq(new, old - old.mean(0)).solution
+        torch.testing.assert_close(new @ again, old - old.mean(0), atol=1e-3, rtol=1e-2)
 
 
 def test_a_model_that_has_seen_pictures_is_not_taught_to_see() -> None:

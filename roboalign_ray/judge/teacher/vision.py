@@ -6,12 +6,13 @@
 Frames of one scene hardly differ beside what they share. A language model that gets them from an untrained encoder
 takes all of them for one constant and answers by the instruction alone; published ones start from an encoder that has
 seen pictures. Here patches are whitened first (PCA of the training videos' patches, so that what differs is as large as
-what is shared), then the encoder learns the scores by itself. All of it is [ours].
+what is shared), then the encoder learns the scores by itself, and the tokens that it hands on are whitened too: the
+head normalises over the batch, which no language model does. All of it is [ours].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from roboalign_ray.judge.rubric import DIMENSIONS, normalise
 from roboalign_ray.judge.teacher.protocol import JudgeRequest
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
 
-_FLOOR = 0.02  # added to a component's deviation: the faintest ones are noise
+_FLOOR = 0.02  # added to a component's deviation (of tokens: times the largest): the faintest ones are noise
 _GAIN = 0.5  # deviation of a whitened component, as large as what the encoder's layers add
 _HUBER_DELTA = 0.25
 _COSINE_FLOOR = 0.05
@@ -40,16 +41,41 @@ def whiten_patches(visual: Any, patches_PC: Tensor) -> None:
         patches_PC: float, flattened patches as its processor makes them.
     """
     first = visual.patch_embed.proj
-    mean = patches_PC.mean(0)
-    _, deviations, axes = torch.linalg.svd(patches_PC - mean, full_matrices=False)
+    mean, axes, deviations = _components(patches_PC)
     count = min(len(axes), first.weight.shape[0])
-    scale = _GAIN / (deviations[:count] / len(patches_PC) ** 0.5 + _FLOOR)
-    filters = axes[:count] * scale.unsqueeze(1)
+    filters = axes[:count] * (_GAIN / (deviations[:count] + _FLOOR)).unsqueeze(1)
     with torch.no_grad():
         first.weight.zero_()
         first.bias.zero_()
         first.weight[:count] = filters.reshape(count, *first.weight.shape[1:])
         first.bias[:count] = -filters @ mean
+
+
+@torch.no_grad()
+def whiten_tokens(visual: Any, patches: Tensor, grids: Tensor) -> None:
+    """Centre the tokens that the encoder hands on, at every level, and make their principal components differ alike.
+
+    The change is part of the mergers' last layers afterwards: the encoder's shape stays as it is.
+
+    Args:
+        visual: a Qwen3-VL vision encoder.
+        patches, grids: "pixel_values_videos" and "video_grid_thw" of example videos, from the processor.
+    """
+    seen = visual(patches, grid_thw=grids)
+    mergers = (visual.merger, *visual.deepstack_merger_list)
+    for merger, tokens in zip(mergers, (seen.pooler_output, *seen.deepstack_features), strict=True):
+        mean, axes, deviations = _components(tokens.float())
+        turned = axes / (deviations + _FLOOR * deviations[0]).unsqueeze(1)
+        last = merger.linear_fc2
+        last.bias.copy_(turned @ (last.bias - mean))
+        last.weight.copy_(turned @ last.weight)
+
+
+def _components(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, principal axes as rows, and the standard deviations along them."""
+    mean = rows.mean(0)
+    _, sizes, axes = torch.linalg.svd(rows - mean, full_matrices=False)
+    return mean, axes, sizes / len(rows) ** 0.5
 
 
 class VisionScorer(nn.Module):
@@ -170,8 +196,17 @@ def vision_inputs(pairs: Sequence[JudgedPair], prompter: VideoPrompter) -> dict[
     }
 
 
-def seeing_model(source: str, scorer: VisionScorer, folder: Path) -> None:
-    """The model of `source` with the taught encoder, written in bfloat16; the head is not kept."""
+def seeing_model(source: str, scorer: VisionScorer, examples: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the model of `source` with the taught encoder, in bfloat16; the head is not kept.
+
+    Args:
+        source: model name or folder.
+        scorer: whose encoder it gets; unchanged.
+        examples: `vision_inputs` of some training videos, which tokens are whitened on.
+        folder: where it goes.
+    """
     model = load_model(source, "float32")
-    model.model.visual.load_state_dict(scorer.visual.state_dict())
+    visual = model.model.visual
+    visual.load_state_dict(scorer.visual.state_dict())
+    whiten_tokens(visual, examples["patches"], examples["grids"])
     model.to(torch.bfloat16).save_pretrained(folder)
