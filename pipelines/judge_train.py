@@ -10,7 +10,8 @@ its newest checkpoint; a complete one is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,33 +58,18 @@ def run_judge_train(
             where=", ".join(paths),
             remedy="give more episodes' pairs, or change teacher.training.held_out_fraction",
         )
-    for name in ("pairs_per_step", "vision_pairs_per_step"):
+    for name in ("pairs_per_step", *(["vision_pairs_per_step"] if settings.vision_steps else [])):
         workers = config.cluster.trainer.workers
         check_shares(getattr(settings, name), "pairs", workers, where=f"teacher.training.{name}")
     source = _start(config.teacher, material, out)
     spec = {"config": config.model_dump(), "out": str(out), "pairs": paths, "source": source}
     with start_ray(config.cluster, worker_logs=False):
+        run = partial(run_train_job, _train, out=out, role=config.cluster.trainer, quiet=quiet)
         if settings.vision_steps:
-            run_train_job(
-                _train_vision,
-                spec,
-                out,
-                VISION,
-                role=config.cluster.trainer,
-                steps=settings.vision_steps,
-                shown=("loss", "mae"),
-                quiet=quiet,
-            )
+            run({**spec, "job": VISION}, name=VISION, steps=settings.vision_steps, shown=("loss", "mae"))
             spec = {**spec, "source": str(out / VISION)}
-        summary = run_train_job(
-            _train,
-            spec,
-            out,
-            TEACHER,
-            role=config.cluster.trainer,
-            steps=settings.steps,
-            shown=("loss", "score_accuracy"),
-            quiet=quiet,
+        summary = run(
+            {**spec, "job": TEACHER}, name=TEACHER, steps=settings.steps, shown=("loss", "score_accuracy")
         )
     folders = {"model": str(out / TEACHER / MERGED)}
     if settings.method == "lora":
@@ -111,40 +97,21 @@ def _start(config: TeacherConfig, pairs: LabelledPairs, out: Path) -> str:
 def _train(spec: dict[str, Any]) -> None:
     """What every worker runs."""
     config = JobConfig.model_validate(spec["config"])
+    build = _vision_job if spec["job"] == VISION else _teacher_job
     train_worker(
-        lambda: _job(config, spec),
+        lambda: build(config, spec),
         Path(spec["out"]),
-        TEACHER,
+        spec["job"],
         role=config.cluster.trainer,
         seed=config.teacher.seed,
     )
 
 
-def _job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
+def _teacher_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     settings = config.teacher.training
     trainer = DeepSpeedTeacher(config.teacher, spec["source"], Path(spec["out"]) / _ENGINE)
     stream = _stream(config, spec["pairs"], settings.pairs_per_step)
-    return TrainJob(
-        trainer=trainer,
-        stream=stream,
-        step=lambda batch: trainer.step(batch["pairs"]),
-        save=trainer.save,
-        steps=settings.steps,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
-
-
-def _train_vision(spec: dict[str, Any]) -> None:
-    """What every worker runs before, to teach the vision encoder."""
-    config = JobConfig.model_validate(spec["config"])
-    train_worker(
-        lambda: _vision_job(config, spec),
-        Path(spec["out"]),
-        VISION,
-        role=config.cluster.trainer,
-        seed=config.teacher.seed,
-    )
+    return _job(config, trainer, stream, trainer.save, settings.steps)
 
 
 def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
@@ -174,12 +141,19 @@ def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         seeing_model(source, trainer.result().cpu(), inputs, folder)
         copy_processor(source, folder)
 
+    return _job(config, trainer, stream, save, settings.vision_steps)
+
+
+def _job(
+    config: JobConfig, trainer: Any, stream: PairBatches, save: Callable[[Path], None], steps: int
+) -> TrainJob:
+    settings = config.teacher.training
     return TrainJob(
         trainer=trainer,
         stream=stream,
         step=lambda batch: trainer.step(batch["pairs"]),
         save=save,
-        steps=settings.vision_steps,
+        steps=steps,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )

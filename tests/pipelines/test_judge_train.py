@@ -100,6 +100,23 @@ def test_batches_follow_from_the_step_and_workers_share_them(pairs: Path) -> Non
         later.load_state_dict({**alone.state_dict(), "seed": 1})
 
 
+def test_steps_that_are_not_taken_need_not_divide_among_workers(pairs: Path, tmp_path: Path) -> None:
+    three = RoleConfig(num_cpus=0.5, workers=3)
+
+    def refused(**training: Any) -> str:
+        config = job(pairs_per_step=6, vision_pairs_per_step=32, **training)
+        teacher = config.teacher.model_copy(update={"model": str(tmp_path / "absent")})
+        cluster = config.cluster.model_copy(update={"trainer": three})
+        with pytest.raises(UserError) as told:
+            run_judge_train(
+                config.model_copy(update={"teacher": teacher, "cluster": cluster}), [pairs], tmp_path / "out"
+            )
+        return told.value.line()
+
+    assert "teacher.training.vision_pairs_per_step" in refused(vision_steps=2)
+    assert "no model here" in refused(start="model")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)

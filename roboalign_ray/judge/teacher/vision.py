@@ -29,6 +29,7 @@ from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load
 
 _FLOOR = 0.02  # added to a component's deviation (of tokens: times the largest): the faintest ones are noise
 _GAIN = 0.5  # deviation of a whitened component, as large as what the encoder's layers add
+_LEAST_VARIANCE = 1e-12  # of what never differs
 _HUBER_DELTA = 0.25
 _COSINE_FLOOR = 0.05
 
@@ -72,10 +73,10 @@ def whiten_tokens(visual: Any, patches: Tensor, grids: Tensor) -> None:
 
 
 def _components(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, principal axes as rows, and the standard deviations along them."""
+    """Mean [C], all principal axes as rows [C, C], and the standard deviations along them, largest first [C]."""
     mean = rows.mean(0)
-    _, sizes, axes = torch.linalg.svd(rows - mean, full_matrices=False)
-    return mean, axes, sizes / len(rows) ** 0.5
+    variances, axes = torch.linalg.eigh(torch.cov((rows - mean).double().T, correction=0))
+    return mean, axes.T.flip(0).to(rows), variances.flip(0).clamp_min(_LEAST_VARIANCE).sqrt().to(rows)
 
 
 class VisionScorer(nn.Module):
