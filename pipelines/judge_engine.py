@@ -28,6 +28,7 @@ class DeepSpeedTeacher:
         checkpoints: folder that all workers reach.
 
     Attributes:
+        model: as it will be kept.
         steps_done: optimizer steps.
     """
 
@@ -37,7 +38,7 @@ class DeepSpeedTeacher:
 
         from actors.deepspeed_policy import engine_config
         from roboalign_ray.foundation.optimisation import decayed_parameters
-        from roboalign_ray.judge.teacher.learning import lora_model
+        from roboalign_ray.judge.teacher.learning import ScoreReader, lora_model
         from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
 
         self.config, self.settings, self._source = config, config.training, source
@@ -46,6 +47,9 @@ class DeepSpeedTeacher:
         model = load_model(source, self.settings.precision)
         if self.settings.method == "lora":
             model = lora_model(model, config)
+        self.model = model
+        if self.settings.regression_weight:
+            model = ScoreReader(model).to(getattr(torch, self.settings.precision))
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -63,10 +67,11 @@ class DeepSpeedTeacher:
         """One optimizer step on this worker's pairs.
 
         Returns:
-            "loss" (nats per weighted token), "score_nll", "score_accuracy", "learning_rate".
+            "loss" (nats per weighted token, and what the head's reading adds), "score_nll", "score_accuracy",
+            "read_mae" where there is a head, "learning_rate".
         """
         from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
-        from roboalign_ray.judge.teacher.learning import answer_batch, answer_loss
+        from roboalign_ray.judge.teacher.learning import answer_batch, answer_loss, reading_loss
 
         settings, size = self.settings, self.settings.micro_batch
         factor = learning_rate_factor(
@@ -85,10 +90,15 @@ class DeepSpeedTeacher:
         weight = sum(float(batch.weights.sum()) for batch in batches)
         total, told = 0.0, []
         for number, batch in enumerate(batches):
-            loss, metrics = answer_loss(self.engine, batch)
+            if settings.regression_weight:
+                told_loss, read_loss, metrics = reading_loss(self.engine, batch, settings.huber_delta)
+                loss = told_loss / weight + settings.regression_weight * read_loss / len(pairs)
+            else:
+                told_loss, metrics = answer_loss(self.engine, batch)
+                loss = told_loss / weight
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            self.engine.backward(loss / weight)
-            total += float(loss.detach()) / weight
+            self.engine.backward(loss)
+            total += float(loss.detach())
             told.append(metrics)
         self.engine.step()
         self.steps_done += 1
@@ -127,7 +137,7 @@ class DeepSpeedTeacher:
         from roboalign_ray.judge.teacher.asking import write_asking
         from roboalign_ray.judge.teacher.sources import describe_base
 
-        model = self.engine.module.cpu()
+        model = self.model.cpu()
         if self.settings.method == "lora":
             model.save_pretrained(folder / ADAPTER)
             describe_base(self._source, folder / ADAPTER)

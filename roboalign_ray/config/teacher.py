@@ -19,19 +19,16 @@ class TeacherPromptConfig(FrozenConfig):
     """What the teacher is told beside the video. The wording is [ours]; levels and maxima come from the rubric.
 
     Attributes:
-        opening: the first lines; "" leaves them out.
+        opening: the first lines; None takes the sentences of `judge.teacher.prompt`, "" leaves them out.
         rubric: "levels" writes out what every score means, "maxima" names dimensions and maxima, "none" is for a
             teacher that has been trained on the rubric.
-        closing: the last lines, before the description of the answer's form.
+        closing: the last lines, before the description of the answer's form; None and "" as for the opening.
         describe_answer: say which JSON object is wanted.
     """
 
-    opening: str = (
-        "The video was made by a model that predicts what a robot's camera sees. Judge how well it shows the robot "
-        "carrying out the instruction. Look for things that jump, freeze, vanish, appear or pass through each other."
-    )
+    opening: str | None = None
     rubric: Literal["levels", "maxima", "none"] = "levels"
-    closing: str = "Scores between the levels are allowed. Be strict, and judge each dimension by itself."
+    closing: str | None = None
     describe_answer: bool = True
 
 
@@ -119,6 +116,10 @@ class TeacherTrainingConfig(FrozenConfig):
         micro_batch: pairs per forward pass.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
         score_weight: weight of a score's tokens in the loss, against 1 for all others of the answer.
+        regression_weight: weight of a Huber loss beside it: wherever the answer is about to tell a score, a linear
+            head, thrown away in the end, must read all six shares of the maxima from the language model's state. What a
+            video is worth is learned from that far sooner than from tokens; 0 does without.
+        huber_delta: share of a maximum where that loss, and that of the vision encoder alone, turns linear.
         held_out_fraction: share of groups held out, by a hash of the group id.
         asked_else, spoiled: shares of pairs that are asked for another task's sentence, and of faultless videos that
             are spoiled anew, as in distillation; a model that knows language and videos needs neither.
@@ -151,6 +152,8 @@ class TeacherTrainingConfig(FrozenConfig):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     score_weight: float = Field(1.0, gt=0)
+    regression_weight: float = Field(0.0, ge=0)
+    huber_delta: float = Field(0.25, gt=0)
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     asked_else: float = Field(0.0, ge=0, lt=1)
     spoiled: float = Field(0.0, ge=0, le=1)

@@ -125,6 +125,37 @@ def test_the_numbers_of_an_answer_can_weigh_more(folder: Path) -> None:
     assert set(batch.weights[~batch.scored].tolist()) == {1.0}
 
 
+def test_scores_are_read_where_the_answer_is_about_to_tell_them(folder: Path) -> None:
+    """Against states of the whole sequence, taken just before each number's first token."""
+    from roboalign_ray.judge.teacher.learning import ScoreReader, answer_batch, answer_loss, reading_loss
+    from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
+
+    config = tiny()
+    prompter, model = VideoPrompter(str(folder), config), load_model(str(folder), "float32")
+    reader = ScoreReader(model)
+    labels = [[3, 2, 1, 0.25, 1, 2], [0.5, 0, 0, 0.5, 1, 1.5]]
+    batch = answer_batch([pair(n, label) for n, label in enumerate(labels)], prompter, config)
+    with torch.no_grad():
+        told, read, metrics = reading_loss(reader, batch, delta=0.25)
+        plain, _ = answer_loss(model, batch)
+        states = model.model(**batch.inputs).last_hidden_state
+    assert float(told) == pytest.approx(float(plain), rel=1e-5)
+    start = batch.inputs["input_ids"].shape[1] - batch.answers.shape[1]
+    losses, errors = [], []
+    for row, label in enumerate(labels):
+        tokens = prompter.tokenizer.convert_ids_to_tokens(batch.answers[row].tolist())
+        scored = batch.scored[row].tolist()
+        numbers = [n for n in range(1, len(tokens)) if scored[n] and not scored[n - 1]]
+        assert [tokens[n][-1] for n in numbers] == [f"{value:g}"[0] for value in label]
+        shares = torch.tensor(label) / torch.tensor(maxima())
+        for place in numbers:
+            off = (reader.head(states[row, start + place - 1]) - shares).abs().detach()
+            losses.append(float(torch.where(off < 0.25, off**2 / 2, 0.25 * (off - 0.125)).mean()))
+            errors.append(float(off.mean()))
+    assert float(read) == pytest.approx(2 * np.mean(losses), rel=1e-4)
+    assert metrics["read_mae"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
 def taught(folder: Path, place: Path, steps: int = 150) -> None:
     """Teach the tiny model two videos by heart."""
     from transformers import AutoProcessor

@@ -131,7 +131,7 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
     from roboalign_ray.judge.teacher.protocol import JudgeRequest
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
-    sees_first = job(vision_steps=3, vision_pairs_per_step=8)
+    sees_first = job(vision_steps=3, vision_pairs_per_step=8, regression_weight=1.0)
     whole = run_judge_train(sees_first, [pairs], tmp_path / "whole", quiet=True)
     seeing = load_file(tmp_path / "whole" / VISION / "model.safetensors")
     start = load_file(tmp_path / "whole" / "start" / "model.safetensors")
@@ -140,6 +140,10 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == STEPS
     assert losses[-1] < losses[0]
+    assert all(json.loads(line)["read_mae"] > 0 for line in lines)
+    assert (
+        load_file(Path(whole["model"]) / "model.safetensors").keys() == start.keys()
+    )  # the head is not kept
     # As if the process had died before its last steps: only what a checkpoint kept is left.
     (tmp_path / "whole" / TEACHER).rename(tmp_path / "first")
     run_judge_train(sees_first, [pairs], tmp_path / "whole", quiet=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.teacher.prompt import worded
 
 _FILE = "asking.json"
 _KEYS = ("frames", "pixels", "reasoning", "score_step", "prompt")
@@ -49,6 +50,7 @@ def check_asking(source: str, config: TeacherConfig) -> None:
 def _asking(config: TeacherConfig) -> dict[str, Any]:
     """The settings by dotted key, JSON types."""
     told: dict[str, Any] = {}
+    config = config.model_copy(update={"prompt": worded(config.prompt)})
     for key, value in config.model_dump(mode="json", include=set(_KEYS)).items():
         told |= {f"{key}.{name}": part for name, part in value.items()} if key == "prompt" else {key: value}
     return told

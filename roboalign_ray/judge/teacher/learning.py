@@ -2,8 +2,10 @@
 
     [pad … prompt with video][answer <|im_end|>][pad …]
                               └── loss ──────┘
+                               └ before each number: six scores by a linear head, where the config asks for it
 
-RoboAlign-R1 (arXiv 2605.03821) trains its teacher so; the answer's wording and the weight of its numbers are ours.
+RoboAlign-R1 (arXiv 2605.03821) trains its teacher so; the answer's wording, the weight of its numbers and the head are
+ours.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.rubric import DIMENSIONS, normalise
 from roboalign_ray.judge.teacher.prompt import opened, target_answer
 from roboalign_ray.judge.teacher.protocol import JudgeRequest
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, import_peft
@@ -36,17 +39,48 @@ class AnswerBatch:
         answers: int64 [B, A].
         weights: float32 [B, A]; 0 on padding.
         scored: bool [B, A], tokens of the six numbers.
+        shares: float32 [B, 6], the labels as shares of the maxima.
     """
 
     inputs: dict[str, Tensor]
     answers: Tensor
     weights: Tensor
     scored: Tensor
+    shares: Tensor
+
+    @property
+    def begun(self) -> Tensor:
+        """Bool [B, A], the first token of every number."""
+        return self.scored & ~F.pad(self.scored, (1, 0))[:, :-1]
 
     def to(self, device: torch.device | str) -> AnswerBatch:
         """All of it on a device."""
+        rest = (self.answers, self.weights, self.scored, self.shares)
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return AnswerBatch(inputs, self.answers.to(device), self.weights.to(device), self.scored.to(device))
+        return AnswerBatch(inputs, *(tensor.to(device) for tensor in rest))
+
+
+class ScoreReader(nn.Module):
+    """A VLM in training, and a head that reads scores from its last states.
+
+    Args:
+        model: of the image-text-to-text family, or with an adapter.
+
+    Attributes:
+        model: to be kept.
+        head: to be thrown away.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(model.get_input_embeddings().weight.shape[1], len(DIMENSIONS))
+
+    def forward(self, *, logits_to_keep: int, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits [B, K, V] and shares of the maxima [B, K, 6] at the last K positions."""
+        seen = self.model(**inputs, logits_to_keep=logits_to_keep, output_hidden_states=True)
+        states = seen.hidden_states[-1][:, -logits_to_keep:]
+        return seen.logits, self.head(states.to(self.head.weight.dtype))
 
 
 def answer_batch(pairs: Sequence[JudgedPair], prompter: VideoPrompter, config: TeacherConfig) -> AnswerBatch:
@@ -70,7 +104,25 @@ def answer_batch(pairs: Sequence[JudgedPair], prompter: VideoPrompter, config: T
             [inputs["mm_token_type_ids"], torch.zeros_like(answers)], dim=1
         )
     weights = there.float() * torch.where(scored, config.training.score_weight, 1.0)
-    return AnswerBatch(inputs, answers, weights, scored)
+    shares = torch.stack([torch.from_numpy(normalise(pair.scores)) for pair in pairs]).float()
+    return AnswerBatch(inputs, answers, weights, scored, shares)
+
+
+def reading_loss(model: Any, batch: AnswerBatch, delta: float) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """`answer_loss` of a `ScoreReader`'s model, and the Huber loss of what its head reads before every number.
+
+    Returns:
+        the sum of the answers, the sum over pairs of their mean Huber losses, and the metrics of `answer_loss` with
+        "read_mae", a share of the maxima.
+    """
+    length = batch.answers.shape[1]
+    logits, read = model(**batch.inputs, use_cache=False, logits_to_keep=length + 1)
+    loss, told = _answer_loss(logits, batch)
+    rows, places = batch.begun.nonzero(as_tuple=True)
+    shares, wanted = read[rows, places].float(), batch.shares[rows]
+    mean = F.huber_loss(shares, wanted, delta=delta)
+    told["read_mae"] = float((shares.detach() - wanted).abs().mean())
+    return loss, mean * len(batch.shares), told
 
 
 def answer_loss(model: Any, batch: AnswerBatch) -> tuple[Tensor, dict[str, float]]:
@@ -80,7 +132,11 @@ def answer_loss(model: Any, batch: AnswerBatch) -> tuple[Tensor, dict[str, float
         the sum, and "score_nll" and "score_accuracy": means over the tokens of the six numbers.
     """
     length = batch.answers.shape[1]
-    logits = model(**batch.inputs, use_cache=False, logits_to_keep=length + 1).logits
+    return _answer_loss(model(**batch.inputs, use_cache=False, logits_to_keep=length + 1).logits, batch)
+
+
+def _answer_loss(logits: Tensor, batch: AnswerBatch) -> tuple[Tensor, dict[str, float]]:
+    length = batch.answers.shape[1]
     predicted = logits[:, -(length + 1) : -1].float()
     nll = F.cross_entropy(predicted.transpose(1, 2), batch.answers, reduction="none")
     with torch.no_grad():

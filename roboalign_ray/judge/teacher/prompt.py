@@ -12,18 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from roboalign_ray.config.teacher import TeacherConfig
+from roboalign_ray.config.teacher import TeacherConfig, TeacherPromptConfig
 from roboalign_ray.judge.rubric import DIMENSIONS, Dimension, check_scores, names
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING, RATIONALE, THINK
+
+_OPENING = (
+    "The video was made by a model that predicts what a robot's camera sees. Judge how well it shows the robot "
+    "carrying out the instruction. Look for things that jump, freeze, vanish, appear or pass through each other."
+)
+_CLOSING = "Scores between the levels are allowed. Be strict, and judge each dimension by itself."
+
+
+def worded(prompt: TeacherPromptConfig) -> TeacherPromptConfig:
+    """The prompt's settings with every sentence written out."""
+    told = {
+        "opening": _OPENING if prompt.opening is None else prompt.opening,
+        "closing": _CLOSING if prompt.closing is None else prompt.closing,
+    }
+    return prompt.model_copy(update=told)
 
 
 def prompt_text(instruction: str, config: TeacherConfig) -> str:
     """The question that goes with a video."""
-    prompt = config.prompt
-    parts = [prompt.opening]
+    prompt = worded(config.prompt)
+    parts = [str(prompt.opening)]
     if prompt.rubric != "none":
         parts.append("\n".join(_described(dimension, prompt.rubric == "levels") for dimension in DIMENSIONS))
-    parts += [prompt.closing, f"Instruction: {instruction.strip()}"]
+    parts += [str(prompt.closing), f"Instruction: {instruction.strip()}"]
     if prompt.describe_answer:
         keys = ", ".join(f'"{name}"' for name in (*names(), RATIONALE))
         parts.append(

@@ -30,7 +30,6 @@ from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load
 _FLOOR = 0.02  # added to a component's deviation (of tokens: times the largest): the faintest ones are noise
 _GAIN = 0.5  # deviation of a whitened component, as large as what the encoder's layers add
 _LEAST_VARIANCE = 1e-12  # of what never differs
-_HUBER_DELTA = 0.25
 _COSINE_FLOOR = 0.05
 
 
@@ -175,7 +174,7 @@ class VisionTrainer(AveragedTrainer[VisionScorer]):
         target = torch.stack([torch.from_numpy(normalise(pair.scores)) for pair in pairs]).float()
         predicted = self.model(**inputs).float()
         target = target.to(predicted.device)
-        loss = F.huber_loss(predicted, target, delta=_HUBER_DELTA)
+        loss = F.huber_loss(predicted, target, delta=settings.huber_delta)
         norm = self._descend(loss, settings.clip_norm)
         error = float((predicted.detach() - target).abs().mean())
         return {"loss": float(loss.detach()), "mae": error, "grad_norm": norm, "learning_rate": rate}
