@@ -27,7 +27,12 @@ from roboalign_ray.judge.student_judge import StudentJudge
 from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
 from roboalign_ray.judge.teacher.protocol import TeacherJudge, TeacherJudgement
 
-STUDENT, TEACHER, PRIVILEGED = "student", "VLM teacher", "privileged"
+PRIVILEGED = "privileged"
+NAMES = {
+    "student": "student",
+    "vlm": "VLM teacher",
+    PRIVILEGED: PRIVILEGED,
+}  # of `evaluation.judges`, as shown
 SHOWN = 4  # judged rollouts in a report
 
 
@@ -67,22 +72,25 @@ def judged_sources(config: JobConfig, height: int, width: int, count: int) -> li
 
 
 def make_panel(config: JobConfig, bench: Bench) -> Panel:
-    """The windows, and all judges: the job's first student, its teacher where that is a model, and measurement.
+    """The windows, and the judges of `evaluation.judges`.
 
     Raises:
         UserError: a judge cannot be loaded.
     """
     size = bench.tokenizer.config
-    judges: dict[str, TeacherJudge] = {
-        STUDENT: StudentJudge(Student.load(student_folder(config)).to(bench.device))
-    }
-    if config.judge.relabel.teacher == "vlm":
-        from actors.teacher import open_vlm
-
-        judges[TEACHER] = open_vlm(config.teacher)
-    judges[PRIVILEGED] = PrivilegedJudge(config.bench.privileged)
+    judges = {NAMES[name]: _judge(name, config, bench) for name in config.evaluation.judges}
     sources = judged_sources(config, size.height, size.width, config.evaluation.judged_windows)
     return Panel(sources, judges)
+
+
+def _judge(name: str, config: JobConfig, bench: Bench) -> TeacherJudge:
+    if name == "student":
+        return StudentJudge(Student.load(student_folder(config)).to(bench.device))
+    if name == PRIVILEGED:
+        return PrivilegedJudge(config.bench.privileged)
+    from actors.teacher import open_vlm
+
+    return open_vlm(config.teacher)
 
 
 def run_judged(
@@ -171,8 +179,8 @@ def _clip(shown: ShownClip) -> JudgedClip:
     rows = [(judge, _points(outcome)) for judge, outcome in shown.judgements.items()]
     reasons = [
         f"{judge}: {outcome.rationale}"
-        for judge in (TEACHER, PRIVILEGED)
-        if isinstance(outcome := shown.judgements.get(judge), TeacherJudgement) and outcome.rationale
+        for judge, outcome in shown.judgements.items()
+        if isinstance(outcome, TeacherJudgement) and outcome.rationale
     ]
     return JudgedClip(shown.title, shown.frames, rows, " ".join(reasons))
 

@@ -208,7 +208,7 @@ _TEACHER_CARD = (
     "A small vision-language teacher that ships with roboalign_ray: Qwen3-VL's architecture, trained from scratch.",
     "Data: the train split of benches of simulated episodes, their degradations, counterfactuals and rollouts of the",
     "shipped world model. Recipe: `roboalign bench build`, `roboalign judge train teacher`, `roboalign judge label`,",
-    "`roboalign assets pack-teacher`; docs/judge.md gives the full lines. It answers as profile `teacher` asks: eight",
+    "`roboalign assets pack-teacher`; docs/judge.md gives the full lines. It answers as profile `demo` asks: eight",
     "frames of 64x64, scores without reasoning. Licence: Apache-2.0, as the code.",
 )
 

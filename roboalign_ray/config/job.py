@@ -38,6 +38,8 @@ class EvaluationConfig(FrozenConfig):
         bootstrap_resamples: resamples of the 95 % interval over episodes.
         judged_windows, judged_samples: held-out windows of a rollout's length that the judges score, and rollouts of
             each.
+        judges: who scores those: the student that a job began with, the vision-language teacher of section `teacher`,
+            measurement against the real continuation.
     """
 
     episodes: PositiveInt = 16
@@ -53,6 +55,9 @@ class EvaluationConfig(FrozenConfig):
     fvd: bool = False
     judged_windows: PositiveInt = 32
     judged_samples: PositiveInt = 2
+    judges: tuple[Literal["student", "vlm", "privileged"], ...] = Field(
+        ("student", "privileged"), min_length=1
+    )
 
 
 class JobConfig(FrozenConfig):

@@ -1,9 +1,12 @@
-"""The student inside the package: small, and let through by the reward gate as it is."""
+"""The judges inside the package: a student that the reward gate lets through as it is, and a teacher that sees."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from pipelines.weights import replay_folder, student_folder
 from roboalign_ray.config.judge import TRIALS
@@ -13,6 +16,9 @@ from roboalign_ray.judge.bench.degradations import DEGRADATIONS, degrade
 from roboalign_ray.judge.bench.spoiling import Material
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.teacher.sources import model_source
+from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
 CONFIG = load_job("demo")
 
@@ -52,6 +58,23 @@ def test_more_of_what_is_wrong_scores_less(student: Student, pairs: LabelledPair
         assert totals[0] > totals[1] > totals[2], name
 
 
-def test_it_is_small() -> None:
-    size = sum(file.stat().st_size for file in student_folder(CONFIG).iterdir())
-    assert size < 15e6
+def test_the_teacher_ranks_clips_that_it_has_not_seen(pairs: LabelledPairs) -> None:
+    """Far above what the instruction alone would give; exact figures stand on its card."""
+    held_out = pairs.split("held_out", CONFIG.judge.distillation.held_out_fraction)
+    shown = [pairs.read(int(number)) for number in held_out[:: max(1, len(held_out) // 64)]]
+    assert len(shown) >= 32
+    outcomes = TransformersTeacher(CONFIG.teacher).judge(
+        [JudgeRequest(pair.frames, pair.fps, pair.instruction) for pair in shown]
+    )
+    judged = [
+        (outcome.total, pair.scores.sum())
+        for outcome, pair in zip(outcomes, shown, strict=True)
+        if isinstance(outcome, TeacherJudgement)
+    ]
+    assert len(judged) > 0.9 * len(shown)
+    assert spearmanr(*zip(*judged, strict=True)).statistic > 0.4
+
+
+def test_they_are_small() -> None:
+    folders = (student_folder(CONFIG), Path(model_source(CONFIG.teacher.model)))
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 15e6

@@ -74,6 +74,17 @@ def test_alignment_on_three_rewards_is_made_once(ray_cluster, tmp_path: Path) ->
     written = {path: path.stat().st_mtime_ns for path in out.glob("*-*")}
     assert run_alignment(job, out, seeds=2, quiet=True) == told
     assert {path: path.stat().st_mtime_ns for path in out.glob("*-*")} == written
+    # A judge that comes later scores what the models, as they are, roll out.
+    models = {path: path.stat().st_mtime_ns for path in out.glob("*/aligned/*")}
+    teacher = load_job("demo").teacher
+    judges = job.evaluation.model_copy(update={"judges": ("student", "vlm", "privileged")})
+    later = run_alignment(
+        job.model_copy(update={"evaluation": judges, "teacher": teacher}), out, seeds=2, quiet=True
+    )
+    assert list(later["base"]) == ["student", "VLM teacher", "privileged"]
+    assert all(later["base"][name] == summary for name, summary in told["base"].items())
+    assert 0 < later["base"]["VLM teacher"]["total"] < 10
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/aligned/*")} == models != {}
 
 
 @pytest.mark.slow
