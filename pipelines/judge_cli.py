@@ -28,9 +28,9 @@ HELP = """Judges that score robot videos by the rubric: a vision-language model 
 [bold]Examples[/bold]
   roboalign judge score video.mp4 --instruction "open the drawer"
   roboalign judge score video.mp4 --instruction "open the drawer" --judge student
-  roboalign judge score a.mp4 b.mp4 -i "press the button" --set teacher.backend=vllm
+  roboalign judge score a.mp4 b.mp4 -i "press the button" --profile paper_rt1 --set teacher.backend=vllm
   roboalign judge label videos --out labels
-  roboalign judge train demo --pairs bench --out runs/teacher
+  roboalign judge train teacher --pairs bench --out runs/teacher
   roboalign judge serve --judge student
 """
 
@@ -50,7 +50,7 @@ def score(
     ],
     judge: Annotated[
         Literal["teacher", "student"],
-        typer.Option("--judge", help="The teacher, or the student, which needs no large model."),
+        typer.Option("--judge", help="The teacher that the profile names, or the student."),
     ] = "teacher",
     profile: WithProfile = "demo",
     overrides: Overrides = None,
@@ -59,15 +59,16 @@ def score(
     """Score videos on six dimensions and in total.
 
     A teacher gives mean ± standard deviation over several answers, and says why; a student its score ± how unsure it
-    is. The student that comes along knows simulated tabletop tasks. A video that cannot be scored says so and has no
+    is. Student and small teacher that come along know simulated tabletop tasks; profile paper_rt1 names
+    Qwen3-VL-8B-Thinking, the published teacher. A video that cannot be scored says so and has no
     numbers; the command then ends with 1.
 
     \b
     [bold]Examples[/bold]
       roboalign judge score video.mp4 --instruction "open the drawer" --judge student
       roboalign judge score video.mp4 --instruction "open the drawer"
-      roboalign judge score *.mp4 -i "press the button" --set teacher.backend=vllm --json
-      roboalign judge score a.mp4 -i "reach the ball" --set teacher.backend=openai
+      roboalign judge score *.mp4 -i "press the button" --profile paper_rt1 --set teacher.backend=vllm --json
+      roboalign judge score a.mp4 -i "reach the ball" --profile paper_rt1 --set teacher.backend=openai
     """
     config = load_job(profile, overrides or ())
     if not instruction.strip():
@@ -178,8 +179,8 @@ def train(
 
     \b
     [bold]Examples[/bold]
-      roboalign judge train demo --pairs bench --out runs/teacher
-      roboalign judge train demo --pairs bench --set teacher.training.start=small --set teacher.training.method=full
+      roboalign judge train teacher --pairs bench --out runs/teacher
+      roboalign judge train paper_rt1 --pairs bench --set teacher.training.lora_rank=64
     """
     config = load_job(profile, overrides or ())
     from pipelines.judge_train import run_judge_train

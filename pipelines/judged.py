@@ -128,6 +128,8 @@ def judged_section(
         "seeds; changes with 95 % bootstrap intervals over windows. The student is the one that the run began with. "
         "“Privileged” measures against the real continuation and the simulator's state."
     )
+    if NAMES["vlm"] in before:
+        note += " The VLM teacher is shown the rollout alone."
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),
