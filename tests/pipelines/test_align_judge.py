@@ -13,6 +13,7 @@ from judged_job import make_judged_job
 from pipelines.align import run_align
 from pipelines.align_replay import run_replay
 from roboalign_ray.config import JobConfig
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.labels import DistillationSet
 from roboalign_ray.judge.registry import StudentRegistry
@@ -94,6 +95,21 @@ def test_audits_and_relabellings_are_told(finished):
         parts = sum(result.curves[f"held_out/{side}/{name}"][1] for name in names())
         np.testing.assert_allclose(totals, parts, rtol=1e-6)
     assert result.curves["judge/version"][1].tolist() == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_vision_language_model_labels_and_says_why(ray_cluster, job, tmp_path):
+    """The one inside the package, which is shown the rollouts alone."""
+    relabel = job.judge.relabel.model_copy(update={"teacher": "vlm"})
+    asked = changed(changed(job, "judge", relabel=relabel), "alignment", updates=2)
+    run_align(asked.model_copy(update={"teacher": load_job("demo").teacher}), tmp_path / "out", quiet=True)
+    labels = DistillationSet(tmp_path / "out" / "judge" / "labels")
+    assert len(labels.ids) == job.judge.relabel.rollouts
+    first = labels.read(0)
+    assert first.annotator == "vlm/shipped"
+    assert 0 < first.scores.sum() < 10
+    assert first.provenance["teacher"]["rationale"]
+    assert StudentRegistry(tmp_path / "out" / "judge" / "versions").newest() == 2
 
 
 def test_a_run_is_made_again_with_the_students_that_scored_it(finished, job):
