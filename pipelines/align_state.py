@@ -33,6 +33,7 @@ _MAY_DIFFER = {
 _MAY_DIFFER_IN = {
     "alignment": {"updates", "checkpoint_every", "checkpoints"},
     "asynchrony": {"concurrency", "tries", "backpressure", "liveness", "workload"},
+    "teacher": {"training", "small", "labelling", "engine", "server"},
 }
 
 
@@ -108,7 +109,8 @@ def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> 
         UserError: something else differs.
     """
     now = config.model_dump(mode="json")
-    for section in now.keys() - _MAY_DIFFER:
+    unasked = set() if config.judge.relabel.teacher == "vlm" else {"teacher"}
+    for section in now.keys() - _MAY_DIFFER - unasked:
         old, new = before.get(section), now[section]
         if isinstance(old, dict) and section in _MAY_DIFFER_IN:
             free = _MAY_DIFFER_IN[section]

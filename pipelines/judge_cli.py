@@ -112,12 +112,13 @@ def label(
 ) -> None:
     """Label many videos with a pool of teachers, each exactly once; started again, it goes on.
 
-    What cannot be labelled is tried again, then set aside and listed; it never gets a score.
+    What cannot be labelled is tried again, then set aside and listed; it never gets a score. The teacher is the
+    profile's: the small one of the package, or with paper_rt1 Qwen3-VL-8B-Thinking.
 
     \b
     [bold]Examples[/bold]
-      roboalign judge label videos --out labels
-      roboalign judge label bench --split held_out --out labels --set teacher.backend=vllm
+      roboalign judge label videos --out labels --profile paper_rt1 --set teacher.backend=vllm
+      roboalign judge label bench --split held_out --out labels
     """
     config = load_job(profile, overrides or ())
     from dataclasses import asdict
@@ -213,7 +214,7 @@ def serve(
     \b
     [bold]Examples[/bold]
       roboalign judge serve --judge student --set judge.weights=runs/student
-      roboalign judge serve --judge teacher --port 8080 --set serving.max_replicas=8
+      roboalign judge serve --judge teacher --profile paper_rt1 --port 8080 --set serving.max_replicas=8
       curl --data-binary @a.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/score?instruction=open+the+drawer'
     """
     config = load_job(profile, overrides or ())

@@ -49,7 +49,7 @@ class DeepSpeedTeacher:
             model = lora_model(model, config)
         self.model = model
         if self.settings.regression_weight:
-            model = ScoreReader(model).to(getattr(torch, self.settings.precision))
+            model = ScoreReader(model)
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -109,14 +109,22 @@ class DeepSpeedTeacher:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the engine's checkpoint of this step stands."""
-        return {"steps_done": self.steps_done, "tag": self._tag(self.steps_done)}
+        reads = bool(self.settings.regression_weight)
+        return {"steps_done": self.steps_done, "tag": self._tag(self.steps_done), "reads": reads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that `state_dict` gave.
 
         Raises:
-            UserError: the engine's checkpoint is gone or cannot be read.
+            UserError: the engine's checkpoint is gone or cannot be read, or one has the head that reads scores and
+                the other has not.
         """
+        if state.get("reads", False) != bool(self.settings.regression_weight):
+            raise UserError(
+                "the run began with regression_weight at zero, or goes on so",
+                where="teacher.training.regression_weight",
+                remedy="resume with the one it began with, or start in another folder",
+            )
         place, _ = self.engine.load_checkpoint(
             str(self._checkpoints),
             tag=state["tag"],

@@ -142,6 +142,7 @@ class _Labelling:
         )
         self.set = DistillationSet(out)
         self._known = frozenset(self.set.ids)
+        self._check_annotator()
         self.ledger = LabelLedger(self.settings.retries, self._known)
         self.ledger.replay(_events(out / JOURNAL))
         self.journal: IO[str] = (out / JOURNAL).open("a", encoding="utf-8")
@@ -149,6 +150,16 @@ class _Labelling:
         self._items = items
         self._held: dict[str, JudgedPair] = {}  # under way, or waiting to be tried again
         self._new: list[JudgedPair] = []
+
+    def _check_annotator(self) -> None:
+        """Labels of one round are of one teacher."""
+        same = np.flatnonzero(self.set.rounds == self.round)
+        if len(same) and (before := self.set.read(int(same[0])).annotator) != self.teacher:
+            raise UserError(
+                f"the labels of round {self.round} are by {before}, this teacher is {self.teacher}",
+                where=str(self.out),
+                remedy="give another --out, or a later --round",
+            )
 
     def next_batch(self) -> list[Keyed] | None:
         """A failed item alone, else new ones; None where there are none for now."""

@@ -28,11 +28,16 @@ from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
 from roboalign_ray.judge.teacher.protocol import TeacherJudge, TeacherJudgement
 
 PRIVILEGED = "privileged"
-NAMES = {
+JUDGE_TITLES = {
     "student": "student",
     "vlm": "VLM teacher",
     PRIVILEGED: PRIVILEGED,
 }  # of `evaluation.judges`, as shown
+_TOLD = {
+    "student": "The student is the one that the run began with.",
+    "vlm": "The VLM teacher is shown the rollout alone.",
+    PRIVILEGED: "“Privileged” measures against the real continuation and the simulator's state.",
+}
 SHOWN = 4  # judged rollouts in a report
 
 
@@ -78,7 +83,7 @@ def make_panel(config: JobConfig, bench: Bench) -> Panel:
         UserError: a judge cannot be loaded.
     """
     size = bench.tokenizer.config
-    judges = {NAMES[name]: _judge(name, config, bench) for name in config.evaluation.judges}
+    judges = {JUDGE_TITLES[name]: _judge(name, config, bench) for name in config.evaluation.judges}
     sources = judged_sources(config, size.height, size.width, config.evaluation.judged_windows)
     return Panel(sources, judges)
 
@@ -125,11 +130,9 @@ def judged_section(
     windows, samples = len(next(iter(before.values())).scores), config.evaluation.judged_samples
     note = (
         f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames, same "
-        "seeds; changes with 95 % bootstrap intervals over windows. The student is the one that the run began with. "
-        "“Privileged” measures against the real continuation and the simulator's state."
+        "seeds; changes with 95 % bootstrap intervals over windows."
     )
-    if NAMES["vlm"] in before:
-        note += " The VLM teacher is shown the rollout alone."
+    note += "".join(f" {_TOLD[name]}" for name, title in JUDGE_TITLES.items() if title in before)
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),

@@ -3,7 +3,7 @@ judge does when nobody relabels.
 
     out/
       <arm>-<seed>/        one alignment run each, as `roboalign align` leaves it; complete ones are left, others resume
-      <arm>-<seed>.json    its rollouts on held-out windows, by every judge; made again where a judge is missing
+      <arm>-<seed>.json    its rollouts on held-out windows, by every judge; one that comes later is added
       alignment.md, hacking.md, hacking.png, *.json
 
 Every arm begins with the same weights and makes equally many updates on the same prompts.
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipelines.align import ALIGNED, LOGS, run_align
 from pipelines.evaluate import Bench, make_bench
-from pipelines.judged import NAMES, PRIVILEGED, Panel, make_panel, run_judged
+from pipelines.judged import JUDGE_TITLES, PRIVILEGED, Panel, make_panel, run_judged
 from pipelines.weights import world_model_folder
 from roboalign_ray.config import JobConfig
 from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
@@ -149,17 +149,15 @@ class _Judges:
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
-        self._names = [NAMES[name] for name in config.evaluation.judges]
+        self._names = [JUDGE_TITLES[name] for name in config.evaluation.judges]
         self._made: tuple[Bench, Panel] | None = None
 
     def known(self, scores: Path) -> dict[str, JudgedResult] | None:
         """What a file holds of every judge; None where it is missing or one of them is."""
-        if not scores.is_file():
-            return None
-        told = json.loads(scores.read_text(encoding="utf-8"))
-        if not all(name in told for name in self._names):
-            return None
-        return {name: JudgedResult(name, np.array(told[name], np.float64)) for name in self._names}
+        told = _read(scores)
+        return (
+            {name: told[name] for name in self._names} if all(name in told for name in self._names) else None
+        )
 
     def __call__(self) -> tuple[Bench, Panel]:
         if self._made is None:
@@ -184,6 +182,12 @@ def _made(
     scores = out / f"{run.name}.json"
     if (known := judge_of.known(scores)) is not None:
         return known
+    if scores.is_file() and not (out / run.name / ALIGNED).is_dir():
+        raise UserError(
+            "a judge has not scored this arm, and its model is gone",
+            where=str(out / run.name),
+            remedy=f"remove {scores} to align it again, or leave the judge out of evaluation.judges",
+        )
     model = _aligned(changed(config, arms[run.arm], run.seed), out / run.name, quiet)
     return _judged(judge_of, model, scores, quiet)
 
@@ -192,9 +196,20 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
     if (known := judge_of.known(scores)) is not None:
         return known
     bench, panel = judge_of()
-    found, _ = run_judged(panel, bench, model, scores.stem, quiet=quiet)
-    _write(scores, json.dumps({name: result.scores.tolist() for name, result in found.items()}) + "\n")
-    return found
+    told = _read(scores)
+    missing = Panel(panel.sources, {name: judge for name, judge in panel.judges.items() if name not in told})
+    found, _ = run_judged(missing, bench, model, scores.stem, quiet=quiet)
+    told |= found
+    _write(scores, json.dumps({name: result.scores.tolist() for name, result in told.items()}) + "\n")
+    return {name: told[name] for name in panel.judges}
+
+
+def _read(path: Path) -> dict[str, JudgedResult]:
+    """Every judge's scores in a file; none where there is no file."""
+    if not path.is_file():
+        return {}
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return {name: JudgedResult(name, np.array(values, np.float64)) for name, values in told.items()}
 
 
 def _write(path: Path, text: str) -> None:

@@ -38,8 +38,8 @@ def alignment(
 ) -> None:
     """Align on the judge's scores, on LPIPS alone and on SSIM alone, equally many updates each; score all of them.
 
-    Held-out rollouts are scored per dimension by measurement and by the vision-language teacher. The judged run is
-    made with every seed, the others with one.
+    Held-out rollouts are scored per dimension by the judges of evaluation.judges. The judged run is made with every
+    seed, the others with one.
 
     \b
     [bold]Examples[/bold]

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.config import ConfigError, JobConfig
+from roboalign_ray.config import ConfigError, JobConfig, TeacherConfig
 from roboalign_ray.config.loading import dump_yaml, known_paths, load_job, parse_override, profile_names
 
 SHIPPED = (
@@ -53,6 +53,7 @@ def test_published_sizes() -> None:
     assert job.tokenizer.codes == 4375
     assert job.tokenizer.context_grid == (32, 40)
     assert (job.alignment.prompts_per_update, job.alignment.group_size) == (128, 16)
+    assert job.teacher == TeacherConfig()  # published; what demo asks of its small one is undone
 
 
 def test_base_then_profile_then_overrides(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign_ray.config import ConfigError, TeacherConfig
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
 from roboalign_ray.judge.teacher.asking import check_asking, write_asking
@@ -187,6 +188,13 @@ def test_a_video_without_a_readable_answer_is_failed() -> None:
     judged = judgement_of(["garbage", "garbage", ""])
     assert isinstance(judged, Failed)
     assert "none of 3 answers" in judged.reason
+
+
+def test_a_published_model_is_not_asked_by_the_instruction_alone() -> None:
+    bare = load_job("demo").teacher
+    with pytest.raises(UserError, match=r"^teacher\.prompt: 'Qwen/Qwen3-VL-8B-Thinking' would be asked"):
+        check_asking("Qwen/Qwen3-VL-8B-Thinking", bare)
+    check_asking("Qwen/Qwen3-VL-8B-Thinking", load_job("paper_rt1").teacher)
 
 
 @pytest.mark.parametrize(

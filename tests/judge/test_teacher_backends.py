@@ -156,6 +156,17 @@ def test_scores_are_read_where_the_answer_is_about_to_tell_them(folder: Path) ->
     assert metrics["read_mae"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
+def test_the_reading_head_is_of_the_models_precision_and_leaves_its_tables_alone(folder: Path) -> None:
+    from roboalign_ray.judge.teacher.learning import ScoreReader
+    from roboalign_ray.judge.teacher.transformers_backend import load_model
+
+    reader = ScoreReader(load_model(str(folder), "bfloat16"))
+    assert reader.head.weight.dtype is torch.bfloat16
+    tables = [buffer for name, buffer in reader.named_buffers() if name.endswith("inv_freq")]
+    assert tables
+    assert all(table.dtype is torch.float32 for table in tables)
+
+
 def taught(folder: Path, place: Path, steps: int = 150) -> None:
     """Teach the tiny model two videos by heart."""
     from transformers import AutoProcessor

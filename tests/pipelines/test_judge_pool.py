@@ -22,7 +22,7 @@ from pipelines.judge_pool import TeacherPool
 from pipelines.runtime import RoleFailure
 from roboalign_ray.config import JobConfig, RoleConfig, TeacherConfig
 from roboalign_ray.episodes.video import encode_video
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.labels import DistillationSet
 from roboalign_ray.judge.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.teacher.prompt import target_answer
@@ -150,6 +150,10 @@ def test_a_restarted_run_asks_for_nothing_twice(tmp_path: Path) -> None:
         before = set(DistillationSet(tmp_path / "set").ids)
         label_items(items, pool, CONFIG, tmp_path / "set")
         report = label_items(items, pool, CONFIG, tmp_path / "set")
+        pool.name = "another"
+        with pytest.raises(UserError, match="the labels of round 1 are by faulty, this teacher is another"):
+            label_items(items, pool, CONFIG, tmp_path / "set")
+        assert label_items(items, pool, CONFIG, tmp_path / "set", round_number=2).labelled == 0
     finally:
         pool.close()
     kept = DistillationSet(tmp_path / "set").ids

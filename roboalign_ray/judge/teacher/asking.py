@@ -25,13 +25,21 @@ def write_asking(folder: Path, config: TeacherConfig) -> None:
 
 
 def check_asking(source: str, config: TeacherConfig) -> None:
-    """Whether a model will be asked as it was trained; one that keeps no such file may be asked anyhow.
+    """Whether a model will be asked as it was trained; one that keeps no such file may be asked anyhow, in words.
 
     Raises:
-        UserError: a setting differs, or the file cannot be read.
+        UserError: a setting differs, the file cannot be read, or a published model would be told neither rubric nor
+            the answer's form.
     """
     path = Path(source) / _FILE
     if not path.is_file():
+        published = "/" in source and not Path(source).is_dir()
+        if published and config.prompt.rubric == "none" and not config.prompt.describe_answer:
+            raise UserError(
+                f"'{source}' would be asked by the instruction alone, which only a teacher trained so understands",
+                where="teacher.prompt",
+                remedy="take the teacher of profile paper_rt1, or set rubric and describe_answer",
+            )
         return
     try:
         trained = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -43,7 +51,7 @@ def check_asking(source: str, config: TeacherConfig) -> None:
             raise UserError(
                 f"this teacher was trained with {key} {value!r}, and would be asked with {asked[key]!r}",
                 where=f"teacher.{key}",
-                remedy="set it so, or take the profile that it was trained with",
+                remedy="set it so, or take the profile that it was trained with (published models: paper_rt1)",
             )
 
 

@@ -74,7 +74,8 @@ class ScoreReader(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.head = nn.Linear(model.get_input_embeddings().weight.shape[1], len(DIMENSIONS))
+        words = model.get_input_embeddings().weight
+        self.head = nn.Linear(words.shape[1], len(DIMENSIONS), dtype=words.dtype)
 
     def forward(self, *, logits_to_keep: int, **inputs: Any) -> tuple[Tensor, Tensor]:
         """Logits [B, K, V] and shares of the maxima [B, K, 6] at the last K positions."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import answer_grammar, answer_schema, prompt_text
@@ -63,6 +64,7 @@ class ServerTeacher:
         self.config, self.server = config, config.server
         self.model = config.server.model or config.model
         self.name = teacher_name(self.model, None)
+        check_asking(self.model, config)
         self._greet()
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
