@@ -134,7 +134,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     from pipelines.pair_batches import PairBatches
     from roboalign_ray.judge.clips import prepare_clips
     from roboalign_ray.judge.fresh import FreshExamples
-    from roboalign_ray.judge.naive import NO_INSTRUCTION
+    from roboalign_ray.judge.naive import others_instructions
     from roboalign_ray.judge.student import Student
     from roboalign_ray.judge.training import StudentTrainer
 
@@ -144,9 +144,10 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
 
     def prepared(drawn: list[JudgedPair], number: int) -> dict[str, Any]:
         pairs = fresh.batch(drawn, number)
+        asked = [pair.instruction for pair in pairs]
         return {
             "clips": prepare_clips([pair.frames for pair in pairs], judge.student),
-            "instructions": [NO_INSTRUCTION if spec["text_blind"] else pair.instruction for pair in pairs],
+            "instructions": others_instructions(asked) if spec["text_blind"] else asked,
             "scores": np.stack([pair.scores for pair in pairs]),
         }
 

@@ -53,12 +53,21 @@ class ConstantJudge:
         return np.tile(self.mean, (len(videos), 1))
 
 
+def others_instructions(instructions: Sequence[str]) -> list[str]:
+    """For each of a batch another one's sentence, from which a student learns that sentences say nothing.
+
+    Were it always the same sentence, there would be no spread to normalise by, and what is learned in batches would
+    mean nothing afterwards.
+    """
+    return [*instructions[1:], *instructions[:1]]
+
+
 class TextBlindStudent:
     """A student that hears the same sentence whatever was asked.
 
     Args:
-        student: best one that was also trained with `NO_INSTRUCTION` alone; a student trained with instructions shows
-            how much it leans on them.
+        student: best one that was trained with `others_instructions`; one trained with its own shows how much it leans
+            on them.
     """
 
     def __init__(self, student: Student) -> None:

@@ -14,6 +14,7 @@ from roboalign_ray.config.judge import DistillationConfig, StudentConfig
 from roboalign_ray.config.rewards import JudgedRewardConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.clips import prepare_clips
+from roboalign_ray.judge.naive import TextBlindStudent, others_instructions
 from roboalign_ray.judge.registry import StudentRegistry
 from roboalign_ray.judge.rubric import maxima, names
 from roboalign_ray.judge.student import Student
@@ -181,3 +182,19 @@ def test_a_weighted_sum_fails_with_its_parts_and_adds_their_frames() -> None:
     np.testing.assert_array_equal(alone.per_frame, 3 * frames)
     with pytest.raises(UserError, match="no parts"):
         WeightedReward({})
+
+
+def test_a_text_blind_student_says_afterwards_what_it_learned_in_batches() -> None:
+    """Whatever it hears then: it was taught that sentences say nothing."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    config = StudentConfig.small(**TINY)
+    bright = np.arange(16) % 2
+    videos = np.where(bright, 200, 40)[:, None, None, None, None] + rng.integers(0, 20, (16, 4, 16, 16, 3))
+    videos, scores = videos.astype(np.uint8), bright[:, None] * maxima()
+    trainer = StudentTrainer(Student(config), SETTINGS.model_copy(update={"steps": 60, "ema_decay": 0.9}))
+    for _ in range(60):
+        asked = [f"{rng.choice(('open', 'push', 'lift'))} the {rng.choice(('box', 'lid'))}" for _ in videos]
+        trainer.step(prepare_clips(videos, config), others_instructions(asked), scores)
+    heard = TextBlindStudent(trainer.result()).score(videos, ["open the lid"] * len(videos))
+    assert np.abs(heard.scores - scores).sum(1).mean() < 2.0
