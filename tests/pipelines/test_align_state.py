@@ -1,45 +1,39 @@
-"""What a run may be resumed with: settings that its result does not rest on, and no others."""
+"""The journal that a run leaves: cut to a checkpoint, whole lines only, and never at the cost of what is kept."""
 
 from __future__ import annotations
 
+import errno
+import json
+from pathlib import Path
+
 import pytest
 
-from pipelines.align_state import check_same_job
-from roboalign_ray.config.loading import load_job
-from roboalign_ray.foundation.failures import UserError
-
-BEGUN = load_job("demo").model_dump(mode="json")
+from pipelines.align_state import cut_journal, read_lines
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "alignment.updates=30",
-        "evaluation.judges=[student]",
-        "cluster.rollout.workers=3",
-        "teacher.model=another",  # measurement labels: nobody asks it
-    ],
-)
-def test_what_changes_no_result_may_change(change: str) -> None:
-    check_same_job(BEGUN, load_job("demo", [change]), "run")
+@pytest.fixture
+def journal(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    whole = "".join(json.dumps({"update": update, "group": update}) + "\n" for update in range(4))
+    path.write_text(whole + '{"update": 4, "gro')
+    return path
 
 
-@pytest.mark.parametrize(
-    ("change", "section"),
-    [
-        ("alignment.learning_rate=1e-6", "alignment"),
-        ("judge.relabel.teacher=vlm", "judge"),
-        ("seed=1", "seed"),
-    ],
-)
-def test_what_changes_a_result_may_not(change: str, section: str) -> None:
-    with pytest.raises(UserError, match=rf"^run: the run began with other settings in '{section}'"):
-        check_same_job(BEGUN, load_job("demo", [change]), "run")
+def test_what_came_after_the_checkpoint_and_a_torn_line_are_cut(journal):
+    assert [line["update"] for line in read_lines(journal)] == [0, 1, 2, 3]
+    cut_journal(journal, 2)
+    assert journal.read_text() == '{"update": 0, "group": 0}\n{"update": 1, "group": 1}\n'
 
 
-def test_a_teacher_that_labels_must_stay_but_may_be_run_otherwise() -> None:
-    labels = "judge.relabel.teacher=vlm"
-    begun = load_job("demo", [labels]).model_dump(mode="json")
-    check_same_job(begun, load_job("demo", [labels, "teacher.engine.memory_share=0.5"]), "run")
-    with pytest.raises(UserError, match="other settings in 'teacher'"):
-        check_same_job(begun, load_job("demo", [labels, "teacher.samples=1"]), "run")
+def test_a_full_disk_does_not_cost_the_lines_that_are_kept(journal, monkeypatch):
+    before, write = journal.read_text(), Path.write_text
+
+    def full(path, text, **more):
+        write(path, text[:10], **more)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        cut_journal(journal, 2)
+    assert journal.read_text() == before
+    assert list(journal.parent.iterdir()) == [journal]
