@@ -21,6 +21,7 @@ from pipelines.train_job import TrainJob, check_shares, run_train_job, train_wor
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.judge.augmentation import Augmentation
 from roboalign_ray.judge.fresh import FreshExamples
 from roboalign_ray.judge.labels import LabelledPairs
 
@@ -167,7 +168,7 @@ def _stream(config: JobConfig, pairs: Sequence[str], pairs_per_step: int) -> Pai
     rank = context.get_world_rank()
     stream = PairBatches(
         pairs,
-        lambda drawn, step: {"pairs": fresh.batch(drawn, step)},
+        lambda drawn, step: {"pairs": augmentation.batch(fresh.batch(drawn, step), step)},
         pairs_per_step=pairs_per_step,
         held_out_fraction=settings.held_out_fraction,
         replay_ratio=None,
@@ -176,5 +177,7 @@ def _stream(config: JobConfig, pairs: Sequence[str], pairs_per_step: int) -> Pai
         rank=rank,
         world_size=context.get_world_size(),
     )
-    fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, config.teacher.seed + rank)
+    seed = config.teacher.seed + rank
+    fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, seed)
+    augmentation = Augmentation(settings.shift, settings.light, seed)
     return stream

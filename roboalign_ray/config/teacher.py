@@ -123,6 +123,8 @@ class TeacherTrainingConfig(FrozenConfig):
         held_out_fraction: share of groups held out, by a hash of the group id.
         asked_else, spoiled: shares of pairs that are asked for another task's sentence, and of faultless videos that
             are spoiled anew, as in distillation; a model that knows language and videos needs neither.
+        shift, light: how far training videos are moved, a share of their sides, and by how much of a factor their
+            brightness, contrast and saturation change; see `judge.augmentation`.
         cache_gb: decoded pairs that each worker keeps in memory, GB.
         zero_stage: DeepSpeed's; every worker holds all weights.
         precision: weights and activations.
@@ -157,6 +159,8 @@ class TeacherTrainingConfig(FrozenConfig):
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     asked_else: float = Field(0.0, ge=0, lt=1)
     spoiled: float = Field(0.0, ge=0, le=1)
+    shift: float = Field(0.0, ge=0, le=0.5)
+    light: float = Field(0.0, ge=0, lt=1)
     cache_gb: float = Field(2.0, ge=0)
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
