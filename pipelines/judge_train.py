@@ -111,7 +111,7 @@ def _train(spec: dict[str, Any]) -> None:
 def _teacher_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     settings = config.teacher.training
     trainer = DeepSpeedTeacher(config.teacher, spec["source"], Path(spec["out"]) / _ENGINE)
-    stream = _stream(config, spec["pairs"], settings.pairs_per_step)
+    stream = _stream(config, spec["pairs"], settings.pairs_per_step, settings.shift, settings.light)
     return _job(config, trainer, stream, trainer.save, settings.steps)
 
 
@@ -130,7 +130,8 @@ def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     settings, source = config.teacher.training, spec["source"]
     prompter = VideoPrompter(source, config.teacher)
     scorer = VisionScorer(load_model(source, "float32").model.visual, len(prompter.tokenizer))
-    stream = _stream(config, spec["pairs"], settings.vision_pairs_per_step)
+    # Moved and lit otherwise, what a fixed camera always sees is no longer a constant, which is what it learns first.
+    stream = _stream(config, spec["pairs"], settings.vision_pairs_per_step, shift=0, light=0)
     train = stream.pairs.split("train", settings.held_out_fraction)
     spread = train[:: -(-len(train) // _WHITENED_ON)]
     examples = [stream.pairs.read(int(position)) for position in spread]
@@ -160,8 +161,10 @@ def _job(
     )
 
 
-def _stream(config: JobConfig, pairs: Sequence[str], pairs_per_step: int) -> PairBatches:
-    """This worker's batches, some of their pairs changed."""
+def _stream(
+    config: JobConfig, pairs: Sequence[str], pairs_per_step: int, shift: float, light: float
+) -> PairBatches:
+    """This worker's batches, some of their pairs changed, all of them moved and lit as far as told."""
     import ray.train
 
     settings, context = config.teacher.training, ray.train.get_context()
@@ -179,5 +182,5 @@ def _stream(config: JobConfig, pairs: Sequence[str], pairs_per_step: int) -> Pai
     )
     seed = config.teacher.seed + rank
     fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, seed)
-    augmentation = Augmentation(settings.shift, settings.light, seed)
+    augmentation = Augmentation(shift, light, seed)
     return stream

@@ -8,7 +8,8 @@ from pipelines.align_state import check_same_job
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
 
-BEGUN = load_job("demo").model_dump(mode="json")
+PROFILE = "reproduce"  # measurement labels: nobody asks the teacher
+BEGUN = load_job(PROFILE).model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
@@ -17,11 +18,11 @@ BEGUN = load_job("demo").model_dump(mode="json")
         "alignment.updates=30",
         "evaluation.judges=[student]",
         "cluster.rollout.workers=3",
-        "teacher.model=another",  # measurement labels: nobody asks it
+        "teacher.model=another",
     ],
 )
 def test_what_changes_no_result_may_change(change: str) -> None:
-    check_same_job(BEGUN, load_job("demo", [change]), "run")
+    check_same_job(BEGUN, load_job(PROFILE, [change]), "run")
 
 
 @pytest.mark.parametrize(
@@ -34,12 +35,12 @@ def test_what_changes_no_result_may_change(change: str) -> None:
 )
 def test_what_changes_a_result_may_not(change: str, section: str) -> None:
     with pytest.raises(UserError, match=rf"^run: the run began with other settings in '{section}'"):
-        check_same_job(BEGUN, load_job("demo", [change]), "run")
+        check_same_job(BEGUN, load_job(PROFILE, [change]), "run")
 
 
 def test_a_teacher_that_labels_must_stay_but_may_be_run_otherwise() -> None:
     labels = "judge.relabel.teacher=vlm"
-    begun = load_job("demo", [labels]).model_dump(mode="json")
-    check_same_job(begun, load_job("demo", [labels, "teacher.engine.memory_share=0.5"]), "run")
+    begun = load_job(PROFILE, [labels]).model_dump(mode="json")
+    check_same_job(begun, load_job(PROFILE, [labels, "teacher.engine.memory_share=0.5"]), "run")
     with pytest.raises(UserError, match="other settings in 'teacher'"):
-        check_same_job(begun, load_job("demo", [labels, "teacher.samples=1"]), "run")
+        check_same_job(begun, load_job(PROFILE, [labels, "teacher.samples=1"]), "run")
