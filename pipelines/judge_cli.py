@@ -230,27 +230,31 @@ def _as_json(path: Path, outcome: Judged) -> dict[str, Any]:
     return {"video": str(path), **outcome.as_json()} | ({} if texts is None else {"texts": list(texts)})
 
 
-def _total(outcome: TeacherJudgement | ServedJudgement) -> str:
-    """A teacher's answers have totals of their own; a student is unsure of each dimension by itself."""
+def _column(outcome: Judged) -> list[str]:
+    """Cells of one video: its six scores and its total."""
+    from roboalign_ray.judge.rubric import DIMENSIONS
+
+    if isinstance(outcome, Failed):
+        return ["-"] * (len(DIMENSIONS) + 1)
+    cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
+    # A teacher's answers have totals of their own; a student is unsure of each dimension by itself.
     samples = getattr(outcome, "samples", None)
     spread = "" if samples is None else f" ± {samples.sum(axis=1).std():.2f}"
-    return f"{outcome.scores.sum():.2f}{spread}"
+    return [*cells, f"{outcome.scores.sum():.2f}{spread}"]
 
 
 def _print(videos: Sequence[Path], outcomes: Sequence[Judged]) -> None:
     from roboalign_ray.judge.rubric import DIMENSIONS
 
+    # A dimension a row: seven columns of a mean and a spread are wider than most terminals.
     table = Table(box=None, pad_edge=False)
-    table.add_column("video", no_wrap=True)
-    for dimension in DIMENSIONS:
-        table.add_column(f"{dimension.title} /{dimension.maximum}", justify="right")
-    table.add_column("total /10", justify="right")
-    for path, outcome in zip(videos, outcomes, strict=True):
-        if isinstance(outcome, Failed):
-            table.add_row(path.name, *["-"] * (len(DIMENSIONS) + 1))
-            continue
-        cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
-        table.add_row(path.name, *cells, _total(outcome))
+    table.add_column("", no_wrap=True)
+    for path in videos:
+        table.add_column(path.name, justify="right", overflow="fold")
+    titles = [f"{dimension.title} /{dimension.maximum}" for dimension in DIMENSIONS]
+    cells = [_column(outcome) for outcome in outcomes]
+    for title, *row in zip([*titles, "Total /10"], *cells, strict=True):
+        table.add_row(title, *row)
     Console().print(table)
     for path, outcome in zip(videos, outcomes, strict=True):
         if isinstance(outcome, Failed):

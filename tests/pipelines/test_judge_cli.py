@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from roboalign_ray.config.teacher import TeacherPromptConfig
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.episodes.windows import WindowSpec, cut_window
-from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.rubric import DIMENSIONS, names
 from roboalign_ray.judge.teacher.small import make_small_teacher
 
 SETTINGS = (
@@ -100,15 +101,23 @@ def test_a_video_that_gets_no_score_says_so_and_ends_with_1(
     assert "scores" not in told
 
 
-def test_scores_come_as_a_table_and_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_come_as_a_table_and_as_json(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("xgrammar")  # an untrained model answers readably only where it is held to it
     assert run([*score(place, "good.mp4"), "--json"]) == 0
     [told] = json.loads(capsys.readouterr().out)
     assert list(told["scores"]) == list(names())
     assert told["total"] == pytest.approx(sum(told["scores"].values()))
     assert told["answers"] == 2
+    monkeypatch.setenv("COLUMNS", "80")
     assert run(score(place, "good.mp4")) == 0
-    assert "good.mp4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "good.mp4" in printed
+    for dimension in DIMENSIONS:
+        cell = f"{told['scores'][dimension.name]:.2f} ±"
+        assert re.search(rf"{dimension.title} /{dimension.maximum} +{re.escape(cell)}", printed)
+    assert re.search(rf"Total /10 +{told['total']:.2f} ±", printed)
 
 
 @pytest.mark.parametrize(
