@@ -130,7 +130,7 @@ def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     settings, source = config.teacher.training, spec["source"]
     prompter = VideoPrompter(source, config.teacher)
     scorer = VisionScorer(load_model(source, "float32").model.visual, len(prompter.tokenizer))
-    # Moved and lit otherwise, what a fixed camera always sees is no longer a constant, which is what it learns first.
+    # As they are: moved and lit otherwise they teach the encoder far more slowly (docs/judge.md).
     stream = _stream(config, spec["pairs"], settings.vision_pairs_per_step, shift=0, light=0)
     train = stream.pairs.split("train", settings.held_out_fraction)
     spread = train[:: -(-len(train) // _WHITENED_ON)]

@@ -133,6 +133,10 @@ def judged_section(
         "seeds; changes with 95 % bootstrap intervals over windows."
     )
     note += "".join(f" {_TOLD[name]}" for name, title in JUDGE_TITLES.items() if title in before)
+    if config.judge.relabel.teacher in JUDGE_TITLES:
+        note += (
+            f" The {JUDGE_TITLES[config.judge.relabel.teacher]} also labelled fresh rollouts for the student."
+        )
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),

@@ -123,8 +123,8 @@ class TeacherTrainingConfig(FrozenConfig):
         held_out_fraction: share of groups held out, by a hash of the group id.
         asked_else, spoiled: shares of pairs that are asked for another task's sentence, and of faultless videos that
             are spoiled anew, as in distillation; a model that knows language and videos needs neither.
-        shift, light: how far the whole model's training videos are moved, a share of their sides, and by how much of a
-            factor their brightness, contrast and saturation change; see `judge.augmentation`.
+        shift, light: how far the whole model's training videos are moved at most, a share of their sides, and the
+            largest relative change of their brightness, contrast and saturation; see `judge.augmentation`.
         cache_gb: decoded pairs that each worker keeps in memory, GB.
         zero_stage: DeepSpeed's; every worker holds all weights.
         precision: weights and activations.

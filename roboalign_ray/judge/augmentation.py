@@ -1,4 +1,4 @@
-"""Videos moved a little and lit otherwise, frame by frame alike: what they show is worth as much as before.
+"""Videos moved a little and lit otherwise, as a whole: what they show is worth as much as before.
 
 Some hundred scenes from one camera are soon known by heart. Random shifts are those that reinforcement learning from
 pixels lives on (DrQ, arXiv 2004.13649); light, contrast and saturation are torchvision's. How much is [ours].
@@ -23,7 +23,8 @@ class Augmentation:
 
     Args:
         shift: largest move, a share of the picture's height and width; what comes in repeats the edge.
-        light: brightness, contrast and saturation each change by a factor within 1 - light to 1 + light.
+        light: brightness, contrast and saturation each change by a factor within 1 - light to 1 + light. Contrast is
+            about every frame's own mean, so that still pixels may come to differ by a level or two.
         seed: of all draws.
     """
 
@@ -31,7 +32,9 @@ class Augmentation:
         self._shift, self._light, self._seed = shift, light, seed
 
     def batch(self, pairs: Sequence[JudgedPair], step: int) -> list[JudgedPair]:
-        """The pairs of a training step with other frames. The draws follow from seed, step and place."""
+        """The pairs of a training step with other frames [T, H, W, 3]. The draws follow from seed, step and place."""
+        if not self._shift and not self._light:
+            return list(pairs)
         return [
             replace(
                 pair,
@@ -41,26 +44,23 @@ class Augmentation:
         ]
 
     def _changed(self, frames_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        video = torch.from_numpy(frames_THWC.transpose(0, 3, 1, 2).copy())
-        if self._shift:
-            video = self._moved(video, rng)
-        if self._light:
-            video = self._lit(video, rng)
-        return np.ascontiguousarray(video.numpy().transpose(0, 2, 3, 1))
+        video_TCHW = torch.from_numpy(frames_THWC.transpose(0, 3, 1, 2).copy())
+        video_TCHW = self._lit(self._moved(video_TCHW, rng), rng)
+        return np.ascontiguousarray(video_TCHW.numpy().transpose(0, 2, 3, 1))
 
-    def _moved(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+    def _moved(self, video_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        height, width = video.shape[-2:]
+        height, width = video_TCHW.shape[-2:]
         rows, columns = round(self._shift * height), round(self._shift * width)
-        wider = functional.pad(video, [columns, rows], padding_mode="edge")
+        wider_TCHW = functional.pad(video_TCHW, [columns, rows], padding_mode="edge")
         top, left = rng.integers(2 * rows + 1), rng.integers(2 * columns + 1)
-        return functional.crop(wider, int(top), int(left), height, width)
+        return functional.crop(wider_TCHW, int(top), int(left), height, width)
 
-    def _lit(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+    def _lit(self, video_TCHW: Tensor, rng: np.random.Generator) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
         for change, factor in zip(changes, rng.uniform(1 - self._light, 1 + self._light, 3), strict=True):
-            video = change(video, float(factor))
-        return video
+            video_TCHW = change(video_TCHW, float(factor))
+        return video_TCHW

@@ -131,7 +131,8 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
     from roboalign_ray.judge.teacher.protocol import JudgeRequest
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
-    sees_first = job(vision_steps=3, vision_pairs_per_step=8, regression_weight=1.0)
+    plain = {"vision_steps": 3, "vision_pairs_per_step": 8, "regression_weight": 1.0}
+    sees_first = job(**plain, shift=0.2, light=0.2)
     whole = run_judge_train(sees_first, [pairs], tmp_path / "whole", quiet=True)
     seeing = load_file(tmp_path / "whole" / VISION / "model.safetensors")
     start = load_file(tmp_path / "whole" / "start" / "model.safetensors")
@@ -150,6 +151,13 @@ def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp
     first = load_file(tmp_path / "first" / MERGED / "model.safetensors")
     again = load_file(tmp_path / "whole" / TEACHER / MERGED / "model.safetensors")
     assert all((first[name] == again[name]).all() for name in first)
+    run_judge_train(job(**plain), [pairs], tmp_path / "plain", quiet=True)
+    unmoved = load_file(tmp_path / "plain" / VISION / "model.safetensors")
+    assert all(
+        torch.equal(seeing[name], unmoved[name]) for name in seeing
+    )  # the encoder alone sees videos as they are
+    unmoved = load_file(tmp_path / "plain" / TEACHER / MERGED / "model.safetensors")
+    assert not all(torch.equal(first[name], unmoved[name]) for name in first)
     config = job().teacher.model_copy(update={"model": whole["model"], "samples": 1})
     teacher = TransformersTeacher(config)
     assert len(teacher.judge([JudgeRequest(np.zeros((4, 32, 32, 3), np.uint8), 5.0, "open the drawer")])) == 1

@@ -111,3 +111,10 @@ def test_without_a_teacher_nothing_can_be_compared(tmp_path: Path) -> None:
     config = load_job("hacking", ["judge.relabel.teacher=none"])
     with pytest.raises(UserError, match="nobody would tell the weak student from a good one"):
         run_hacking(config, tmp_path, quiet=True)
+
+
+def test_the_witness_of_an_experiment_labels_nothing_in_it() -> None:
+    for profile in ("reproduce", "hacking"):
+        config = load_job(profile)
+        assert config.judge.relabel.teacher == "privileged"
+        assert "vlm" in config.evaluation.judges
