@@ -337,6 +337,8 @@ class OnlineJudge:
             missing = [sample for sample in samples if sample.pair_id not in known]
 
             def done() -> None:
+                if relabelling.cause == "interval" and missing:  # any other came from an audit
+                    self._measured(relabelling.update, missing, "judge")
                 if known or any(record.failed is None for record in self._found.values()):
                     self._distil(relabelling, ids)
                 else:

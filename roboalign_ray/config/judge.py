@@ -193,7 +193,8 @@ class RelabelConfig(FrozenConfig):
             continuation, "none" leaves the student as it is: no audit, no relabelling.
         every: K, policy updates after which relabelling happens in any case; 0 never does, and audits go on.
         least: updates that pass before drift may trigger it again.
-        audit_every: updates between audits; 0 audits never.
+        audit_every: updates between audits, counted from the last relabelling; 0 for none. A relabelling after `every`
+            updates is an audit as well.
         audit_samples: fresh rollouts an audit shows to both judges.
         held_out_samples: rollouts of every evaluation that the teacher sees beside the student; 0 for none.
         lowest_rank: relabel early where the rank correlation of the totals falls below this.

@@ -79,10 +79,10 @@ class RelabelSchedule:
     def audit_due(self, update: int) -> bool:
         """Whether the judges should be compared after this update (counted from 1).
 
-        No audit falls where its answer could change nothing: before `least` updates, or on the interval's end.
+        None falls on the interval's end: a relabelling compares them anyway.
         """
         since, every = update - self.last_relabelled, self.config.audit_every
-        return every > 0 and self.config.least <= since < self.config.every and since % every == 0
+        return every > 0 and since % every == 0 and (since < self.config.every or not self.config.every)
 
     def after_update(self, update: int, drift: Drift | None = None) -> Relabelling | None:
         """Whether to relabel after this update.

@@ -78,11 +78,21 @@ def test_causes_and_bounds() -> None:
         RelabelConfig(every=2, least=3)
 
 
-def test_audits_fall_where_they_can_change_something() -> None:
+def test_audits_fall_between_relabellings() -> None:
     schedule = RelabelSchedule(RelabelConfig(every=6, least=2, audit_every=2))
     assert [update for update in range(1, 13) if schedule.audit_due(update)] == [2, 4]
     schedule.after_update(4, Drift(-1.0, 0.0, 8))
     assert [update for update in range(5, 13) if schedule.audit_due(update)] == [6, 8]
+
+
+def test_audits_go_on_where_nothing_may_be_relabelled() -> None:
+    """Alarms live on them: before the least distance, and where a student is left as it is for good."""
+    soon = RelabelSchedule(RelabelConfig(every=6, least=6, audit_every=2))
+    assert [update for update in range(1, 13) if soon.audit_due(update)] == [2, 4]
+    frozen = RelabelSchedule(RelabelConfig(every=0, audit_every=4))
+    assert [update for update in range(1, 13) if frozen.audit_due(update)] == [4, 8, 12]
+    never = RelabelSchedule(RelabelConfig(every=0, audit_every=0))
+    assert not any(never.audit_due(update) for update in range(1, 13))
 
 
 def test_drift_is_scipys_rank_and_the_mean_gap() -> None:

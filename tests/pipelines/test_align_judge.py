@@ -86,8 +86,8 @@ def test_audits_and_relabellings_are_told(finished):
     events = lines(out / "judge" / "events.jsonl")
     assert [e["update"] for e in events if e["event"] == "relabelled"] == [2, 4]
     assert [e["cause"] for e in events if e["event"] == "relabelled"] == ["interval", "interval"]
-    # No audit falls on the interval's end.
-    assert [e["update"] for e in events if e["event"] == "audit" and e["of"] == "judge"] == [1, 3]
+    # A relabelling on the interval's end is an audit as well, of all the rollouts that it labels.
+    assert [e["update"] for e in events if e["event"] == "audit" and e["of"] == "judge"] == [1, 2, 3, 4]
     assert [e["update"] for e in events if e["event"] == "audit" and e["of"] == "held_out"] == [0, 2, 4]
     for side in ("student", "teacher"):
         steps, totals = result.curves[f"held_out/{side}_total"]
