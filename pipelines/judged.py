@@ -133,14 +133,10 @@ def judged_section(
         "seeds; changes with 95 % bootstrap intervals over windows."
     )
     note += "".join(f" {_TOLD[name]}" for name, title in JUDGE_TITLES.items() if title in before)
-    if config.judge.relabel.teacher in JUDGE_TITLES:
-        note += (
-            f" The {JUDGE_TITLES[config.judge.relabel.teacher]} also labelled fresh rollouts for the student."
-        )
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),
-        events=_told(out / EVENTS),
+        events=told_events(out / EVENTS, JUDGE_TITLES.get(config.judge.relabel.teacher, "")),
         clips=[_clip(shown) for shown in clips],
     )
 
@@ -161,8 +157,8 @@ def _drift(aligned: AlignResult) -> dict[str, dict[str, tuple[np.ndarray, np.nda
     return found
 
 
-def _told(path: Path) -> list[str]:
-    """The judge's events in words."""
+def told_events(path: Path, teacher: str) -> list[str]:
+    """The judge's events in words; `teacher` labels."""
     if not path.is_file():
         return []
     told = []
@@ -172,8 +168,8 @@ def _told(path: Path) -> list[str]:
         if event["event"] == "relabelled":
             gaps = min(row["gap"] for row in event["gate"]["rows"])
             told.append(
-                f"{after}: relabelled (round {event['round']}, {event['cause']}); student version {event['version']} "
-                f"passed the gate, smallest gap {gaps:.0%}."
+                f"{after}: relabelled ({teacher}, round {event['round']}, {event['cause']}); student version "
+                f"{event['version']} passed the gate, smallest gap {gaps:.0%}."
             )
         elif event["event"] == "relabelling failed":
             told.append(
