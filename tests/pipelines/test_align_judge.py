@@ -97,6 +97,7 @@ def test_audits_and_relabellings_are_told(finished):
     assert result.curves["judge/version"][1].tolist() == [1, 1, 2, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_vision_language_model_labels_and_says_why(ray_cluster, job, tmp_path):
     """The one inside the package, which is shown the rollouts alone."""
     relabel = job.judge.relabel.model_copy(update={"teacher": "vlm"})
