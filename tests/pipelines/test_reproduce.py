@@ -101,6 +101,11 @@ def test_hacking_compares_a_frozen_with_a_re_distilled_student(ray_cluster, tmp_
         for arm in HACKING_ARMS
     }
     assert versions == {"frozen": {1}, "re-distilled": {1, 2}}
+    for arm in HACKING_ARMS:  # alarms live on audits, whether or not anything is relabelled
+        lines = (out / f"{arm}-0" / "judge" / "events.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        audits = [e["update"] for e in events if e["event"] == "audit" and e["of"] == "judge"]
+        assert audits == [1, 2, 3, 4], arm
     for runs in told["arms"].values():
         assert runs[0]["teacher"]["updates"] == [0, 2, 4]
     assert (out / "hacking.png").read_bytes().startswith(b"\x89PNG")
