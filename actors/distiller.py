@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from roboalign_ray.config import JobConfig
@@ -59,8 +60,8 @@ class DistillerActor:
         _ = self._redistiller
 
     def beat(self) -> int:
-        """A number that grows while a student is trained; may be asked for from another thread."""
-        return self._redistiller.steps_done if "_redistiller" in self.__dict__ else 0
+        """A number that grows while a student is trained or tried; may be asked for from another thread."""
+        return self._redistiller.passes if "_redistiller" in self.__dict__ else 0
 
     def begin(self) -> tuple[Mapping[str, bytes], StudentRecord]:
         """The first version's files, and what it showed.
@@ -70,16 +71,21 @@ class DistillerActor:
         """
         return _told(self._redistiller.begin())
 
-    def version(self, number: int) -> tuple[Mapping[str, bytes], StudentRecord]:
+    def version(
+        self, number: int, files: Mapping[str, bytes] | None = None
+    ) -> tuple[Mapping[str, bytes], StudentRecord]:
         """A published version's files, and what it showed.
 
-        Raises:
-            UserError: there is none of that number.
-        """
-        return _told(self._redistiller.version(number))
+        Args:
+            files: those that a checkpoint kept of it, for where the run's folder has none.
 
-    def known(self, ids: Sequence[str]) -> set[str]:
-        """Those that have a label already."""
+        Raises:
+            UserError: there is none of that number, or the files are another's.
+        """
+        return _told(self._redistiller.version(number, files))
+
+    def known(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The labels of those that have one already: rubric points, float64 [6]."""
         return self._redistiller.known(ids)
 
     def keep(self, round_number: int, rows: Sequence[Mapping[str, Any]]) -> int:

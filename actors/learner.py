@@ -11,6 +11,7 @@ frozen reference is a second copy of the pre-trained weights on every rank.
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.files import packed_folder, unpack_folder
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
 from roboalign_ray.foundation.weights import Receiver, pack
 from roboalign_ray.foundation.weights_format import Manifest
@@ -171,6 +173,15 @@ class LearnerActor:
         groups = [load_group(folder / f"{number:06d}.npz") for number in range(count)]
         records: list[GroupRecord] = [group.record() for group in groups]
         return (*groups, records)
+
+    def save_files(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        """Write files that another worker packed (`packed_folder`): a checkpoint has one writer."""
+        unpack_folder(files, folder)
+
+    def load_files(self, folder: Path) -> tuple[Mapping[str, bytes], int]:
+        """What `save_files` wrote, and how many they are."""
+        files = packed_folder(folder)
+        return files, len(files)
 
     def close(self) -> None:
         """Free the engine."""

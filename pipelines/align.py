@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,9 @@ def run_align(
     found = kept.load() if resume else None
     if found is not None:
         align_state.check_same_job(found.metadata["config"], config, str(found.folder))
+    elif config.reward.needs_judge:
+        # Students and labels of an attempt that ended before its first checkpoint are taken up.
+        align_state.keep_settings(out / JUDGE, config, align_state.check_same_job)
     schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
     with (
         start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
@@ -168,9 +171,7 @@ class _Job:
     def _run_from(self, found: checkpoints.Checkpoint | None) -> None:
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
-        # A row that the checkpoint still waited for is written again, and what comes after it.
-        resume_at = loop.version + (self._row is None)
-        with MetricsWriter(self.out / LOGS, resume_at=resume_at) as writer, self.watch.over(loop):
+        with MetricsWriter(self.out / LOGS, resume_at=self._told(loop)) as writer, self.watch.over(loop):
             try:
                 self._complete(loop, writer)
                 for update in loop.updates(self.stopped):
@@ -193,7 +194,11 @@ class _Job:
             align_state.restore(found, self.crew, loop)
             self.counts, self._row = dict(found.metadata["counts"]), found.metadata["row"]
         align_state.cut_journal(self.out / JOURNAL, loop.version)
-        align_state.cut_journal(self.out / EVENTS, loop.version + 1)
+        align_state.cut_journal(self.out / EVENTS, self._told(loop), align_state.TOLD)
+
+    def _told(self, loop: AlignmentLoop) -> int:
+        """The first update whose row is still to be written: one that waits for its evaluation, or else the next."""
+        return loop.version + (self._row is None)
 
     def _observe(self, update: Update) -> dict[str, float]:
         """Journal and counts of an update; its scalars."""
@@ -241,6 +246,8 @@ class _Job:
         update = loop.drain(self.config.asynchrony.liveness.grace_s)
         if update is not None:
             self._row = self._observe(update)
+            with suppress(Interrupted):
+                self._judge(loop, update)
         # With staleness 0 the next update follows from what the judge is about to say: it is gone through again.
         waits = self.crew.judge is not None and self.crew.judge.busy and not self.config.asynchrony.staleness
         if not self.crew.learner.busy and not waits:

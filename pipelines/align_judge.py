@@ -11,7 +11,7 @@ What the driver holds of all this are references and numbers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,8 +31,11 @@ from roboalign_ray.judge.gate import GateResult
 from roboalign_ray.judge.relabel import Drift, Relabelling, RelabelSchedule, measure_drift
 from roboalign_ray.judge.rubric import DIMENSIONS, names
 from roboalign_ray.rewards.judged import judged_scores
+from roboalign_ray.rewards.protocol import Scored
 
 Event = dict[str, Any]
+Found = dict[str, AnnotationRecord]
+"""What the teacher said, by the sample's id."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,13 @@ class StudentVersion:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to be labelled: where it is, its id, and what the student said of it."""
+    """One sample to be labelled: where it is, its id, and what which version of the student said of it."""
 
     group: Finished
     place: int
     pair_id: str
     student: np.ndarray
+    version: int
 
 
 @dataclass
@@ -65,8 +69,8 @@ class _Labelling:
     waiting: deque[tuple[list[Sample], int]]  # a group's, and which try it is
     left: int
     keep_as: int | None  # round that labels are kept under; None keeps none
-    done: Callable[[], None]
-    found: dict[str, AnnotationRecord] = field(default_factory=dict)
+    done: Callable[[Found], None]
+    found: Found = field(default_factory=dict)
 
 
 class OnlineJudge:
@@ -90,17 +94,17 @@ class OnlineJudge:
         self.config, self._settings = config, config.judge.relabel
         self._workforce, self._annotators, self._distillers = workforce, annotators, distillers
         self.student = StudentVersion()
-        self.events: list[Event] = []
+        self._holder: Any = None  # the distiller that handed it out
         self._reset()
 
     def _reset(self) -> None:
+        self.events: list[Event] = []
         self._schedule = RelabelSchedule(self._settings)
         self._alarms = RewardAlarms(self.config.judge.gate)
         self.busy = False
         self._failed_rounds = 0
         self._queue: deque[Callable[[Any], None]] = deque()  # distiller calls that wait for it to be free
-        self._labelling: _Labelling | None = None
-        self._found: dict[str, AnnotationRecord] = {}  # of the labelling that ended last
+        self._labellings: deque[_Labelling] = deque()  # the first is with the teacher
         self._scalars: dict[str, float] = {}
         self._state: dict[str, Any] | None = None  # before what is under way began
 
@@ -116,22 +120,34 @@ class OnlineJudge:
         self._reset()
         return self._take(self._distillers.actors[0].begin)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], files: Sequence[Any] = ()) -> None:
         """Take up what `state_dict` gave; waits for the student's files.
+
+        Args:
+            files: one reference to those that a checkpoint brought, for where the run's folder has lost them.
 
         Raises:
             UserError: its version is not there any more.
             RoleFailure: the distiller does not answer.
         """
         self._reset()
+        # Told when they come: those of updates before the checkpoint that nobody had asked for.
+        self.events, self._scalars = list(state.get("events", ())), dict(state.get("scalars", {}))
         self._schedule.load_state_dict(state["schedule"])
         self._alarms.load_state_dict(state["alarms"])
         self._failed_rounds = int(state["failed_rounds"])
-        self._take(self._distillers.actors[0].version, int(state["version"]))
+        self._take(self._distillers.actors[0].version, int(state["version"]), *files)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, JSON types; while something is under way, as it was before."""
-        return self._state or {
+        """All that the next update depends on, JSON types; while something is under way, as it was before.
+
+        With what happened and has not been asked for yet.
+        """
+        state = self._state or self._settled()
+        return {**state, "events": list(self.events), "scalars": dict(self._scalars)}
+
+    def _settled(self) -> dict[str, Any]:
+        return {
             "schedule": self._schedule.state_dict(),
             "alarms": self._alarms.state_dict(),
             "failed_rounds": self._failed_rounds,
@@ -140,6 +156,7 @@ class OnlineJudge:
 
     def _take(self, method: Any, *arguments: Any) -> GateResult:
         files, told = method.options(num_returns=2).remote(*arguments)
+        self._holder = self._distillers.actors[0]
         [record] = wait([told], self._distillers.role.deadline_s, "student")
         assert record.version is not None  # a first version is published, or an error
         self.student = StudentVersion(record.version, [files])
@@ -157,10 +174,12 @@ class OnlineJudge:
         """
         if self._annotators is None or self.busy:
             return
-        before = self.state_dict()
-        if self._schedule.audit_due(update):
+        before = self._settled()
+        # Where all were scored by the student before this one, the next update's will do.
+        samples = spread_samples(groups, self._settings.audit_samples, self.student.version)
+        if samples and self._schedule.audit_due(update):
             self.busy, self._state = True, before
-            samples = spread_samples(groups, self._settings.audit_samples)
+            self._schedule.audited(update)
             self._label(samples, None, partial(self._audited, update, groups, samples))
             return
         relabelling = self._schedule.after_update(update) if self._settings.every else None
@@ -168,32 +187,49 @@ class OnlineJudge:
             self.busy, self._state = True, before
             self._relabel(relabelling, groups)
 
-    def audit(self, update: int, groups: Sequence[Finished]) -> bool:
-        """Show some held-out groups to the teacher, unless it is busy; nothing follows from what it says of them."""
-        count = self._settings.held_out_samples
-        if self._annotators is None or self.labelling or not count:
-            return False
-        samples = spread_samples(groups, count)
+    def audit(self, update: int, groups: Sequence[Finished]) -> Callable[[], bool]:
+        """Show some held-out groups to the teacher; nothing follows from what it says of them.
 
-        def done() -> None:
-            self._measured(update, samples, "held_out")
+        Returns:
+            whether the teacher has not answered yet.
+        """
+        samples = spread_samples(groups, self._settings.held_out_samples)
+        waits: list[int] = []
 
-        self._label(samples, None, done)
-        return True
+        def done(found: Found) -> None:
+            self._measured(update, samples, found, "held_out")
+            waits.clear()
 
-    @property
-    def labelling(self) -> bool:
-        """Whether samples are with the teacher."""
-        return self._labelling is not None
+        if self._annotators is not None and samples:
+            waits.append(update)
+            self._label(samples, None, done)
+        return lambda: bool(waits)
 
     def work(self) -> None:
         """Hand waiting work to workers that are free."""
-        labelling = self._labelling
-        if labelling is not None and self._annotators is not None:
+        if self._labellings and self._annotators is not None:
+            labelling = self._labellings[0]
             while labelling.waiting and (worker := self._annotators.free()):
                 self._ask(labelling, worker, *labelling.waiting.popleft())
+        self._renew()
         while self._queue and (worker := self._distillers.free()):
             self._queue.popleft()(worker)
+
+    def _renew(self) -> None:
+        """The student's files again, where another distiller took over: the one before may have taken them along."""
+        worker = self._distillers.free()
+        if worker is None or worker.actor is self._holder:
+            return
+        self._holder = worker.actor
+        version = self.student.version
+
+        def renewed(call: Call, answer: StudentRecord | Failed) -> None:
+            if isinstance(answer, Failed):
+                self._holder = None  # asked for again
+            elif self.student.version == version:
+                self.student = StudentVersion(version, [call.values[0]])
+
+        self._workforce.send(worker, "version", version, then=renewed, returns=2)
 
     def take_scalars(self) -> dict[str, float]:
         """Figures since they were last taken, by the names of their curves."""
@@ -207,14 +243,16 @@ class OnlineJudge:
 
     # --- labelling -------------------------------------------------------------------------------------------------
 
-    def _label(self, samples: Sequence[Sample], keep_as: int | None, done: Callable[[], None]) -> None:
+    def _label(self, samples: Sequence[Sample], keep_as: int | None, done: Callable[[Found], None]) -> None:
+        """Samples go to the teacher, behind those that it has; `done` is told what it said of them."""
+        if not samples:
+            done({})
+            return
         by_group: dict[int, list[Sample]] = {}
         for sample in samples:
             by_group.setdefault(id(sample.group), []).append(sample)
         waiting = deque((part, 1) for part in by_group.values())
-        self._labelling = _Labelling(waiting, len(waiting), keep_as, done)
-        if not waiting:
-            self._labelled()
+        self._labellings.append(_Labelling(waiting, len(waiting), keep_as, done))
 
     def _ask(self, labelling: _Labelling, worker: Any, samples: list[Sample], attempt: int) -> None:
         self._workforce.send(
@@ -225,6 +263,8 @@ class OnlineJudge:
             then=partial(self._answered, labelling, samples, attempt),
             size=1,
             returns=2,
+            # A vision-language model may think about one video for minutes: the role's deadline alone bounds it.
+            progresses=self._settings.teacher != "vlm",
         )
 
     def _answered(
@@ -235,7 +275,7 @@ class OnlineJudge:
         call: Call,
         answer: list[AnnotationRecord] | Failed,
     ) -> None:
-        if labelling is not self._labelling:
+        if not self._with_teacher(labelling):
             return
         if isinstance(answer, Failed):
             if attempt <= self.config.teacher.labelling.retries:
@@ -254,7 +294,7 @@ class OnlineJudge:
         self, labelling: _Labelling, round_number: int, rows: Any, worker: Any, *, attempt: int = 1
     ) -> None:
         def kept(call: Call, answer: int | Failed) -> None:
-            if labelling is not self._labelling:
+            if not self._with_teacher(labelling):
                 return
             if not isinstance(answer, Failed):
                 self._one_less(labelling)
@@ -269,13 +309,12 @@ class OnlineJudge:
     def _one_less(self, labelling: _Labelling) -> None:
         labelling.left -= 1
         if labelling.left == 0:
-            self._labelled()
+            self._labellings.popleft()
+            labelling.done(labelling.found)
 
-    def _labelled(self) -> None:
-        labelling = self._labelling
-        assert labelling is not None
-        self._found, self._labelling = labelling.found, None
-        labelling.done()
+    def _with_teacher(self, labelling: _Labelling) -> bool:
+        """Whether it is this one's turn; an answer to one from before a reset is for nobody."""
+        return bool(self._labellings) and labelling is self._labellings[0]
 
     def _count(self, records: Sequence[AnnotationRecord]) -> None:
         failures = [record.failed for record in records if record.failed is not None]
@@ -286,20 +325,25 @@ class OnlineJudge:
 
     # --- audits ----------------------------------------------------------------------------------------------------
 
-    def _audited(self, update: int, groups: Sequence[Finished], samples: Sequence[Sample]) -> None:
-        drift = self._measured(update, samples, "judge")
+    def _audited(
+        self, update: int, groups: Sequence[Finished], samples: Sequence[Sample], found: Found
+    ) -> None:
+        drift = self._measured(update, samples, found, "judge")
         relabelling = self._schedule.after_update(update, drift) if self._settings.every else None
         if relabelling is None:
             self._rest()
         else:
             self._relabel(relabelling, groups)
 
-    def _measured(self, update: int, samples: Sequence[Sample], prefix: str) -> Drift | None:
+    def _measured(self, update: int, samples: Sequence[Sample], found: Found, prefix: str) -> Drift | None:
         """Both judges' scores of the same samples: figures, and alarms where they are of training."""
-        found = [self._found[sample.pair_id] for sample in samples]
+        if not samples:
+            return None
+        records = [found[sample.pair_id] for sample in samples]
         student = np.stack([sample.student for sample in samples])
-        teacher = np.stack([record.scores for record in found])
-        motions = np.array([record.motion for record in found])
+        teacher = np.stack([record.scores for record in records])
+        motions = np.array([record.motion for record in records])
+        version = max(sample.version for sample in samples)
         motion = float(np.nanmean(motions)) if np.isfinite(motions).any() else None
         drift = measure_drift(student, teacher)
         told = {**_means(student, f"{prefix}/student"), **_means(teacher, f"{prefix}/teacher")}
@@ -310,9 +354,9 @@ class OnlineJudge:
             if drift.rank is not None:
                 told[f"{prefix}/rank"] = drift.rank
         self._scalars |= told
-        self.events.append({"event": "audit", "of": prefix, "update": update, **told})
+        self.events.append({"event": "audit", "of": prefix, "update": update, "version": version, **told})
         if prefix == "judge":
-            for alarm in self._alarms.observe(Audit(update, student, teacher, motion)):
+            for alarm in self._alarms.observe(Audit(update, student, teacher, motion, version)):
                 self._raise_alarm(alarm)
         return drift
 
@@ -331,15 +375,24 @@ class OnlineJudge:
         def ask(worker: Any) -> None:
             self._workforce.send(worker, "known", ids, then=told)
 
-        def told(call: Call, answer: set[str] | Failed) -> None:
+        def told(call: Call, answer: Mapping[str, np.ndarray] | Failed) -> None:
             # A label that is there, as after a restart, is not asked for again.
-            known = set() if isinstance(answer, Failed) else answer
+            known = (
+                {}
+                if isinstance(answer, Failed)
+                else {
+                    name: AnnotationRecord(name, scores, float("nan"), None)
+                    for name, scores in answer.items()
+                }
+            )
             missing = [sample for sample in samples if sample.pair_id not in known]
 
-            def done() -> None:
-                if relabelling.cause == "interval" and missing:  # any other came from an audit
-                    self._measured(relabelling.update, missing, "judge")
-                if known or any(record.failed is None for record in self._found.values()):
+            def done(answered: Found) -> None:
+                found = known | answered
+                if relabelling.cause == "interval":  # any other came from an audit
+                    scored = [sample for sample in samples if sample.version == self.student.version]
+                    self._measured(relabelling.update, scored, found, "judge")
+                if any(record.failed is None for record in found.values()):
                     self._distil(relabelling, ids)
                 else:
                     nothing = Failed("the teacher could label none of the rollouts", "unlabelled")
@@ -412,18 +465,25 @@ class OnlineJudge:
         self._scalars[name] = self._scalars.get(name, 0.0) + count
 
 
-def spread_samples(groups: Sequence[Finished], count: int) -> list[Sample]:
-    """About `count` samples, evenly from all groups; those that the student could not score are left out."""
+def spread_samples(groups: Sequence[Finished], count: int, version: int | None = None) -> list[Sample]:
+    """At most `count` samples, evenly from all groups; those that the student could not score are left out.
+
+    Args:
+        version: of the student that scored them; None takes any.
+    """
     everything = [
         Sample(
             group,
             place,
             sample_id(group.record.prompt_id, group.record.seeds[place], group.record.versions),
             scores,
+            score.version,
         )
         for group in groups
         for place, score in enumerate(group.record.scores)
-        if (scores := judged_scores(score)) is not None
+        if isinstance(score, Scored)
+        and version in (None, score.version)
+        and (scores := judged_scores(score)) is not None
     ]
     if len(everything) <= count:
         return everything

@@ -131,8 +131,8 @@ class AlignmentLoop:
         done, self._held_out = self._held_out, None
         scalars = done.scalars()
         judge = self.crew.judge
-        if judge is not None and judge.audit(self.version, done.groups):
-            self._wait(lambda: judge.labelling, stopped)
+        if judge is not None:
+            self._wait(judge.audit(self.version, done.groups), stopped)
         return scalars
 
     def judge(self, update: Update, stopped: Stopped) -> None:

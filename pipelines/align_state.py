@@ -2,14 +2,15 @@
 
 A checkpoint is written between two updates and holds all that the next one depends on: weights, optimizer and random
 state of every rank, the accounts of the ledger, the groups that are finished and wait (their tokens and scores), which
-groups were under way, how many there were, the judge's schedule and the version of its student, and the configuration.
-It appears complete or not at all. Labels and students themselves lie beside, each whole and never replaced.
+groups were under way, how many there were, the judge's schedule and its student, and the configuration. It appears
+complete or not at all. Labels and all students lie beside, in the judge's folder, each whole and never replaced, and
+with which settings they were made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
 
+TOLD = "told"  # in the judge's events: after which update each was written down
+_STUDENT = "student"
+SETTINGS = "settings.json"
 _MAY_DIFFER = {
     "name",
     "output",
@@ -56,19 +60,21 @@ def save(
         return len(references) - 1
 
     state = loop.state_dict(pack)
-    learner = loop.crew.learner
+    learner, judge = loop.crew.learner, loop.crew.judge
 
     def write(folder: Path) -> None:
         learner.ask("save_state", folder / "state")
         learner.ask("save", folder / "model")
         learner.ask_first("save_groups", folder / "groups", *references)
+        if judge is not None:
+            learner.ask_first("save_files", folder / _STUDENT, *judge.student.reference)
 
     metadata = {
         "version": loop.version,
         "counts": dict(counts),
         "config": config.model_dump(mode="json"),
         "loop": state,
-        "judge": loop.crew.judge.state_dict() if loop.crew.judge else None,
+        "judge": None if judge is None else judge.state_dict(),
         "finished_groups": len(references),
         "row": None if row is None else dict(row),
     }
@@ -99,7 +105,9 @@ def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> N
     loop.load_state_dict(state, unpack)
     loop.weights = crew.learner.publish()
     if crew.judge is not None:
-        crew.judge.load_state_dict(found.metadata["judge"])
+        student = found.folder / _STUDENT
+        files = learner.ask_first("load_files", student, returns=2).values if student.is_dir() else ()
+        crew.judge.load_state_dict(found.metadata["judge"], files)
 
 
 def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
@@ -108,12 +116,46 @@ def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> 
     Raises:
         UserError: something else differs.
     """
-    now = config.model_dump(mode="json")
     unasked = set() if config.judge.relabel.teacher == "vlm" else {"teacher"}
-    for section in now.keys() - _MAY_DIFFER - unasked:
+    check_settings(before, config, where, _MAY_DIFFER | unasked, _MAY_DIFFER_IN)
+
+
+def keep_settings(
+    folder: Path, config: JobConfig, check: Callable[[Mapping[str, Any], JobConfig, str], None]
+) -> None:
+    """What is made in a folder is made with the settings written down there, but for those that may change.
+
+    Args:
+        check: told the settings before, these, and where; as `check_same_job`.
+
+    Raises:
+        UserError: they are others.
+    """
+    path = folder / SETTINGS
+    if path.is_file():
+        check(json.loads(path.read_text(encoding="utf-8")), config, str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def check_settings(
+    before: Mapping[str, Any],
+    config: JobConfig,
+    where: str,
+    free_sections: Set[str],
+    free_in: Mapping[str, Set[str]],
+) -> None:
+    """Compare settings but for sections, and keys of sections, that may differ.
+
+    Raises:
+        UserError: others differ.
+    """
+    now = config.model_dump(mode="json")
+    for section in sorted(now.keys() - free_sections):
         old, new = before.get(section), now[section]
-        if isinstance(old, dict) and section in _MAY_DIFFER_IN:
-            free = _MAY_DIFFER_IN[section]
+        if isinstance(old, dict) and section in free_in:
+            free = free_in[section]
             old, new = ({k: v for k, v in part.items() if k not in free} for part in (old, new))
         if old != new:
             raise UserError(
@@ -141,21 +183,25 @@ def write_journal(path: Path, update: Update) -> None:
 
 
 def write_events(path: Path, update: int, events: Sequence[Mapping[str, Any]]) -> None:
-    """One line per thing that happened to the judge, by the update after which it was told."""
+    """One line per thing that happened to the judge: the update it is about, and the one after which it was told."""
     if events:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"update": update, **event}) + "\n" for event in events)
+            file.writelines(json.dumps({"update": update, **event, TOLD: update}) + "\n" for event in events)
 
 
-def cut_journal(path: Path, updates_done: int) -> None:
-    """Drop what was written after the checkpoint, and a torn last line."""
+def cut_journal(path: Path, updates_done: int, key: str = "update") -> None:
+    """Drop what was written after the checkpoint, and a torn last line.
+
+    Args:
+        key: of a line's update.
+    """
     if not path.exists():
         return
     kept = [
         json.dumps(line) + "\n"
         for line in read_lines(path)
-        if line.get("update", updates_done) < updates_done
+        if line.get(key, line.get("update", updates_done)) < updates_done
     ]
     with whole_file(path) as draft:  # a full disk, or an end here, must not cost the lines that are kept
         draft.write_text("".join(kept), encoding="utf-8")

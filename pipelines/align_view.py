@@ -37,6 +37,8 @@ _JUDGE = {
     "judge/gap": "student over teacher",
     "judge/rank": "rank agreement",
 }
+_MORE = "…"  # stands for curves that do not fit
+_LEAST_REWARDS = 2  # rows that are shown however low the terminal is
 _NOT_COMPONENTS = ("reward_mean", "reward_std", "reward_group_std")
 
 
@@ -106,7 +108,8 @@ class LiveView:
 
     def show(self, state: ViewState) -> None:
         """Drawn at the next refresh."""
-        self._live.update(render(state, self._console.width))
+        # The cursor needs a line too.
+        self._live.update(render(state, self._console.width, self._console.height - 1))
 
     def __enter__(self) -> LiveView:
         self._live.start()
@@ -148,25 +151,30 @@ class PlainView:
         self._progress.__exit__(kind, error, trace)
 
 
-def render(state: ViewState, width: int = 100) -> RenderableType:
+def render(state: ViewState, width: int = 100, height: int | None = None) -> RenderableType:
     """A picture of a state.
 
     Args:
         width: columns that there are.
+        height: lines that there are; of the rewards' curves as many are shown as fit. None shows all.
     """
-    parts = _header(state, width)
+    header, told = _header(state, width), _told(state)
+    roles, groups = _roles(state), _groups(state)
+    learning = _curves(state, _LEARNING)
+    rewards = _reward_names(state)
     if width < _WIDE:
-        parts += [_roles(state), _groups(state), _rewards(state), _learning(state)]
-    else:
-        parts.append(_pair(_panel("roles", _roles(state)), _panel("groups", _groups(state))))
-        parts.append(_pair(_panel("rewards", _rewards(state)), _panel("learning", _learning(state))))
-    if state.failures:
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(state.failures.items()))
-        parts.append(Text(f"failed attempts: {told}", "yellow"))
-    parts += [
-        Text(f"alarm: {name} = {value:.4g}", "bold red") for name, value in sorted(state.alarms.items())
-    ]
-    return Group(*parts)
+        others = sum(table.row_count for table in (roles, groups, learning)) + 1  # the roles' titles
+        shown = _fitting(rewards, height, len(header) + len(told) + others)
+        return Group(*header, *told, roles, groups, _curves(state, shown), learning)
+    borders = 4
+    others = max(roles.row_count + 1, groups.row_count) + borders
+    shown = _fitting(rewards, height, len(header) + len(told) + others)
+    return Group(
+        *header,
+        *told,
+        _pair(_panel("roles", roles), _panel("groups", groups)),
+        _pair(_panel("rewards", _curves(state, shown)), _panel("learning", learning)),
+    )
 
 
 def spark(values: Sequence[float]) -> str:
@@ -196,7 +204,18 @@ def _header(state: ViewState, width: int) -> list[RenderableType]:
     return [first]
 
 
-def _roles(state: ViewState) -> RenderableType:
+def _told(state: ViewState) -> list[RenderableType]:
+    """What a person should look at, above all that a low terminal cuts off."""
+    lines: list[RenderableType] = [
+        Text(f"alarm: {name} = {value:.4g}", "bold red") for name, value in sorted(state.alarms.items())
+    ]
+    if state.failures:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(state.failures.items()))
+        lines.append(Text(f"failed attempts: {told}", "yellow", no_wrap=True, overflow="ellipsis"))
+    return lines
+
+
+def _roles(state: ViewState) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for title in ("", "up", "busy", "groups/s", "tokens/s", "lost"):
         table.add_column(title, justify="left" if title in ("", "busy") else "right", no_wrap=True)
@@ -212,7 +231,7 @@ def _roles(state: ViewState) -> RenderableType:
     return table
 
 
-def _groups(state: ViewState) -> RenderableType:
+def _groups(state: ViewState) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -236,18 +255,28 @@ def _groups(state: ViewState) -> RenderableType:
     return table
 
 
-def _rewards(state: ViewState) -> RenderableType:
+def _reward_names(state: ViewState) -> dict[str, str]:
+    """Curves that there are and their labels, what matters most first."""
     parts = [n for n in state.curves if n.startswith("reward_") and n not in _NOT_COMPONENTS]
-    names = {"reward_mean": "reward", "held_out/reward_mean": "held out"}
-    names |= {name: name.removeprefix("reward_") for name in sorted(parts)}
-    return _curves(state, {**names, "reward_group_std": "spread in a group", **_JUDGE})
+    names = {
+        "reward_mean": "reward",
+        "held_out/reward_mean": "held out",
+        "reward_group_std": "spread in a group",
+    }
+    names |= _JUDGE | {name: name.removeprefix("reward_") for name in sorted(parts)}
+    return {name: label for name, label in names.items() if state.curves.get(name)}
 
 
-def _learning(state: ViewState) -> RenderableType:
-    return _curves(state, _LEARNING)
+def _fitting(names: Mapping[str, str], height: int | None, others: int) -> dict[str, str]:
+    """As many as fit beside `others` lines; the last line then says how many do not."""
+    room = len(names) if height is None else max(_LEAST_REWARDS, height - others)
+    if len(names) <= room:
+        return dict(names)
+    kept = dict(list(names.items())[: max(1, room - 1)])
+    return {**kept, _MORE: f"… {len(names) - len(kept)} more"}
 
 
-def _curves(state: ViewState, names: Mapping[str, str]) -> RenderableType:
+def _curves(state: ViewState, names: Mapping[str, str]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -255,7 +284,11 @@ def _curves(state: ViewState, names: Mapping[str, str]) -> RenderableType:
     for name, label in names.items():
         if values := state.curves.get(name):
             table.add_row(label, f"{values[-1]:.4g}", Text(spark(values), "green"))
-    return table if table.row_count else Text("nothing yet", "dim")
+        elif name == _MORE:
+            table.add_row(Text(label, "dim"))
+    if not table.row_count:
+        table.add_row(Text("nothing yet", "dim"))
+    return table
 
 
 def _panel(title: str, content: RenderableType) -> Panel:

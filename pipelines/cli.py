@@ -164,7 +164,9 @@ def _wrapped(error: BaseException) -> Iterator[BaseException | None]:
     yield error.__cause__
 
 
-def _report(line: str) -> int:
+def _report(line: str, details: str = "") -> int:
+    if details:
+        print(details.rstrip(), file=sys.stderr)
     print(f"error: {' '.join(line.split())}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
@@ -184,7 +186,7 @@ def run(arguments: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         if found := user_error_in(error):
-            return _report(found.line())
+            return _report(found.line(), found.details)
         traceback.print_exc()
         return EXIT_BUG
 

@@ -4,6 +4,7 @@ judge does when nobody relabels.
     out/
       <arm>-<seed>/        one alignment run each, as `roboalign align` leaves it; complete ones are left, others resume
       <arm>-<seed>.json    its rollouts on held-out windows, by every judge; one that comes later is added
+      settings.json        those of the experiment, which stay the same
       alignment.md, hacking.md, hacking.png, *.json
 
 Every arm begins with the same weights and makes equally many updates on the same prompts.
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.align import ALIGNED, LOGS, run_align
+from pipelines.align_state import check_settings, keep_settings
 from pipelines.evaluate import Bench, make_bench
 from pipelines.judged import JUDGE_TITLES, PRIVILEGED, Panel, make_panel, run_judged
 from pipelines.weights import world_model_folder
@@ -53,6 +55,14 @@ HACKING_ARMS: Mapping[str, Change] = {
 }
 
 
+_FREE_SECTIONS = {"name", "output", "cluster", "serving", "telemetry"}
+_FREE_KEYS = {
+    "alignment": {"checkpoint_every", "checkpoints"},
+    "evaluation": {"judges"},
+    "teacher": {"labelling", "engine", "server"},
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """One arm with one seed."""
@@ -79,8 +89,9 @@ def run_alignment(
         what alignment.json holds.
 
     Raises:
-        UserError: as `run_align`.
+        UserError: the folder holds an experiment with other settings; or as `run_align`.
     """
+    keep_settings(out, config, check_same_experiment)
     runs = [Run("judged", seed) for seed in range(seeds)]
     runs += [Run(arm, seed) for arm in ALIGNMENT_ARMS if arm != "judged" for seed in range(single)]
     judge_of = _Judges(config)
@@ -108,7 +119,7 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
         out: folder; what is complete in it is not made again.
 
     Raises:
-        UserError: nobody relabels, or as `run_align`.
+        UserError: nobody relabels, the folder holds an experiment with other settings, or as `run_align`.
     """
     if config.judge.relabel.teacher == "none" or not config.judge.relabel.held_out_samples:
         raise UserError(
@@ -116,6 +127,7 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
             where="judge.relabel",
             remedy="set a teacher and held_out_samples",
         )
+    keep_settings(out, config, check_same_experiment)
     curves: dict[str, list[dict[str, Any]]] = {}
     for arm in HACKING_ARMS:
         for seed in range(seeds):
@@ -127,6 +139,16 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
     _write(out / "hacking.md", hacking_table(told))
     draw_hacking(told, out / "hacking.png")
     return told
+
+
+def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
+    """What is complete counts only where it was made alike; judges may come later, and machines differ.
+
+    Raises:
+        UserError: something else differs.
+    """
+    asked = config.judge.relabel.teacher == "vlm" or "vlm" in before["evaluation"]["judges"]
+    check_settings(before, config, where, _FREE_SECTIONS | (set() if asked else {"teacher"}), _FREE_KEYS)
 
 
 def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:

@@ -20,6 +20,22 @@ settings.load_profile("unhurried")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a process where several run side by side (pytest-xdist, `--dist loadgroup`).
+
+    A file stays together, for its fixtures; and all files that start Ray do: two clusters that come up at the same time
+    on two cores may not come up at all.
+    """
+    starting = {
+        item.path
+        for item in items
+        if isinstance(item, pytest.Function)
+        and ("ray_cluster" in item.fixturenames or "ray" in vars(item.module))
+    }
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in starting else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real robot episodes; tests that need it skip where it is absent."""

@@ -19,10 +19,11 @@ class UserError(Exception):
         what: what is wrong, as a short clause ("unknown key 'hiden_size'").
         where: the file, key, episode or option it was found in.
         remedy: what to do about it.
+        details: lines that are shown above that one, such as a table; most have none.
     """
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        self.what, self.where, self.remedy = what, where, remedy
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", details: str = "") -> None:
+        self.what, self.where, self.remedy, self.details = what, where, remedy, details
         super().__init__(self.line())
 
     def line(self) -> str:
@@ -32,7 +33,7 @@ class UserError(Exception):
 
     def __reduce__(self):
         # Exceptions cross process boundaries (Ray); keep the keyword-only parts through pickling.
-        return (_rebuild_user_error, (type(self), self.what, self.where, self.remedy))
+        return (_rebuild_user_error, (type(self), self.what, self.where, self.remedy, self.details))
 
 
 def first_line(error: BaseException) -> str:
@@ -40,8 +41,8 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _rebuild_user_error(cls: type[UserError], what: str, where: str, remedy: str) -> UserError:
-    return cls(what, where=where, remedy=remedy)
+def _rebuild_user_error(cls: type[UserError], what: str, where: str, remedy: str, details: str) -> UserError:
+    return cls(what, where=where, remedy=remedy, details=details)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ class Audit:
         update: policy update.
         student, teacher: float [N, 6], rubric points; rows with NaN are failures and left out.
         motion: how much the rollouts move, as a share of what real clips do (`motion_share`); None where not measured.
+        version: of the student.
     """
 
     update: int
     student: np.ndarray
     teacher: np.ndarray
     motion: float | None = None
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class RewardAlarms:
 
     def __init__(self, config: GateConfig) -> None:
         self.config = config
-        self._history: list[dict[str, Any]] = []  # shares per audit: "student" [6], "teacher" a number
+        # Shares per audit: "student" [6], "teacher" a number; "version" of the student.
+        self._history: list[dict[str, Any]] = []
 
     def observe(self, audit: Audit) -> tuple[Alarm, ...]:
         """What this audit gives reason to say; an audit without a rollout that both scored tells only of motion."""
@@ -77,9 +80,8 @@ class RewardAlarms:
         if not both.any():
             return found
         told, truth = student[both].mean(axis=0), teacher[both].mean(axis=0)
-        self._history.append(
-            {"student": normalise(told).tolist(), "teacher": float(truth.sum() / maxima().sum())}
-        )
+        shares = {"student": normalise(told).tolist(), "teacher": float(truth.sum() / maxima().sum())}
+        self._history.append({**shares, "version": audit.version})
         self._history = self._history[-self.config.hacking_window :]
         return (*found, *self._gap(audit.update, told, truth), *self._hacking(audit.update))
 
@@ -118,9 +120,14 @@ class RewardAlarms:
         rises = student[-half:].mean(axis=0) - student[:half].mean(axis=0)
         if fall < least:
             return ()
+        # Another student's scores may rise for what it learned: that is no reason to be silent, but to say so.
+        versions = {entry.get("version", 0) for entry in self._history}
+        besides = "; the student was relabelled in between" if len(versions) > 1 else ""
         return tuple(
             Alarm(
-                "hacking", update, f"{name} rose by {rise:.1%} while the teacher's total fell by {fall:.1%}"
+                "hacking",
+                update,
+                f"{name} rose by {rise:.1%} while the teacher's total fell by {fall:.1%}{besides}",
             )
             for name, rise in zip(names(), rises, strict=True)
             if rise >= least

@@ -126,7 +126,7 @@ class GateResult:
         """Let the judge reward.
 
         Raises:
-            UserError: a trial failed; the message holds every trial's gap.
+            UserError: a trial failed; the message holds every trial's gap, its details the table.
         """
         if self.open:
             return
@@ -140,6 +140,7 @@ class GateResult:
             f"the reward gate is closed; gaps to the exact clip (at least {self.smallest_gap:.0%}): {told}",
             where=self.judge,
             remedy="train the judge on more or stronger examples of what failed; it must not reward as it is",
+            details=self.table(),
         )
 
 

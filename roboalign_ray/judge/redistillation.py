@@ -66,6 +66,9 @@ class Redistiller:
         start: folder of the student to begin with.
         replay: store of judged pairs: older examples, calibration, and the gate's real clips.
         device: to train and try on.
+
+    Attributes:
+        passes: batches that a student was shown, ever, in training, calibration and trial.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Redistiller:
         self.labels = DistillationSet(folder / LABELS)
         self._cache = PairCache(config.distillation.cache_gb)
         self.registry = StudentRegistry(folder / VERSIONS)
-        self.steps_done = 0
+        self.passes = 0
 
     def begin(self) -> Published:
         """The first version: the student that the run begins with, tried and published.
@@ -86,24 +89,34 @@ class Redistiller:
         """
         if (known := self.registry.find(_START)) is not None:
             return self.version(known)
-        student = Student.load(self.start).to(self.device)
+        student = self._counted(Student.load(self.start))
         gate = try_student(student, self.config, LabelledPairs([self.replay], self._cache))
         gate.assert_open()
         return self._publish(student, gate, _START, {})
 
-    def version(self, number: int) -> Published:
+    def version(self, number: int, files: Mapping[str, bytes] | None = None) -> Published:
         """One that was published.
+
+        Args:
+            files: those that were kept of it elsewhere, for where the registry has lost it.
 
         Raises:
             UserError: there is none of that number, or its files are damaged.
         """
+        if files is not None:
+            self.registry.adopt(number, files)
         about = self.registry.about(number)  # verifies the files
         files = packed_folder(self.registry.path(number))
         return Published(number, files, GateResult.from_json(about["gate"]), {})
 
-    def known(self, ids: Sequence[str]) -> set[str]:
-        """Those that have a label already."""
-        return set(ids) & set(self.labels.ids)
+    def known(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The labels of those that have one already: rubric points, float64 [6]."""
+        wanted = set(ids)
+        return {
+            name: scores.astype(np.float64)
+            for name, scores in zip(self.labels.ids, self.labels.scores, strict=True)
+            if name in wanted
+        }
 
     def keep(self, round_number: int, rows: Sequence[Mapping[str, Any]]) -> int:
         """Add fresh labels, as `encode_pair` makes them; returns how many had none before.
@@ -130,7 +143,7 @@ class Redistiller:
         key = _key(round_number, base, ids)
         if (known := self.registry.find(key)) is not None:
             return self.version(known)
-        before = self.registry.load(base).to(self.device)
+        before = self._counted(self.registry.load(base))
         trained, figures = self._train(copy.deepcopy(before), round_number)
         for share in _SHARES:
             student = between(before, trained, share)
@@ -139,6 +152,15 @@ class Redistiller:
             if gate.open:
                 return self._publish(student, gate, key, {**figures, "share": share})
         return gate
+
+    def _counted(self, student: Student) -> Student:
+        """On the device, where each of its passes counts, and each of its copies'."""
+
+        def passed(*_: Any) -> None:
+            self.passes += 1
+
+        student.register_forward_hook(passed)
+        return student.to(self.device)
 
     def _train(self, student: Student, round_number: int) -> tuple[Student, dict[str, float]]:
         relabel, settings = self.config.relabel, self.config.distillation
@@ -175,7 +197,6 @@ class Redistiller:
     def _step(self, trainer: StudentTrainer, batch: Sequence[JudgedPair]) -> dict[str, float]:
         clips = prepare_clips([pair.frames for pair in batch], self.config.student)
         scores = np.stack([pair.scores for pair in batch])
-        self.steps_done += 1
         return trainer.step(clips, [pair.instruction for pair in batch], scores)
 
     def _publish(

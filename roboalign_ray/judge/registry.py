@@ -8,6 +8,7 @@ from typing import Any
 
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import unpack_folder
 from roboalign_ray.judge.student import Student
 
 _KEY = "key"
@@ -48,6 +49,28 @@ class StudentRegistry:
             student.version = before
             raise
         return student.version
+
+    def adopt(self, version: int, files: Mapping[str, bytes]) -> None:
+        """Take in a version that was published elsewhere; one that is here stays.
+
+        Args:
+            version: its number.
+            files: its folder, as `packed_folder` gives it.
+
+        Raises:
+            UserError: they are not a whole version of that number.
+        """
+        if self.path(version).is_dir():
+            return
+
+        def unpack(folder: Path) -> None:
+            unpack_folder(files, folder)
+            if (told := checkpoints.read_manifest(folder)["step"]) != version:
+                raise UserError(
+                    f"the files are those of student version {told}, not {version}", where=str(self.folder)
+                )
+
+        checkpoints.adopt(self.folder, unpack)
 
     def newest(self) -> int | None:
         """The newest version's number; None before the first."""

@@ -66,7 +66,7 @@ def measure_drift(student: np.ndarray, teacher: np.ndarray) -> Drift | None:
 
 
 class RelabelSchedule:
-    """Says when to relabel. Call `after_update` once per policy update, `audit_due` before it.
+    """Says when to relabel. Call `after_update` once per policy update, `audit_due` and `audited` before it.
 
     A relabelling is told once; the count towards the next starts there, whatever becomes of it: a teacher that is down
     is asked again by the next interval, not at every update.
@@ -74,15 +74,21 @@ class RelabelSchedule:
 
     def __init__(self, config: RelabelConfig) -> None:
         self.config = config
-        self.round, self.last_update, self.last_relabelled = 0, 0, 0
+        self.round, self.last_update, self.last_relabelled, self.last_audited = 0, 0, 0, 0
 
     def audit_due(self, update: int) -> bool:
         """Whether the judges should be compared after this update (counted from 1).
 
-        None falls on the interval's end: a relabelling compares them anyway.
+        None falls on the interval's end: a relabelling compares them anyway. One that cannot be made, as while the
+        teacher is busy, stays due until `audited` is told of it.
         """
-        since, every = update - self.last_relabelled, self.config.audit_every
-        return every > 0 and since % every == 0 and (since < self.config.every or not self.config.every)
+        if not self.config.audit_every or (self.config.every and self._since(update) >= self.config.every):
+            return False
+        return update - max(self.last_audited, self.last_relabelled) >= self.config.audit_every
+
+    def audited(self, update: int) -> None:
+        """The judges are being compared after this update."""
+        self.last_audited = update
 
     def after_update(self, update: int, drift: Drift | None = None) -> Relabelling | None:
         """Whether to relabel after this update.
@@ -99,11 +105,14 @@ class RelabelSchedule:
         if update == self.last_update:
             return None
         self.last_update = update
-        cause = self._cause(update - self.last_relabelled, drift)
+        cause = self._cause(self._since(update), drift)
         if cause is None:
             return None
         self.round, self.last_relabelled = self.round + 1, update
         return Relabelling(self.round, update, cause)
+
+    def _since(self, update: int) -> int:
+        return update - self.last_relabelled
 
     def _cause(self, since: int, drift: Drift | None) -> Cause | None:
         if since >= self.config.every:
@@ -120,6 +129,7 @@ class RelabelSchedule:
             "round": self.round,
             "last_update": self.last_update,
             "last_relabelled": self.last_relabelled,
+            "last_audited": self.last_audited,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,3 +137,4 @@ class RelabelSchedule:
         self.round = int(state["round"])
         self.last_update = int(state["last_update"])
         self.last_relabelled = int(state["last_relabelled"])
+        self.last_audited = int(state.get("last_audited", 0))  # not kept by older runs

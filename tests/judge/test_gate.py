@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -50,8 +51,11 @@ def test_pixel_distance_and_a_constant_fail() -> None:
     result = run_gate(pixel_l1, CLIPS, GateConfig(), name="pixel L1")
     failed = {row.trial for row in result.rows if not row.passed}
     assert {"blur", "static", "reverse", "wrong_instruction"} <= failed
-    with pytest.raises(UserError, match=r"pixel L1: the reward gate is closed.*blur \d+\.\d% FAILED"):
+    with pytest.raises(
+        UserError, match=r"pixel L1: the reward gate is closed.*blur \d+\.\d% FAILED"
+    ) as closed:
         result.assert_open()
+    assert pickle.loads(pickle.dumps(closed.value)).details == result.table()  # as Ray hands it on
     constant = run_gate(lambda questions: np.full(len(questions), 7.0), CLIPS, GateConfig())
     assert not any(row.passed for row in constant.rows)
     assert all(row.gap == 0 and row.wins == 0.5 for row in constant.rows)

@@ -63,13 +63,17 @@ def test_a_round_teaches_what_its_labels_say_and_is_published_once(material, jud
     assert first.version == 1
     fresh = list(grey_clips(8))
     ids = [pair.pair_id for pair in fresh]
-    assert run.known(ids) == set()
+    assert run.known(ids) == {}
     assert run.keep(1, [encode_pair(pair) for pair in fresh]) == 8
     assert run.keep(1, [encode_pair(pair) for pair in fresh]) == 0
-    assert run.known([*ids, "other"]) == set(ids)
+    known = run.known([*ids, "other"])
+    assert {name: scores.tolist() for name, scores in known.items()} == {
+        pair.pair_id: pair.scores.tolist() for pair in fresh
+    }
     second = run.relabel(1, 1, ids)
     assert isinstance(second, Published)
     assert second.version == 2
+    assert run.passes > 100 + 2  # besides training, calibration and trials are signs of life
 
     def error(student: Student) -> float:
         judged = student.score([pair.frames for pair in fresh], [pair.instruction for pair in fresh])
@@ -81,7 +85,7 @@ def test_a_round_teaches_what_its_labels_say_and_is_published_once(material, jud
     assert again.begin().version == 1
     told = again.relabel(1, 1, list(reversed(ids)))
     assert isinstance(told, Published)
-    assert (told.version, again.registry.newest(), again.steps_done) == (2, 2, 0)
+    assert (told.version, again.registry.newest(), again.passes) == (2, 2, 0)
     assert told.files == second.files
 
 

@@ -78,21 +78,39 @@ def test_causes_and_bounds() -> None:
         RelabelConfig(every=2, least=3)
 
 
+def audits(schedule: RelabelSchedule, updates, able=lambda update: True) -> list[int]:
+    """Updates after which an audit is made."""
+    made = []
+    for update in updates:
+        if schedule.audit_due(update) and able(update):
+            schedule.audited(update)
+            made.append(update)
+    return made
+
+
 def test_audits_fall_between_relabellings() -> None:
     schedule = RelabelSchedule(RelabelConfig(every=6, least=2, audit_every=2))
-    assert [update for update in range(1, 13) if schedule.audit_due(update)] == [2, 4]
+    assert audits(schedule, range(1, 13)) == [2, 4]
     schedule.after_update(4, Drift(-1.0, 0.0, 8))
-    assert [update for update in range(5, 13) if schedule.audit_due(update)] == [6, 8]
+    assert audits(schedule, range(5, 13)) == [6, 8]
+
+
+def test_an_audit_that_could_not_be_made_stays_due() -> None:
+    schedule = RelabelSchedule(RelabelConfig(every=0, audit_every=2))
+    assert audits(schedule, [1, 2, 3, 4, 5, 6, 7, 8], able=lambda update: update not in (2, 4)) == [3, 5, 7]
+    again = RelabelSchedule(schedule.config)
+    again.load_state_dict(schedule.state_dict())
+    assert audits(again, [8, 9]) == [9]
 
 
 def test_audits_go_on_where_nothing_may_be_relabelled() -> None:
     """Alarms live on them: before the least distance, and where a student is left as it is for good."""
     soon = RelabelSchedule(RelabelConfig(every=6, least=6, audit_every=2))
-    assert [update for update in range(1, 13) if soon.audit_due(update)] == [2, 4]
+    assert audits(soon, range(1, 13)) == [2, 4]
     frozen = RelabelSchedule(RelabelConfig(every=0, audit_every=4))
-    assert [update for update in range(1, 13) if frozen.audit_due(update)] == [4, 8, 12]
+    assert audits(frozen, range(1, 13)) == [4, 8, 12]
     never = RelabelSchedule(RelabelConfig(every=0, audit_every=0))
-    assert not any(never.audit_due(update) for update in range(1, 13))
+    assert audits(never, range(1, 13)) == []
 
 
 def test_drift_is_scipys_rank_and_the_mean_gap() -> None:

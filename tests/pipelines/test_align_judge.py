@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from judged_job import make_judged_job
 
+from pipelines import align
 from pipelines.align import run_align
+from pipelines.align_loop import AlignmentLoop
 from pipelines.align_replay import run_replay
+from pipelines.align_state import check_same_job, keep_settings
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
@@ -28,9 +32,15 @@ def job(tmp_path_factory) -> JobConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster, job, tmp_path_factory):
+def copies(tmp_path_factory) -> Path:
+    """Where the finished run copied its checkpoints to."""
+    return tmp_path_factory.mktemp("copies")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, job, copies, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    return run_align(job, out, quiet=True), out
+    return run_align(changed(job, "alignment", checkpoints=f"file://{copies}"), out, quiet=True), out
 
 
 def lines(path: Path) -> list[dict]:
@@ -39,6 +49,13 @@ def lines(path: Path) -> list[dict]:
 
 def changed(job: JobConfig, section: str, **values) -> JobConfig:
     return job.model_copy(update={section: getattr(job, section).model_copy(update=values)})
+
+
+def assert_same_model(actual: Path, expected: Path) -> None:
+    """Bit for bit."""
+    wanted = load_pretrained(expected)[0].state_dict()
+    for name, value in load_pretrained(actual)[0].state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), wanted[name].numpy(), err_msg=name)
 
 
 def test_every_score_names_the_student_that_gave_it(finished):
@@ -138,15 +155,67 @@ def test_a_resumed_run_asks_the_teacher_for_no_label_twice(ray_cluster, job, fin
     again = run_align(changed(job, "alignment", checkpoint_every=100), out, resume=True, quiet=True)
     assert {p.name: p.stat().st_mtime_ns for p in (out / "judge" / "labels").iterdir()} == written
     assert StudentRegistry(out / "judge" / "versions").newest() == 3
-    expected = load_pretrained(result.model)[0].state_dict()
-    for name, value in load_pretrained(again.model)[0].state_dict().items():
-        np.testing.assert_array_equal(value.numpy(), expected[name].numpy(), err_msg=name)
+    assert_same_model(again.model, result.model)
+
+
+def test_a_run_whose_disk_is_gone_goes_on_with_the_student_of_its_checkpoint(
+    ray_cluster, job, finished, copies, tmp_path
+):
+    """Labels and versions were not copied: the student that the checkpoint was written with scores on."""
+    shutil.copytree(copies, tmp_path / "copies")
+    (tmp_path / "copies" / "step-00000004.json").unlink()
+    out = tmp_path / "out"
+    moved = changed(job, "alignment", checkpoints=f"file://{tmp_path / 'copies'}")
+    result = run_align(moved, out, resume=True, quiet=True)
+    assert_same_model(result.model, finished[0].model)
+    registry, before = StudentRegistry(out / "judge" / "versions"), finished[1] / "judge" / "versions"
+    assert registry.newest() == 3
+    assert registry.about(2) == StudentRegistry(before).about(2)
+    scored = {score["scorer_version"] for line in lines(out / "rollouts.jsonl") for score in line["scores"]}
+    assert scored == {2}
+    assert set(DistillationSet(out / "judge" / "labels").rounds.tolist()) == {2}
+
+
+def test_a_run_that_ends_with_an_update_relabels_after_it_all_the_same(
+    ray_cluster, job, finished, tmp_path, monkeypatch
+):
+    published, done = AlignmentLoop._published, []
+
+    def counting(loop, scalars, weights):
+        published(loop, scalars, weights)
+        done.append(loop.version)
+
+    @contextmanager
+    def asked_after_two_updates():
+        yield lambda: done[-1:] == [2]
+
+    monkeypatch.setattr(AlignmentLoop, "_published", counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(align, "interruptions", asked_after_two_updates)
+        with pytest.raises(KeyboardInterrupt):
+            run_align(changed(job, "alignment", checkpoint_every=1), tmp_path / "out", quiet=True)
+    result = run_align(
+        changed(job, "alignment", checkpoint_every=1), tmp_path / "out", resume=True, quiet=True
+    )
+    events = lines(tmp_path / "out" / "judge" / "events.jsonl")
+    assert [e["update"] for e in events if e["event"] == "relabelled"] == [2, 4]
+    assert [e["update"] for e in events if e["event"] == "audit" and e["of"] == "judge"] == [1, 2, 3, 4]
+    assert_same_model(result.model, finished[0].model)
+
+
+def test_what_another_run_left_is_not_taken_up(job, tmp_path):
+    """It ended before its first checkpoint; its students and labels were made with other settings."""
+    keep_settings(tmp_path / "out" / "judge", job, check_same_job)
+    other = job.judge.model_copy(update={"weights": "shipped"})
+    with pytest.raises(UserError, match="judge: the run began with other settings in 'judge'"):
+        run_align(job.model_copy(update={"judge": other}), tmp_path / "out", quiet=True)
 
 
 def test_a_student_that_fails_the_gate_ends_the_job_before_any_rollout(ray_cluster, job, tmp_path):
     gate = job.judge.gate.model_copy(update={"trials": ("reverse",)})
-    with pytest.raises(UserError, match=r"the reward gate is closed.*reverse"):
+    with pytest.raises(UserError, match=r"the reward gate is closed.*reverse") as closed:
         run_align(changed(job, "judge", gate=gate), tmp_path / "out", quiet=True)
+    assert "| trial | clips | exact |" in closed.value.details
     assert not (tmp_path / "out" / "rollouts.jsonl").exists()
     assert not (tmp_path / "out" / "judge" / "versions").exists()
 

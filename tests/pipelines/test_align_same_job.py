@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.align_state import check_same_job
+from pipelines.align_state import check_same_job, keep_settings
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
 
@@ -36,6 +36,13 @@ def test_what_changes_no_result_may_change(change: str) -> None:
 def test_what_changes_a_result_may_not(change: str, section: str) -> None:
     with pytest.raises(UserError, match=rf"^run: the run began with other settings in '{section}'"):
         check_same_job(BEGUN, load_job(PROFILE, [change]), "run")
+
+
+def test_a_folder_keeps_the_settings_of_what_is_made_in_it(tmp_path) -> None:
+    keep_settings(tmp_path / "judge", load_job(PROFILE), check_same_job)
+    keep_settings(tmp_path / "judge", load_job(PROFILE, ["alignment.updates=30"]), check_same_job)
+    with pytest.raises(UserError, match="judge: the run began with other settings in 'judge'"):
+        keep_settings(tmp_path / "judge", load_job(PROFILE, ["judge.weights=another"]), check_same_job)
 
 
 def test_a_teacher_that_labels_must_stay_but_may_be_run_otherwise() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pipelines.align_meter import RoleMeter, RoleState
 from pipelines.align_view import LiveView, PlainView, ViewState, render, spark
+from roboalign_ray.judge.rubric import names
 
 STATE = ViewState(
     title="demo",
@@ -52,6 +54,40 @@ def drawn(state, width=110):
     console = Console(file=io.StringIO(), width=width, record=True)
     console.print(render(state, width))
     return console.export_text()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 30), (110, 24), (110, 60)])
+def test_a_judged_job_fits_its_terminal(width, height):
+    """Five roles and more curves than there are lines; what a person must see is never among what is left out."""
+    parts = ("fidelity", *(f"judged/{name}" for name in names()), "judged/uncertainty")
+    curves = {
+        **STATE.curves,
+        "reward_group_std": (0.3, 0.3),
+        **{f"reward_{part}": (0.1, 0.2) for part in parts},
+        **{f"judge/{name}": (1.0, 2.0) for name in ("version", "gap", "rank")},
+    }
+    roles = tuple(replace(STATE.roles[1], name=name) for name in ("annotator", "distiller"))
+    state = replace(STATE, roles=STATE.roles + roles, curves=curves, alarms={"judge/alarms": 1.0})
+    console = Console(file=io.StringIO(), width=width, height=height, record=True)
+    console.print(render(state, width, height))
+    text = console.export_text()
+    assert len(text.splitlines()) <= height
+    for shown in (
+        "alarm: judge/alarms",
+        "failed attempts",
+        "annotator",
+        "ready",
+        "held out",
+        "gradient norm",
+    ):
+        assert shown in text
+    left_out = [int(number) for number in re.findall(r"… (\d+) more", text)]
+    rows = sum(
+        label in text for label in (*parts, "reward ", "held out", "spread in", "student ", "rank agree")
+    )
+    assert bool(left_out) == (height < 60)
+    if not left_out:
+        assert rows == len(parts) + 5
 
 
 @pytest.mark.parametrize("width", [60, 80, 110, 160])
