@@ -99,7 +99,9 @@ def run_align(
         align_state.check_same_job(found.metadata["config"], config, str(found.folder))
     elif config.reward.needs_judge:
         # Students and labels of an attempt that ended before its first checkpoint are taken up.
-        align_state.keep_settings(out / JUDGE, config, align_state.check_same_job)
+        judge = out / JUDGE
+        made = [*judge.glob("versions/step-*"), *judge.glob("labels/*.parquet")]
+        align_state.keep_settings(judge, config, align_state.check_same_job, made)
     schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
     with (
         start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),

@@ -21,17 +21,15 @@ import numpy as np
 from actors.annotator import AnnotationRecord
 from actors.distiller import StudentRecord
 from pipelines.align_groups import Finished
+from pipelines.align_samples import Sample, spread_samples
 from pipelines.align_workers import Call, WorkerPool, Workforce
 from pipelines.runtime import RoleFailure, wait
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.alarms import Alarm, Audit, RewardAlarms
-from roboalign_ray.judge.annotator import sample_id
 from roboalign_ray.judge.gate import GateResult
 from roboalign_ray.judge.relabel import Drift, Relabelling, RelabelSchedule, measure_drift
 from roboalign_ray.judge.rubric import DIMENSIONS, names
-from roboalign_ray.rewards.judged import judged_scores
-from roboalign_ray.rewards.protocol import Scored
 
 Event = dict[str, Any]
 Found = dict[str, AnnotationRecord]
@@ -49,17 +47,6 @@ class StudentVersion:
 
     version: int = 0
     reference: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample to be labelled: where it is, its id, and what which version of the student said of it."""
-
-    group: Finished
-    place: int
-    pair_id: str
-    student: np.ndarray
-    version: int
 
 
 @dataclass
@@ -95,6 +82,7 @@ class OnlineJudge:
         self._workforce, self._annotators, self._distillers = workforce, annotators, distillers
         self.student = StudentVersion()
         self._holder: Any = None  # the distiller that handed it out
+        self._refused = 0  # times in a row that another one did not
         self._reset()
 
     def _reset(self) -> None:
@@ -194,6 +182,8 @@ class OnlineJudge:
             whether the teacher has not answered yet.
         """
         samples = spread_samples(groups, self._settings.held_out_samples)
+        # An evaluation that is gone through again, as after Ctrl-C in it, is told once.
+        self.events = [e for e in self.events if (e.get("of"), e.get("update")) != ("held_out", update)]
         waits: list[int] = []
 
         def done(found: Found) -> None:
@@ -225,8 +215,12 @@ class OnlineJudge:
 
         def renewed(call: Call, answer: StudentRecord | Failed) -> None:
             if isinstance(answer, Failed):
-                self._holder = None  # asked for again
-            elif self.student.version == version:
+                self._holder, self._refused = None, self._refused + 1  # asked for again
+                if self._refused >= self._settings.patience:
+                    raise RoleFailure(f"the student cannot be had again: {answer.reason}")
+                return
+            self._refused = 0
+            if self.student.version == version:
                 self.student = StudentVersion(version, [call.values[0]])
 
         self._workforce.send(worker, "version", version, then=renewed, returns=2)
@@ -463,32 +457,6 @@ class OnlineJudge:
 
     def _add(self, name: str, count: int) -> None:
         self._scalars[name] = self._scalars.get(name, 0.0) + count
-
-
-def spread_samples(groups: Sequence[Finished], count: int, version: int | None = None) -> list[Sample]:
-    """At most `count` samples, evenly from all groups; those that the student could not score are left out.
-
-    Args:
-        version: of the student that scored them; None takes any.
-    """
-    everything = [
-        Sample(
-            group,
-            place,
-            sample_id(group.record.prompt_id, group.record.seeds[place], group.record.versions),
-            scores,
-            score.version,
-        )
-        for group in groups
-        for place, score in enumerate(group.record.scores)
-        if isinstance(score, Scored)
-        and version in (None, score.version)
-        and (scores := judged_scores(score)) is not None
-    ]
-    if len(everything) <= count:
-        return everything
-    places = np.linspace(0, len(everything) - 1, count).round().astype(int)
-    return [everything[place] for place in places]
 
 
 def _means(scores: np.ndarray, prefix: str) -> dict[str, float]:

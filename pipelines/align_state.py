@@ -10,7 +10,7 @@ with which settings they were made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,23 @@ def save(
 
     state = loop.state_dict(pack)
     learner, judge = loop.crew.learner, loop.crew.judge
+    # Both at one moment: while the learner is asked below, another student may be published.
+    judged = None if judge is None else judge.state_dict()
+    student = [] if judge is None else judge.student.reference
 
     def write(folder: Path) -> None:
         learner.ask("save_state", folder / "state")
         learner.ask("save", folder / "model")
         learner.ask_first("save_groups", folder / "groups", *references)
-        if judge is not None:
-            learner.ask_first("save_files", folder / _STUDENT, *judge.student.reference)
+        if student:
+            learner.ask_first("save_files", folder / _STUDENT, *student)
 
     metadata = {
         "version": loop.version,
         "counts": dict(counts),
         "config": config.model_dump(mode="json"),
         "loop": state,
-        "judge": None if judge is None else judge.state_dict(),
+        "judge": judged,
         "finished_groups": len(references),
         "row": None if row is None else dict(row),
     }
@@ -121,18 +124,28 @@ def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> 
 
 
 def keep_settings(
-    folder: Path, config: JobConfig, check: Callable[[Mapping[str, Any], JobConfig, str], None]
+    folder: Path,
+    config: JobConfig,
+    check: Callable[[Mapping[str, Any], JobConfig, str], None],
+    made: Iterable[Path],
 ) -> None:
     """What is made in a folder is made with the settings written down there, but for those that may change.
 
     Args:
         check: told the settings before, these, and where; as `check_same_job`.
+        made: what there is already; nothing is held to anything where there is none.
 
     Raises:
-        UserError: they are others.
+        UserError: they are others, or nobody wrote them down.
     """
     path = folder / SETTINGS
-    if path.is_file():
+    if any(True for _ in made):
+        if not path.is_file():
+            raise UserError(
+                f"holds what was made with unknown settings: there is no {SETTINGS}",
+                where=str(folder),
+                remedy="start in another folder",
+            )
         check(json.loads(path.read_text(encoding="utf-8")), config, str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as draft:

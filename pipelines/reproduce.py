@@ -91,7 +91,7 @@ def run_alignment(
     Raises:
         UserError: the folder holds an experiment with other settings; or as `run_align`.
     """
-    keep_settings(out, config, check_same_experiment)
+    keep_settings(out, config, check_same_experiment, made=_made_before(out))
     runs = [Run("judged", seed) for seed in range(seeds)]
     runs += [Run(arm, seed) for arm in ALIGNMENT_ARMS if arm != "judged" for seed in range(single)]
     judge_of = _Judges(config)
@@ -127,7 +127,7 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
             where="judge.relabel",
             remedy="set a teacher and held_out_samples",
         )
-    keep_settings(out, config, check_same_experiment)
+    keep_settings(out, config, check_same_experiment, made=_made_before(out))
     curves: dict[str, list[dict[str, Any]]] = {}
     for arm in HACKING_ARMS:
         for seed in range(seeds):
@@ -147,7 +147,9 @@ def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: s
     Raises:
         UserError: something else differs.
     """
-    asked = config.judge.relabel.teacher == "vlm" or "vlm" in before["evaluation"]["judges"]
+    asked = config.judge.relabel.teacher == "vlm" or JUDGE_TITLES["vlm"] in _read(
+        Path(where) / f"{BASE}.json"
+    )
     check_settings(before, config, where, _FREE_SECTIONS | (set() if asked else {"teacher"}), _FREE_KEYS)
 
 
@@ -161,6 +163,11 @@ def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:
             place = place[section]
         place[name] = value
     return JobConfig.model_validate(tree)
+
+
+def _made_before(out: Path) -> list[Path]:
+    """Arms begun, and scores."""
+    return [path for path in out.glob("*") if path.is_dir() or path.name == f"{BASE}.json"]
 
 
 # --- one run -----------------------------------------------------------------------------------------------------

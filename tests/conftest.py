@@ -20,6 +20,7 @@ settings.load_profile("unhurried")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests share a process where several run side by side (pytest-xdist, `--dist loadgroup`).
 

@@ -51,16 +51,23 @@ class StudentRegistry:
         return student.version
 
     def adopt(self, version: int, files: Mapping[str, bytes]) -> None:
-        """Take in a version that was published elsewhere; one that is here stays.
+        """Take in a version that was published elsewhere, unless it is here.
 
         Args:
             version: its number.
             files: its folder, as `packed_folder` gives it.
 
         Raises:
-            UserError: they are not a whole version of that number.
+            UserError: they are not a whole version of that number, or another one has it here.
         """
-        if self.path(version).is_dir():
+        here = self.path(version) / checkpoints.MANIFEST
+        if here.is_file():
+            if here.read_bytes() != files.get(checkpoints.MANIFEST):
+                raise UserError(
+                    f"student version {version} is another one here than where it was kept",
+                    where=str(self.folder),
+                    remedy="go on in another folder",
+                )
             return
 
         def unpack(folder: Path) -> None:

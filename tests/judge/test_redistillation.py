@@ -89,6 +89,23 @@ def test_a_round_teaches_what_its_labels_say_and_is_published_once(material, jud
     assert told.files == second.files
 
 
+def test_a_version_kept_elsewhere_is_taken_in_and_no_other_put_in_its_place(
+    material, judged_config, tmp_path
+):
+    first = keeper(material, judged_config, tmp_path / "first")
+    published = first.begin()
+    second = keeper(material, judged_config, tmp_path / "second")
+    assert second.version(1, published.files).files == published.files
+    assert second.version(1, published.files).gate.open
+    with pytest.raises(UserError, match="those of student version 1, not 2"):
+        second.version(2, published.files)
+    other = {**published.files, "manifest.json": b"{}"}
+    with pytest.raises(UserError, match="version 1 is another one here"):
+        second.version(1, other)
+    with pytest.raises(UserError, match="not a checkpoint's manifest"):
+        keeper(material, judged_config, tmp_path / "third").version(1, other)
+
+
 def test_the_same_labels_make_the_same_student(material, judged_config, tmp_path):
     states = []
     for name in ("a", "b"):

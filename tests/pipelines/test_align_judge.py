@@ -205,7 +205,9 @@ def test_a_run_that_ends_with_an_update_relabels_after_it_all_the_same(
 
 def test_what_another_run_left_is_not_taken_up(job, tmp_path):
     """It ended before its first checkpoint; its students and labels were made with other settings."""
-    keep_settings(tmp_path / "out" / "judge", job, check_same_job)
+    judge = tmp_path / "out" / "judge"
+    keep_settings(judge, job, check_same_job, made=())
+    StudentRegistry(judge / "versions").publish(Student.load(job.judge.weights))
     other = job.judge.model_copy(update={"weights": "shipped"})
     with pytest.raises(UserError, match="judge: the run began with other settings in 'judge'"):
         run_align(job.model_copy(update={"judge": other}), tmp_path / "out", quiet=True)

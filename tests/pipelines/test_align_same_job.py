@@ -39,10 +39,20 @@ def test_what_changes_a_result_may_not(change: str, section: str) -> None:
 
 
 def test_a_folder_keeps_the_settings_of_what_is_made_in_it(tmp_path) -> None:
-    keep_settings(tmp_path / "judge", load_job(PROFILE), check_same_job)
-    keep_settings(tmp_path / "judge", load_job(PROFILE, ["alignment.updates=30"]), check_same_job)
+    folder, labels = tmp_path / "judge", tmp_path / "judge" / "labels"
+
+    def keep(*changes: str) -> None:
+        keep_settings(folder, load_job(PROFILE, changes), check_same_job, made=folder.glob("labels"))
+
+    keep("judge.weights=one")
+    keep("judge.weights=another")  # nothing was made with the ones before
+    labels.mkdir()
+    keep("judge.weights=another", "alignment.updates=30")
     with pytest.raises(UserError, match="judge: the run began with other settings in 'judge'"):
-        keep_settings(tmp_path / "judge", load_job(PROFILE, ["judge.weights=another"]), check_same_job)
+        keep("judge.weights=one")
+    (folder / "settings.json").unlink()
+    with pytest.raises(UserError, match="unknown settings"):
+        keep("judge.weights=another")
 
 
 def test_a_teacher_that_labels_must_stay_but_may_be_run_otherwise() -> None:

@@ -17,7 +17,9 @@ from judged_job import judge_section
 from actors.annotator import AnnotationRecord
 from actors.distiller import StudentRecord
 from pipelines.align_groups import Finished
-from pipelines.align_judge import OnlineJudge, StudentVersion, spread_samples
+from pipelines.align_judge import OnlineJudge, StudentVersion
+from pipelines.align_samples import spread_samples
+from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.scored import GroupRecord
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed
@@ -156,6 +158,25 @@ def test_another_distiller_is_asked_for_the_students_files() -> None:
     assert online.student == StudentVersion(1, ["again"])
     online.work()
     assert workforce.waiting() == []
+
+
+def test_a_distiller_that_never_gives_them_ends_the_run() -> None:
+    online, workforce, distillers = judge_with(patience=2)
+    distillers.worker = SimpleNamespace(actor=object())
+    online.work()
+    workforce.answer("version", Failed("stale mount"))
+    online.work()
+    with pytest.raises(RoleFailure, match="cannot be had again: stale mount"):
+        workforce.answer("version", Failed("stale mount"))
+
+
+def test_an_evaluation_gone_through_again_is_told_once() -> None:
+    online, workforce, _ = judge_with()
+    for share in (0.2, 0.6):
+        online.audit(4, [group(8)])
+        online.work()
+        workforce.answer("annotate", labels(share))
+    assert audits(online) == [("held_out", 1, pytest.approx(6.0))]
 
 
 def test_labels_that_are_there_are_audited_as_those_that_come() -> None:
