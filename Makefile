@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
 DEMO_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,21 +23,31 @@ settings.load_profile("unhurried")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process where several run side by side (pytest-xdist, `--dist loadgroup`).
+# Files that start Ray, by what they say.
+_STARTS_RAY = re.compile(r"\bray_cluster\b|^import ray\b|\bray\.init\(", re.MULTILINE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests share a process where several run side by side (pytest-xdist).
 
     A file stays together, for its fixtures; and all files that start Ray do: two clusters that come up at the same time
     on two cores may not come up at all.
     """
-    starting = {
-        item.path
-        for item in items
-        if isinstance(item, pytest.Function)
-        and ("ray_cluster" in item.fixturenames or "ray" in vars(item.module))
-    }
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in starting else str(item.path)))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if starts_ray(file) else file
+
+    return ByFile(config, log)
+
+
+@functools.cache
+def starts_ray(file: str) -> bool:
+    """Whether a test file, by its path in the repository, brings up a cluster."""
+    return bool(_STARTS_RAY.search((REPOSITORY / file).read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="session")
