@@ -4,8 +4,7 @@
 #   make test     set up what the tests need, then run them
 #
 # Set-up is done once: a second call sees the stamp in .venv and starts at once. It is done again when pyproject.toml
-# changes. PYTHON=… picks the interpreter; DEMO_ARGS=… and PYTEST_ARGS=… are handed on, the latter in place of two
-# processes side by side.
+# changes. PYTHON=… picks the interpreter; DEMO_ARGS=… and PYTEST_ARGS=… are handed on.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
 DEMO_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin

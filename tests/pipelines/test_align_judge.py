@@ -138,23 +138,18 @@ def test_a_run_is_made_again_with_the_students_that_scored_it(finished, job):
 
 
 def test_a_resumed_run_asks_the_teacher_for_no_label_twice(ray_cluster, job, finished, tmp_path):
-    """Set back to before its first relabelling: the labels are there, and so is the student that came of them."""
-    result, _ = finished
+    """Set back to before its last relabelling: the labels are there, and so is the student that came of them."""
+    result, before = finished
     out = tmp_path / "out"
-    shorter = changed(job, "alignment", updates=1, checkpoint_every=1)
-    run_align(shorter, out, quiet=True)
-    kept = out / "checkpoints"
-    before = sorted(entry.name for entry in kept.iterdir())
-    run_align(changed(job, "alignment", checkpoint_every=100), out, resume=True, quiet=True)
-    labels = (out / "judge" / "labels").iterdir()
-    written = {path.name: path.stat().st_mtime_ns for path in labels}
-    for entry in kept.iterdir():
-        if entry.name not in before:
-            shutil.rmtree(entry)
+    shutil.copytree(before, out)
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
     shutil.rmtree(out / "aligned")
-    again = run_align(changed(job, "alignment", checkpoint_every=100), out, resume=True, quiet=True)
+    written = {path.name: path.stat().st_mtime_ns for path in (out / "judge" / "labels").iterdir()}
+    again = run_align(job, out, resume=True, quiet=True)
     assert {p.name: p.stat().st_mtime_ns for p in (out / "judge" / "labels").iterdir()} == written
     assert StudentRegistry(out / "judge" / "versions").newest() == 3
+    events = lines(out / "judge" / "events.jsonl")
+    assert [e["update"] for e in events if e["event"] == "relabelled"] == [2, 4]
     assert_same_model(again.model, result.model)
 
 
@@ -176,6 +171,7 @@ def test_a_run_whose_disk_is_gone_goes_on_with_the_student_of_its_checkpoint(
     assert set(DistillationSet(out / "judge" / "labels").rounds.tolist()) == {2}
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_with_an_update_relabels_after_it_all_the_same(
     ray_cluster, job, finished, tmp_path, monkeypatch
 ):
@@ -229,6 +225,7 @@ def test_a_missing_student_is_told_before_ray_starts(job, tmp_path):
         run_align(changed(job, "judge", weights=str(tmp_path)), tmp_path / "out", quiet=True)
 
 
+@pytest.mark.slow
 def test_stale_runs_relabel_beside_the_loop(ray_cluster, job, tmp_path):
     off_policy = job.asynchrony.off_policy.model_copy(update={"correction": "decoupled"})
     stale = changed(job, "asynchrony", staleness=1, groups_per_call=1, off_policy=off_policy)
