@@ -384,7 +384,9 @@ class OnlineJudge:
             def done(answered: Found) -> None:
                 found = known | answered
                 if relabelling.cause == "interval":  # any other came from an audit
-                    scored = [sample for sample in samples if sample.version == self.student.version]
+                    # By the newest student among those that scored them: a newer one may just have come.
+                    newest = max((sample.version for sample in samples), default=0)
+                    scored = [sample for sample in samples if sample.version == newest]
                     self._measured(relabelling.update, scored, found, "judge")
                 if any(record.failed is None for record in found.values()):
                     self._distil(relabelling, ids)

@@ -179,8 +179,11 @@ def test_an_evaluation_gone_through_again_is_told_once() -> None:
     assert audits(online) == [("held_out", 1, pytest.approx(6.0))]
 
 
-def test_labels_that_are_there_are_audited_as_those_that_come() -> None:
+@pytest.mark.parametrize("published", [1, 2])
+def test_labels_that_are_there_are_audited_as_those_that_come(published: int) -> None:
+    """What a relabelling on the interval's end labels was scored by the student then, whoever scores now."""
     online, workforce, _ = judge_with(every=2, audit_every=0)
+    online.student = StudentVersion(published, ["newest"])
     online.observe(1, [group(0)])
     online.observe(2, [group(1), group(2)])
     online.work()
