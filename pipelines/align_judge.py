@@ -164,8 +164,8 @@ class OnlineJudge:
             return
         before = self._settled()
         # Where all were scored by the student before this one, the next update's will do.
-        samples = spread_samples(groups, self._settings.audit_samples, self.student.version)
-        if samples and self._schedule.audit_due(update):
+        audit, version = self._settings.audit_samples, self.student.version
+        if self._schedule.audit_due(update) and (samples := spread_samples(groups, audit, version)):
             self.busy, self._state = True, before
             self._schedule.audited(update)
             self._label(samples, None, partial(self._audited, update, groups, samples))

@@ -10,7 +10,7 @@ with which settings they were made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def keep_settings(
     folder: Path,
     config: JobConfig,
     check: Callable[[Mapping[str, Any], JobConfig, str], None],
-    made: Iterable[Path],
+    made: Sequence[Path],
 ) -> None:
     """What is made in a folder is made with the settings written down there, but for those that may change.
 
@@ -139,7 +139,7 @@ def keep_settings(
         UserError: they are others, or nobody wrote them down.
     """
     path = folder / SETTINGS
-    if any(True for _ in made):
+    if made:
         if not path.is_file():
             raise UserError(
                 f"holds what was made with unknown settings: there is no {SETTINGS}",

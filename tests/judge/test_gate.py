@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,14 @@ def test_hacking_is_a_rise_against_a_falling_teacher() -> None:
     assert {a.kind for a in found} == {"hacking"}
     assert all("action_outcome_consistency" in a.message for a in found)
     assert found[0].update == 3  # as soon as the window is full
+    assert not any("relabelled in between" in a.message for a in found)
+    relabelled = RewardAlarms(config)
+    audits = [
+        replace(audit(n, 0.5 + 0.05 * n, 0.6 - 0.05 * n, dimension=2), version=n // 3) for n in range(6)
+    ]
+    told = [a.message for each in audits for a in relabelled.observe(each)]
+    assert len(told) == len(found)
+    assert all(message.endswith("; the student was relabelled in between") for message in told)
     honest = RewardAlarms(config)
     assert not [a for n in range(6) for a in honest.observe(audit(n, 0.5 + 0.05 * n, 0.5 + 0.05 * n))]
     worse = RewardAlarms(config)

@@ -42,7 +42,7 @@ def test_a_folder_keeps_the_settings_of_what_is_made_in_it(tmp_path) -> None:
     folder, labels = tmp_path / "judge", tmp_path / "judge" / "labels"
 
     def keep(*changes: str) -> None:
-        keep_settings(folder, load_job(PROFILE, changes), check_same_job, made=folder.glob("labels"))
+        keep_settings(folder, load_job(PROFILE, changes), check_same_job, made=list(folder.glob("labels")))
 
     keep("judge.weights=one")
     keep("judge.weights=another")  # nothing was made with the ones before

@@ -106,6 +106,14 @@ def test_bad_input_is_one_line_however_wrapped(
     assert (shown.out, shown.err) == ("", "error: runs/x: holds no weights; train one\n")
 
 
+def test_a_table_stands_above_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = UserError("the gate is closed", where="student", details="| trial |\n|---|\n| blur |\n")
+    assert ends_with(closed, monkeypatch) == 2
+    assert capsys.readouterr().err == "| trial |\n|---|\n| blur |\nerror: student: the gate is closed\n"
+
+
 def test_bad_input_inside_a_ray_worker_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
