@@ -30,6 +30,7 @@ HELP = """Judges that score robot videos by the rubric: a vision-language model 
   roboalign judge score video.mp4 --instruction "open the drawer" --judge student
   roboalign judge score a.mp4 b.mp4 -i "press the button" --profile paper_rt1 --set teacher.backend=vllm
   roboalign judge label videos --out labels
+  roboalign judge select
   roboalign judge train teacher --pairs bench --out runs/teacher
   roboalign judge serve --judge student
 """
@@ -157,6 +158,43 @@ def agree(
 
     found = run_agree(labels, pairs)
     typer.echo(json.dumps(found.as_json(), indent=2) if as_json else agreement_table([found]))
+
+
+@app.command()
+def select(
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
+    ] = "reproduce",
+    samples: Annotated[int, typer.Option(min=2, help="Rollouts of every held-out window.")] = 8,
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", metavar="DIR", help="Measure this world model too; may be repeated."),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where selection.json and .md are written.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a judge is worth as a reward: how much its pick among rollouts of one prompt gains, by measurement.
+
+    The judges of evaluation.judges, SSIM and LPIPS pick; the pick by measurement itself is the most that there is to
+    gain. Takes a minute where an alignment run takes many.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge select
+      roboalign judge select --set judge.weights=runs/student/assessed --samples 16
+      roboalign judge select --model runs/reproduce/judged-0/aligned --out runs/selection
+    """
+    config = load_job(profile, overrides or ())
+    from pipelines.judge_select import models_table, run_select, selection_table, write_selection
+
+    told = run_select(config, samples=samples, models=models or (), quiet=quiet)
+    if out is not None:
+        write_selection(told, out)
+    typer.echo(json.dumps(told, indent=2) if as_json else f"{selection_table(told)}\n{models_table(told)}")
 
 
 @app.command()

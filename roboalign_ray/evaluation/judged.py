@@ -18,6 +18,7 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.bench.making import SourceClip
 from roboalign_ray.judge.bench.rollouts import source_prompt
 from roboalign_ray.judge.rubric import DIMENSIONS
+from roboalign_ray.judge.selection import mean_known
 from roboalign_ray.judge.student import with_start
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
 from roboalign_ray.world_model.rollout import WorldModel
@@ -40,9 +41,7 @@ class JudgedResult:
     def per_window(self, dimension: int | None = None) -> np.ndarray:
         """Float64 [E]: a dimension's, or by default the total's mean over samples; NaN where none has a score."""
         values = self.scores.sum(axis=-1) if dimension is None else self.scores[..., dimension]
-        known = np.isfinite(values)
-        sums = np.where(known, values, 0.0).sum(axis=1)
-        return np.divide(sums, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1))
+        return mean_known(values)
 
     @property
     def failed(self) -> int:

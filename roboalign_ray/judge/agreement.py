@@ -66,7 +66,7 @@ class Agreement:
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only; undefined statistics are null."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -182,9 +182,10 @@ def _figure(
     return Figure(value, float(low), float(high))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A tree for JSON, which knows no NaN: null instead."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,131 @@
+"""What a judge's picks are worth: nobody's beat measurement's own, and the same model changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judged_job import labelled_episode, make_judged_job
+from tiny_job import EPISODES
+
+from pipelines.cli import run
+from pipelines.judge_select import (
+    MEASUREMENT,
+    Rollouts,
+    models_table,
+    run_select,
+    selection_table,
+    summary,
+    write_selection,
+)
+from pipelines.weights import world_model_folder
+from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.store import write_store
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.rubric import names
+
+WINDOWS, SAMPLES = 3, 4
+NOTHING = {"mean": 0.0, "low": 0.0, "high": 0.0}
+# By the usual limits an untrained model's pictures are worth nothing, one like the other.
+LENIENT = dict.fromkeys(("flicker_limit", "jump_limit", "background_limit", "region_floor"), 1000.0)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    """What the toy job's student is worth, and the model that was measured beside its own: the same."""
+    job = make_judged_job(
+        tmp_path_factory.mktemp("job"),
+        evaluation={"judged_windows": WINDOWS, "judges": ("student", "privileged")},
+        bench={"privileged": LENIENT},
+    )
+    model = world_model_folder(job)
+    return run_select(job, samples=SAMPLES, models=[model], quiet=True), str(model)
+
+
+def test_no_pick_is_better_than_measurements_own(found) -> None:
+    told, _ = found
+    judges = told["judges"]
+    assert {"student", "SSIM", MEASUREMENT} < judges.keys()
+    assert len(judges) == 4  # LPIPS, whatever its network is called
+    assert (told["windows"], told["samples"]) == (WINDOWS, SAMPLES)
+    best = judges[MEASUREMENT]
+    for row in judges.values():
+        assert row["gain"]["mean"] == pytest.approx(row["total"] - told["blind"]["total"])
+        assert row["total"] == pytest.approx(sum(row[name] for name in names()))
+        assert row["total"] <= best["total"]
+    assert best["rank"]["mean"] == pytest.approx(1.0)
+    assert best["gain"]["mean"] > 0 < told["spread"]["within"]
+
+
+def test_a_model_beside_itself_changes_nothing(found) -> None:
+    told, model = found
+    assert {"gripper", "object", "background", "sharpness"} < told["shares"].keys()
+    for row in told["shares"].values():
+        assert 0 <= row["base"] <= 1
+        assert row[model] == NOTHING
+    beside = told["models"][model]
+    assert beside["gain"] == NOTHING
+    assert {name: beside[name] for name in told["blind"]} == pytest.approx(told["blind"])
+
+
+def test_tables_hold_what_was_told(found, tmp_path: Path) -> None:
+    told, model = found
+    write_selection(told, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "selection.json").read_text()) == told
+    text = (tmp_path / "out" / "selection.md").read_text()
+    assert text == f"{selection_table(told)}\n{models_table(told)}"
+    for name in told["judges"]:
+        assert f"\n| {name} | " in text
+    assert f"| Measured share | base | {model} |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {11, 10, 4}
+
+
+def test_gains_are_those_of_the_picks() -> None:
+    """Measured points 0 to 3 in the first dimension; one judge likes them in that order, another backwards."""
+    points = np.zeros((2, 4, 6))
+    points[:, :, 0] = np.arange(4)
+    points[1, 3] = np.nan  # not measured: neither in the mean nor in the ranks
+    rollouts = Rollouts(points)
+    total = points.sum(axis=-1)
+    rollouts.liked = {"good": np.where(np.isfinite(total), total, -1.0), "bad": -total, MEASUREMENT: total}
+    rollouts.liked |= {"indifferent": np.ones((2, 4)), "silent": np.full((2, 4), np.nan)}
+    told = summary(rollouts, {})
+    assert told["judges"]["indifferent"]["rank"]["mean"] is None  # JSON knows no NaN
+    assert told["judges"]["indifferent"]["total"] == 0.0  # of equals the first
+    assert f"| silent |{' – |' * 9}" in selection_table(told)
+    assert told["blind"]["total"] == pytest.approx((1.5 + 1.0) / 2)
+    assert told["judges"]["good"]["total"] == told["judges"][MEASUREMENT]["total"] == pytest.approx(2.5)
+    assert told["judges"]["bad"]["gain"]["mean"] == pytest.approx(-1.25)
+    assert told["judges"]["good"]["rank"]["mean"] == pytest.approx(1.0)
+    assert told["judges"]["bad"]["rank"]["mean"] == pytest.approx(-1.0)
+    assert told["spread"]["between"] == pytest.approx(0.25)
+
+
+def test_without_contacts_nothing_can_be_measured(tmp_path: Path) -> None:
+    job = make_judged_job(
+        tmp_path, evaluation={"judged_windows": WINDOWS, "judges": ("student", "privileged")}
+    )
+    untold = map(without_contacts, range(EPISODES))
+    write_store(untold, tmp_path / "store", held_out_fraction=0.3, overwrite=True)
+    with pytest.raises(UserError, match="no rollout can be measured"):
+        run_select(job, samples=2, quiet=True)
+
+
+def without_contacts(number: int) -> Episode:
+    episode = labelled_episode(number)
+    assert episode.outcome is not None
+    told = {name: label for name, label in episode.outcome.privileged.items() if name != "contact"}
+    return replace(episode, outcome=replace(episode.outcome, privileged=told))
+
+
+def test_a_folder_that_is_missing_is_told_in_one_line(tmp_path: Path, capsys) -> None:
+    assert run(["judge", "select", "--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "no such world model folder" in said
+    assert str(tmp_path / "nowhere") in said.replace("\n", "")
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
