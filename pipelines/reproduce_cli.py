@@ -24,13 +24,16 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 Profile = Annotated[
     str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
 ]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of every arm that is repeated.")]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, help="Runs of every arm; of alignment's, of the judged one.")
+]
 
 
 @app.command()
 def alignment(
     profile: Profile = "reproduce",
     seeds: Seeds = 3,
+    single: Annotated[int, typer.Option("--single", min=1, help="Runs on each single metric.")] = 1,
     overrides: Overrides = None,
     out: Out = None,
     as_json: Json = False,
@@ -38,18 +41,19 @@ def alignment(
 ) -> None:
     """Align on the judge's scores, on LPIPS alone and on SSIM alone, equally many updates each; score all of them.
 
-    Held-out rollouts are scored per dimension by the judges of evaluation.judges. The judged run is made with every
-    seed, the others with one.
+    Held-out rollouts are scored per dimension by the judges of evaluation.judges. Runs that are there already are
+    kept, so that more of them can be asked for later.
 
     \b
     [bold]Examples[/bold]
       roboalign reproduce alignment
-      roboalign reproduce alignment --seeds 5 --out runs/five
+      roboalign reproduce alignment --seeds 5 --single 5 --out runs/five
     """
     config = load_job(profile, overrides or ())
     from pipelines.reproduce import alignment_table, run_alignment
 
-    told = run_alignment(config, _folder(out, config.output, config.name), seeds=seeds, quiet=quiet)
+    folder = _folder(out, config.output, config.name)
+    told = run_alignment(config, folder, seeds=seeds, single=single, quiet=quiet)
     typer.echo(json.dumps(told, indent=2) if as_json else alignment_table(told))
 
 
