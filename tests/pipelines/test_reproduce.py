@@ -85,6 +85,12 @@ def test_alignment_on_three_rewards_is_made_once(ray_cluster, tmp_path: Path) ->
     assert all(later["base"][name] == summary for name, summary in told["base"].items())
     assert 0 < later["base"]["VLM teacher"]["total"] < 10
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/aligned/*")} == models != {}
+    # So are more runs of an arm: those before them stay.
+    more = run_alignment(job, out, seeds=1, single=2, quiet=True)
+    assert more["seeds"] == {"judged": 1, "LPIPS only": 2, "SSIM only": 2}
+    assert {path: path.stat().st_mtime_ns for path in models} == models
+    first, second = more["arms"]["SSIM only"]["privileged"]["per_seed"]
+    assert first == told["arms"]["SSIM only"]["privileged"]["total"] != second
 
 
 @pytest.mark.slow
