@@ -21,7 +21,7 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.files import unpack_folder
 from roboalign_ray.judge.student import Student
 from roboalign_ray.rewards.building import build_reward
-from roboalign_ray.rewards.protocol import Reward, RewardInput
+from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.codec import FrameCodec
 from roboalign_ray.world_model.rollout import RolloutGroup
@@ -103,14 +103,16 @@ class ScorerActor:
         self._groups += 1
         try:
             group.check_codes(self._tokenizer.config.codes)
-            generated = self._codec.decode_group(group)
-            real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
-            scores = reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
-            return ScoredGroup(group, tuple(scores))
+            return ScoredGroup(group, tuple(self._scores(group, reward)))
         except Exception as error:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
+
+    def _scores(self, group: RolloutGroup, reward: Reward) -> Sequence[Score]:
+        generated = self._codec.decode_group(group)
+        real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
+        return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
 
 
 def _unpacked(files: Mapping[str, bytes]) -> Student:

@@ -167,8 +167,12 @@ def select(
     ] = "reproduce",
     samples: Annotated[int, typer.Option(min=2, help="Rollouts of every held-out window.")] = 8,
     models: Annotated[
-        list[Path] | None,
-        typer.Option("--model", metavar="DIR", help="Measure this world model too; may be repeated."),
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="[NAME=]DIR",
+            help="Measure this world model too; repeated under one NAME: as one, of several seeds.",
+        ),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
@@ -177,24 +181,38 @@ def select(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a judge is worth as a reward: how much its pick among rollouts of one prompt gains, by measurement.
+    """How much a judge's pick among rollouts of one prompt gains, by measurement: what it can tell where GRPO asks it.
 
     The judges of evaluation.judges, SSIM and LPIPS pick; the pick by measurement itself is the most that there is to
-    gain. Takes a minute where an alignment run takes many.
+    gain so. What alignment makes of a reward is another matter: --model measures the rollouts of other world models.
 
     \b
     [bold]Examples[/bold]
       roboalign judge select
       roboalign judge select --set judge.weights=runs/student/assessed --samples 16
-      roboalign judge select --model runs/reproduce/judged-0/aligned --out runs/selection
+      roboalign judge select --model judged=runs/r/judged-0/aligned --model judged=runs/r/judged-1/aligned
     """
     config = load_job(profile, overrides or ())
+    named = _named(models or ())
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError("is a file, not a folder", where=str(out))
     from pipelines.judge_select import models_table, run_select, selection_table, write_selection
 
-    told = run_select(config, samples=samples, models=models or (), quiet=quiet)
+    told = run_select(config, samples=samples, models=named, quiet=quiet)
     if out is not None:
         write_selection(told, out)
     typer.echo(json.dumps(told, indent=2) if as_json else f"{selection_table(told)}\n{models_table(told)}")
+
+
+def _named(models: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders by name; without one, the folder is its name."""
+    named: dict[str, list[Path]] = {}
+    for given in models:
+        name, _, folder = given.rpartition("=")
+        if not Path(folder).is_dir():
+            raise UserError("no such world model folder", where=folder, remedy="--model takes [NAME=]DIR")
+        named.setdefault(name or folder, []).append(Path(folder))
+    return named
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""How much a judge's pick among the rollouts of one prompt gains, by measurement: what it is worth as a reward.
+"""What every judge can tell among the rollouts of one prompt: how much its pick of the best gains, by measurement.
 
 A bench ranks judges over clips that differ widely. GRPO compares the samples of one prompt with each other, which
-differ little, and no more can be learned from a reward than it can tell there. So every judge picks the best of a
-prompt's samples, and the picks are measured against the real continuation. The pick by measurement itself is the most
-that any judge could gain.
+differ little, and only what a reward tells there can be learned from it. So every judge picks the best of a prompt's
+samples, and the picks are measured against the real continuation. The pick by measurement itself is the most that
+there is to gain by picking. Other world models' rollouts of the same windows are measured beside: what became of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.judged import JUDGE_TITLES, PRIVILEGED, Panel, make_panel
 from pipelines.weights import world_model_folder
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.actions import ActionBinner
-from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean, paired_difference
+from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.files import whole_file
 from roboalign_ray.foundation.progress import Progress
@@ -42,10 +42,10 @@ BASE = "base"
 
 @dataclass
 class Rollouts:
-    """One model's samples of every window.
+    """Samples of every window, of one model or of several alike ones (seeds of one run).
 
     Attributes:
-        points: float64 [E, S, 6], by measurement; NaN where it cannot be measured.
+        points: float64 [E, S, 6], by measurement; NaN in all six where a sample cannot be measured.
         shares: name to float64 [E, S]: what the points are made of.
         liked: judge to float64 [E, S], more is better; NaN where it gave no score.
     """
@@ -54,44 +54,70 @@ class Rollouts:
     shares: dict[str, np.ndarray] = field(default_factory=dict)
     liked: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def of(self, table: dict[str, np.ndarray], name: str) -> np.ndarray:
-        """A name's array in `shares` or `liked`; NaN all over where it is new."""
-        return table.setdefault(name, np.full(self.points.shape[:2], np.nan))
+    @property
+    def total(self) -> np.ndarray:
+        """Float64 [E, S], measured points of ten."""
+        return self.points.sum(axis=-1)
+
+    def at(self, windows: np.ndarray) -> Rollouts:
+        """These windows alone."""
+        return Rollouts(
+            self.points[windows],
+            {name: values[windows] for name, values in self.shares.items()},
+            {name: values[windows] for name, values in self.liked.items()},
+        )
+
+
+def together(parts: Sequence[Rollouts]) -> Rollouts:
+    """Samples of several models as if of one."""
+    points = np.concatenate([part.points for part in parts], axis=1)
+    shares = {name: np.concatenate([part.shares[name] for part in parts], axis=1) for name in parts[0].shares}
+    return Rollouts(points, shares)
 
 
 def run_select(
-    config: JobConfig, *, samples: int = 8, models: Sequence[Path] = (), quiet: bool = False
+    config: JobConfig,
+    *,
+    samples: int = 8,
+    models: Mapping[str, Sequence[Path]] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Roll held-out windows out, let every judge pick, and measure what it picked.
 
     Args:
         config: `evaluation.judges` pick, beside SSIM and LPIPS; `evaluation.judged_windows` says of how many windows.
         samples: rollouts of each.
-        models: folders of other world models, whose rollouts of the same windows with the same seeds are measured.
+        models: name to folders of other world models, whose rollouts of the same windows with the same seeds are
+            measured; several folders under one name count as one model with more samples.
         quiet: no progress on the terminal.
 
     Returns:
         what `write_selection` writes.
 
     Raises:
-        UserError: weights, store or a judge cannot be read, or no window has a reference.
+        UserError: weights, store or a judge cannot be read, a model has another layout, or nothing can be measured.
     """
-    strangers = [str(path) for path in models if not path.is_dir()]
-    if strangers:
-        raise UserError("no such world model folder", where=", ".join(strangers))
+    models = models or {}
     base = world_model_folder(config)
     bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
+    folders = [folder for found in models.values() for folder in found]
+    for folder in folders:  # told now, not after everybody has judged
+        bench.engine(folder)
+        ActionBinner.load(folder)
     panel = make_panel(config, bench)
-    rows = len(panel.sources) * (1 + len(models))
-    with Progress("selection", total=rows * samples, unit="rollout", quiet=quiet) as progress:
-        rolled = _Roller(bench, panel, samples, progress)
-        found = rolled.roll(base, judged=True)
+    count = len(panel.sources) * samples * (1 + len(folders))
+    with Progress("selection", total=count, unit="rollout", quiet=quiet) as progress:
+        roller = _Roller(bench, panel, samples, progress)
+        found = roller.roll(base, judged=True)
         if not np.isfinite(found.points).any():
             raise UserError(
                 "no rollout can be measured: the held-out episodes lack masks of hand and object, or contacts",
                 where=config.episodes.store,
             )
-        others = {str(path): rolled.roll(path, judged=False) for path in models}
+        others = {
+            name: together([roller.roll(folder, judged=False) for folder in alike])
+            for name, alike in models.items()
+        }
     return summary(found, others)
 
 
@@ -102,6 +128,9 @@ class _Roller:
         self._bench, self._panel, self._samples, self._progress = bench, panel, samples, progress
         self._measure = PrivilegedTeacher(bench.config.bench.privileged)
         self._fidelity = FidelityReward(bench.config.reward.fidelity, bench.lpips)
+        self._judges = {
+            name: judge for name, judge in panel.judges.items() if name != JUDGE_TITLES[PRIVILEGED]
+        }
 
     def roll(self, model: Path, *, judged: bool) -> Rollouts:
         """A model's rollouts, by all judges or by measurement alone; the same seeds at every call."""
@@ -117,7 +146,8 @@ class _Roller:
                 self._judged(found, row, source, generated)
                 self._compared(found, row, source, generated)
             self._progress.advance(self._samples)
-        found.liked[MEASUREMENT] = found.points.sum(axis=-1)
+        if judged:
+            found.liked[MEASUREMENT] = found.total
         return found
 
     def _measured(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
@@ -128,68 +158,59 @@ class _Roller:
             if not isinstance(points, Failed):
                 found.points[row, sample] = points
             for name, share in score.measurements.items():
-                found.of(found.shares, name)[row, sample] = share
+                self._of(found.shares, name)[row, sample] = share
 
     def _judged(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
         window = source.window
         videos = with_start(window.frames[0], generated)
         requests = [JudgeRequest(video, source.fps, window.instruction) for video in videos]
-        for name, judge in self._panel.judges.items():
-            if name != JUDGE_TITLES[PRIVILEGED]:
-                liked = found.of(found.liked, name)
-                for sample, told in enumerate(judge.judge(requests)):
-                    if not isinstance(told, Failed):
-                        liked[row, sample] = told.total
+        for name, judge in self._judges.items():
+            liked = self._of(found.liked, name)
+            for sample, told in enumerate(judge.judge(requests)):
+                if not isinstance(told, Failed):
+                    liked[row, sample] = told.total
 
     def _compared(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
         window = source.window
         asked = RewardInput(window.instruction, window.frames[0], generated, window.frames[1:])
-        near, alike = (found.of(found.liked, name) for name in (self._bench.lpips.label, "SSIM"))
+        near, alike = (self._of(found.liked, name) for name in (self._bench.lpips.label, "SSIM"))
         for sample, score in enumerate(self._fidelity.score(asked)):
             if isinstance(score, Scored):
                 near[row, sample] = -score.components["lpips"]
                 alike[row, sample] = score.components["ssim"]
+
+    def _of(self, table: dict[str, np.ndarray], name: str) -> np.ndarray:
+        """A name's array [E, S]; NaN all over where it is new."""
+        return table.setdefault(name, np.full((len(self._panel.sources), self._samples), np.nan))
 
 
 # --- what is told ------------------------------------------------------------------------------------------------
 
 
 def summary(base: Rollouts, others: Mapping[str, Rollouts]) -> dict[str, Any]:
-    """JSON types only, null where undefined: points and gain of every judge's pick, spreads, shares of all models."""
-    total = base.liked[MEASUREMENT]
-    blind = mean_known(base.points)
+    """JSON types only, null where undefined: every judge's picks, and what became of other models' rollouts.
+
+    Windows of which no sample of the base could be measured are left out. Gains are paired over windows.
+    """
+    known = np.isfinite(base.total).any(axis=1)
+    base, others = base.at(known), {name: found.at(known) for name, found in others.items()}
+    total, blind = base.total, mean_known(base.points)
     told = {
-        "windows": len(total),
+        "windows": int(known.sum()),
+        "unmeasured_windows": int((~known).sum()),
         "samples": total.shape[1],
         "spread": {
-            "between": float(np.nanstd(mean_known(total))),
-            "within": float(np.nanmean(np.nanstd(total, axis=1))),
+            "between": float(np.std(mean_known(total))),
+            "within": float(np.mean(np.nanstd(total, axis=1))),
         },
         "blind": _points(blind),
-        "judges": {
-            name: {
-                **_points(picks := picked(base.points, liked)),
-                "gain": _interval(paired_difference(blind.sum(axis=-1), picks.sum(axis=-1)).difference),
-                "rank": _interval(bootstrap_mean(rank_within(total, liked))),
-            }
-            for name, liked in base.liked.items()
-        },
-        "models": {
-            model: {
-                **_points(found.points.reshape(-1, len(DIMENSIONS))),
-                "gain": _interval(
-                    paired_difference(mean_known(total), mean_known(found.liked[MEASUREMENT])).difference
-                ),
-            }
-            for model, found in others.items()
-        },
+        "judges": {name: _pick(base, liked) for name, liked in base.liked.items()},
+        "models": _models(blind.sum(axis=-1), others),
         "shares": {
             name: {
-                BASE: float(np.nanmean(before)),
-                **{
-                    model: _interval(
-                        paired_difference(mean_known(before), mean_known(found.shares[name])).difference
-                    )
+                BASE: _mean(mean_known(before)),
+                "changes": {
+                    model: _change(mean_known(before), mean_known(found.shares[name]))
                     for model, found in others.items()
                 },
             }
@@ -199,49 +220,86 @@ def summary(base: Rollouts, others: Mapping[str, Rollouts]) -> dict[str, Any]:
     return without_nan(told)
 
 
+def _pick(base: Rollouts, liked: np.ndarray) -> dict[str, Any]:
+    picks = picked(base.points, liked)
+    return {
+        **_points(picks),
+        "gain": _change(mean_known(base.total), picks.sum(axis=-1)),
+        "rank": bootstrap_mean(rank_within(base.total, liked)).as_json(),
+        "failed": int((~np.isfinite(liked)).sum()),
+    }
+
+
+def _models(before: np.ndarray, others: Mapping[str, Rollouts]) -> dict[str, Any]:
+    """Points, gain over the base, and how far the first of them is ahead."""
+    after = {name: mean_known(found.total) for name, found in others.items()}
+    first = next(iter(after.values()), before)
+    return {
+        name: {
+            **_points(mean_known(found.points)),
+            "gain": _change(before, after[name]),
+            "behind_first": _change(after[name], first),
+        }
+        for name, found in others.items()
+    }
+
+
 def _points(points: np.ndarray) -> dict[str, float]:
-    """Means of [N, 6], a row of which is known as a whole or not at all."""
-    [means] = mean_known(points[None])
-    return {**dict(zip(names(), map(float, means), strict=True)), "total": float(means.sum())}
+    """Means over windows of [E, 6], a row of which is known as a whole or not at all."""
+    means = [_mean(column) for column in points.T]
+    return {**dict(zip(names(), means, strict=True)), "total": sum(means)}
 
 
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+def _mean(values: np.ndarray) -> float:
+    return bootstrap_mean(values, 1).mean
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    return paired_difference(before, after).difference.as_json()
 
 
 def selection_table(told: Mapping[str, Any]) -> str:
     """Markdown: who picks, the measured points of the picks, the gain over a sample taken blindly."""
     spread, blind = told["spread"], told["blind"]
-    titles = [f"{d.title} /{d.maximum}" for d in DIMENSIONS]
     lines = [
         f"Of {told['windows']} windows, the best of {told['samples']} rollouts each. Standard deviation of the "
         f"measured total: {spread['between']:.3f} between windows, {spread['within']:.3f} within one.",
+        *(
+            [f"Left out: {told['unmeasured_windows']} windows without a measurement."]
+            if told["unmeasured_windows"]
+            else []
+        ),
         "",
-        f"| Picked by | {' | '.join(titles)} | Total /10 | gain, 95 % interval | rank correlation within a window |",
-        "|---" * (len(titles) + 4) + "|",
-        f"| nobody | {_cells(blind)} | | |",
+        f"| Picked by | {_TITLES} | gain, 95 % interval | rank correlation within a window | not scored |",
+        "|---" * 11 + "|",
+        f"| nobody | {_cells(blind)} | | | |",
     ]
     for name, row in told["judges"].items():
-        lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {_told(row['rank'])} |")
+        ranks = _told(row["rank"])
+        lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ranks} | {row['failed']} |")
     return "\n".join(lines) + "\n"
 
 
 def models_table(told: Mapping[str, Any]) -> str:
     """Markdown: measured points of the base and of the other models, nobody picking; then what these are made of."""
     blind, models = told["blind"], told["models"]
-    titles = [f"{d.title} /{d.maximum}" for d in DIMENSIONS]
+    lead = f" lead of {next(iter(models))}" if models else ""
     lines = [
-        f"| Model | {' | '.join(titles)} | Total /10 | gain, 95 % interval |",
-        "|---" * (len(titles) + 3) + "|",
-        f"| {BASE} | {_cells(blind)} | |",
-        *(f"| {name} | {_cells(row)} | {_gain(row, blind)} |" for name, row in models.items()),
-        "",
-        f"| Measured share | {' | '.join([BASE, *models])} |",
-        "|---" * (len(models) + 2) + "|",
+        f"| Model | {_TITLES} | gain, 95 % interval |{lead} |",
+        "|---" * 10 + "|",
+        f"| {BASE} | {_cells(blind)} | | |",
     ]
+    for number, (name, row) in enumerate(models.items()):
+        ahead = _told(row["behind_first"]) if number else ""
+        lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ahead} |")
+    lines += ["", f"| Measured share | {' | '.join([BASE, *models])} |", "|---" * (len(models) + 2) + "|"]
     for name, row in told["shares"].items():
-        lines.append(f"| {name} | {' | '.join([f'{row[BASE]:.3f}', *(_told(row[m]) for m in models)])} |")
+        cells = [_number(row[BASE]), *(_told(row["changes"][model]) for model in models)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+_TITLES = " | ".join([*(f"{d.title} /{d.maximum}" for d in DIMENSIONS), "Total /10"])
 
 
 def _gain(row: Mapping[str, Any], blind: Mapping[str, float]) -> str:
@@ -251,8 +309,11 @@ def _gain(row: Mapping[str, Any], blind: Mapping[str, float]) -> str:
 
 
 def _cells(row: Mapping[str, float | None]) -> str:
-    cells = (row[name] for name in (*names(), "total"))
-    return " | ".join("–" if value is None else f"{value:.3f}" for value in cells)
+    return " | ".join(_number(row[name]) for name in (*names(), "total"))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _told(interval: Mapping[str, float | None]) -> str:

@@ -26,7 +26,7 @@ from pipelines.evaluate import Bench, make_bench
 from pipelines.judged import JUDGE_TITLES, PRIVILEGED, Panel, make_panel, run_judged
 from pipelines.weights import world_model_folder
 from roboalign_ray.config import JobConfig
-from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
+from roboalign_ray.evaluation.bootstrap import bootstrap_mean
 from roboalign_ray.evaluation.judged import JudgedResult
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
@@ -272,14 +272,10 @@ def total_gain(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, An
     before = float(np.nanmean(base.per_window()))
     return {
         **told,
-        "gain": _json(interval),
+        "gain": interval.as_json(),
         "gain_percent": 100 * interval.mean / before if before else None,
         "per_seed": [m["total"] for m in means],
     }
-
-
-def _json(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def alignment_table(told: Mapping[str, Any]) -> str:

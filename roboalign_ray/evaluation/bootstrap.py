@@ -33,6 +33,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
+    def as_json(self) -> dict[str, float]:
+        """Mean and limits."""
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
 
 @dataclass(frozen=True)
 class PairedDifference:

@@ -19,6 +19,7 @@ from pipelines.judge_select import (
     run_select,
     selection_table,
     summary,
+    together,
     write_selection,
 )
 from pipelines.weights import world_model_folder
@@ -34,19 +35,19 @@ LENIENT = dict.fromkeys(("flicker_limit", "jump_limit", "background_limit", "reg
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
-    """What the toy job's student is worth, and the model that was measured beside its own: the same."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The toy job's student's picks, and its own model measured beside itself, once and as if of two seeds."""
     job = make_judged_job(
         tmp_path_factory.mktemp("job"),
         evaluation={"judged_windows": WINDOWS, "judges": ("student", "privileged")},
         bench={"privileged": LENIENT},
     )
     model = world_model_folder(job)
-    return run_select(job, samples=SAMPLES, models=[model], quiet=True), str(model)
+    return run_select(job, samples=SAMPLES, models={"same": [model], "twice": [model, model]}, quiet=True)
 
 
 def test_no_pick_is_better_than_measurements_own(found) -> None:
-    told, _ = found
+    told = found
     judges = told["judges"]
     assert {"student", "SSIM", MEASUREMENT} < judges.keys()
     assert len(judges) == 4  # LPIPS, whatever its network is called
@@ -56,32 +57,34 @@ def test_no_pick_is_better_than_measurements_own(found) -> None:
         assert row["gain"]["mean"] == pytest.approx(row["total"] - told["blind"]["total"])
         assert row["total"] == pytest.approx(sum(row[name] for name in names()))
         assert row["total"] <= best["total"]
+        assert row["failed"] == 0
     assert best["rank"]["mean"] == pytest.approx(1.0)
     assert best["gain"]["mean"] > 0 < told["spread"]["within"]
 
 
 def test_a_model_beside_itself_changes_nothing(found) -> None:
-    told, model = found
-    assert {"gripper", "object", "background", "sharpness"} < told["shares"].keys()
-    for row in told["shares"].values():
-        assert 0 <= row["base"] <= 1
-        assert row[model] == NOTHING
-    beside = told["models"][model]
-    assert beside["gain"] == NOTHING
-    assert {name: beside[name] for name in told["blind"]} == pytest.approx(told["blind"])
+    assert {"gripper", "object", "background", "sharpness"} < found["shares"].keys()
+    for model in ("same", "twice"):
+        for row in found["shares"].values():
+            assert 0 <= row["base"] <= 1
+            assert row["changes"][model] == pytest.approx(NOTHING)
+        beside = found["models"][model]
+        assert beside["gain"] == beside["behind_first"] == pytest.approx(NOTHING)
+        assert {name: beside[name] for name in found["blind"]} == pytest.approx(found["blind"])
 
 
 def test_tables_hold_what_was_told(found, tmp_path: Path) -> None:
-    told, model = found
+    told = found
     write_selection(told, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "selection.json").read_text()) == told
     text = (tmp_path / "out" / "selection.md").read_text()
     assert text == f"{selection_table(told)}\n{models_table(told)}"
     for name in told["judges"]:
         assert f"\n| {name} | " in text
-    assert f"| Measured share | base | {model} |" in text
+    assert "| Measured share | base | same | twice |" in text
+    assert "| lead of same |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows} == {11, 10, 4}
+    assert {line.count("|") for line in rows} == {12, 11, 5}
 
 
 def test_gains_are_those_of_the_picks() -> None:
@@ -96,13 +99,28 @@ def test_gains_are_those_of_the_picks() -> None:
     told = summary(rollouts, {})
     assert told["judges"]["indifferent"]["rank"]["mean"] is None  # JSON knows no NaN
     assert told["judges"]["indifferent"]["total"] == 0.0  # of equals the first
-    assert f"| silent |{' – |' * 9}" in selection_table(told)
+    assert f"| silent |{' – |' * 9} 8 |" in selection_table(told)
     assert told["blind"]["total"] == pytest.approx((1.5 + 1.0) / 2)
     assert told["judges"]["good"]["total"] == told["judges"][MEASUREMENT]["total"] == pytest.approx(2.5)
     assert told["judges"]["bad"]["gain"]["mean"] == pytest.approx(-1.25)
     assert told["judges"]["good"]["rank"]["mean"] == pytest.approx(1.0)
     assert told["judges"]["bad"]["rank"]["mean"] == pytest.approx(-1.0)
     assert told["spread"]["between"] == pytest.approx(0.25)
+
+
+def test_a_window_that_cannot_be_measured_is_left_out_and_told() -> None:
+    points = np.ones((3, 2, 6))
+    points[1] = np.nan
+    points[2, 0] = np.nan
+    base = Rollouts(points, {"outcome": np.full((3, 2), 0.5)}, {MEASUREMENT: points.sum(axis=-1)})
+    better = Rollouts(points + 1, {"outcome": np.full((3, 2), 0.75)})
+    told = summary(base, {"one": together([better, better]), "other": base})
+    assert (told["windows"], told["unmeasured_windows"]) == (2, 1)
+    assert told["models"]["one"]["gain"]["mean"] == pytest.approx(6.0)
+    assert told["models"]["other"]["behind_first"]["mean"] == pytest.approx(6.0)
+    assert told["shares"]["outcome"]["changes"]["one"]["mean"] == pytest.approx(0.25)
+    assert told["judges"][MEASUREMENT]["failed"] == 1
+    assert "Left out: 1 windows" in selection_table(told)
 
 
 def test_without_contacts_nothing_can_be_measured(tmp_path: Path) -> None:
@@ -122,10 +140,20 @@ def without_contacts(number: int) -> Episode:
     return replace(episode, outcome=replace(episode.outcome, privileged=told))
 
 
-def test_a_folder_that_is_missing_is_told_in_one_line(tmp_path: Path, capsys) -> None:
-    assert run(["judge", "select", "--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("--model", "{here}/nowhere"), "no such world model folder"),
+        (("--model", "judged={here}/nowhere"), "no such world model folder"),
+        (("--model", "{here}/empty"), "holds no layout.json"),
+        (("--out", "{here}/file"), "is a file, not a folder"),
+        (("--samples", "1"), "greater than or equal to 2"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, capsys, more: tuple[str, ...], line: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    assert run(["judge", "select", "--quiet", *(part.format(here=tmp_path) for part in more)]) == 2
     said = capsys.readouterr().err
-    assert "no such world model folder" in said
-    assert str(tmp_path / "nowhere") in said.replace("\n", "")
+    assert line in " ".join(said.split())
     assert len(said.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from judged_job import make_judged_job
 
+from pipelines import reproduce
+from pipelines.cli import run
 from pipelines.reproduce import (
     ALIGNMENT_ARMS,
     HACKING_ARMS,
@@ -52,6 +54,14 @@ def test_gains_are_means_over_seeds_of_changes_in_the_same_windows() -> None:
     assert told["gain"]["low"] == pytest.approx(0.6)
     assert told["gain_percent"] == pytest.approx(100 * 0.6 / base.sum(-1).mean())
     assert told["per_seed"] == pytest.approx([base.sum(-1).mean() + 0.3, base.sum(-1).mean() + 0.9])
+
+
+def test_the_command_asks_for_as_many_runs_as_it_was_told(monkeypatch, tmp_path: Path) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(reproduce, "run_alignment", lambda config, out, **how: asked.update(how, out=out))
+    words = ["reproduce", "alignment", "--seeds", "2", "--single", "4", "--out", str(tmp_path), "--json"]
+    assert run(words) == 0
+    assert (asked["seeds"], asked["single"], asked["out"]) == (2, 4, tmp_path)
 
 
 @pytest.mark.slow
