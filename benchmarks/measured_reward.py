@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import actors.scorer
+from actors.scorer import ScorerActor
+from pipelines import align_crew
 from pipelines.align import ALIGNED, run_align
+from pipelines.align_workers import WorkerPool
 from pipelines.judge_select import models_table, run_select
 from roboalign_ray.alignment.prompts import prompt_spec
 from roboalign_ray.config import JobConfig
@@ -33,18 +35,20 @@ from roboalign_ray.rewards.protocol import Reward, Score, Scored
 from roboalign_ray.world_model.rollout import RolloutGroup
 
 
-def measuring(config: JobConfig) -> type[actors.scorer.ScorerActor]:
+def measuring(config: JobConfig) -> type[ScorerActor]:
     """A scorer that measures; made in a function, so that it travels to its worker by value."""
 
-    class MeasuringScorer(actors.scorer.ScorerActor):
-        @cached_property
-        def _annotator(self) -> RolloutAnnotator:
+    class MeasuringScorer(ScorerActor):
+        _annotator: RolloutAnnotator | None = None  # a cached property holds a lock, which does not travel
+
+        def _opened(self) -> RolloutAnnotator:
             size = self._tokenizer.config
             spec = prompt_spec(self.episodes, config.rollout.horizon, size.height, size.width)
             maker = PairMaker(open_store(self.episodes.store), spec, config.bench)
             return RolloutAnnotator(PrivilegedJudge(config.bench.privileged), self._codec, maker)
 
         def _scores(self, group: RolloutGroup, reward: Reward) -> Sequence[Score]:
+            self._annotator = self._annotator or self._opened()
             told = self._annotator.annotate([group], [range(len(group.seeds))])
             return [
                 one.pair if isinstance(one.pair, Failed) else Scored(float(one.scores.sum())) for one in told
@@ -69,7 +73,13 @@ def main() -> None:
     changes = {"reward.weights.fidelity": 1, "reward.weights.judged": 0, "seed": args.seed}
     changes["alignment.updates"] = args.updates
     config = load_job(args.profile, [f"{key}={value}" for key, value in changes.items()])
-    actors.scorer.ScorerActor = measuring(config)  # type: ignore[misc]
+    scorer = measuring(config)
+
+    class Pool(WorkerPool):
+        def __init__(self, role: str, worker: type, *args: Any, **how: Any) -> None:
+            super().__init__(role, scorer if role == "scorer" else worker, *args, **how)
+
+    align_crew.WorkerPool = Pool  # type: ignore[misc]
     run_align(config, args.out, resume=True)
     print(models_table(run_select(witness, samples=args.samples, models={"measured": [args.out / ALIGNED]})))
 
