@@ -162,9 +162,7 @@ def agree(
 
 @app.command()
 def select(
-    profile: Annotated[
-        str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
-    ] = "reproduce",
+    profile: Profile = "reproduce",
     samples: Annotated[int, typer.Option(min=2, help="Rollouts of every held-out window.")] = 8,
     models: Annotated[
         list[str] | None,
@@ -208,7 +206,9 @@ def _named(models: Sequence[str]) -> dict[str, list[Path]]:
     """Folders by name; without one, the folder is its name."""
     named: dict[str, list[Path]] = {}
     for given in models:
-        name, _, folder = given.rpartition("=")
+        # A folder may have the sign in its own name.
+        name, _, folder = ("", "", given) if Path(given).is_dir() else given.partition("=")
+        folder = folder or name
         if not Path(folder).is_dir():
             raise UserError("no such world model folder", where=folder, remedy="--model takes [NAME=]DIR")
         named.setdefault(name or folder, []).append(Path(folder))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.jobs_cli import Json, Out, Overrides, Quiet
+from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet
 from roboalign_ray.config.loading import load_job
 
 HELP = """Make an experiment again: several alignment runs, judged side by side. Started again, it goes on.
@@ -21,9 +21,6 @@ HELP = """Make an experiment again: several alignment runs, judged side by side.
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 
-Profile = Annotated[
-    str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
-]
 Seeds = Annotated[
     int, typer.Option("--seeds", min=1, help="Runs of every arm; of alignment's, of the judged one.")
 ]

@@ -11,6 +11,7 @@ import pytest
 from judged_job import labelled_episode, make_judged_job
 from tiny_job import EPISODES
 
+from pipelines import judge_select
 from pipelines.cli import run
 from pipelines.judge_select import (
     MEASUREMENT,
@@ -157,3 +158,15 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys, more: tuple[str, ...], li
     said = capsys.readouterr().err
     assert line in " ".join(said.split())
     assert len(said.strip().splitlines()) == 1
+
+
+def test_folders_are_named_and_may_hold_the_sign_themselves(tmp_path: Path, monkeypatch) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(judge_select, "run_select", lambda config, **how: asked.update(how) or {})
+    plain, signed = tmp_path / "plain", tmp_path / "rate=1"
+    for folder in (plain, signed):
+        folder.mkdir()
+    given = [str(signed), f"two={plain}", f"two={signed}"]
+    words = [word for model in given for word in ("--model", model)]
+    assert run(["judge", "select", "--json", *words]) == 0
+    assert asked["models"] == {str(signed): [signed], "two": [plain, signed]}
