@@ -1,7 +1,8 @@
 """The command `roboalign`: what can be asked for, and how an error is told.
 
 Heavy modules (torch, ray, simulators) are imported inside the commands that need them: `roboalign --help` answers
-at once. Bad input is one line on stderr and exit code 2; a bug keeps its traceback and exits 1.
+at once. Bad input, and a machine that is full or denies access, is one line on stderr and exit code 2; a bug keeps its
+traceback and exits 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pipelines import (
 )
 from pipelines.jobs_cli import Json, Overrides, Profile
 from roboalign_ray.config.loading import load_job
-from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, UserError
+from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, host_error
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -133,13 +134,25 @@ def version(as_json: Json = False) -> None:
             typer.echo(f"{name:<14} {text}")
 
 
-def user_error_in(error: BaseException | None) -> UserError | None:
-    """The bad input that an exception stands for, however it was wrapped on its way here; None for a bug.
+def reported_error_in(error: BaseException | None) -> ReportedError | None:
+    """The bad input or failure of the machine that an exception stands for, however it was wrapped on its way here.
+
+    None stands for a bug. What was already told in a line comes before a bare system error behind it.
 
     Ray hands an actor's exception on as the `cause` of its own, Ray Train as `controller_failure` or as the values of
     `worker_failures`, each in a wrapper that keeps the traceback; all are asked by attribute, so that nothing here
     imports ray.
     """
+    causes = list(_causes(error))
+    told = (cause for cause in causes if isinstance(cause, ReportedError) and "what" in vars(cause))
+    if (found := next(told, None)) is not None:
+        return found
+    bare = (cause for cause in causes if not isinstance(vars(cause).get("cause"), BaseException))
+    return next(filter(None, map(host_error, bare)), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and all that it wraps, outermost first."""
     seen: set[int] = set()
     queue = [error]
     while queue:
@@ -147,10 +160,8 @@ def user_error_in(error: BaseException | None) -> UserError | None:
         if not isinstance(current, BaseException) or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError) and "what" in vars(current):
-            return current
+        yield current
         queue += list(_wrapped(current))
-    return None
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException | None]:
@@ -172,7 +183,7 @@ def _report(line: str, details: str = "") -> int:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 for a bug, 2 for bad input, 130 for Ctrl-C."""
+    """Run the command line and return its exit code: 0; 1 for a bug; 2 for bad input or a full disk; 130 for Ctrl-C."""
     try:
         result = app(args=arguments, prog_name="roboalign", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -185,7 +196,7 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        if found := user_error_in(error):
+        if found := reported_error_in(error):
             return _report(found.line(), found.details)
         traceback.print_exc()
         return EXIT_BUG

@@ -1,19 +1,26 @@
 """Failures as values and as clear words.
 
-Two kinds live here. `UserError` is raised for bad input: it carries one line that says what is wrong, where, and
-what to do, and the command line turns it into that line and exit code 2. `Failed` is a value: a sample, score or
-reply that could not be produced. It travels next to successes and is never turned into a number.
+Three kinds live here. `UserError` is raised for bad input: it carries one line that says what is wrong, where, and
+what to do. `HostError` is raised when the machine stops the work: a full disk, no memory, no permission. The command
+line turns both into their line and exit code 2. `Failed` is a value: a sample, score or reply that could not be
+produced. It travels next to successes and is never turned into a number.
+
+`HostError` is no `UserError`: code that sets bad data aside (`except UserError`) never takes a full disk for bad data.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 EXIT_BAD_INPUT = 2
 
 
-class UserError(Exception):
-    """Bad input, told in one line.
+class ReportedError(Exception):
+    """An error told in one line. Raise one of its subclasses.
 
     Args:
         what: what is wrong, as a short clause ("unknown key 'hiden_size'").
@@ -33,7 +40,19 @@ class UserError(Exception):
 
     def __reduce__(self):
         # Exceptions cross process boundaries (Ray); keep the keyword-only parts through pickling.
-        return (_rebuild_user_error, (type(self), self.what, self.where, self.remedy, self.details))
+        return (_rebuild, (type(self), self.what, self.where, self.remedy, self.details))
+
+
+class UserError(ReportedError):
+    """Bad input, told in one line."""
+
+
+class HostError(ReportedError):
+    """The machine stopped the work: its disk, memory, handles, threads or permissions. Never a fault of the data."""
+
+
+def _rebuild(cls: type[ReportedError], what: str, where: str, remedy: str, details: str) -> ReportedError:
+    return cls(what, where=where, remedy=remedy, details=details)
 
 
 def first_line(error: BaseException) -> str:
@@ -41,13 +60,94 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _rebuild_user_error(cls: type[UserError], what: str, where: str, remedy: str, details: str) -> UserError:
-    return cls(what, where=where, remedy=remedy, details=details)
+_SPACE = "free space there, or choose another folder (TMPDIR sets the temporary one)"
+_HANDLES = "raise the limit of open files (ulimit -n)"
+_MEMORY = "free memory, or ask for less at once"
+_ACCESS = "allow access, or choose another place"
+_DEVICE = "check the disk or the network file system"
+_TASKS = "raise the limit of processes and threads (ulimit -u)"
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EMFILE: _HANDLES,
+    errno.ENFILE: _HANDLES,
+    errno.ENOMEM: _MEMORY,
+    errno.EAGAIN: _TASKS,  # of fork and of thread creation
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
+    errno.EROFS: _ACCESS,
+    errno.EIO: _DEVICE,
+    errno.ENXIO: _DEVICE,
+    errno.ENODEV: _DEVICE,
+    errno.ESTALE: _DEVICE,
+    errno.EREMOTEIO: _DEVICE,
+}
+# FFmpeg gives these codes for damaged files too (a short read is EIO, a nonsense size ENOMEM).
+_AMBIGUOUS_IN_FFMPEG = {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EPERM, errno.ENXIO, errno.ENODEV}
+_RUST_CODE = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust (safetensors) name a system error
+
+
+def host_error(error: BaseException | None, *, where: str = "") -> HostError | None:
+    """The failure of the machine that an exception or one of its causes stands for; None for any other failure.
+
+    Full disks and quotas, no open file or thread left, no memory, denied permissions and broken devices count. A
+    missing file does not: that is a matter of the data.
+
+    Args:
+        error: what was caught.
+        where: file or step, where the exception does not name its own file.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, HostError):
+            return cause
+        if (found := _code_and_text(cause)) is not None:
+            code, text = found
+            return HostError(text, where=_file_of(cause) or where, remedy=_REMEDIES[code])
+    return None
+
+
+def raise_if_host(error: BaseException, *, where: str = "") -> None:
+    """Raise the `HostError` that an exception stands for; return for any other. Call it first where data is set aside.
+
+    Raises:
+        HostError: see `host_error`.
+    """
+    if (found := host_error(error, where=where)) is not None:
+        raise found from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def _code_and_text(error: BaseException) -> tuple[int, str] | None:
+    """The system's error code, one of `_REMEDIES`, and its words."""
+    in_ffmpeg = type(error).__module__.startswith("av.")
+    if (isinstance(error, MemoryError) and not in_ffmpeg) or type(error).__name__ == "OutOfMemoryError":
+        said = first_line(error)
+        return errno.ENOMEM, "out of memory" if said == type(error).__name__ else f"out of memory ({said})"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return errno.EAGAIN, "cannot start a new thread"
+    code = getattr(error, "errno", None)
+    if code is None and (match := _RUST_CODE.search(str(error))):
+        code = int(match[1])
+    if code not in _REMEDIES or (in_ffmpeg and code in _AMBIGUOUS_IN_FFMPEG):
+        return None
+    return code, os.strerror(code)
+
+
+def _file_of(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A result that could not be produced. Never converted to 0.0: whoever meets one counts it and leaves it out.
+    """A result that could not be produced. Never converted to 0.0: the reader counts it and leaves it out.
 
     Attributes:
         reason: one line, fit for a log or a table.

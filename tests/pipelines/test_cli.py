@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -104,6 +105,30 @@ def test_bad_input_is_one_line_however_wrapped(
     assert ends_with(WRAPPED[how](bad), monkeypatch) == 2
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "error: runs/x: holds no weights; train one\n")
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_a_full_disk_is_one_line_however_wrapped(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "tmp/video.mp4")
+    assert ends_with(WRAPPED[how](full), monkeypatch) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: tmp/video.mp4: No space left on device; free space")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_a_failure_of_the_host_inside_a_ray_worker_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray.exceptions import RayTaskError
+
+    task_error = RayTaskError("score", "Traceback of the worker", error)
+    for wrapped in (task_error, task_error.as_instanceof_cause()):
+        assert ends_with(wrapped, monkeypatch) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(("error: out of memory;", "error: Too many open files;"))
 
 
 def test_a_table_stands_above_the_line(
