@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
+from corruption import places, with_value
 from episode_files import (
     clip,
     lerobot_info,
@@ -42,28 +42,6 @@ DATASETS = {
 JUNK = [None, 0, -1, 1.5, "", "junk {nowhere}", [], [[]], {}, {"a": []}, True, float("nan")]
 
 
-def places(value, path=()):
-    """Paths of every key and list element in a JSON value."""
-    children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, child in children:
-        yield (*path, key)
-        yield from places(child, (*path, key))
-
-
-def mutated(value, path, junk, remove):
-    changed = copy.deepcopy(value)
-    parent = changed
-    for key in path[:-1]:
-        parent = parent[key]
-    if remove:
-        del parent[path[-1]]
-    else:
-        parent[path[-1]] = junk
-    return changed
-
-
 @pytest.fixture(scope="module", params=DATASETS)
 def dataset(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
@@ -78,7 +56,7 @@ def dataset(request, tmp_path_factory):
 def test_a_changed_value_is_read_or_refused(dataset, data):
     folder, file, original = dataset
     path = data.draw(st.sampled_from(list(places(original))))
-    changed = mutated(original, path, data.draw(st.sampled_from(JUNK)), data.draw(st.booleans()))
+    changed = with_value(original, path, data.draw(st.sampled_from(JUNK)), remove=data.draw(st.booleans()))
     file.write_text(json.dumps(changed))
     try:
         items = list(open_folder(folder).episodes())
