@@ -9,7 +9,6 @@ RLDS records no frame rate and no robot. Both are known for the datasets in `KNO
 
 from __future__ import annotations
 
-import io
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.pictures import decode_picture
 from roboalign_ray.episodes.sources.rlds_features import read_features
 from roboalign_ray.episodes.sources.tfrecord import CorruptRecord, FeatureValue, parse_example, read_records
 from roboalign_ray.foundation.failures import UserError
@@ -200,7 +199,7 @@ class RldsSource:
             if not any(len(raw) for raw in encoded):
                 empty.append(name)
                 continue
-            frames = [_decode_picture(raw, f"{name}[{t}]") for t, raw in enumerate(encoded)]
+            frames = [decode_picture(raw, f"{name}[{t}]") for t, raw in enumerate(encoded)]
             if all(np.ptp(frame) == 0 for frame in frames):
                 empty.append(name)
                 continue
@@ -251,12 +250,3 @@ def _version_folder(root: Path) -> Path:
     raise UserError(
         f"holds {found}", where=str(root), remedy="name the folder with features.json and *.tfrecord*"
     )
-
-
-def _decode_picture(raw: bytes, where: str) -> np.ndarray:
-    """A JPEG or PNG as uint8 [H, W, 3] RGB."""
-    try:
-        with Image.open(io.BytesIO(raw)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
-        raise EpisodeError(f"picture {where} cannot be decoded ({str(error)[:80]})") from error
