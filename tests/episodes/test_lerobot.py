@@ -47,6 +47,9 @@ def test_v2_episodes_equal_their_files(tmp_path):
 def test_the_rate_is_that_of_info_json_whatever_the_video_says(tmp_path):
     write_lerobot_v2(tmp_path, [6])  # its mp4 says 10
     lerobot_info(tmp_path, "v2.1", 1, fps=30)
+    path = tmp_path / "data/chunk-000/episode_000000.parquet"
+    rows = pq.read_table(path).to_pydict() | {"timestamp": [number / 30 for number in range(6)]}
+    pq.write_table(pa.table(rows), path)
     (episode,) = LeRobotSource(tmp_path).episodes()
     assert (episode.fps, episode.length) == (30.0, 6)
 

@@ -11,17 +11,20 @@ order, and an episode whose counts differ is quarantined, as is one that lacks a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
-from roboalign_ray.episodes.sources.base import Quarantined
-from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, entries_v2, entries_v3
+from roboalign_ray.episodes.episode import Episode, Outcome
+from roboalign_ray.episodes.sources.base import Quarantined, opened, printable, read_or_quarantine
+from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
+from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, read_entries
 from roboalign_ray.episodes.sources.lerobot_frames import table_pictures, video_frames
-from roboalign_ray.episodes.sources.lerobot_info import Info, flat_names, view_name
-from roboalign_ray.episodes.sources.lerobot_tables import episode_rows, matrix, success
+from roboalign_ray.episodes.sources.lerobot_info import Info, flat_names, is_depth
+from roboalign_ray.episodes.sources.lerobot_tables import check_timestamps, episode_rows, matrix, success
+from roboalign_ray.episodes.sources.lerobot_tasks import read_tasks, sentences, task_numbers
 from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.foundation.failures import UserError
 
@@ -41,8 +44,9 @@ class LeRobotSource:
 
     def __init__(self, root: Path, *, views: tuple[str, ...] | None = None) -> None:
         self.root = Path(root)
-        self.name = self.root.resolve().name
-        self.info = read_metadata(self.root / "meta" / "info.json", Info, "LeRobot info")
+        self.folder = DatasetFolder(self.root)
+        self.name = printable(self.root.resolve().name)
+        self.info = read_metadata(self.folder.file("meta/info.json"), Info, "LeRobot info")
         self.version = self.info.codebase_version.lstrip("v")
         if self.version.split(".")[0] not in ("2", "3"):
             raise UserError(
@@ -52,7 +56,7 @@ class LeRobotSource:
             )
         self.fps = self.info.fps
         self.features = self.info.features
-        self.cameras = {view_name(key): key for key, feature in self.features.items() if feature.is_camera}
+        self.cameras = self.info.cameras()
         if views is not None:
             self.cameras = {view: key for view, key in self.cameras.items() if view in views}
         if not self.cameras or _ACTION not in self.features:
@@ -61,38 +65,56 @@ class LeRobotSource:
         video_keys = [key for key in self.cameras.values() if self.features[key].dtype == "video"]
         if video_keys and not self.info.video_path:
             raise UserError("info.json names videos but no 'video_path'", where=str(self.root))
-        read_entries = entries_v3 if self.version.startswith("3") else entries_v2
         try:
-            self.entries = read_entries(self.root, self.info, video_keys)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
-            raise UserError(
-                f"episode tables cannot be read ({error})", where=str(self.root / "meta")
-            ) from error
+            self.entries, self._bad = read_entries(
+                self.folder, self.info, video_keys, v3=self.version.startswith("3")
+            )
+            self._tasks = read_tasks(self.folder)
+        except Exception as error:  # whatever damaged tables lead to
+            where = self.root / "meta"
+            told = opened("a LeRobot dataset", where, error)
+            raise UserError(f"episode tables cannot be read ({told.what})", where=str(where)) from error
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) + len(self._bad)
 
     @property
     def view_names(self) -> tuple[str, ...]:
         """Views that are read."""
         return tuple(self.cameras)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the dataset as a whole, a line each."""
+        depth = [
+            key for key, feature in self.features.items() if feature.is_picture and is_depth(key, feature)
+        ]
+        lines = [f"{key}: a depth map, left out" for key in depth]
+        stated = self.info.total_episodes
+        if stated is not None and stated != len(self):
+            lines.append(f"info.json counts {stated} episodes, the episode table {len(self)}")
+        return lines
+
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes by index; those with a missing or corrupt file are quarantined by that file's name."""
+        for bad in self._bad:
+            yield Quarantined(printable(f"{self.name}/{bad.name}"), printable(bad.reason))
         for entry in self.entries:
             episode_id = f"{self.name}/{entry.index:06d}"
-            try:
-                yield self._episode(episode_id, entry)
-            except UserError as error:
-                yield Quarantined(episode_id, error.line().replace(f"{self.root}/", ""))
+            read = partial(self._episode, episode_id, entry)
+            yield read_or_quarantine(episode_id, read, told=self.folder.relative)
 
     def _episode(self, episode_id: str, entry: EpisodeEntry) -> Episode:
         for clip in entry.clips.values():  # absent videos are the common case: seen before anything is read
-            if not (self.root / clip.file).is_file():
-                raise EpisodeError("no such video file", where=clip.file)
-        rows = episode_rows(self.root, entry)
+            self.folder.file(clip.file, "video file")
+        pictures = [key for key in self.cameras.values() if key not in entry.clips]
+        rows = episode_rows(self.folder, entry, [_ACTION, _STATE, *pictures])
+        check_timestamps(rows, self.fps, entry.data_file)
         actions = matrix(rows, _ACTION, entry.data_file)
         state = matrix(rows, _STATE, entry.data_file) if _STATE in rows.column_names else None
+        tasks = (
+            sentences(entry.tasks or task_numbers(rows), self._tasks) if self._tasks or entry.tasks else []
+        )
         frames = {view: self._frames(entry, key, rows) for view, key in self.cameras.items()}
         return Episode(
             episode_id=episode_id,
@@ -101,7 +123,7 @@ class LeRobotSource:
             actions=actions,
             action_names=flat_names(self.features[_ACTION].names, actions.shape[1]),
             state=state,
-            instruction=entry.instruction,
+            instruction=tasks[0] if tasks else "",
             fps=self.fps,
             embodiment=self.info.robot_type or "unknown",
             outcome=Outcome(success=success(rows)),
@@ -110,11 +132,12 @@ class LeRobotSource:
                 "file": entry.data_file,
                 "episode_index": entry.index,
                 "videos": {key: clip.file for key, clip in entry.clips.items()},
+                **({"tasks": tasks} if len(tasks) > 1 else {}),
             },
         )
 
     def _frames(self, entry: EpisodeEntry, key: str, rows: pa.Table) -> np.ndarray:
         """Frames of one view, uint8 [T, H, W, 3]; pictures inside the table, or a stretch of a video."""
         if key not in entry.clips:
-            return table_pictures(rows, key, entry.data_file)
-        return video_frames(self.root, entry.clips[key], self.fps, rows.num_rows)
+            return table_pictures(self.folder, rows, key, entry.data_file)
+        return video_frames(self.folder, entry.clips[key], self.fps, rows.num_rows)

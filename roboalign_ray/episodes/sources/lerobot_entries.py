@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder, PathTemplate
 from roboalign_ray.episodes.sources.lerobot_info import Info
+from roboalign_ray.episodes.sources.metadata import read_small
+from roboalign_ray.episodes.sources.parquet import read_columns
+from roboalign_ray.foundation.failures import UserError, first_line
+
+_MOST_TABLE_BYTES = 256 << 20
+_LARGEST_INDEX = 10**12
 
 
 @dataclass(frozen=True)
@@ -24,63 +31,169 @@ class Clip:
 
 @dataclass(frozen=True)
 class EpisodeEntry:
-    """One row of the episode table. `clips` maps video key -> `Clip`."""
+    """One row of the episode table.
+
+    Attributes:
+        index: number of the episode.
+        length: rows.
+        tasks: its instructions, or their numbers in the task table; () where the rows alone tell them.
+        data_file: Parquet file of its rows.
+        clips: video key -> where its frames are.
+    """
 
     index: int
     length: int
-    instruction: str
+    tasks: tuple[str | int, ...]
     data_file: str
     clips: Mapping[str, Clip] = field(default_factory=dict)
 
 
-def entries_v2(root: Path, info: Info, video_keys: Iterable[str]) -> list[EpisodeEntry]:
-    """Episodes of meta/episodes.jsonl, by index."""
-    keys = list(video_keys)
-    entries = []
-    for line in (root / "meta" / "episodes.jsonl").read_text().splitlines():
+@dataclass(frozen=True)
+class BadEntry:
+    """A row of the episode table that cannot be used: its name there, and why."""
+
+    name: str
+    reason: str
+
+
+Entry = EpisodeEntry | BadEntry
+Row = Mapping[str, Any]
+
+
+def read_entries(
+    folder: DatasetFolder, info: Info, video_keys: Sequence[str], *, v3: bool
+) -> tuple[list[EpisodeEntry], list[BadEntry]]:
+    """Usable episodes by index, and the rows of the table that cannot be used.
+
+    Raises:
+        UserError: no table, or no usable row in it.
+        ValueError, OSError: the table as a whole cannot be read.
+    """
+    numbers = ("chunk_index", "file_index") if v3 else ("episode_index", "episode_chunk")
+    where = "meta/info.json"
+    data = PathTemplate(info.data_path, numbers=numbers, where=f"{where}: data_path")
+    video = PathTemplate(
+        info.video_path or "", numbers=numbers, texts=("video_key",), where=f"{where}: video_path"
+    )
+    rows = _rows_v3(folder) if v3 else _rows_v2(folder)
+
+    def entry(row: Row) -> EpisodeEntry:
+        return (_entry_v3 if v3 else _entry_v2)(row, info, video_keys, data, video)
+
+    entries = [_entry_or_bad(name, row, entry) for name, row in rows]
+    good = _without_doubles([item for item in entries if isinstance(item, EpisodeEntry)])
+    bad = [item for item in (*entries, *good) if isinstance(item, BadEntry)]
+    usable = sorted((item for item in good if isinstance(item, EpisodeEntry)), key=lambda item: item.index)
+    if not usable:
+        raise ValueError(bad[0].reason if bad else "no episode in them")
+    return usable, bad
+
+
+def _entry_or_bad(name: str, row: Row | Exception, entry: Callable[[Row], EpisodeEntry]) -> Entry:
+    try:
+        if isinstance(row, Exception):
+            raise row
+        return entry(row)
+    except (UserError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        return BadEntry(
+            name, f"{name}: {error.line() if isinstance(error, UserError) else first_line(error)}"
+        )
+
+
+def _without_doubles(entries: list[EpisodeEntry]) -> list[Entry]:
+    """Entries that share a number cannot both be right; of equal ones the first is kept."""
+    by_index: dict[int, list[EpisodeEntry]] = defaultdict(list)
+    for entry in entries:
+        by_index[entry.index].append(entry)
+    result: list[Entry] = []
+    for index, same in by_index.items():
+        reason = f"episode_index {index} stands {len(same)} times in the episode table"
+        equal = all(entry == same[0] for entry in same)
+        kept, left_out = (same[:1], same[1:]) if equal else ([], same)
+        result += [*kept, *(BadEntry(f"{index:06d}", reason) for _ in left_out)]
+    return result
+
+
+def _rows_v2(folder: DatasetFolder) -> Iterator[tuple[str, Row | Exception]]:
+    """Rows of meta/episodes.jsonl."""
+    text = read_small(folder.file("meta/episodes.jsonl"), _MOST_TABLE_BYTES).decode("utf-8-sig")
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        row = json.loads(line)
-        index = int(row["episode_index"])
-        place = {"episode_index": index, "episode_chunk": index // info.chunks_size}
-        clips = {key: Clip((info.video_path or "").format(video_key=key, **place)) for key in keys}
-        data_file = info.data_path.format(**place)
-        entries.append(EpisodeEntry(index, int(row["length"]), _first(row["tasks"]), data_file, clips))
-    return sorted(entries, key=lambda entry: entry.index)
+        name = f"meta/episodes.jsonl line {number}"
+        try:
+            row = json.loads(line)
+            yield name, row if isinstance(row, dict) else TypeError("no JSON object")
+        except (ValueError, RecursionError) as error:
+            yield name, error
 
 
-def entries_v3(root: Path, info: Info, video_keys: Iterable[str]) -> list[EpisodeEntry]:
-    """Episodes of meta/episodes/chunk-*/file-*.parquet, by index."""
-    keys = list(video_keys)
-    files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
-    if not files:
+def _rows_v3(folder: DatasetFolder) -> Iterator[tuple[str, Row | Exception]]:
+    """Rows of meta/episodes/chunk-*/file-*.parquet; their statistics are not read."""
+    found = sorted((folder.root / "meta" / "episodes").glob("*/*.parquet"))
+    if not found:
         raise FileNotFoundError("no meta/episodes/chunk-*/file-*.parquet")
-    entries = []
-    for file in files:
-        names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
-        entries += [_entry_v3(row, info, keys) for row in pq.read_table(file, columns=names).to_pylist()]
-    return sorted(entries, key=lambda entry: entry.index)
+    for path in found:
+        name = str(path.relative_to(folder.root))
+        table = read_columns(folder.file(name), lambda column: not column.startswith("stats/"))
+        for number, row in enumerate(table.to_pylist()):
+            yield f"{name} row {number}", row
 
 
-def _entry_v3(row: Mapping[str, Any], info: Info, video_keys: Iterable[str]) -> EpisodeEntry:
+def _entry_v2(
+    row: Row, info: Info, video_keys: Iterable[str], data: PathTemplate, video: PathTemplate
+) -> EpisodeEntry:
+    index = _whole(row, "episode_index")
+    place = {"episode_index": index, "episode_chunk": index // info.chunks_size}
+    clips = {key: Clip(video.fill({"video_key": key, **place})) for key in video_keys}
+    return EpisodeEntry(index, _whole(row, "length"), _tasks(row.get("tasks")), data.fill(place), clips)
+
+
+def _entry_v3(
+    row: Row, info: Info, video_keys: Iterable[str], data: PathTemplate, video: PathTemplate
+) -> EpisodeEntry:
     clips = {}
     for key in video_keys:
         at = f"videos/{key}/"
-        place = {"chunk_index": row[f"{at}chunk_index"], "file_index": row[f"{at}file_index"]}
-        file = (info.video_path or "").format(video_key=key, **place)
-        clips[key] = Clip(file, float(row[f"{at}from_timestamp"]), float(row[f"{at}to_timestamp"]))
-    place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        place = {name: _whole(row, f"{at}{name}") for name in ("chunk_index", "file_index")}
+        start, end = (_seconds(row, f"{at}{name}_timestamp") for name in ("from", "to"))
+        if end <= start:
+            raise ValueError(f"'{at}to_timestamp' {end:g} is not after its from_timestamp {start:g}")
+        clips[key] = Clip(video.fill({"video_key": key, **place}), start, end)
+    place = {name: _whole(row, f"data/{name}") for name in ("chunk_index", "file_index")}
     return EpisodeEntry(
-        int(row["episode_index"]),
-        int(row["length"]),
-        _first(row["tasks"]),
-        info.data_path.format(**place),
+        _whole(row, "episode_index"),
+        _whole(row, "length"),
+        _tasks(row.get("tasks")),
+        data.fill(place),
         clips,
     )
 
 
-def _first(tasks: Any) -> str:
-    """The instruction; a LeRobot episode may name several tasks, of which the first is taken."""
-    if isinstance(tasks, str):
-        return tasks.strip()
-    return str(tasks[0]).strip() if tasks else ""
+def _whole(row: Row, key: str) -> int:
+    """A number from 0 on; whole floats, which pandas makes of columns with gaps, count too."""
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST_INDEX:
+        said = "missing" if key not in row else f"{value!r:.40}, not a number from 0 on"
+        raise EpisodeError(f"'{key}' is {said}")
+    return value
+
+
+def _seconds(row: Row, key: str) -> float:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise EpisodeError(f"'{key}' is {'missing' if key not in row else repr(value)[:40]}")
+    return float(value)
+
+
+def _tasks(tasks: Any) -> tuple[str | int, ...]:
+    """Instructions as a list, a single one, or their numbers."""
+    if tasks is None:
+        return ()
+    given = tasks if isinstance(tasks, list) else [tasks]
+    for task in given:
+        if not isinstance(task, str | int) or isinstance(task, bool):
+            raise EpisodeError(f"'tasks' holds {task!r:.40}, neither a sentence nor a number")
+    return tuple(given)

@@ -1,36 +1,54 @@
-"""Rows of LeRobot's Parquet data files: an episode's rows in frame order, and their columns as arrays."""
+"""Rows of LeRobot's Parquet data files: an episode's rows in frame order, checked, and their columns as arrays."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry
+from roboalign_ray.episodes.sources.parquet import read_columns
+from roboalign_ray.foundation.failures import first_line, raise_if_host
+
+INDEX_COLUMNS = frozenset({"episode_index", "frame_index", "timestamp", "task_index", "next.success"})
+_RATE_TOLERANCE = 0.01  # by how much the timestamps' rate may differ from fps
+_SHORTEST_STEP, _LONGEST_STEP = 0.5, 1.5  # frames between two rows that follow each other
 
 
-def episode_rows(root: Path, entry: EpisodeEntry) -> pa.Table:
-    """The episode's rows in frame order.
+def episode_rows(folder: DatasetFolder, entry: EpisodeEntry, columns: Collection[str]) -> pa.Table:
+    """The episode's rows in frame order, of these columns as far as the file has them.
 
     Raises:
-        EpisodeError: missing or corrupt file, or another number of rows than the episode table says.
+        EpisodeError: missing or corrupt file, another number of rows than the episode table says, or rows that are
+            missing or double.
     """
-    path = root / entry.data_file
-    if not path.is_file():
-        raise EpisodeError("no such data file", where=entry.data_file)
+    path = folder.file(entry.data_file, "data file")
+    wanted = INDEX_COLUMNS | set(columns)
     try:
-        table = _read_data_file(path)
+        table = _read_data_file(path, _stamp(path), frozenset(wanted), _groups_of(path, entry.index))
         if "episode_index" in table.column_names:
-            mask = np.asarray(table["episode_index"]).reshape(-1) == entry.index
-            table = table.filter(pa.array(mask))
+            table = table.filter(pc.equal(_scalars(table, "episode_index"), entry.index))
         if "frame_index" in table.column_names:
-            table = table.sort_by("frame_index")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise EpisodeError(f"Parquet file cannot be read ({error})", where=entry.data_file) from error
+            frame = _scalars(table, "frame_index")
+            order = pc.sort_indices(frame)
+            _check_frames(frame.take(order).to_pylist())
+            table = table.take(order)
+    except EpisodeError as error:
+        raise EpisodeError(error.what, where=entry.data_file) from error
+    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
+        raise_if_host(error, where=str(path))
+        raise EpisodeError(
+            f"Parquet file cannot be read ({first_line(error)[:200]})", where=entry.data_file
+        ) from error
     if table.num_rows != entry.length:
         raise EpisodeError(
             f"{table.num_rows} rows, the episode table says {entry.length}", where=entry.data_file
@@ -38,31 +56,157 @@ def episode_rows(root: Path, entry: EpisodeEntry) -> pa.Table:
     return table
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes when a file is written anew."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _groups_of(path: Path, index: int) -> tuple[int, ...] | None:
+    """Row groups that may hold the episode by the file's own statistics; None where they tell nothing."""
+    return _groups_by_episode(path, _stamp(path)).get(index)
+
+
 @lru_cache(maxsize=2)
-def _read_data_file(path: Path) -> pa.Table:
-    """A whole data file; v3.0 keeps many episodes in one, read once for all of them."""
-    return pq.read_table(path)
+def _groups_by_episode(path: Path, stamp: tuple[int, int]) -> dict[int, tuple[int, ...]]:
+    del stamp
+    found: dict[int, list[int]] = {}
+    with pq.ParquetFile(path) as file:
+        place = file.schema_arrow.get_field_index("episode_index")
+        if place < 0 or file.metadata.num_row_groups < 2:
+            return {}
+        leaf = next(
+            number
+            for number in range(file.metadata.num_columns)
+            if file.metadata.schema.column(number).path == "episode_index"
+        )
+        for group in range(file.metadata.num_row_groups):
+            statistics = file.metadata.row_group(group).column(leaf).statistics
+            if statistics is None or not statistics.has_min_max:
+                return {}
+            if not 0 <= statistics.max - statistics.min < 1_000_000:
+                return {}
+            for index in range(statistics.min, statistics.max + 1):
+                found.setdefault(index, []).append(group)
+    return {index: tuple(groups) for index, groups in found.items()}
 
 
-def matrix(rows: pa.Table, column: str, where: str) -> np.ndarray:
-    """A list column as float32 [T, D].
+@lru_cache(maxsize=2)
+def _read_data_file(
+    path: Path, stamp: tuple[int, int], columns: frozenset[str], groups: tuple[int, ...] | None
+) -> pa.Table:
+    """Columns of the row groups; v3.0 keeps many episodes in one, read once for all of them."""
+    del stamp
+    return read_columns(
+        path, columns.__contains__, groups=None if groups is None else lambda metadata: groups
+    )
 
-    Raises:
-        EpisodeError: rows of different length, no number, or a number that is not finite.
-    """
-    try:
-        values = np.array(rows[column].to_pylist(), dtype=np.float32)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EpisodeError(f"column '{column}' is no table of numbers ({error})", where=where) from error
-    values = values.reshape(rows.num_rows, -1)
-    if not np.isfinite(values).all():
-        row, dim = np.argwhere(~np.isfinite(values))[0]
-        raise EpisodeError(f"'{column}' holds {values[row, dim]} at row {row}, dimension {dim}", where=where)
+
+def _scalars(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column of whole numbers; lists of one number count as that number."""
+    values = table[column].combine_chunks()
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
+        flat = values.flatten()
+        if len(flat) != len(values):
+            raise EpisodeError(f"'{column}' holds lists of several numbers")
+        values = flat
+    if not pa.types.is_integer(values.type) or values.null_count:
+        raise EpisodeError(f"'{column}' holds no whole numbers")
     return values
 
 
+def _check_frames(frames: list[int]) -> None:
+    """`frame_index` in order must count 0, 1, 2 …"""
+    for place, frame in enumerate(frames):
+        if frame == place:
+            continue
+        if place and frame == frames[place - 1]:
+            raise EpisodeError(f"frame_index {frame} stands in two rows")
+        said = f"skips from {frames[place - 1]} to {frame}" if place else f"begins at {frame}, not 0"
+        raise EpisodeError(f"frame_index {said}")
+
+
+def check_timestamps(rows: pa.Table, fps: float, where: str) -> None:
+    """Compare the rows' timestamps, where there are some, with the dataset's rate.
+
+    Raises:
+        EpisodeError: they tell another rate, stand still, go back, or skip a frame.
+    """
+    if "timestamp" not in rows.column_names or rows.num_rows < 2:
+        return
+    times = matrix(rows, "timestamp", where, dtype=np.float64)[:, 0]
+    steps = np.diff(times) * fps
+    mean = float(steps.mean())
+    if abs(mean - 1) > _RATE_TOLERANCE:
+        rate = f"{fps / mean:.4g} Hz" if mean > 0 else "no rate"
+        raise EpisodeError(f"timestamps tell {rate}, info.json says fps {fps:g}", where=where)
+    off = np.flatnonzero((steps < _SHORTEST_STEP) | (steps > _LONGEST_STEP))
+    if len(off):
+        row = int(off[0])
+        raise EpisodeError(
+            f"timestamps step by {steps[row] / fps:.4g} s from row {row} to {row + 1}, a frame takes {1 / fps:.4g} s",
+            where=where,
+        )
+
+
+def matrix(rows: pa.Table, column: str, where: str, *, dtype: Any = np.float32) -> np.ndarray:
+    """A column of numbers, or of lists of them however nested, as [T, D].
+
+    Raises:
+        EpisodeError: no such column, rows of different length, no number, or a number that is not finite.
+    """
+    if rows.column_names.count(column) != 1:
+        said = "is missing" if column not in rows.column_names else "stands there twice"
+        raise EpisodeError(f"column '{column}' {said}", where=where)
+    values = _flat(rows[column].combine_chunks(), column, where)
+    if not len(values) or len(values) % rows.num_rows:
+        raise EpisodeError(
+            f"column '{column}' holds {len(values)} numbers in {rows.num_rows} rows", where=where
+        )
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        array = np.asarray(values.to_numpy(zero_copy_only=False)).astype(dtype).reshape(rows.num_rows, -1)
+    if not np.isfinite(array).all():
+        row, dim = np.argwhere(~np.isfinite(array))[0]
+        raise EpisodeError(f"'{column}' holds {array[row, dim]} at row {row}, dimension {dim}", where=where)
+    return array
+
+
+def _flat(values: pa.Array, column: str, where: str) -> pa.Array:
+    """The numbers of a column, row after row; every row has as many."""
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    while True:
+        kind = values.type
+        if values.null_count:
+            raise EpisodeError(
+                f"column '{column}' has a gap: {values.null_count} values are missing", where=where
+            )
+        if _is_fixed(kind):
+            values = values.flatten()
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            sizes = pc.unique(pc.list_value_length(values))
+            if len(sizes) > 1:
+                raise EpisodeError(
+                    f"column '{column}' is no table of numbers (rows of {sizes[0]} and of {sizes[1]})",
+                    where=where,
+                )
+            values = values.flatten()
+        elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            return values
+        else:
+            raise EpisodeError(f"column '{column}' is no table of numbers ({kind})", where=where)
+
+
+def _is_fixed(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind)
+
+
 def success(rows: pa.Table) -> bool | None:
-    """Whether any row is marked as a success; None where the dataset has no such column."""
+    """Whether any row is marked as a success; None where the dataset has no such column, or leaves it empty."""
     if "next.success" not in rows.column_names:
         return None
-    return any(bool(value) for value in np.ravel(rows["next.success"].to_pylist()))
+    marks = rows["next.success"].combine_chunks()
+    if marks.null_count == len(marks):
+        return None
+    return bool(matrix(rows, "next.success", "next.success").any())

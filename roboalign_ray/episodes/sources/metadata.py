@@ -8,8 +8,10 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.foundation.failures import raise_if_host
 
 Model = TypeVar("Model", bound=BaseModel)
+MOST_JSON_BYTES = 32 << 20
 
 
 def read_metadata(path: Path, model: type[Model], what: str) -> Model:
@@ -21,19 +23,34 @@ def read_metadata(path: Path, model: type[Model], what: str) -> Model:
         what: what it should be, for the error ("LeRobot info").
 
     Raises:
-        EpisodeError: unreadable, not JSON, or a field is missing or of a wrong type; the first one is named.
+        EpisodeError: unreadable, too large, not JSON, or a field is missing or of a wrong type; the first one is named.
     """
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(read_small(path))
     except ValidationError as error:
         reason = first_fault(error)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        raise_if_host(error, where=str(path))
+        reason = getattr(error, "strerror", None) or str(error)
     raise EpisodeError(f"cannot be read as {what} ({reason})", where=str(path))
+
+
+def read_small(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
+    """The bytes of a metadata file.
+
+    Raises:
+        ValueError: it is larger than `most` bytes.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"larger than {most >> 20} MB")
+    return data
 
 
 def first_fault(error: ValidationError) -> str:
     """The first thing wrong, with the place of it."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
