@@ -110,8 +110,12 @@ def _no_states(annotation):
     del annotation["states"]
 
 
-def _two_videos(annotation):
-    annotation["videos"].pop()
+def _no_videos(annotation):
+    annotation["videos"].clear()
+
+
+def _one_video_twice(annotation):
+    annotation["videos"][1] = annotation["videos"][0]
 
 
 DROID_FAULTS = [
@@ -120,7 +124,8 @@ DROID_FAULTS = [
     ("annotation/train/1.json", _annotation(_short_state_rows), "states have shape (6, 6)"),
     ("annotation/train/1.json", _annotation(_ragged_states), "no table of numbers"),
     ("annotation/train/1.json", _annotation(_no_states), "states: Field required"),
-    ("annotation/train/1.json", _annotation(_two_videos), "at least 3 items"),
+    ("annotation/train/1.json", _annotation(_no_videos), "at least 1 item"),
+    ("annotation/train/1.json", _annotation(_one_video_twice), "the same video twice"),
     ("videos/train/1/2.mp4", _delete, "no such video file"),
     ("videos/train/1/1.mp4", _garbage, "cannot be decoded"),
 ]

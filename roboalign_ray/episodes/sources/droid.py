@@ -3,6 +3,8 @@
     <root>/annotation/<split>/<episode>.json
     <root>/videos/<split>/<episode>/{0,1,2}.mp4      two exterior cameras and the wrist camera, in this order
 
+An episode may have fewer videos; their names 0, 1 and 2 then tell which cameras they are.
+
 The JSON holds the instruction, the success flag and, at video rate, states of seven numbers: x, y, z in metres,
 roll, pitch, yaw in radians, and the gripper (0 open, 1 closed). Some files also hold 15 Hz recordings, of which the
 states are every third sample.
@@ -21,6 +23,7 @@ the provenance. Any other mismatch quarantines the episode.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ from pydantic import BaseModel, Field
 
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
-from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
+from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
 from roboalign_ray.episodes.video import decode_video, video_rate
@@ -38,6 +42,7 @@ from roboalign_ray.foundation.failures import UserError
 VIEWS = ("exterior_1", "exterior_2", "wrist")
 ANGLE_DIMS = (3, 4, 5)
 _STATE_SIZE = 7
+MOST_STATES = 1_000_000
 
 
 class Video(BaseModel):
@@ -51,8 +56,8 @@ class Annotation(BaseModel):
 
     texts: list[str] | None = None
     success: bool | None = None
-    videos: list[Video] = Field(min_length=len(VIEWS), max_length=len(VIEWS))
-    states: list[Any]
+    videos: list[Video] = Field(min_length=1, max_length=len(VIEWS))
+    states: list[Any] = Field(max_length=MOST_STATES)
     recorded_15hz: Any = Field(None, alias="action.cartesian_position")
 
 
@@ -86,19 +91,23 @@ class DroidSource:
         for path in self.annotations:
             base = path.parents[2]
             parts = [] if base == self.root else [base.name]
-            episode_id = "/".join([self.name, *parts, path.parent.name, path.stem])
-            try:
-                yield self._episode(episode_id, base, path)
-            except UserError as error:
-                yield Quarantined(episode_id, _relative(error.line(), self.root))
+            episode_id = printable("/".join([self.name, *parts, path.parent.name, path.stem]))
+            read = partial(self._episode, episode_id, base, path)
+            yield read_or_quarantine(
+                episode_id, read, told=lambda reason: reason.replace(f"{self.root}/", "")
+            )
 
     def _episode(self, episode_id: str, base: Path, path: Path) -> Episode:
-        annotation = read_metadata(path, Annotation, "a DROID annotation")
+        folder = DatasetFolder(base)
+        annotation = read_metadata(
+            folder.file(path.relative_to(base), "annotation"), Annotation, "a DROID annotation"
+        )
         states = read_states(annotation.states, path)
+        places = camera_videos([entry.video_path for entry in annotation.videos], path)
+        videos = {view: folder.file(place, "video file") for view, place in places.items()}
         frames: dict[str, np.ndarray] = {}
-        videos = [base / entry.video_path for entry in annotation.videos]
-        notes: list[str] = []
-        for view, video in zip(VIEWS, videos, strict=True):
+        notes = [f"{view}: the annotation lists no video" for view in VIEWS if view not in places]
+        for view, video in videos.items():
             if view not in self.views:
                 continue
             decoded = decode_video(video)
@@ -108,6 +117,8 @@ class DroidSource:
             if surplus:
                 notes.append(f"{view}: last of {len(decoded)} frames cut off, there are {len(states)} states")
             frames[view] = decoded[: len(states)]
+        if not frames:
+            raise EpisodeError(f"lists no video of {', '.join(self.views)}", where=str(path))
         return Episode(
             episode_id=episode_id,
             group_id=episode_id,
@@ -117,13 +128,13 @@ class DroidSource:
             angle_dims=ANGLE_DIMS,
             state=states.astype(np.float32),
             instruction=(annotation.texts or [""])[0].strip(),
-            fps=video_rate(videos[0]),
+            fps=video_rate(next(iter(videos.values()))),
             embodiment="franka",
             outcome=Outcome(success=annotation.success),
             provenance={
                 "format": "droid",
                 "file": str(path.relative_to(self.root)),
-                "videos": [str(video.relative_to(self.root)) for video in videos],
+                "videos": [str(video.relative_to(self.root)) for video in videos.values()],
                 "actions": "differences of consecutive states, gripper of the next state",
                 "has_15hz_recording": annotation.recorded_15hz is not None,
                 "notes": notes,
@@ -136,6 +147,31 @@ def annotation_files(root: Path) -> list[Path]:
     return [*root.glob("annotation/*/*.json"), *root.glob("*/annotation/*/*.json")]
 
 
+def camera_videos(paths: list[str], where: Path) -> dict[str, str]:
+    """View -> video. Three videos are the cameras in the order of `VIEWS`; fewer are told apart by their names.
+
+    Args:
+        paths: of an episode's videos, as the annotation lists them.
+        where: the annotation, for errors.
+
+    Raises:
+        EpisodeError: one video stands there twice, or fewer than three are not named 0, 1 or 2.
+    """
+    if len(set(paths)) < len(paths):
+        raise EpisodeError("lists the same video twice", where=str(where))
+    if len(paths) == len(VIEWS):
+        return dict(zip(VIEWS, paths, strict=True))
+    named = {Path(path).stem: path for path in paths}
+    numbers = {str(number): view for number, view in enumerate(VIEWS)}
+    if len(named) < len(paths) or not set(named) <= set(numbers):
+        raise EpisodeError(
+            f"lists {len(paths)} videos, and their names do not tell which cameras they are",
+            where=str(where),
+            remedy="name them 0.mp4 and 1.mp4 (exterior) and 2.mp4 (wrist)",
+        )
+    return {numbers[name]: named[name] for name in sorted(named)}
+
+
 def read_states(rows: Any, path: Path) -> np.ndarray:
     """States float64 [T, 7].
 
@@ -144,7 +180,7 @@ def read_states(rows: Any, path: Path) -> np.ndarray:
     """
     try:
         states = np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EpisodeError(f"states are no table of numbers ({error})", where=str(path)) from error
     if states.ndim != 2 or states.shape[1] != _STATE_SIZE or not len(states):
         raise EpisodeError(f"states have shape {states.shape}, not [T, {_STATE_SIZE}]", where=str(path))
@@ -167,8 +203,3 @@ def actions_from_states(states: np.ndarray) -> np.ndarray:
     actions[:-1, 6] = states[1:, 6]
     actions[-1, 6] = states[-1, 6]
     return actions
-
-
-def _relative(line: str, root: Path) -> str:
-    """File names in a reason stand relative to the source."""
-    return line.replace(f"{root}/", "")

@@ -9,8 +9,6 @@ RLDS records no frame rate and no robot. Both are known for the datasets in `KNO
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +17,13 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
-from roboalign_ray.episodes.sources.base import Quarantined
+from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
+from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.pictures import decode_picture
-from roboalign_ray.episodes.sources.rlds_features import read_features
+from roboalign_ray.episodes.sources.rlds_features import read_features, view_keys
+from roboalign_ray.episodes.sources.rlds_shards import Shard, find_shards
+from roboalign_ray.episodes.sources.rlds_tensors import tensor_rows
+from roboalign_ray.episodes.sources.rlds_texts import is_number, read_labels, text_keys, text_of, truth
 from roboalign_ray.episodes.sources.tfrecord import CorruptRecord, FeatureValue, parse_example, read_records
 from roboalign_ray.foundation.failures import UserError
 
@@ -79,18 +81,14 @@ class RldsSource:
         views: tuple[str, ...] | None = None,
     ) -> None:
         self.root = _version_folder(Path(root))
-        self.shards = sorted(path for path in self.root.iterdir() if ".tfrecord" in path.name)
-        if not self.shards:
-            raise UserError("holds no *.tfrecord* shard", where=str(self.root))
-        self.features = read_features(self.root / "features.json")
-        # Depth maps and masks are no camera views.
-        self._cameras = {
-            key.rsplit("/", 1)[1]: key
-            for key, feature in sorted(self.features.items())
-            if feature.kind == "image" and key.startswith("steps/") and feature.shape[-1:] in ((3,), ())
-        }
+        self.folder = DatasetFolder(self.root)
+        self._shards = find_shards(self.folder)
+        self.features = read_features(self.folder.file("features.json"))
+        self._cameras = view_keys(self.features)
         self.views = tuple(self._cameras) if views is None else views
-        self.name = self.shards[0].name.split(".tfrecord")[0].rsplit("-", 1)[0]
+        self.name = printable(self._shards.name)
+        self._texts = text_keys(self.features)
+        self._labels = read_labels(self.folder, self.features, self._texts)
         known = next((known for key, known in KNOWN_DATASETS.items() if self.name.startswith(key)), None)
         if fps is None and known is None:
             raise UserError(
@@ -110,26 +108,52 @@ class RldsSource:
         """Camera views that features.json names."""
         return tuple(self._cameras)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the dataset as a whole, a line each."""
+        missing = self._shards.missing
+        lines = [f"{len(missing)} shards are missing, the first is {missing[0]}"] if missing else []
+        lines += [f"split '{split}' has no shard here" for split in self._shards.absent_splits]
+        lines += [
+            f"{key}: pictures of {feature.dtype} {list(feature.shape)}, not of a colour camera, left out"
+            for key, feature in self.features.items()
+            if feature.kind == "image" and key.startswith("steps/") and not feature.is_camera
+        ]
+        lines += [
+            f"{key}: holds numbers, and the dataset does not tell their sentences; instructions stay empty"
+            for key in self._texts
+            if is_number(self.features[key]) and key not in self._labels
+        ]
+        return lines
+
     def episodes(self) -> Iterator[Episode | Quarantined]:
-        """Episodes shard by shard; a damaged record is quarantined by shard, number and byte."""
-        for shard in self.shards:
-            label = re.sub(r"\.tfrecord", "", shard.name.removeprefix(self.name).lstrip("-"))
-            for index, record in enumerate(read_records(shard)):
-                episode_id = f"{self.name}/{label}/{index:06d}"
-                if isinstance(record, CorruptRecord):
-                    lost = "; the rest of the shard is lost" if record.ends_file else ""
-                    yield Quarantined(
-                        episode_id, f"{shard.name} at byte {record.offset}: {record.reason}{lost}"
-                    )
-                    continue
-                try:
-                    yield self._episode(episode_id, shard, index, parse_example(record))
-                except UserError as error:
-                    yield Quarantined(episode_id, f"{shard.name} record {index}: {error.what}")
+        """Episodes shard by shard. Damaged records are quarantined by shard and byte, missing shards by name."""
+        for label in self._shards.missing:
+            yield Quarantined(printable(f"{self.name}/{label}"), "the shard is missing, its episodes with it")
+        for shard in self._shards.present:
+            count = 0
+            for record in read_records(shard.path):
+                yield self._item(shard, count, record)
+                count += 1
+            if shard.records is not None and count < shard.records:
+                reason = f"{shard.path.name} holds {count} records, dataset_info.json says {shard.records}"
+                yield Quarantined(printable(f"{self.name}/{shard.label}/{count:06d}"), printable(reason))
+
+    def _item(self, shard: Shard, index: int, record: bytes | CorruptRecord) -> Episode | Quarantined:
+        episode_id = printable(f"{self.name}/{shard.label}/{index:06d}")
+        if isinstance(record, CorruptRecord):
+            lost = "; the rest of the shard is lost" if record.ends_file else ""
+            reason = f"{shard.path.name} at byte {record.offset}: {record.reason}{lost}"
+            return Quarantined(episode_id, printable(reason))
+        return read_or_quarantine(
+            episode_id,
+            lambda: self._episode(episode_id, shard.path, index, parse_example(record)),
+            told=lambda reason: f"{shard.path.name} record {index}: {reason}",
+        )
 
     def _episode(self, episode_id: str, shard: Path, index: int, example: dict[str, FeatureValue]) -> Episode:
         actions = self._vector(example, self._action_keys)
-        views, empty = self._views(example)
+        views, empty = self._views(example, len(actions))
         metadata = self._metadata(example)
         state_keys = self._numeric_keys("steps/observation/state") or self._numeric_keys(
             "steps/observation/proprio"
@@ -150,7 +174,7 @@ class RldsSource:
             instruction=self._instruction(example),
             fps=self.fps,
             embodiment=self.embodiment,
-            outcome=Outcome(success=None if success is None else bool(success)),
+            outcome=Outcome(success=truth(success)),
             provenance={
                 "format": "rlds",
                 "file": shard.name,
@@ -177,38 +201,43 @@ class RldsSource:
         return np.concatenate(columns, axis=1)
 
     def _tensor(self, example: dict[str, FeatureValue], key: str) -> np.ndarray:
-        feature = self.features[key]
-        value = example.get(key, [])
-        if isinstance(value, list):
-            if value and feature.encoding == "none":
-                raise EpisodeError(f"'{key}' holds bytes, features.json says {feature.dtype}")
-            chunks = [zlib.decompress(raw) if feature.encoding == "zlib" else raw for raw in value]
-            value = np.frombuffer(b"".join(chunks), np.dtype(feature.dtype).newbyteorder("<"))
-        size = int(np.prod(feature.shape))
-        if not len(value) or len(value) % size:
-            raise EpisodeError(f"'{key}' holds {len(value)} numbers, not a multiple of {size}")
-        return value.reshape(-1, size).astype(np.float32)
+        return tensor_rows(example.get(key, []), self.features[key], key)
 
-    def _views(self, example: dict[str, FeatureValue]) -> tuple[dict[str, np.ndarray], list[str]]:
+    def _views(
+        self, example: dict[str, FeatureValue], length: int
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
         """Pictures by view, uint8 [T, H, W, 3], and the names of views without one."""
         views: dict[str, np.ndarray] = {}
         empty: list[str] = []
         for name in self.views:
-            key = self._cameras[name]
-            encoded = example.get(key, [])
-            if not any(len(raw) for raw in encoded):
+            encoded = example.get(self._cameras[name], [])
+            if isinstance(encoded, np.ndarray) and len(encoded):
+                raise EpisodeError(f"view '{name}' holds numbers, not encoded pictures")
+            if isinstance(encoded, np.ndarray) or not any(encoded):
                 empty.append(name)
                 continue
-            frames = [decode_picture(raw, f"{name}[{t}]") for t, raw in enumerate(encoded)]
-            if all(np.ptp(frame) == 0 for frame in frames):
+            if len(encoded) != length:
+                raise EpisodeError(f"view '{name}' has {len(encoded)} frames for {length} actions")
+            frames = self._pictures(name, encoded)
+            if frames is None:
                 empty.append(name)
-                continue
-            if len({frame.shape for frame in frames}) > 1:
-                raise EpisodeError(f"view '{name}' changes its size")
-            views[name] = np.stack(frames)
+            else:
+                views[name] = frames
         if not views:
             raise EpisodeError(f"no view holds a picture (looked at {', '.join(empty) or 'none'})")
         return views, empty
+
+    def _pictures(self, name: str, encoded: list[bytes]) -> np.ndarray | None:
+        """The pictures of a view, uint8 [T, H, W, 3]; None where all of them are of one flat colour."""
+        frames: list[np.ndarray] = []
+        for t, raw in enumerate(encoded):
+            frame = decode_picture(raw, f"{name}[{t}]")
+            if frames and frame.shape != frames[0].shape:
+                raise EpisodeError(f"view '{name}' changes its size")
+            frames.append(frame)
+        if all(np.ptp(frame) == 0 for frame in frames):
+            return None
+        return np.stack(frames)
 
     def _metadata(self, example: dict[str, FeatureValue]) -> dict[str, Any]:
         """Episode metadata as JSON types."""
@@ -222,10 +251,16 @@ class RldsSource:
         return metadata
 
     def _instruction(self, example: dict[str, FeatureValue]) -> str:
-        for key, feature in self.features.items():
-            if feature.kind == "text" and key.endswith("language_instruction") and len(example.get(key, [])):
-                text = example[key][0]
-                return text.decode(errors="replace").strip() if isinstance(text, bytes) else ""
+        """The first text that is not empty; "" where there is none."""
+        for key in self._texts:
+            value, feature = example.get(key, []), self.features[key]
+            if not len(value):
+                continue
+            if key in self._labels:
+                return self._labels[key].sentence(value, key)
+            text = "" if is_number(feature) else text_of(value, feature, key)
+            if text:
+                return text
         return ""
 
     def _plain_names(self, actions: np.ndarray) -> tuple[str, ...]:

@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from roboalign_ray.episodes.sources.base import opened
+from roboalign_ray.episodes.sources.metadata import read_small
 from roboalign_ray.foundation.failures import UserError
+
+_MOST_LEAVES = 10_000
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One leaf of features.json. `kind` is "image", "text" or "tensor"; `shape` is that of one step."""
+    """One leaf of features.json.
+
+    Attributes:
+        kind: "image", "text", "tensor" or "label" (a number that stands for a name).
+        shape: of one step; a size that is not fixed is -1.
+        dtype, encoding: as TensorFlow Datasets names them.
+        ragged: a sequence inside the steps: each step may hold another number of items.
+    """
 
     kind: str
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
     encoding: str = "none"
+    ragged: bool = False
 
     @property
     def is_numeric(self) -> bool:
         """A float or integer tensor, fit for an action or state vector."""
         return self.kind == "tensor" and self.dtype not in ("bool", "string")
+
+    @property
+    def is_camera(self) -> bool:
+        """A colour picture of 8 bits. Depth maps and masks (one channel, or other numbers) are none."""
+        return (
+            self.kind == "image"
+            and not self.ragged
+            and self.dtype == "uint8"
+            and self.shape[-1:] in ((3,), (4,), ())
+        )
 
 
 def read_features(path: Path) -> dict[str, Feature]:
@@ -33,32 +55,72 @@ def read_features(path: Path) -> dict[str, Feature]:
         UserError: unreadable, or not of that layout.
     """
     try:
-        leaves = dict(_leaves(json.loads(path.read_text()), ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot be read as RLDS features ({error})", where=str(path)) from error
+        leaves: dict[str, Feature] = {}
+        for name, leaf in _leaves(json.loads(read_small(path)), "", depth=0):
+            leaves[name] = leaf
+            if len(leaves) > _MOST_LEAVES:
+                raise ValueError(f"more than {_MOST_LEAVES} features")
+    except Exception as error:  # whatever a damaged tree leads to
+        raise opened("RLDS features", path, error) from error
     if not any(name.startswith("steps/") for name in leaves):
         raise UserError("describes no 'steps': not an RLDS dataset", where=str(path))
     return leaves
 
 
-def _leaves(node: Mapping[str, Any], name: str) -> Iterator[tuple[str, Feature]]:
+def view_keys(features: Mapping[str, Feature]) -> dict[str, str]:
+    """View name -> feature, of every camera picture of the steps.
+
+    A view is named by the last part of its key; pictures that would share a name take as many parts as tell them apart.
+    """
+    keys = sorted(key for key, feature in features.items() if feature.is_camera and key.startswith("steps/"))
+    names: dict[str, str] = {}
+    for key in keys:
+        parts = key.split("/")
+        for used in range(1, len(parts) + 1):
+            name = ".".join(parts[-used:])
+            if sum(("." + other.replace("/", ".")).endswith(f".{name}") for other in keys) == 1:
+                break
+        names[name] = key
+    return names
+
+
+def _leaves(node: Mapping[str, Any], name: str, *, depth: int) -> Iterator[tuple[str, Feature]]:
+    """Leaves below a node; `depth` counts the sequences around it, of which the steps are the first."""
     if "featuresDict" in node:
         for key, child in node["featuresDict"]["features"].items():
-            yield from _leaves(child, f"{name}/{key}" if name else key)
+            yield from _leaves(child, f"{name}/{key}" if name else key, depth=depth)
     elif "sequence" in node:
-        yield from _leaves(node["sequence"]["feature"], name)
-    elif "image" in node:
-        yield name, Feature("image", _shape(node["image"]), node["image"].get("dtype", "uint8"))
-    elif "text" in node:
-        yield name, Feature("text", dtype="string")
-    elif "tensor" in node:
-        tensor = node["tensor"]
-        kind = "text" if tensor.get("dtype") in ("string", "object") else "tensor"
-        yield (
-            name,
-            Feature(kind, _shape(tensor), tensor.get("dtype", "float32"), tensor.get("encoding", "none")),
-        )
+        yield from _leaves(node["sequence"]["feature"], name, depth=depth + 1)
+    else:
+        leaf = _leaf(node)
+        if leaf is not None:
+            yield name, replace(leaf, ragged=depth > 1)
+
+
+def _leaf(node: Mapping[str, Any]) -> Feature | None:
+    if "image" in node:
+        return Feature("image", _shape(node["image"]), _text(node["image"], "dtype", "uint8"))
+    if "text" in node:
+        return Feature("text", dtype="string")
+    if "classLabel" in node:
+        return Feature("label", dtype="int64")
+    if "tensor" not in node:
+        return None
+    tensor = node["tensor"]
+    dtype = _text(tensor, "dtype", "float32")
+    kind = "text" if dtype in ("string", "object") else "tensor"
+    return Feature(kind, _shape(tensor), dtype, _text(tensor, "encoding", "none").lower())
+
+
+def _text(node: Mapping[str, Any], key: str, default: str) -> str:
+    value = node.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"'{key}' is no text")
+    return value or default
 
 
 def _shape(node: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.get("shape", {}).get("dimensions", []))
+    sizes = node.get("shape", {}).get("dimensions", [])
+    if not isinstance(sizes, list):
+        raise ValueError("'dimensions' is no list")
+    return tuple(-1 if size is None else int(size) for size in sizes)

@@ -11,12 +11,13 @@ because nothing after it can be found.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bit-reversed
 _MASK_DELTA = 0xA282EAD8  # added after rotation, so that a checksum of a checksum stays well distributed
+MOST_RECORD_BYTES = 1 << 30
 _LANES = 256  # payloads are cut in this many lanes and the lanes' checksums advanced together
 
 FeatureValue: TypeAlias = list[bytes] | np.ndarray
@@ -124,14 +126,22 @@ def read_records(path: Path) -> Iterator[bytes | CorruptRecord]:
                 yield CorruptRecord(index, offset, reason, ends_file=True)
                 return
             (length,) = struct.unpack("<Q", header[:8])
-            payload = file.read(length)
-            (expected,) = struct.unpack("<I", file.read(4))
-            if masked_crc32c(payload) == expected:
-                yield payload
+            if length > MOST_RECORD_BYTES:
+                yield CorruptRecord(
+                    index, offset, f"a record of {length >> 20} MB is too large", ends_file=False
+                )
+                file.seek(length + 4, os.SEEK_CUR)
             else:
-                yield CorruptRecord(index, offset, "payload checksum does not match", ends_file=False)
+                yield _payload(file, index, offset, length)
             offset += 16 + length
             index += 1
+
+
+def _payload(file: BinaryIO, index: int, offset: int, length: int) -> bytes | CorruptRecord:
+    payload, checksum = file.read(length), file.read(4)
+    if len(checksum) == 4 and masked_crc32c(payload) == int.from_bytes(checksum, "little"):
+        return payload
+    return CorruptRecord(index, offset, "payload checksum does not match", ends_file=False)
 
 
 def _header_fault(header: bytes, remaining: int) -> str:
@@ -183,25 +193,36 @@ def _feature(message: bytes) -> FeatureValue:
     for values in _messages(view, 2):
         return np.frombuffer(b"".join(_messages(values, 1)), "<f4").astype(np.float32)
     for values in _messages(view, 3):
-        return np.array(list(_int64s(values)), np.int64)
+        return np.concatenate([np.empty(0, np.int64), *_int64s(values)])
     return []
 
 
-def _int64s(message: memoryview) -> Iterator[int]:
+def _int64s(message: memoryview) -> Iterator[np.ndarray]:
+    """The numbers of an Int64List: int64 [N] for every packed field, [1] for every single one."""
     for number, value in _fields(message):
         if number != 1:
             continue
         if isinstance(value, int):  # not packed
-            yield _signed(value)
-            continue
-        position = 0
-        while position < len(value):
-            integer, position = _varint(value, position)
-            yield _signed(integer)
+            yield np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64).view(np.int64)
+        else:
+            yield _varints(np.frombuffer(value, np.uint8))
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+def _varints(data: np.ndarray) -> np.ndarray:
+    """Base-128 integers one after the other, uint8 [n], as int64; all numbers at once, byte by byte of each."""
+    ends = np.flatnonzero(data < 0x80)
+    if len(data) and (not len(ends) or ends[-1] != len(data) - 1):
+        raise ValueError("message ends inside a number")
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64) if len(ends) else ends
+    lengths = ends - starts + 1
+    if len(lengths) and lengths.max() > 10:
+        raise ValueError("varint longer than ten bytes")
+    values = np.zeros(len(ends), np.uint64)
+    for place in range(int(lengths.max()) if len(lengths) else 0):
+        longer = np.flatnonzero(lengths > place)
+        part = (data[starts[longer] + place] & 0x7F).astype(np.uint64)
+        values[longer] |= part << np.uint64(7 * place)
+    return values.view(np.int64)
 
 
 def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
