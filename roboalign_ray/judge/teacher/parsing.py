@@ -46,6 +46,8 @@ def parse_answer(text: str) -> Answer | Failed:
             raise ValueError(f"no {RATIONALE}")
     except ValueError as error:
         return Failed(str(error), "parse")
+    except OverflowError:
+        return Failed("a score is a number without bounds", "parse")
     return Answer(scores, rationale.strip(), reasoning.removeprefix(THINK).strip())
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +21,7 @@ from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
+from roboalign_ray.judge.teacher.http_call import ServerError, call_json
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import answer_grammar, answer_schema, prompt_text
 from roboalign_ray.judge.teacher.protocol import (
@@ -34,17 +32,8 @@ from roboalign_ray.judge.teacher.protocol import (
 )
 from roboalign_ray.judge.teacher.sources import teacher_name
 
-_MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _GREETING_S = 10.0  # longest wait for the list of models
 _LEAST_ATTEMPT_S = 0.05
-
-
-class ServerError(Exception):
-    """An attempt that failed; `may_pass` says whether another one makes sense."""
-
-    def __init__(self, reason: str, *, may_pass: bool) -> None:
-        super().__init__(reason)
-        self.may_pass = may_pass
 
 
 class ServerTeacher:
@@ -116,35 +105,19 @@ class ServerTeacher:
                 where="teacher.server.url",
                 remedy="start one, or set the url; it ends in /v1",
             ) from error
-        names = [str(entry.get("id")) for entry in served or [] if isinstance(entry, dict)]
+        listed = served if isinstance(served, list) else []
+        names = [str(entry.get("id"))[:100] for entry in listed if isinstance(entry, dict)]
         if names and self.model not in names:
             raise UserError(
                 f"the server has no model '{self.model}'",
                 where="teacher.server.model",
-                remedy=f"it has: {', '.join(names)}",
+                remedy=f"it has: {', '.join(names[:10])}",
             )
 
     def _call(self, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.server.api_key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        url = f"{self.server.url.rstrip('/')}/{path}"
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            call = urllib.request.Request(url, data, headers)
-            with urllib.request.urlopen(call, timeout=timeout) as answer:
-                reply = json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            raise ServerError(_told(error), may_pass=error.code in _MAY_PASS) from error
-        except (urllib.error.URLError, OSError) as error:
-            reason = getattr(error, "reason", error)
-            text = "no answer in time" if isinstance(reason, TimeoutError) else str(reason)
-            raise ServerError(text or type(error).__name__, may_pass=True) from error
-        except ValueError as error:  # a bad url, or a body that is not JSON
-            raise ServerError(f"not an answer: {error}", may_pass=body is not None) from error
-        if not isinstance(reply, dict):
-            raise ServerError("the answer is not a JSON object", may_pass=True)
-        return reply
+        key = os.environ.get(self.server.api_key_env)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return call_json(f"{self.server.url.rstrip('/')}/{path}", body, headers, timeout)
 
 
 def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, model: str) -> dict[str, Any]:
@@ -188,6 +161,8 @@ def answers_in(reply: dict[str, Any]) -> list[str]:
             message = choice["message"]
             reasoning = message.get("reasoning") or message.get("reasoning_content")
             content = message.get("content") or ""
+            if not isinstance(content, str):
+                raise TypeError
             texts.append(f"{reasoning}\n{END_OF_THINKING}\n{content}" if reasoning else content)
     except (KeyError, TypeError, AttributeError):
         raise ServerError("the answer holds no choices", may_pass=False) from None
@@ -209,14 +184,3 @@ def _png(frame: Any) -> str:
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _told(error: urllib.error.HTTPError) -> str:
-    """What the server says is wrong, in a line."""
-    try:
-        body = json.loads(error.read())
-        told = body.get("error", body) if isinstance(body, dict) else body
-        message = told.get("message", told) if isinstance(told, dict) else told
-        return f"{error.code}: {str(message).splitlines()[0][:200]}"
-    except (ValueError, OSError, IndexError):
-        return f"{error.code}: {error.reason}"
