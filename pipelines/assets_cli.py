@@ -104,6 +104,36 @@ def pack_judge(
     _print_sizes(pack_run(run, pairs, to, load_job(profile), count), to, as_json)
 
 
+@app.command("range")
+def training_range(
+    judge: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a student or teacher.")],
+    pairs: Annotated[list[Path], typer.Option("--pairs", metavar="STORE", help="What it was trained on.")],
+    held_out: Annotated[
+        float, typer.Option("--held-out", min=0.01, max=0.99, help="Share of groups held out in training.")
+    ] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the range as JSON.")] = False,
+) -> None:
+    """Write beside a judge's weights what the clips were like that it was trained on.
+
+    'judge score' and 'judge serve' then say of each clip whether it is like those. 'roboalign distill' and packing do
+    this by themselves; the command is for judges made before.
+
+    \b
+    [bold]Example[/bold]
+      roboalign assets range roboalign_ray/assets/student --pairs roboalign_ray/assets/pairs
+    """
+    from pipelines.pack import write_training_range
+    from roboalign_ray.judge.labels import LabelledPairs
+
+    found = write_training_range(judge, LabelledPairs(pairs), held_out)
+    told = {"pairs": found.pairs, "bound": found.bound, "ranges": found.ranges}
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    spans = ", ".join(f"{name} {least:g} to {most:g}" for name, (least, most) in found.ranges.items())
+    typer.echo(f"{judge}: range of {found.pairs} clips ({spans})")
+
+
 @app.command("pack-teacher")
 def pack_teacher(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign judge train' run.")],

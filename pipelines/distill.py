@@ -201,6 +201,7 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
 
     from roboalign_ray.judge.assessment import assess_student
     from roboalign_ray.judge.student import Student
+    from roboalign_ray.judge.training_range import fit_training_range
 
     config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])
     pairs = LabelledPairs(spec["pairs"])
@@ -208,6 +209,8 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
     fitted, measured = _parts(pairs, config)
     result = assess_student(student, config, pairs, fitted, measured, text_blind=spec["text_blind"])
     student.cpu().save(out / ASSESSED)
+    if training_range := fit_training_range(pairs, config.judge.distillation.held_out_fraction):
+        training_range.save(out / ASSESSED)
     (out / "agreement.md").write_text(result.agreement_table, encoding="utf-8")
     if result.gate is not None:
         (out / "gate.md").write_text(result.gate.table(), encoding="utf-8")

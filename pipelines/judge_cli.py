@@ -17,8 +17,10 @@ from roboalign_ray.foundation.failures import Failed, UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipelines.judge_score import ScoredVideos
     from roboalign_ray.judge.served import ServedJudgement
     from roboalign_ray.judge.teacher.protocol import TeacherJudgement
+    from roboalign_ray.judge.training_range import Seen
 
     Judged = TeacherJudgement | ServedJudgement | Failed
 
@@ -27,8 +29,8 @@ HELP = """Judges that score robot videos by the rubric: a vision-language model 
 \b
 [bold]Examples[/bold]
   roboalign judge score video.mp4 --instruction "open the drawer"
-  roboalign judge score video.mp4 --instruction "open the drawer" --judge student
-  roboalign judge score a.mp4 b.mp4 -i "press the button" --profile paper_rt1 --set teacher.backend=vllm
+  roboalign judge score video.mp4 --instruction "open the drawer" --judge teacher
+  roboalign judge score a.mp4 b.mp4 -i "press the button" --judge teacher --profile paper_rt1 --set teacher.backend=vllm
   roboalign judge label videos --out labels
   roboalign judge select
   roboalign judge train teacher --pairs bench --out runs/teacher
@@ -42,6 +44,14 @@ WithProfile = Annotated[
     typer.Option("--profile", metavar="PROFILE", help="Whose teacher: a profile's name, or a .yaml file."),
 ]
 
+DEFAULT_JUDGE: Literal["student"] = (
+    "student"  # of every command that scores: they must say the same of one clip
+)
+WhichJudge = Annotated[
+    Literal["student", "teacher"],
+    typer.Option("--judge", help="The student, or the teacher that the profile names."),
+]
+
 
 @app.command()
 def score(
@@ -49,45 +59,42 @@ def score(
     instruction: Annotated[
         str, typer.Option("--instruction", "-i", help="The sentence that they are judged against.")
     ],
-    judge: Annotated[
-        Literal["teacher", "student"],
-        typer.Option("--judge", help="The teacher that the profile names, or the student."),
-    ] = "teacher",
+    judge: WhichJudge = DEFAULT_JUDGE,
     profile: WithProfile = "demo",
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Score videos on six dimensions and in total.
 
-    A teacher gives mean ± standard deviation over several answers, and says why; a student its score ± how unsure it
-    is. Student and small teacher that come along know simulated tabletop tasks; profile paper_rt1 names
-    Qwen3-VL-8B-Thinking, the published teacher. A video that cannot be scored says so and has no
-    numbers; the command then ends with 1.
+    The student judges unless --judge says teacher, here as in 'judge serve'. A teacher gives mean ± standard deviation
+    over several answers, and says why; a student its score ± its uncertainty. Student and small teacher that come along
+    know simulated tabletop tasks, and the output says of each clip whether it is like those; profile paper_rt1 names
+    Qwen3-VL-8B-Thinking, the published teacher. A video that cannot be scored says so and has no numbers; the command
+    then ends with 1.
 
     \b
     [bold]Examples[/bold]
-      roboalign judge score video.mp4 --instruction "open the drawer" --judge student
       roboalign judge score video.mp4 --instruction "open the drawer"
-      roboalign judge score *.mp4 -i "press the button" --profile paper_rt1 --set teacher.backend=vllm --json
-      roboalign judge score a.mp4 -i "reach the ball" --profile paper_rt1 --set teacher.backend=openai
+      roboalign judge score video.mp4 --instruction "open the drawer" --judge teacher
+      roboalign judge score *.mp4 -i "push it" --judge teacher --profile paper_rt1 --set teacher.backend=vllm --json
+      roboalign judge score a.mp4 -i "push it" --judge teacher --profile paper_rt1 --set teacher.backend=openai
     """
     config = load_job(profile, overrides or ())
+    _check_settings(judge, overrides)
     if not instruction.strip():
         raise UserError(
             "the instruction is empty", where="--instruction", remedy="a video is judged against a sentence"
         )
     from pipelines.judge_score import run_score, run_student_score
 
-    outcomes: Sequence[Judged] = (
-        run_score(config, videos, instruction)
-        if judge == "teacher"
-        else run_student_score(config, videos, instruction)
-    )
+    run = run_score if judge == "teacher" else run_student_score
+    scored = run(config, videos, instruction)
     if as_json:
-        typer.echo(json.dumps([_as_json(*pair) for pair in zip(videos, outcomes, strict=True)], indent=2))
+        told = zip(videos, scored.outcomes, scored.seen, strict=True)
+        typer.echo(json.dumps([{"judge": scored.judge, **_as_json(*one)} for one in told], indent=2))
     else:
-        _print(videos, outcomes)
-    if any(isinstance(outcome, Failed) for outcome in outcomes):
+        _print(videos, scored)
+    if any(isinstance(outcome, Failed) for outcome in scored.outcomes):
         raise typer.Exit(1)
 
 
@@ -252,9 +259,7 @@ def train(
 
 @app.command()
 def serve(
-    judge: Annotated[
-        Literal["student", "teacher"], typer.Option("--judge", help="Who gives the scores.")
-    ] = "student",
+    judge: WhichJudge = DEFAULT_JUDGE,
     profile: WithProfile = "demo",
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines ask.")
@@ -265,7 +270,8 @@ def serve(
     """Serve a judge over HTTP until Ctrl-C: a video and an instruction in, six scores as JSON out.
 
     POST /score takes {"video": "<base64>", "instruction": "..."}, or the file itself with ?instruction=...; GET /health
-    says who judges. Bad input gets 400 with one line, a full queue 429, a late answer 503.
+    names the judge. Bad input gets 400 with one line, a busy service 429, a late answer 503. Where the environment
+    holds ROBOALIGN_JUDGE_TOKEN, requests must carry it as a bearer token. docs/serving.md lists limits and answers.
 
     \b
     [bold]Examples[/bold]
@@ -274,16 +280,29 @@ def serve(
       curl --data-binary @a.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/score?instruction=open+the+drawer'
     """
     config = load_job(profile, overrides or ())
+    _check_settings(judge, overrides)
     from pipelines.judge_serve import run_serve
 
     run_serve(config, judge, host, port, lambda url: typer.echo(f"{judge} judges at {url}/score"))
 
 
-def _as_json(path: Path, outcome: Judged) -> dict[str, Any]:
+def _check_settings(judge: str, overrides: Sequence[str] | None) -> None:
+    """Raises UserError where a setting would have no effect on who judges."""
+    if judge == "student" and any(override.startswith("teacher.") for override in overrides or ()):
+        raise UserError(
+            "the student judges, and takes no setting of the teacher",
+            where="--set",
+            remedy="add: --judge teacher",
+        )
+
+
+def _as_json(path: Path, outcome: Judged, seen: Seen | None) -> dict[str, Any]:
     if isinstance(outcome, Failed):
         return {"video": str(path), "failed": outcome.reason, "kind": outcome.kind}
     texts = getattr(outcome, "texts", None)
-    return {"video": str(path), **outcome.as_json()} | ({} if texts is None else {"texts": list(texts)})
+    told = {"video": str(path), **outcome.as_json()}
+    told["training_range"] = None if seen is None else seen.as_json()
+    return told | ({} if texts is None else {"texts": list(texts)})
 
 
 def _column(outcome: Judged) -> list[str]:
@@ -299,8 +318,11 @@ def _column(outcome: Judged) -> list[str]:
     return [*cells, f"{outcome.scores.sum():.2f}{spread}"]
 
 
-def _print(videos: Sequence[Path], outcomes: Sequence[Judged]) -> None:
+def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
     from roboalign_ray.judge.rubric import DIMENSIONS
+
+    outcomes = scored.outcomes
+    typer.echo(f"judge: {scored.judge}" + ("" if scored.version is None else f", version {scored.version}"))
 
     # A dimension a row: seven columns of a mean and a spread are wider than most terminals.
     table = Table(box=None, pad_edge=False)
@@ -320,3 +342,20 @@ def _print(videos: Sequence[Path], outcomes: Sequence[Judged]) -> None:
             failures = getattr(outcome, "failures", ())
             lost = f" ({len(failures)} answers could not be read)" if failures else ""
             typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")
+    _print_seen(videos, scored)
+
+
+def _print_seen(videos: Sequence[Path], scored: ScoredVideos) -> None:
+    """Which clips are unlike those that the judge was trained on."""
+    judged = [
+        (path.name, seen)
+        for path, outcome, seen in zip(videos, scored.outcomes, scored.seen, strict=True)
+        if not isinstance(outcome, Failed)
+    ]
+    if judged and all(seen is None for _, seen in judged):
+        typer.echo(
+            "\nnothing is known of the clips that this judge was trained on, so these were not compared with them"
+        )
+    for name, seen in judged:
+        if seen is not None and seen.outside:
+            typer.echo(f"\n{name}: outside what this judge was trained on: {'; '.join(seen.outside)}")

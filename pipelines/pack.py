@@ -16,7 +16,7 @@ from pipelines.judge_label import run_agree
 from pipelines.judge_train import TEACHER
 from pipelines.pretrain import STAGES, Stage
 from pipelines.train_job import SUMMARY
-from roboalign_ray.config import JobConfig, JudgeConfig
+from roboalign_ray.config import JobConfig, JudgeConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
 from roboalign_ray.foundation.shards import StoreCard
@@ -25,6 +25,7 @@ from roboalign_ray.judge.assessment import REAL, gate_positions, try_student
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.pairs import ROW_SCHEMA, open_pairs, write_pairs
 from roboalign_ray.judge.student import WEIGHTS, Student
+from roboalign_ray.judge.training_range import LEAST_PAIRS, TrainingRange, fit_training_range
 
 STUDENT, PAIRS = "student", "pairs"
 _TITLES: dict[Stage, str] = {
@@ -126,8 +127,35 @@ def pack_teacher(run: Path, labels: Path, pairs: Path, target: Path) -> dict[str
     with complete_or_absent(target / TEACHER) as folder:
         shutil.copytree(trained, folder, dirs_exist_ok=True)
         (folder / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
+        fraction = TeacherConfig().training.held_out_fraction
+        if training_range := fit_training_range(LabelledPairs([pairs]), fraction):
+            training_range.save(folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
     return {TEACHER: size}
+
+
+def write_training_range(folder: Path, pairs: LabelledPairs, held_out_fraction: float) -> TrainingRange:
+    """Write into a judge's folder what the clips are like that it was trained on.
+
+    Args:
+        folder: with its weights.
+        pairs: that it was trained on, and held-out ones of the same store.
+        held_out_fraction: that divides them, as it was in training.
+
+    Raises:
+        UserError: no such folder, or too few pairs.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder", where=str(folder), remedy="give a folder with a judge's weights")
+    found = fit_training_range(pairs, held_out_fraction)
+    if found is None:
+        raise UserError(
+            "too few pairs in one of the splits to tell what the judge was trained on",
+            where=", ".join(map(str, pairs.paths)),
+            remedy=f"give at least {LEAST_PAIRS} in either",
+        )
+    found.save(folder)
+    return found
 
 
 def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:

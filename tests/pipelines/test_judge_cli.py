@@ -50,7 +50,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score(place: Path, video: str, *more: str, instruction: str = "open the drawer") -> list[str]:
     settings = [f"teacher.model={place / 'model'}", *SETTINGS, *more]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    return ["judge", "score", str(place / video), "--instruction", instruction, *overrides]
+    return [
+        "judge",
+        "score",
+        str(place / video),
+        "--judge",
+        "teacher",
+        "--instruction",
+        instruction,
+        *overrides,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +181,39 @@ def test_the_shipped_student_scores_a_video_file(tmp_path: Path, capsys: pytest.
     assert right["scores"]["instruction_following"] > wrong["scores"]["instruction_following"] + 1
     assert run([*command, window.instruction]) == 0
     assert f"{right['total']:.2f}" in capsys.readouterr().out
+
+
+def test_every_command_that_scores_has_the_same_judge_and_names_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from inspect import signature
+
+    from pipelines import judge_cli
+    from pipelines.judge_serve import ServedJob
+
+    defaults = {
+        signature(command).parameters["judge"].default for command in (judge_cli.score, judge_cli.serve)
+    }
+    assert defaults == {ServedJob().judge} == {"student"}
+    command = ["judge", "score", str(place / "good.mp4"), "-i", "open it"]
+    assert run(command) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("judge: student, version ")
+    assert "good.mp4: outside what this judge was trained on: frames look unlike" in told  # it is noise
+    assert run([*command, "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["judge"] == "student"
+    assert found["training_range"]["distance"] > 1
+
+
+@pytest.mark.parametrize("command", [["score", "good.mp4", "-i", "open it"], ["serve"]])
+def test_settings_of_a_teacher_that_is_not_asked_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert run(["judge", *command, "--set", f"teacher.model={place}"]) == 2
+    told = capsys.readouterr().err
+    assert "the student judges, and takes no setting of the teacher" in told
+    assert told.count("\n") == 1
 
 
 def test_a_student_that_is_not_there_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

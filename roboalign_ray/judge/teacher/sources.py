@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.training_range import TrainingRange
 
 SHIPPED = "shipped"
 _BASE_FILE = "base.json"  # beside an adapter: what it was trained on
@@ -30,6 +32,18 @@ def model_source(model: str) -> str:
             remedy="set teacher.model to a model's name or to a folder written by 'roboalign judge train'",
         )
     return model if folder is None else str(folder.absolute())
+
+
+def teacher_training_range(config: TeacherConfig) -> TrainingRange | None:
+    """What the clips were like that a teacher was trained on; None where nobody knows, as of models from elsewhere.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    folder = _folder(config.model)
+    if config.backend == "openai" or config.adapter or folder is None:
+        return None
+    return TrainingRange.load(folder)
 
 
 def teacher_name(model: str, adapter: str | None) -> str:
