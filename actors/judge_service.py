@@ -1,21 +1,18 @@
-"""One replica of the served judge: reads requests, judges them in batches, and tells in a line what is wrong with one.
+"""One replica of the served judge: reads bodies, judges what waits in batches, says in a line what is wrong with one.
 
-POST /score ──► read in a thread ──► gathered by serve.batch ──► judged in a thread ──► 200 scores
-                  └── 400, 413         └── 503 after timeout_s      └── 500, 502
-GET /health ──► who judges
+body ──► read in a thread, pixels in flight bounded ──► what waits is judged together ──► status, JSON
+         400, 422                                       500, 502
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from ray import serve
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
-
-from roboalign_ray.config import JobConfig, ServingConfig
+from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.served import (
     ServedJudge,
@@ -28,14 +25,15 @@ from roboalign_ray.judge.served import (
 from roboalign_ray.judge.teacher.protocol import BROKEN, JudgeRequest
 
 JudgeKind = Literal["student", "teacher"]
-_MEGABYTE = 1_000_000
+Outcome = ServedJudgement | Failed
+_READERS = 2  # videos decoded at once: one ahead of the judge, and one more
 
 
 class JudgeService:
     """The judge, its model loaded once.
 
     Args:
-        judge: who judges.
+        judge: which judge.
         config: its `serving` section; the teacher's.
         student: folder of the student.
         threads: torch threads.
@@ -48,21 +46,39 @@ class JudgeService:
         self._serving = config.serving
         self._judge = _opened(judge, config, student, threads)
         self._failed_in_a_row = 0
-        gathering: Any = self._together  # serve.batch gives it setters that its annotations do not know
-        gathering.set_max_batch_size(config.serving.batch)
-        gathering.set_batch_wait_timeout_s(config.serving.batch_wait_s)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+        self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._waiting: deque[tuple[JudgeRequest, asyncio.Future[Outcome]]] = deque()
+        self._busy: asyncio.Task[None] | None = None
 
-    async def __call__(self, request: Request) -> JSONResponse:
-        """Answer one HTTP request."""
-        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        wanted = {"/score": "POST", "/health": "GET"}.get(path)
-        if wanted is None:
-            return _told(404, f"no '{path}' here; POST /score or GET /health")
-        if request.method != wanted:
-            return _told(405, f"{path} takes {wanted}", Allow=wanted)
-        if path == "/health":
-            return JSONResponse({"judge": self._judge.name, "version": self._judge.version})
-        return await self._scored(request)
+    async def judge(
+        self, body: bytes, content_type: str, instruction: str | None
+    ) -> tuple[int, dict[str, Any]]:
+        """Judge the video in a request's body.
+
+        Args:
+            body: JSON, or a video file.
+            content_type: says which of them it is.
+            instruction: the address's, for a video file.
+
+        Returns:
+            the HTTP status, and what is told as JSON.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            question = await loop.run_in_executor(
+                self._readers, read_question, body, content_type, instruction, self._serving
+            )
+        except UserError as error:
+            return 400, {"error": error.line()}
+        outcome = await self.outcome(question)
+        if isinstance(outcome, Failed):
+            return status_of(outcome), {"error": outcome.reason}
+        return 200, outcome.as_json()
+
+    async def who(self) -> dict[str, Any]:
+        """Which judge answers here."""
+        return {"judge": self._judge.name, "version": self._judge.version}
 
     async def check_health(self) -> None:
         """Asked by Serve from time to time.
@@ -73,35 +89,30 @@ class JudgeService:
         if self._failed_in_a_row >= self._serving.failures_in_a_row:
             raise RuntimeError(f"the last {self._failed_in_a_row} batches failed inside the judge")
 
-    async def _scored(self, request: Request) -> JSONResponse:
-        serving = self._serving
-        try:
-            body = await _body(request, serving)
-            if body is None:
-                return _told(413, f"the request is larger than {serving.largest_body_mb:g} MB")
-            kind = request.headers.get("content-type", "")
-            question = await asyncio.to_thread(read_question, body, kind, request.query_params, serving)
-        except UserError as error:
-            return _told(400, error.line())
-        except ClientDisconnect:
-            return _told(400, "the request ended before its body did")
-        try:
-            outcome = await asyncio.wait_for(self._together(question), serving.timeout_s)
-        except TimeoutError:
-            wait = str(serving.retry_after_s)
-            return _told(503, f"no score within {serving.timeout_s:g} s", **{"Retry-After": wait})
-        if isinstance(outcome, Failed):
-            return _told(status_of(outcome), outcome.reason)
-        return JSONResponse(outcome.as_json())
+    async def outcome(self, question: JudgeRequest) -> Outcome:
+        """What the judge says of one video; videos that wait at the same time are judged together."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, future))
+        if self._busy is None or self._busy.done():
+            self._busy = asyncio.create_task(self._judge_waiting())
+        return await future
 
-    @serve.batch
-    async def _together(self, questions: list[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        return await self.judged(questions)
+    async def _judge_waiting(self) -> None:
+        while self._waiting:
+            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._serving.batch))]
+            wanted = [(question, future) for question, future in taken if not future.done()]
+            outcomes = await self._judged([question for question, _ in wanted])
+            for (_, future), outcome in zip(wanted, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
 
-    async def judged(self, questions: list[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        """One outcome per question; what the judge does in the meantime stops nobody else."""
+    async def _judged(self, questions: list[JudgeRequest]) -> list[Outcome]:
+        """One outcome per question; the replica goes on reading in the meantime."""
+        if not questions:
+            return []
+        loop = asyncio.get_running_loop()
         try:
-            outcomes = await asyncio.to_thread(self._judge.judge, questions)
+            outcomes = await loop.run_in_executor(self._judging, self._judge.judge, questions)
         except Exception as error:
             failed = Failed(f"{type(error).__name__}: {first_line(error)}", BROKEN)
             outcomes = [failed for _ in questions]
@@ -115,27 +126,14 @@ def _opened(judge: JudgeKind, config: JobConfig, student: Path | None, threads: 
 
     if judge == "teacher":
         from actors.teacher import TeacherActor
+        from roboalign_ray.judge.teacher.sources import teacher_training_range
 
         teacher = TeacherActor(config.teacher, threads)
-        return ServedTeacher(teacher.ready(), teacher)
+        return ServedTeacher(teacher.ready(), teacher, teacher_training_range(config.teacher))
     from roboalign_ray.judge.student import Student
+    from roboalign_ray.judge.training_range import TrainingRange
 
     torch.set_num_threads(threads)
     assert student is not None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ServedStudent(Student.load(student).to(device))
-
-
-async def _body(request: Request, serving: ServingConfig) -> bytes | None:
-    """The body; None where it is too large, of which no more is read than is allowed."""
-    most, parts, size = serving.largest_body_mb * _MEGABYTE, [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            return None
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _told(status: int, error: str, **headers: str) -> JSONResponse:
-    return JSONResponse({"error": error}, status, headers)
+    return ServedStudent(Student.load(student).to(device), TrainingRange.load(student))

@@ -1,35 +1,41 @@
 """The judge as a web service on Ray Serve: many may ask at once, replicas come and go with their number.
 
-    client ──HTTP──► Serve's front end ──► JudgeService ×min…max     429 where too many wait
-                     one per node          cluster.scorer's or cluster.teacher's resources each
+    client ──HTTP──► WebServer, JudgeFront ──► JudgeService ×min…max     429 where too many would wait
+                     in this process           cluster.scorer's or cluster.teacher's resources each
 
-`application` is what a Serve config file names (`pipelines.judge_serve:application`); `run_serve` is the command.
+`run_serve` is the command. `application` is what a Serve config file names (`pipelines.judge_serve:application`): there
+the front stands behind Serve's own web server, on every node.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
-import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import ApplicationStatus
 
+from actors.judge_front import LOOPBACK_NAMES, JudgeIngress, bearer_token, front_of
 from actors.judge_service import JudgeKind, JudgeService
+from pipelines.judge_http import HttpLimits, WebServer
 from pipelines.runtime import RoleFailure, role_threads, start_ray
 from pipelines.weights import student_folder
-from roboalign_ray.config import FrozenConfig, JobConfig, RoleConfig
+from roboalign_ray.config import FrozenConfig, JobConfig, RoleConfig, ServingConfig
 from roboalign_ray.config.loading import load_job
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.episodes.video import encode_video
 
 NAME = "judge"
 _START_S = 1800.0  # longest wait for a model to be loaded
 _LOOK_S = 0.5  # between looks at an application that is starting
+_FRONT_CPUS = 0.1
 _TRIES = 2  # starts of a replica before the application has failed
 
 
@@ -38,7 +44,7 @@ class ServedJob(FrozenConfig):
 
     Attributes:
         profile: a profile's name, or the path of a .yaml file.
-        judge: who judges.
+        judge: which judge.
         overrides: "key=value" each.
     """
 
@@ -48,7 +54,7 @@ class ServedJob(FrozenConfig):
 
 
 def application(arguments: dict[str, Any]) -> Application:
-    """The application of a Serve config file.
+    """The application of a Serve config file: the judge, with its front behind Serve's own web server.
 
     Args:
         arguments: of `ServedJob`.
@@ -57,11 +63,23 @@ def application(arguments: dict[str, Any]) -> Application:
         UserError: an argument is wrong, or the judge cannot be loaded.
     """
     wanted = ServedJob.model_validate(arguments)
-    return judge_application(load_job(wanted.profile, wanted.overrides), wanted.judge)
+    config = load_job(wanted.profile, wanted.overrides)
+    return ingress_application(config, judge_application(config, wanted.judge))
+
+
+def ingress_application(config: JobConfig, judge: Application) -> Application:
+    """A judge's application behind its front, for Serve's own web server."""
+    make_deployment: Any = serve.deployment
+    front = make_deployment(
+        name=f"{NAME}-front",
+        max_ongoing_requests=config.serving.most_connections,
+        ray_actor_options={"num_cpus": _FRONT_CPUS},
+    )(JudgeIngress)
+    return front.bind(config.serving, judge)
 
 
 def judge_application(config: JobConfig, judge: JudgeKind) -> Application:
-    """The judge of a job as a Serve application.
+    """The replicas of a job's judge as a Serve application, to be called by a handle.
 
     Raises:
         UserError: there is no such model, as far as that shows before it is loaded.
@@ -84,44 +102,102 @@ def run_serve(
 
     Args:
         config: its `serving` section, and the judge's.
-        judge: who judges.
-        host, port: of the front ends.
-        ready: told the service's address once it answers.
+        judge: which judge.
+        host, port: where this process listens.
+        ready: called with the service's address once it answers.
 
     Raises:
-        UserError: the judge cannot be loaded, or the port is taken.
+        UserError: the judge cannot be loaded, the port is taken, or the token cannot be used.
         RoleFailure: the replicas do not start.
     """
-    if config.cluster.address == "local":
-        _check_port(host, port)
     served = judge_application(config, judge)
-    with (
-        start_ray(config.cluster, worker_logs=False),
-        _stopped() as stop,
-    ):  # in this order: Ray sets handlers too
-        serve.start(http_options={"host": host, "port": port})
-        try:
-            serve.run_many(
-                [serve.RunTarget(served, name=NAME)],
-                wait_for_ingress_deployment_creation=False,
-                wait_for_applications_running=False,
-            )
-            _wait_until_up(stop)
-            if not stop.is_set():
-                ready(f"http://{host}:{port}")
-            stop.wait()
-        finally:
+    bearer_token(config.serving)
+    web = WebServer(host, port)
+    try:
+        # In this order: Ray sets handlers of signals too.
+        with start_ray(config.cluster, worker_logs=False), _stopped() as stop:
+            _serve(config, served, web, stop, ready)
+    finally:
+        web.stop()
+
+
+def _serve(
+    config: JobConfig,
+    served: Application,
+    web: WebServer,
+    stop: threading.Event,
+    ready: Callable[[str], None],
+) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the front tells of a lost replica once
+    serve.start(proxy_location="Disabled")
+    try:
+        serve.run_many(
+            [serve.RunTarget(served, name=NAME, route_prefix=None)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        _wait_until_up(stop)
+        if not stop.is_set():
+            _open(config, web)
+            ready(f"http://{_in_address(web.host)}:{web.port}")
+        stop.wait()
+        web.stop()
+    finally:
+        # A local cluster ends with this process, and Serve with it; asked to end by itself, Serve's controller is
+        # killed while calls to it are under way, and Ray reports each of them.
+        if config.cluster.address != "local":
             serve.delete(NAME)
-            if config.cluster.address == "local":
-                serve.shutdown()
+
+
+def _open(config: JobConfig, web: WebServer) -> None:
+    """Accept requests, once the judge has judged a few made-up videos: the first is far slower than all others."""
+    serving = config.serving
+    handle = serve.get_app_handle(NAME)
+    front = front_of(handle, serving, _allowed_hosts(serving, web.host), _notify)
+    video = _made_up_video()
+
+    async def warm_up() -> None:
+        # In the web server's own loop: a second thread would take turns with it, five milliseconds each.
+        handle._init(_run_router_in_separate_loop=False)
+        await front.warm_up(video, "video/mp4", "move the gripper")
+
+    limits = HttpLimits(
+        headers_s=serving.headers_s,
+        request_s=serving.timeout_s,
+        headers_bytes=serving.largest_headers_kb * 1000,
+        connections=serving.most_connections,
+    )
+    web.start(front, front.refusal, limits, front.watched, warm_up, _START_S)
+
+
+def _notify(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _allowed_hosts(serving: ServingConfig, host: str) -> tuple[str, ...]:
+    if serving.allowed_hosts:
+        return serving.allowed_hosts
+    # A page of another site may let its own name point here, and so reach what listens on loopback only.
+    return LOOPBACK_NAMES if host in LOOPBACK_NAMES else ()
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _made_up_video() -> bytes:
+    """16 frames of 64x64: a bright square that moves."""
+    frames = np.full((16, 64, 64, 3), 96, np.uint8)
+    for number, frame in enumerate(frames):
+        frame[24:40, 2 * number : 2 * number + 16] = (200, 160, 40)
+    return encode_video(frames, 10.0)
 
 
 def _options(config: JobConfig) -> dict[str, Any]:
     serving = config.serving
     return {
-        "max_ongoing_requests": serving.requests_per_replica,
-        "max_queued_requests": serving.queue,
-        "backpressure_config": {"status_code": 429, "retry_after_s": serving.retry_after_s},
+        "max_ongoing_requests": serving.most_requests,
+        "max_queued_requests": serving.most_requests,
         "autoscaling_config": {
             "min_replicas": serving.min_replicas,
             "initial_replicas": max(1, serving.min_replicas),
@@ -160,17 +236,6 @@ def _check_teacher(config: JobConfig) -> None:
     model_source(teacher.model)
     if teacher.adapter:
         check_adapter(teacher.adapter, teacher.model)
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port} ({error.strerror})", where="--port", remedy="choose another"
-            ) from error
 
 
 def _wait_until_up(stop: threading.Event) -> None:

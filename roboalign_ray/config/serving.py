@@ -1,4 +1,4 @@
-"""The judge as a web service: how many replicas, how their work is batched, and what is refused. All of it is [ours].
+"""The judge as a web service: how many replicas, how much is accepted, and what is refused. All of it is [ours].
 
 What a replica runs on is its role's: `cluster.scorer` for the student, `cluster.teacher` for the teacher.
 """
@@ -15,36 +15,52 @@ class ServingConfig(FrozenConfig):
 
     Attributes:
         min_replicas, max_replicas: bounds of autoscaling.
-        target_requests: requests in a replica, judged or waiting, that autoscaling aims at.
+        target_requests: accepted requests per replica that autoscaling aims at.
         upscale_delay_s, downscale_delay_s: how long more or fewer replicas must be wanted before they come or go.
-        batch: most videos judged together.
-        batch_wait_s: longest wait for a batch to fill.
-        queue: requests that a front end holds until a replica takes them, up to two batches each; more get status 429.
-        timeout_s: longest wait for a score once a replica has the request; then it gets status 503.
+        batch: most videos judged together; a batch takes what waits, it does not wait to fill.
+        slowdown: longest time that an accepted request should take, as a multiple of the time that one takes alone;
+            where one more would take longer, it gets status 429 at once.
+        burst: requests accepted beyond that after a quiet time, so that a few at once are not refused.
+        most_requests: most accepted requests at a time, whatever they take.
+        timeout_s: longest time from a request's headers to its answer, reading the body included; then status 408
+            (body not there) or 503 (no score).
         retry_after_s: what refused clients are told to wait.
+        headers_s: longest time for a request's headers to arrive; then the connection is closed.
+        most_connections: open at a time; where there are more, the one that has waited longest for its headers is
+            closed.
+        largest_headers_kb: of a request, in KB.
         largest_body_mb: of a request, in MB.
-        largest_video_pixels: of all frames together.
-        failures_in_a_row: batches that fail one after the other before a replica says that it is ill, and is replaced.
+        held_mb: bodies that are being read or judged, together, in MB; more get status 429.
+        largest_video_pixels: of all frames of a video together.
+        pixels_in_flight: of all videos that one replica decodes or holds decoded; others wait.
+        allowed_hosts: names that the Host header may hold, without port; empty allows the names of this machine's
+            loopback where the service listens there, and any name elsewhere.
+        token_env: environment variable with the bearer token that requests must carry; unset or empty: none is asked.
+        failures_in_a_row: batches that fail one after the other before a replica reports itself unhealthy, and is
+            replaced.
     """
 
     min_replicas: NonNegativeInt = 1
-    max_replicas: PositiveInt = 4
-    target_requests: float = Field(16.0, gt=0)
+    max_replicas: PositiveInt = 1
+    target_requests: float = Field(1.5, gt=0)
     upscale_delay_s: float = Field(10.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
     batch: PositiveInt = 16
-    batch_wait_s: float = Field(0.02, ge=0)
-    queue: PositiveInt = 256
+    slowdown: float = Field(1.9, gt=1)
+    burst: NonNegativeInt = 8
+    most_requests: PositiveInt = 256
     timeout_s: float = Field(120.0, gt=0)
     retry_after_s: PositiveInt = 2
+    headers_s: float = Field(10.0, gt=0)
+    most_connections: PositiveInt = 1000
+    largest_headers_kb: PositiveInt = 64
     largest_body_mb: float = Field(64.0, gt=0)
-    largest_video_pixels: PositiveInt = 100_000_000
+    held_mb: float = Field(256.0, gt=0)
+    largest_video_pixels: PositiveInt = 50_000_000
+    pixels_in_flight: PositiveInt = 50_000_000
+    allowed_hosts: tuple[str, ...] = ()
+    token_env: str = "ROBOALIGN_JUDGE_TOKEN"
     failures_in_a_row: PositiveInt = 3
-
-    @property
-    def requests_per_replica(self) -> int:
-        """Most requests in one replica: a batch that is judged and one that gathers."""
-        return 2 * self.batch
 
     @model_validator(mode="after")
     def _check_bounds(self) -> ServingConfig:
@@ -54,11 +70,11 @@ class ServingConfig(FrozenConfig):
                 where="serving",
                 remedy="change one of them",
             )
-        if self.target_requests > self.requests_per_replica:
-            raise ConfigError(
-                f"target_requests {self.target_requests:g} is more than the {self.requests_per_replica} that a replica "
-                "takes, two batches",
-                where="serving",
-                remedy="lower it, or the service never grows",
-            )
+        for least, most in (("largest_body_mb", "held_mb"), ("largest_video_pixels", "pixels_in_flight")):
+            if getattr(self, least) > getattr(self, most):
+                raise ConfigError(
+                    f"{least} {getattr(self, least):g} is larger than {most} {getattr(self, most):g}",
+                    where="serving",
+                    remedy="raise the second, or such a request could never be answered",
+                )
         return self

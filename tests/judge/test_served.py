@@ -29,6 +29,7 @@ from roboalign_ray.judge.teacher.protocol import (
     judge_each,
     judgement_of,
 )
+from roboalign_ray.judge.training_range import TrainingRange, clip_statistics
 
 SIZES = {"height": 16, "width": 16, "frames": 3, "hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
 TEXT = {"text_hidden": 8, "text_layers": 1, "text_heads": 2, "text_ffn": 8, "fusion_layers": 1}
@@ -56,8 +57,8 @@ def as_json(**told: object) -> bytes:
 def test_both_ways_of_sending_a_video_are_the_same_question(video: bytes) -> None:
     text = base64.b64encode(video).decode()
     told = as_json(video=text, instruction="open it")
-    first = read_question(told, "application/json; charset=utf-8", {}, ServingConfig())
-    second = read_question(video, "video/mp4", {"instruction": "open it"}, ServingConfig())
+    first = read_question(told, "application/json; charset=utf-8", None, ServingConfig())
+    second = read_question(video, "video/mp4", "open it", ServingConfig())
     np.testing.assert_array_equal(first.frames, second.frames)
     assert first.frames.shape == (5, 16, 16, 3)
     assert (first.instruction, first.fps) == (second.instruction, second.fps) == ("open it", 7.0)
@@ -85,22 +86,20 @@ def test_both_ways_of_sending_a_video_are_the_same_question(video: bytes) -> Non
 )
 def test_a_bad_request_is_one_line(body: bytes, kind: str, line: str) -> None:
     with pytest.raises(UserError) as raised:
-        read_question(body, kind, {"instruction": "x"}, ServingConfig())
+        read_question(body, kind, "x", ServingConfig())
     assert line in raised.value.line()
 
 
 def test_videos_that_no_judge_takes_are_refused(video: bytes) -> None:
     with pytest.raises(UserError, match="the instruction is empty"):
-        read_question(video, "video/mp4", {}, ServingConfig())
+        read_question(video, "video/mp4", None, ServingConfig())
     still = encode_video(np.zeros((1, 16, 16, 3), np.uint8), 5.0)
     with pytest.raises(UserError, match=r"1 frame\(s\) cannot be judged"):
-        read_question(still, "video/mp4", {"instruction": "x"}, ServingConfig())
+        read_question(still, "video/mp4", "x", ServingConfig())
     exactly = 5 * 16 * 16
-    read_question(video, "video/mp4", {"instruction": "x"}, ServingConfig(largest_video_pixels=exactly))
+    read_question(video, "video/mp4", "x", ServingConfig(largest_video_pixels=exactly))
     with pytest.raises(UserError, match="more than the 1279 pixels"):
-        read_question(
-            video, "video/mp4", {"instruction": "x"}, ServingConfig(largest_video_pixels=exactly - 1)
-        )
+        read_question(video, "video/mp4", "x", ServingConfig(largest_video_pixels=exactly - 1))
 
 
 def asked(count: int, frames: int = 5) -> list[JudgeRequest]:
@@ -178,14 +177,37 @@ def test_a_served_teacher_gives_its_reasons_and_its_failures() -> None:
         "rationale": "it slips",
         "judge": "vlm/small",
         "version": None,
+        "training_range": None,
     }
     assert second is failed
     assert isinstance(second, Failed)
     assert status_of(second) == 502
 
 
+def test_a_clip_unlike_the_training_clips_is_told_beside_its_score(student: Student) -> None:
+    clips = [request.frames for request in asked(40)]
+    statistics = np.stack([clip_statistics(clip) for clip in clips])
+    ranges = {"frames": (5.0, 5.0), "fps": (5.0, 5.0), "aspect": (1.0, 1.0)}
+    known = TrainingRange(
+        statistics.mean(0), np.linalg.inv(np.cov(statistics.T) + np.eye(17) * 1e-6), 8.0, ranges, 40
+    )
+    like, unlike = asked(1)[0], JudgeRequest(np.zeros((9, 16, 32, 3), np.uint8), 30.0, "open it")
+    first, second = ServedStudent(student, known).judge([like, unlike])
+    assert isinstance(first, ServedJudgement)
+    assert isinstance(second, ServedJudgement)
+    assert first.as_json()["training_range"]["outside"] == []
+    told = second.as_json()["training_range"]
+    assert told["distance"] > 1
+    assert [line.split(" ")[0] for line in told["outside"]] == ["frames", "number", "frame", "width"]
+    [neither] = ServedStudent(student).judge([unlike])
+    assert isinstance(neither, ServedJudgement)
+    assert neither.as_json()["training_range"] is None
+
+
 def test_bounds_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ConfigError, match="min_replicas 5 is larger than max_replicas 4"):
+    with pytest.raises(ConfigError, match="min_replicas 5 is larger than max_replicas 1"):
         ServingConfig(min_replicas=5)
-    with pytest.raises(ConfigError, match="target_requests 33 is more than the 32"):
-        ServingConfig(target_requests=33)
+    with pytest.raises(ConfigError, match="largest_body_mb 500 is larger than held_mb 256"):
+        ServingConfig(largest_body_mb=500)
+    with pytest.raises(ConfigError, match="largest_video_pixels"):
+        ServingConfig(pixels_in_flight=10)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -20,40 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-import torch
-from starlette.requests import Request
+from served_judge import film, replica, small_student
 
 from pipelines.cli import run
-from pipelines.judge_serve import NAME, application, judge_application
-from roboalign_ray.config import JobConfig, ServingConfig, SmallTeacherConfig, StudentConfig
+from pipelines.judge_serve import NAME, application, ingress_application, judge_application
+from roboalign_ray.config import JobConfig, SmallTeacherConfig
 from roboalign_ray.config.base import ConfigError
-from roboalign_ray.episodes.video import decode_video, encode_video
-from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.rubric import maxima, names
 from roboalign_ray.judge.student import Student
-from roboalign_ray.judge.teacher.protocol import BROKEN
 
-SIZES = {"height": 16, "width": 16, "frames": 3, "hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
-TEXT = {"text_hidden": 8, "text_layers": 1, "text_heads": 2, "text_ffn": 8, "fusion_layers": 1}
 START_S, ANSWER_S = 300, 60
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of version 3."""
-    place = tmp_path_factory.mktemp("served") / "student"
-    torch.manual_seed(0)
-    student = Student(StudentConfig.small(**SIZES, **TEXT))
-    torch.nn.init.normal_(student.head.weight, std=0.05)
-    student.version = 3
-    student.save(place)
-    return place
-
-
-def film(seed: int, frames: int = 6, side: int = 16) -> bytes:
-    generator = np.random.default_rng(seed)
-    return encode_video(generator.integers(0, 256, (frames, side, side, 3), dtype=np.uint8), 5.0)
+    return small_student(tmp_path_factory.mktemp("served") / "student")
 
 
 def free_port() -> int:
@@ -78,15 +65,12 @@ def score(url: str, video: bytes, instruction: str) -> tuple[int, str, Any]:
 
 @pytest.fixture(scope="module")
 def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The command in a process of its own: two batches of four in hand and eight that wait, then no more."""
+    """The command in a process of its own, in a group of its own: what a terminal's Ctrl-C reaches is that group."""
     settings = {
         "judge.weights": folder,
         "cluster.object_store_gb": 0.2,
         "cluster.scorer.num_cpus": 0.5,
-        "serving.max_replicas": 1,
-        "serving.target_requests": 4,
         "serving.batch": 4,
-        "serving.queue": 8,
         "serving.largest_body_mb": 1,
     }
     port = free_port()
@@ -108,8 +92,12 @@ def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             assert time.monotonic() < ends, log.read_text()[-2000:]
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 0, log.read_text()[-2000:]
+        told = log.read_text()
+        assert not any(word in told for word in ("infinite retries", "Traceback", "not be considered")), told
+        assert "judge does not answer; requests get status 503" in told
+        assert told.rstrip().endswith("a judge answers again")
     finally:
         if process.poll() is None:
             process.kill()
@@ -157,7 +145,7 @@ def test_base64_in_json_gets_the_same_scores_as_the_file(service: str) -> None:
         ("score", b"x", "text/plain", "POST", 400, "'text/plain' is not understood"),
         ("score", bytes(1_000_001), "video/mp4", "POST", 413, "larger than 1 MB"),
         ("score", None, "", "GET", 405, "/score takes POST"),
-        ("scores", b"", "", "POST", 404, "no '/scores' here"),
+        ("scores", b"", "", "POST", 404, "no such path here"),
     ],
 )
 def test_bad_input_gets_its_status_and_one_line(
@@ -182,31 +170,30 @@ def test_more_than_it_can_hold_is_refused_and_told_to_wait(service: str) -> None
     assert score(service, film(0), "open it")[0] == 200
 
 
+def test_the_only_replica_is_killed_and_every_request_has_its_answer(service: str) -> None:
+    """Runs last: until the next replica is there, requests are refused in time, then they are judged again."""
+    ours = psutil.Process().children(recursive=True)
+    [served] = [process for process in ours if "ServeReplica" in " ".join(process.cmdline())]
+    slow = film(1, frames=24, side=96)
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(score, service, slow, "open it") for _ in range(6)]
+        served.kill()
+        found = {answer.result()[0] for answer in answers}
+    assert found <= {200, 503}, found
+    ends = time.monotonic() + START_S
+    while (answer := score(service, film(0), "open it"))[0] != 200:
+        assert answer[0] in (429, 503)
+        assert answer[2]["Retry-After"] == "2"
+        assert time.monotonic() < ends
+        time.sleep(0.5)
+    assert served.pid not in {process.pid for process in psutil.Process().children(recursive=True)}
+
+
 # --- without a cluster -------------------------------------------------------------------------------------------
 
 
-def http(body: bytes) -> Request:
-    """A request as a web server hands it on."""
-    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> Any:
-        return next(parts)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/judge/score",
-        "root_path": "/judge",
-        "query_string": b"instruction=open+it",
-        "headers": [(b"content-type", b"video/mp4")],
-        "server": ("127.0.0.1", 80),
-        "scheme": "http",
-    }
-    return Request(scope, receive)
-
-
 class Faulty:
-    """A judge that breaks as often as it is told to, and then takes too long."""
+    """A judge that breaks as often as it is told to."""
 
     name, version = "faulty", None
 
@@ -217,53 +204,55 @@ class Faulty:
         if self.breaks:
             self.breaks -= 1
             raise RuntimeError("device lost\nand a long story")
-        time.sleep(1.0)
-        return [Failed("late", BROKEN) for _ in requests]
+        raise AssertionError("asked more often than the test meant")
 
 
-def replica(folder: Path, monkeypatch: pytest.MonkeyPatch, **serving: Any) -> Any:
-    """A replica without Serve, and so without its gathering of batches."""
-    from actors.judge_service import JudgeService
-
-    service = JudgeService("student", JobConfig(serving=ServingConfig(**serving)), folder)
-
-    async def alone(question: Any) -> Any:
-        return (await service.judged([question]))[0]
-
-    monkeypatch.setattr(service, "_together", alone)
-    return service
-
-
-def test_a_replica_that_fails_again_and_again_says_that_it_is_ill(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replica_that_fails_again_and_again_says_that_it_is_ill(folder: Path) -> None:
     async def story() -> None:
-        service = replica(folder, monkeypatch, failures_in_a_row=2)
+        service = replica(folder, failures_in_a_row=2)
         sound, service._judge = service._judge, Faulty(2)
         for _ in range(2):
             await service.check_health()
-            answer = await service(http(film(0)))
-            assert answer.status_code == 500
-            assert json.loads(answer.body)["error"] == "RuntimeError: device lost"
+            assert await service.judge(film(0), "video/mp4", "open it") == (
+                500,
+                {"error": "RuntimeError: device lost"},
+            )
         with pytest.raises(RuntimeError, match="the last 2 batches failed"):
             await service.check_health()
         service._judge = sound
-        assert (await service(http(film(0)))).status_code == 200
+        assert (await service.judge(film(0), "video/mp4", "open it"))[0] == 200
         await service.check_health()
-        assert (await service(http(b"no video"))).status_code == 400
+        assert (await service.judge(b"no video", "video/mp4", "open it"))[0] == 400
         await service.check_health()
 
     asyncio.run(story())
 
 
-def test_a_late_answer_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_judged_together_and_in_order(folder: Path) -> None:
+    """Without waiting for a batch to fill: the first is judged alone, those that came meanwhile in batches."""
+
     async def story() -> None:
-        service = replica(folder, monkeypatch, timeout_s=0.05)
-        service._judge = Faulty(0)
-        answer = await service(http(film(0)))
-        assert answer.status_code == 503
-        assert answer.headers["retry-after"] == "2"
-        assert json.loads(answer.body)["error"] == "no score within 0.05 s"
+        service = replica(folder, batch=3)
+        sound, sizes, go = service._judge, [], threading.Event()
+
+        class Counted:
+            name, version = "counted", 1
+
+            def judge(self, requests: Any) -> Any:
+                sizes.append(len(requests))
+                go.wait(20)
+                return sound.judge(requests)
+
+        service._judge = Counted()
+        films = [film(n, frames=4 + n) for n in range(6)]
+        asked = [asyncio.create_task(service.judge(one, "video/mp4", "open it")) for one in films]
+        while len(service._waiting) < 5:
+            await asyncio.sleep(0.01)
+        go.set()
+        answers = await asyncio.gather(*asked)
+        assert sizes == [1, 3, 2]
+        said = Student.load(folder).score([decode_video(one) for one in films], ["open it"] * 6)
+        np.testing.assert_allclose([told["total"] for _, told in answers], said.totals, atol=1e-4)
 
     asyncio.run(story())
 
@@ -321,7 +310,8 @@ def test_a_teacher_is_served_with_its_rationale_under_a_prefix(ray_cluster: None
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(judge_application(config, "teacher"), name=NAME, route_prefix="/teacher")
+        served = ingress_application(config, judge_application(config, "teacher"))
+        serve.run(served, name=NAME, route_prefix="/teacher")
         status, body, _ = score(f"http://127.0.0.1:{port}/teacher", film(0, side=32), "open it")
         assert status == 200, body
         answer = json.loads(body)
