@@ -186,4 +186,4 @@ def table(
         shown.add_column(title.replace("_", " "), justify="left" if left else "right", no_wrap=left)
     for line in lines:
         shown.add_row(*line)
-    Console().print(shown)
+    Console(markup=False).print(shown)  # names of folders are text, whatever signs they hold

@@ -254,7 +254,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(figures, indent=2, ensure_ascii=False))
         return
-    console = Console()
+    console = Console(markup=False)  # names come from data: "[/red]" in one is text
     for table in figure_tables(figures):
         console.print(table)
     _print_quarantined(console, figures["quarantined"], Path(figures["store"]))
@@ -283,7 +283,7 @@ def figure_tables(figures: Mapping[str, Any]) -> Iterable[Table]:
         names = actions["names"] or [f"action[{d}]" for d in range(int(dims))]
         for dim, name in enumerate(names if actions["frames"] else []):
             row = (f"{actions[figure][dim]:.4g}" for figure in ("p01", "p99", "mean", "std"))
-            table.add_row(name.replace("[", "\\["), *row)
+            table.add_row(name, *row)
         yield table
 
 
@@ -297,7 +297,7 @@ def _report(summary: StoreSummary, as_json: bool) -> None:
         figures = {"store": str(summary.path), "episodes": summary.episodes, "frames": summary.frames}
         typer.echo(json.dumps(figures | {"bytes": summary.bytes, "quarantined": quarantined}, indent=2))
         return
-    console = Console()
+    console = Console(markup=False)  # names come from data: "[/red]" in one is text
     count = f"{summary.episodes} episode" + "s" * (summary.episodes != 1)
     console.print(
         f"{summary.path}: {count}, {summary.frames} frames, {summary.bytes / 1e6:.1f} MB, "
@@ -315,7 +315,7 @@ def _print_quarantined(console: Console, items: list[dict[str, str]], store: Pat
     table.add_column("episode")
     table.add_column("reason", overflow="fold")
     for item in items[:SHOWN_REASONS]:
-        table.add_row(item["episode_id"], item["reason"].replace("[", "\\["))
+        table.add_row(item["episode_id"], item["reason"])
     console.print(table)
     if len(items) > SHOWN_REASONS:
         rest = len(items) - SHOWN_REASONS

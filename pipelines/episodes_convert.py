@@ -13,7 +13,7 @@ from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
 from roboalign_ray.episodes.sources.folder import open_folder
 from roboalign_ray.episodes.store import StoreSummary, write_store
 from roboalign_ray.episodes.transforms import FITS, Fit, resize_episode, stride_episode, target_size
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, raise_if_host
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.shards import StoreCard
 
@@ -62,6 +62,7 @@ def convert(
 
     Raises:
         UserError: an option, the source as a whole or the place of the store cannot be used, or no episode can.
+        HostError: the disk or the temporary folder is full, memory is short, or access is denied; nothing is written.
     """
     _check(options)
     episodes = open_folder(source, options.format, views=options.views, fps=options.source_fps)
@@ -80,6 +81,7 @@ def convert(
             overwrite=options.overwrite,
         )
     except OSError as error:
+        raise_if_host(error, where=str(out))
         raise UserError(
             f"cannot be written ({error.strerror or error})", where=str(out), remedy="choose another place"
         ) from error

@@ -333,7 +333,7 @@ def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
     cells = [_column(outcome) for outcome in outcomes]
     for title, *row in zip([*titles, "Total /10"], *cells, strict=True):
         table.add_row(title, *row)
-    Console().print(table)
+    Console(markup=False).print(table)  # names of files are text, whatever signs they hold
     for path, outcome in zip(videos, outcomes, strict=True):
         if isinstance(outcome, Failed):
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")

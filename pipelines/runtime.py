@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from roboalign_ray.config import ClusterConfig, RoleConfig
-from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.failures import Failed, ReportedError, UserError
 from roboalign_ray.foundation.weights_format import WeightsRefused
 
 # Defaults for this process and all workers that it starts; a value set outside wins.
@@ -190,7 +190,7 @@ def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
         ) from error
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, UserError):
+        if isinstance(cause, ReportedError):
             raise cause from error
         return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", _kind_of(cause))
     except RayActorError as error:

@@ -6,7 +6,6 @@ All damage follows from the random generator alone, so a failing number can be m
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import random
 import struct
@@ -264,7 +263,6 @@ class Cost:
 
 def measured(action: Callable[[], Any]) -> Cost:
     """Call `action`, and tell its result or exception, its processor time and its peak of memory (Linux)."""
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, started = _memory_kb("VmRSS"), time.process_time()
     result, error = None, None

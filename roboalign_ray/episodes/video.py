@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.foundation.failures import raise_if_host
 
 # Written into the stream, so that players do not guess another matrix for small frames.
 _COLOUR = "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m"
@@ -40,6 +41,7 @@ def encode_video(
 
     Raises:
         EpisodeError: wrong shape or type, or the encoder refuses them.
+        HostError: the temporary folder is full or denies access.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise EpisodeError(
@@ -49,13 +51,14 @@ def encode_video(
     if codec == "libx264":
         options["x264-params"] = _COLOUR
     # Moving the index to the front rewrites the file, which FFmpeg does on a real file only.
-    with tempfile.TemporaryDirectory(prefix="roboalign_video_") as folder:
-        path = Path(folder) / "video.mp4"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="roboalign_video_") as folder:
+            path = Path(folder) / "video.mp4"
             _write_mp4(path, frames, fps, codec, pixel_format, options)
-        except (av.FFmpegError, ValueError) as error:
-            raise EpisodeError(f"{codec} cannot encode {frames.shape}: {error}", where="video") from error
-        return path.read_bytes()
+            return path.read_bytes()
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise_if_host(error, where=tempfile.gettempdir())
+        raise EpisodeError(f"{codec} cannot encode {frames.shape}: {error}", where="video") from error
 
 
 def _write_mp4(
@@ -117,7 +120,7 @@ def decode_video(
             stream = container.streams.video[0]
             expected = stream.frames
             frames = _decode(container, stream, start_seconds, end_seconds, most_pixels)
-    except (av.FFmpegError, ValueError, EOFError) as error:
+    except (av.FFmpegError, ValueError, EOFError, AttributeError) as error:
         raise EpisodeError(f"video cannot be decoded ({error})", where=where) from error
     if not frames:
         raise EpisodeError("video holds no frame in the range asked for", where=where)
@@ -136,7 +139,7 @@ def video_rate(source: bytes | Path) -> float:
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
-    except (av.FFmpegError, ValueError, EOFError) as error:
+    except (av.FFmpegError, ValueError, EOFError, AttributeError) as error:
         raise EpisodeError(f"video cannot be opened ({error})", where=where) from error
     if not rate:
         raise EpisodeError("the video tells no frame rate", where=where, remedy="write it anew with one")

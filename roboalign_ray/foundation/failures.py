@@ -130,6 +130,8 @@ def _code_and_text(error: BaseException) -> tuple[int, str] | None:
     if (isinstance(error, MemoryError) and not in_ffmpeg) or type(error).__name__ == "OutOfMemoryError":
         said = first_line(error)
         return errno.ENOMEM, "out of memory" if said == type(error).__name__ else f"out of memory ({said})"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return errno.EACCES, "no temporary folder can be written to"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return errno.EAGAIN, "cannot start a new thread"
     code = getattr(error, "errno", None)

@@ -59,12 +59,12 @@ class Progress:
         self._started = self._last_line = self._clock()
         if self.console.is_terminal:
             self._bar = RichProgress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", style="dim", markup=False),
                 console=self.console,
             )
             self._bar.start()

@@ -109,3 +109,48 @@ def test_real_videos_follow_the_states_and_the_surplus_frame_is_the_last(real_da
 
 def test_every_real_episode_is_found(real_data):
     assert len(DroidSource(real_data / "droid")) == 17
+
+
+def keep_videos(root, numbers, rename=None):
+    """Leave these of the first episode's three videos in its annotation."""
+    path = root / "annotation/train/0.json"
+    annotation = json.loads(path.read_text())
+    annotation["videos"] = [annotation["videos"][number] for number in numbers]
+    for entry, name in zip(annotation["videos"], rename or [], strict=bool(rename)):
+        (root / entry["video_path"]).rename(root / name)
+        entry["video_path"] = name
+    path.write_text(json.dumps(annotation))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "views"), [((0, 2), ["exterior_1", "wrist"]), ((0, 1), VIEWS[:2]), ((2,), ["wrist"])]
+)
+def test_fewer_videos_are_told_apart_by_their_names(tmp_path, numbers, views):
+    write_droid(tmp_path, [5])
+    keep_videos(tmp_path, numbers)
+    (episode,) = DroidSource(tmp_path).episodes()
+    assert list(episode.frames) == views
+    for number, view in zip(numbers, views, strict=True):
+        assert np.array_equal(episode.frames[view], read_mp4(tmp_path / f"videos/train/0/{number}.mp4"))
+    absent = [view for view in VIEWS if view not in views]
+    assert episode.provenance["notes"] == [f"{view}: the annotation lists no video" for view in absent]
+
+
+def test_fewer_videos_of_other_names_are_a_reason(tmp_path):
+    write_droid(tmp_path, [5])
+    keep_videos(tmp_path, (0, 2), ["left.mp4", "hand.mp4"])
+    (item,) = DroidSource(tmp_path).episodes()
+    assert "2 videos, and their names do not tell which cameras they are" in item.reason
+    assert "2.mp4 (wrist)" in item.reason
+
+
+@pytest.mark.parametrize("place", ["../../outside.mp4", "/etc/hostname"])
+def test_a_video_outside_the_folder_is_refused(tmp_path, place):
+    write_droid(tmp_path / "set", [5])
+    path = tmp_path / "set/annotation/train/0.json"
+    annotation = json.loads(path.read_text())
+    (tmp_path / "outside.mp4").write_bytes((tmp_path / "set/videos/train/0/0.mp4").read_bytes())
+    annotation["videos"][0]["video_path"] = place
+    path.write_text(json.dumps(annotation))
+    (item,) = DroidSource(tmp_path / "set").episodes()
+    assert "leads out of the dataset's folder" in item.reason

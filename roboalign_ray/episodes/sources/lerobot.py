@@ -73,7 +73,10 @@ class LeRobotSource:
         except Exception as error:  # whatever damaged tables lead to
             where = self.root / "meta"
             told = opened("a LeRobot dataset", where, error)
-            raise UserError(f"episode tables cannot be read ({told.what})", where=str(where)) from error
+            if type(told) is UserError and told is error:
+                raise
+            reason = self.folder.relative(told.line()) if told is error else told.what
+            raise UserError(f"episode tables cannot be read ({reason})", where=str(where)) from error
 
     def __len__(self) -> int:
         return len(self.entries) + len(self._bad)

@@ -15,7 +15,7 @@ import numpy as np
 
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.video import decode_video, video_rate
-from roboalign_ray.foundation.failures import Failed, UserError, first_line
+from roboalign_ray.foundation.failures import Failed, UserError, first_line, raise_if_host
 from roboalign_ray.judge.clips import LEAST_FRAMES
 from roboalign_ray.judge.privileged import Reference
 from roboalign_ray.judge.rubric import names
@@ -182,6 +182,7 @@ def _judge_together(
     except Exception as error:
         if len(requests) > 1:
             return [outcome for request in requests for outcome in _judge_together([request], judged)]
+        raise_if_host(error, where=requests[0].name)
         return [Failed(f"{requests[0].name}: {type(error).__name__}: {first_line(error)}", BROKEN)]
 
 
