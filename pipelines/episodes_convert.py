@@ -118,6 +118,8 @@ def _converted(
     usable = quarantined = 0
     total = len(source) if isinstance(source, Sized) and options.limit is None else None
     with Progress(f"converting {source.name}", total, unit="episode", console=console) as progress:
+        for note in getattr(source, "notes", ()):
+            progress.note(note)
         for item in source.episodes():
             if isinstance(item, Episode):
                 item = _transformed(item, options)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry
-from roboalign_ray.episodes.sources.parquet import read_columns
+from roboalign_ray.episodes.sources.parquet import open_parquet, read_columns
 from roboalign_ray.foundation.failures import first_line, raise_if_host
 
 INDEX_COLUMNS = frozenset({"episode_index", "frame_index", "timestamp", "task_index", "next.success"})
@@ -71,7 +70,7 @@ def _groups_of(path: Path, index: int) -> tuple[int, ...] | None:
 def _groups_by_episode(path: Path, stamp: tuple[int, int]) -> dict[int, tuple[int, ...]]:
     del stamp
     found: dict[int, list[int]] = {}
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         place = file.schema_arrow.get_field_index("episode_index")
         if place < 0 or file.metadata.num_row_groups < 2:
             return {}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.sources.parquet_pages import page_sizes
 from roboalign_ray.foundation.failures import first_line, raise_if_host
 
 MOST_TABLE_BYTES = 1 << 30  # of the columns that are read, unpacked
 _MOST_METADATA_BYTES = 64 << 20  # of texts in the file's own description
 _BYTES_A_VALUE = 8
+_BYTES_AT_ONCE, _MOST_ROWS_AT_ONCE = 128 << 20, 1 << 16
 
 
 def read_columns(
@@ -39,9 +42,9 @@ def read_columns(
         with open_parquet(path) as file:
             columns = [name for name in file.schema_arrow.names if wanted(name)]
             chosen = list(range(file.metadata.num_row_groups) if groups is None else groups(file.metadata))
-            check_size(path, file.metadata, chosen, columns, most_bytes)
+            rows_at_once = check_size(path, file.metadata, chosen, columns, most_bytes)
             # Arrow takes a name for the beginning of others too ("action" for "action.gripper").
-            return file.read_row_groups(chosen, columns=columns, use_threads=False).select(columns)
+            return _read(file, chosen, columns, rows_at_once, most_bytes).select(columns)
     except EpisodeError:
         raise
     except pa.ArrowMemoryError as error:  # the size was checked, so a damaged page asked for it
@@ -65,17 +68,60 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def check_size(
     path: Path, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], most_bytes: int
-) -> None:
-    """Refuse row groups that unpack to more than allowed, as far as the file's description tells it."""
+) -> int:
+    """Refuse row groups that unpack to more than allowed, by the number of their values and by their pages' headers.
+
+    A dictionary holds every different text once, and each row may refer to the longest one. So the size of rows of
+    texts is not known before; how many may be unpacked at once is.
+
+    Returns:
+        Rows that may be unpacked at once.
+
+    Raises:
+        EpisodeError: larger than allowed.
+        ValueError: a page header is damaged.
+    """
     names, beginnings = set(columns), tuple(f"{column}." for column in columns)
-    size = 0
-    for number in groups:
-        group = metadata.row_group(number)
-        for place in range(group.num_columns):
-            column = group.column(place)
-            if column.path_in_schema in names or column.path_in_schema.startswith(beginnings):
-                size += max(column.total_uncompressed_size, _BYTES_A_VALUE * column.num_values, 0)
-    if size > most_bytes:
-        raise EpisodeError(
-            f"its rows unpack to {size >> 20} MB, at most {most_bytes >> 20} MB are read", where=str(path)
-        )
+    size = longest = 0
+    with path.open("rb") as file:
+        for number in groups:
+            group = metadata.row_group(number)
+            for place in range(group.num_columns):
+                column = group.column(place)
+                if column.path_in_schema not in names and not column.path_in_schema.startswith(beginnings):
+                    continue
+                unpacked, dictionary = _unpacked(file, column)
+                size, longest = size + unpacked, max(longest, dictionary)
+                if size > most_bytes:
+                    raise EpisodeError(
+                        f"its rows unpack to more than {most_bytes >> 20} MB, so many are not read",
+                        where=str(path),
+                    )
+    return max(1, min(_MOST_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, longest)))
+
+
+def _read(
+    file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows_at_once: int, most_bytes: int
+) -> pa.Table:
+    """The columns, some rows at a time, so that repeated texts are noticed before they fill the memory."""
+    batches, size = [], 0
+    for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=columns, use_threads=False):
+        size += batch.nbytes
+        if size > most_bytes:
+            raise ValueError(f"its rows unpack to more than {most_bytes >> 20} MB")
+        batches.append(batch)
+    if not batches:
+        return file.read_row_groups([], columns=columns)
+    return pa.Table.from_batches(batches)
+
+
+def _unpacked(file: BinaryIO, column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Bytes of a column's pages unpacked, and those of its dictionary of texts or bytes."""
+    start = column.data_page_offset
+    if column.has_dictionary_page and column.dictionary_page_offset:
+        start = min(start, column.dictionary_page_offset)
+    pages = list(page_sizes(file, start, start + column.total_compressed_size))
+    size = max(sum(page.unpacked for page in pages), _BYTES_A_VALUE * column.num_values)
+    if column.physical_type != "BYTE_ARRAY":
+        return size, 0
+    return size, max((page.unpacked for page in pages if page.is_dictionary), default=0)
