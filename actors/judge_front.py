@@ -24,6 +24,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import ServingConfig
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.judge.admission import Admission
@@ -320,6 +321,7 @@ class JudgeIngress:
     """
 
     def __init__(self, serving: ServingConfig, judge: Any) -> None:
+        keep_serve_port_on_loopback()
         self._front = front_of(judge, serving, serving.allowed_hosts)
 
     async def __call__(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.served import (
@@ -43,6 +44,7 @@ class JudgeService:
     """
 
     def __init__(self, judge: JudgeKind, config: JobConfig, student: Path | None, threads: int = 1) -> None:
+        keep_serve_port_on_loopback()
         self._serving = config.serving
         self._judge = _opened(judge, config, student, threads)
         self._failed_in_a_row = 0

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from pipelines.loopback import bound_to_loopback
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, ReportedError, UserError
 from roboalign_ray.foundation.weights_format import WeightsRefused
@@ -70,7 +71,8 @@ def start_ray(
         }
     _check_reachable(cluster.address)
     try:
-        ray.init(address=cluster.address, **options)
+        with bound_to_loopback(cluster.address == "local" and not cluster.reachable):
+            ray.init(address=cluster.address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster at '{cluster.address}' ({str(error).splitlines()[0]})",

@@ -37,9 +37,11 @@ class ClusterConfig(FrozenConfig):
 
     Attributes:
         address: "local" starts Ray here; "auto" joins a running cluster; or a ray:// address.
+        reachable: Ray that is started here listens on every interface, its metrics page too; else on loopback alone.
     """
 
     address: str = "local"
+    reachable: bool = False
     rollout: RoleConfig = RoleConfig()
     scorer: RoleConfig = RoleConfig()
     learner: RoleConfig = RoleConfig(max_restarts=0)

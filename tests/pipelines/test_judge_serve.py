@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_it_says_who_judges(service: str) -> None:
     status, body, _ = ask(f"{service}/health", None, method="GET")
     assert (status, json.loads(body)) == (200, {"judge": "student", "version": 3})
     assert ask(f"{service}/-/healthz", None, method="GET")[0] == 200
+
+
+def test_nothing_listens_beyond_this_machine(service: str) -> None:
+    """Ray's metrics page and all other ports of the service's processes, the web server's too."""
+    ours = psutil.Process().children(recursive=True)
+    addresses = []
+    for process in ours:
+        with suppress(psutil.NoSuchProcess):
+            addresses += [link.laddr for link in process.net_connections("tcp") if link.status == "LISTEN"]
+    assert len(addresses) > 4
+    assert [a for a in addresses if a.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
 
 
 def test_many_at_once_get_the_scores_of_their_own_video(service: str, folder: Path) -> None:
