@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.episodes.shaping import Shaping
 from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
 from roboalign_ray.episodes.sources.folder import open_folder
 from roboalign_ray.episodes.store import StoreSummary, write_store
@@ -47,6 +48,11 @@ class ConvertOptions:
     held_out_fraction: float = 0.1
     overwrite: bool = False
 
+    @property
+    def shaping(self) -> Shaping:
+        """What the source keeps of the frames while it decodes them."""
+        return Shaping(self.stride, self.fps, self.height, self.width, self.fit)
+
 
 def convert(
     source: Path, out: Path, options: ConvertOptions, *, command: str = "", console: Console | None = None
@@ -65,7 +71,9 @@ def convert(
         HostError: the disk or the temporary folder is full, memory is short, or access is denied; nothing is written.
     """
     _check(options)
-    episodes = open_folder(source, options.format, views=options.views, fps=options.source_fps)
+    episodes = open_folder(
+        source, options.format, views=options.views, fps=options.source_fps, shaping=options.shaping
+    )
     card = StoreCard(
         title=f"Episodes of {episodes.name}",
         summary=f"Converted from `{source.resolve().name}`; the episodes' licence is that of their source.",
@@ -133,20 +141,7 @@ def _converted(
 
 def _transformed(episode: Episode, options: ConvertOptions) -> Episode | Quarantined:
     try:
-        stride = options.stride if options.fps is None else stride_for(episode, options.fps)
+        stride = options.shaping.of_rate(episode.fps, episode.episode_id).stride
         return resize_episode(stride_episode(episode, stride), options.height, options.width, options.fit)
     except EpisodeError as error:
         return Quarantined(episode.episode_id, error.what)
-
-
-def stride_for(episode: Episode, fps: float) -> int:
-    """Every how many frames to keep for that frame rate.
-
-    Raises:
-        EpisodeError: the rate does not divide the episode's.
-    """
-    ratio = episode.fps / fps
-    stride = max(1, round(ratio))
-    if abs(ratio - stride) > 0.01 * stride:
-        raise EpisodeError(f"{fps:g} Hz does not divide its {episode.fps:g} Hz", where=episode.episode_id)
-    return stride

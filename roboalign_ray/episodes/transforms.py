@@ -11,6 +11,7 @@ from PIL import Image
 
 from roboalign_ray.episodes.actions import delta_dims
 from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.episodes.shaped_frames import ShapedFrames
 from roboalign_ray.foundation.failures import UserError
 
 Fit = Literal["stretch", "crop", "pad"]
@@ -39,7 +40,7 @@ def resize_frames(frames: np.ndarray, height: int, width: int, fit: Fit = "stret
     """Frames at another size, filtered so that small objects do not alias away.
 
     Args:
-        frames: uint8 [T, H, W, 3].
+        frames: uint8 [T, H, W, 3], or what stands for them and was resized to this size before.
         height, width: pixels.
         fit: where the aspect differs, "stretch" shows everything distorted, "crop" cuts the longer sides evenly,
             "pad" adds black bars.
@@ -47,6 +48,8 @@ def resize_frames(frames: np.ndarray, height: int, width: int, fit: Fit = "stret
     Returns:
         uint8 [T, height, width, 3].
     """
+    if isinstance(frames, ShapedFrames):
+        return frames.resized(height, width)
     if frames.shape[1:3] == (height, width):
         return frames
     rows, columns = frames.shape[1:3]

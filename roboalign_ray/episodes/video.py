@@ -1,4 +1,4 @@
-"""Video in and out through PyAV, which carries its own FFmpeg.
+"""Whole videos in and out through PyAV, which carries its own FFmpeg.
 
 The store keeps 4:4:4 H.264: at 64×64 the usual chroma subsampling leaves one colour per 2×2 block, which smears
 grippers and small objects. Browsers play 4:2:0 only, so the report uses `encode_browser_video`.
@@ -6,7 +6,6 @@ grippers and small objects. Browsers play 4:2:0 only, so the report uses `encode
 
 from __future__ import annotations
 
-import io
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,10 @@ import av
 import numpy as np
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.pixel_budget import PIXELS, PixelBudget
+from roboalign_ray.episodes.shaping import MOST_PIXELS
+from roboalign_ray.episodes.video_container import name_of, open_video
+from roboalign_ray.episodes.video_frames import read_frames
 from roboalign_ray.foundation.failures import raise_if_host
 
 # Written into the stream, so that players do not guess another matrix for small frames.
@@ -91,42 +94,23 @@ def encode_browser_video(frames: np.ndarray, fps: float, *, scale: int = 1, crf:
 
 
 def decode_video(
-    source: bytes | Path,
-    *,
-    start_seconds: float | None = None,
-    end_seconds: float | None = None,
-    most_pixels: int | None = None,
+    source: bytes | Path, *, most_pixels: int = MOST_PIXELS, budget: PixelBudget | None = PIXELS
 ) -> np.ndarray:
-    """Decode frames in presentation order, upright (rotation metadata is applied).
+    """Decode every frame in presentation order, upright (rotation metadata is applied).
 
     Args:
-        source: a file's bytes, or its path; any container and codec that FFmpeg reads.
-        start_seconds, end_seconds: keep frames whose time is in [start, end); None keeps all.
-        most_pixels: of all frames together; a larger video is refused while it is decoded, before it fills the memory.
+        source: a file's bytes, or its path; containers and codecs of `video_container`.
+        most_pixels: of all frames together; a larger video is refused before it fills the memory.
+        budget: see `read_frames`.
 
     Returns:
         uint8 [T, H, W, 3] RGB.
 
     Raises:
-        EpisodeError: missing, corrupt, truncated or too large file, or no frame in the range.
+        EpisodeError: missing, corrupt, truncated or too large file, or no frame.
+        PixelsBusyError: other threads hold the memory.
     """
-    where = str(source) if isinstance(source, Path) else "video"
-    if isinstance(source, Path) and not source.is_file():
-        raise EpisodeError("no such video file", where=where)
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
-            if not container.streams.video:
-                raise EpisodeError("has no video stream", where=where)
-            stream = container.streams.video[0]
-            expected = stream.frames
-            frames = _decode(container, stream, start_seconds, end_seconds, most_pixels)
-    except (av.FFmpegError, ValueError, EOFError, AttributeError) as error:
-        raise EpisodeError(f"video cannot be decoded ({error})", where=where) from error
-    if not frames:
-        raise EpisodeError("video holds no frame in the range asked for", where=where)
-    if start_seconds is None and end_seconds is None and len(frames) < expected:
-        raise EpisodeError(f"video is truncated: {len(frames)} of {expected} frames decode", where=where)
-    return np.stack(frames)
+    return read_frames(source, most_pixels=most_pixels, budget=budget).pictures
 
 
 def video_rate(source: bytes | Path) -> float:
@@ -135,42 +119,10 @@ def video_rate(source: bytes | Path) -> float:
     Raises:
         EpisodeError: it cannot be read, or tells none.
     """
-    where = str(source) if isinstance(source, Path) else "video"
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
-    except (av.FFmpegError, ValueError, EOFError, AttributeError) as error:
-        raise EpisodeError(f"video cannot be opened ({error})", where=where) from error
+    with open_video(source) as video:
+        rate = video.stream.average_rate
     if not rate:
-        raise EpisodeError("the video tells no frame rate", where=where, remedy="write it anew with one")
+        raise EpisodeError(
+            "the video tells no frame rate", where=name_of(source), remedy="write it anew with one"
+        )
     return float(rate)
-
-
-def _decode(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    start: float | None,
-    end: float | None,
-    most_pixels: int | None,
-) -> list[np.ndarray]:
-    stream.codec_context.thread_count = 1  # many small videos at once: threads would only compete
-    half_frame = 0.5 / float(stream.average_rate) if stream.average_rate else 0.0
-    if start and stream.time_base:
-        container.seek(max(0, int((start - half_frame) / stream.time_base)), stream=stream)
-    frames: list[np.ndarray] = []
-    convert = (
-        av.video.reformatter.VideoReformatter()
-    )  # kept: a new one per frame would set up its tables again
-    for frame in container.decode(stream):
-        # Times are compared half a frame early: containers round them to their own clock.
-        time = (frame.time or 0.0) + half_frame
-        if end is not None and time >= end:
-            break
-        if start is not None and time < start:
-            continue
-        if most_pixels is not None and (len(frames) + 1) * frame.width * frame.height > most_pixels:
-            raise ValueError(f"it holds more than the {most_pixels} pixels allowed")
-        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-        picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        frames.append(np.ascontiguousarray(np.rot90(picture, turns)))
-    return frames

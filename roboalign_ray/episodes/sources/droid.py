@@ -32,11 +32,13 @@ from pydantic import BaseModel, Field
 
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
+from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS, WHOLE, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
-from roboalign_ray.episodes.video import decode_video, video_rate
+from roboalign_ray.episodes.video import video_rate
+from roboalign_ray.episodes.video_frames import read_frames
 from roboalign_ray.foundation.failures import UserError
 
 VIEWS = ("exterior_1", "exterior_2", "wrist")
@@ -67,6 +69,7 @@ class DroidSource:
     Args:
         root: folder with annotation/ and videos/, or the folder above such folders.
         views: views to decode, of `VIEWS`; None takes all.
+        shaping: what to keep of the frames while they are decoded.
 
     Every episode is a group of its own: the annotations do not say which ones share a scene.
 
@@ -76,8 +79,9 @@ class DroidSource:
 
     name = "droid"
 
-    def __init__(self, root: Path, *, views: tuple[str, ...] | None = None) -> None:
+    def __init__(self, root: Path, *, views: tuple[str, ...] | None = None, shaping: Shaping = WHOLE) -> None:
         self.root = Path(root)
+        self._shaping = shaping
         self.views = VIEWS if views is None else views
         self.annotations = sorted(annotation_files(self.root))
         if not self.annotations:
@@ -107,16 +111,20 @@ class DroidSource:
         videos = {view: folder.file(place, "video file") for view, place in places.items()}
         frames: dict[str, np.ndarray] = {}
         notes = [f"{view}: the annotation lists no video" for view in VIEWS if view not in places]
+        fps = video_rate(next(iter(videos.values())))
+        shaping = self._shaping.of_rate(fps, episode_id)
         for view, video in videos.items():
             if view not in self.views:
                 continue
-            decoded = decode_video(video)
-            surplus = len(decoded) - len(states)
+            kept = read_frames(
+                video, shaping=shaping, most_frames=len(states) + 1, most_pixels=MOST_EPISODE_PIXELS
+            )
+            surplus = kept.count - len(states)
             if surplus not in (0, 1):
-                raise EpisodeError(f"{len(decoded)} frames for {len(states)} states", where=str(video))
+                raise EpisodeError(f"{kept.count} frames for {len(states)} states", where=str(video))
             if surplus:
-                notes.append(f"{view}: last of {len(decoded)} frames cut off, there are {len(states)} states")
-            frames[view] = decoded[: len(states)]
+                notes.append(f"{view}: last of {kept.count} frames cut off, there are {len(states)} states")
+            frames[view] = kept.frames(len(states))
         if not frames:
             raise EpisodeError(f"lists no video of {', '.join(self.views)}", where=str(path))
         return Episode(
@@ -128,7 +136,7 @@ class DroidSource:
             angle_dims=ANGLE_DIMS,
             state=states.astype(np.float32),
             instruction=(annotation.texts or [""])[0].strip(),
-            fps=video_rate(next(iter(videos.values()))),
+            fps=fps,
             embodiment="franka",
             outcome=Outcome(success=annotation.success),
             provenance={

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from roboalign_ray.config.base import nearest_key
+from roboalign_ray.episodes.shaping import WHOLE, Shaping
 from roboalign_ray.episodes.sources.droid import VIEWS, DroidSource, annotation_files
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.sources.rlds import RldsSource
@@ -50,6 +51,7 @@ def open_folder(
     *,
     views: Sequence[str] = (),
     fps: float | None = None,
+    shaping: Shaping = WHOLE,
 ) -> LeRobotSource | RldsSource | DroidSource:
     """The source of a folder.
 
@@ -58,6 +60,7 @@ def open_folder(
         format: one of `FORMATS`, or "auto".
         views: views to read; none given reads all.
         fps: frame rate of an RLDS dataset whose rate is not known.
+        shaping: what to keep of the frames while they are decoded.
 
     Raises:
         UserError: unknown format or view, or the folder cannot be read as that format.
@@ -73,17 +76,17 @@ def open_folder(
         )
     wanted = tuple(views) or None
     if found == "rlds":
-        rlds = RldsSource(root, fps=fps, views=wanted)
+        rlds = RldsSource(root, fps=fps, views=wanted, shaping=shaping)
         _check_views(views, rlds.view_names, root)
         return rlds
     if fps is not None:
         raise UserError(f"a {found} dataset states its own frame rate", where="--source-fps")
     if found == "droid":
         _check_views(views, VIEWS, root)
-        return DroidSource(root, views=wanted)
-    lerobot = LeRobotSource(root)
+        return DroidSource(root, views=wanted, shaping=shaping)
+    lerobot = LeRobotSource(root, shaping=shaping)
     _check_views(views, lerobot.view_names, root)
-    return LeRobotSource(root, views=wanted) if wanted else lerobot
+    return LeRobotSource(root, views=wanted, shaping=shaping) if wanted else lerobot
 
 
 def _check_views(wanted: Sequence[str], known: Sequence[str], root: Path) -> None:

@@ -4,8 +4,9 @@ v2.x keeps one Parquet file and one mp4 per view for each episode, listed in met
 episodes in one file: meta/episodes/chunk-*/file-*.parquet tells for each episode which data file holds its rows
 (selected by `episode_index`) and which video file holds its frames, from `from_timestamp` to `to_timestamp`.
 
-The frame rate is that of meta/info.json: some videos' headers hold a nonsense one. Rows and frames are matched by
-order, and an episode whose counts differ is quarantined, as is one that lacks a file the tables name.
+The frame rate is that of meta/info.json: some videos' headers hold a nonsense one. Rows and frames of a video of its
+own are matched by order, those of a shared video by time (`frame_matching`). An episode whose frames are not certain is
+quarantined, as is one that lacks a file the tables name.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from roboalign_ray.episodes.episode import Episode, Outcome
+from roboalign_ray.episodes.shaping import WHOLE, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, opened, printable, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, read_entries
-from roboalign_ray.episodes.sources.lerobot_frames import table_pictures, video_frames
+from roboalign_ray.episodes.sources.lerobot_frames import table_pictures
 from roboalign_ray.episodes.sources.lerobot_info import Info, flat_names, is_depth
 from roboalign_ray.episodes.sources.lerobot_tables import check_timestamps, episode_rows, matrix, success
 from roboalign_ray.episodes.sources.lerobot_tasks import read_tasks, sentences, task_numbers
+from roboalign_ray.episodes.sources.lerobot_videos import SharedVideos, video_frames
 from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.foundation.failures import UserError
 
@@ -37,13 +40,15 @@ class LeRobotSource:
     Args:
         root: folder that holds meta/info.json.
         views: view names (the part after "observation.images.") to decode; None takes all.
+        shaping: what to keep of the frames while they are decoded.
 
     Raises:
         UserError: unreadable metadata, an unknown version, no view or no action.
     """
 
-    def __init__(self, root: Path, *, views: tuple[str, ...] | None = None) -> None:
+    def __init__(self, root: Path, *, views: tuple[str, ...] | None = None, shaping: Shaping = WHOLE) -> None:
         self.root = Path(root)
+        self._shaping = shaping
         self.folder = DatasetFolder(self.root)
         self.name = printable(self.root.resolve().name)
         self.info = read_metadata(self.folder.file("meta/info.json"), Info, "LeRobot info")
@@ -77,6 +82,7 @@ class LeRobotSource:
                 raise
             reason = self.folder.relative(told.line()) if told is error else told.what
             raise UserError(f"episode tables cannot be read ({reason})", where=str(where)) from error
+        self._shared = SharedVideos.of(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries) + len(self._bad)
@@ -118,7 +124,9 @@ class LeRobotSource:
         tasks = (
             sentences(entry.tasks or task_numbers(rows), self._tasks) if self._tasks or entry.tasks else []
         )
-        frames = {view: self._frames(entry, key, rows) for view, key in self.cameras.items()}
+        notes: dict[str, str] = {}
+        shaping = self._shaping.of_rate(self.fps, episode_id)
+        frames = {view: self._frames(entry, key, rows, shaping, notes) for view, key in self.cameras.items()}
         return Episode(
             episode_id=episode_id,
             group_id=episode_id,
@@ -136,11 +144,19 @@ class LeRobotSource:
                 "episode_index": entry.index,
                 "videos": {key: clip.file for key, clip in entry.clips.items()},
                 **({"tasks": tasks} if len(tasks) > 1 else {}),
+                **({"frames": notes} if notes else {}),
             },
         )
 
-    def _frames(self, entry: EpisodeEntry, key: str, rows: pa.Table) -> np.ndarray:
+    def _frames(
+        self, entry: EpisodeEntry, key: str, rows: pa.Table, shaping: Shaping, notes: dict[str, str]
+    ) -> np.ndarray:
         """Frames of one view, uint8 [T, H, W, 3]; pictures inside the table, or a stretch of a video."""
         if key not in entry.clips:
-            return table_pictures(self.folder, rows, key, entry.data_file)
-        return video_frames(self.folder, entry.clips[key], self.fps, rows.num_rows)
+            return table_pictures(self.folder, rows, key, entry.data_file, shaping).frames()
+        clip = entry.clips[key]
+        path = self.folder.file(clip.file, "video file")
+        kept, note = video_frames(path, clip, self._shared, rows, self.fps, shaping)
+        if note:
+            notes[key] = note
+        return kept.frames()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
+from roboalign_ray.episodes.shaping import WHOLE, FrameCollector, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.pictures import decode_picture
@@ -67,6 +68,7 @@ class RldsSource:
         fps: frames per second; None takes the known dataset's.
         embodiment: robot name; "" takes the known dataset's.
         views: views to decode; None takes all.
+        shaping: what to keep of the frames while they are decoded.
 
     Raises:
         UserError: no such dataset, or its frame rate is not known and not given.
@@ -79,7 +81,9 @@ class RldsSource:
         fps: float | None = None,
         embodiment: str = "",
         views: tuple[str, ...] | None = None,
+        shaping: Shaping = WHOLE,
     ) -> None:
+        self._shaping = shaping
         self.root = _version_folder(Path(root))
         self.folder = DatasetFolder(self.root)
         self._shards = find_shards(self.folder)
@@ -153,7 +157,8 @@ class RldsSource:
 
     def _episode(self, episode_id: str, shard: Path, index: int, example: dict[str, FeatureValue]) -> Episode:
         actions = self._vector(example, self._action_keys)
-        views, empty = self._views(example, len(actions))
+        shaping = self._shaping.of_rate(self.fps, episode_id)
+        views, empty = self._views(example, len(actions), shaping)
         metadata = self._metadata(example)
         state_keys = self._numeric_keys("steps/observation/state") or self._numeric_keys(
             "steps/observation/proprio"
@@ -204,7 +209,7 @@ class RldsSource:
         return tensor_rows(example.get(key, []), self.features[key], key)
 
     def _views(
-        self, example: dict[str, FeatureValue], length: int
+        self, example: dict[str, FeatureValue], length: int, shaping: Shaping
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """Pictures by view, uint8 [T, H, W, 3], and the names of views without one."""
         views: dict[str, np.ndarray] = {}
@@ -218,7 +223,7 @@ class RldsSource:
                 continue
             if len(encoded) != length:
                 raise EpisodeError(f"view '{name}' has {len(encoded)} frames for {length} actions")
-            frames = self._pictures(name, encoded)
+            frames = _pictures(name, encoded, shaping)
             if frames is None:
                 empty.append(name)
             else:
@@ -226,18 +231,6 @@ class RldsSource:
         if not views:
             raise EpisodeError(f"no view holds a picture (looked at {', '.join(empty) or 'none'})")
         return views, empty
-
-    def _pictures(self, name: str, encoded: list[bytes]) -> np.ndarray | None:
-        """The pictures of a view, uint8 [T, H, W, 3]; None where all of them are of one flat colour."""
-        frames: list[np.ndarray] = []
-        for t, raw in enumerate(encoded):
-            frame = decode_picture(raw, f"{name}[{t}]")
-            if frames and frame.shape != frames[0].shape:
-                raise EpisodeError(f"view '{name}' changes its size")
-            frames.append(frame)
-        if all(np.ptp(frame) == 0 for frame in frames):
-            return None
-        return np.stack(frames)
 
     def _metadata(self, example: dict[str, FeatureValue]) -> dict[str, Any]:
         """Episode metadata as JSON types."""
@@ -270,6 +263,16 @@ class RldsSource:
             for d in range(int(np.prod(self.features[key].shape)))
         ]
         return tuple(names[: actions.shape[1]])
+
+
+def _pictures(name: str, encoded: list[bytes], shaping: Shaping) -> np.ndarray | None:
+    """The pictures of a view, as an `Episode` takes them; None where all of them are of one flat colour."""
+    frames, flat = FrameCollector(shaping, len(encoded), where=f"view '{name}'"), True
+    for t, raw in enumerate(encoded):
+        picture = decode_picture(raw, f"{name}[{t}]")
+        flat = flat and bool(np.ptp(picture) == 0)
+        frames.add(picture)
+    return None if flat else frames.done().frames()
 
 
 def _version_folder(root: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.shaping import MOST_PIXELS
 from roboalign_ray.episodes.video import decode_video, video_rate
 from roboalign_ray.foundation.failures import Failed, UserError, first_line, raise_if_host
 from roboalign_ray.judge.clips import LEAST_FRAMES
@@ -119,7 +120,7 @@ def check_request(request: JudgeRequest) -> None:
 
 
 def read_request(
-    video: bytes | Path, instruction: str, *, name: str = "video", most_pixels: int | None = None
+    video: bytes | Path, instruction: str, *, name: str = "video", most_pixels: int = MOST_PIXELS
 ) -> JudgeRequest:
     """A video file, or its bytes, as a request.
 

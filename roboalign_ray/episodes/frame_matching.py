@@ -1,0 +1,144 @@
+"""Which frames of a shared video belong to an episode: by the times of its rows, or by count where that is proven.
+
+One video file holds the frames of many episodes one after the other. The episode table says at which second each of
+them begins. Where the video's clock differs from the table's (29.97 and 30 Hz, say), the times drift apart over the
+file, until the nearest frame is a neighbour's. So a match by time counts only while both clocks agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign_ray.episodes.episode import EpisodeError
+
+# How far a frame may lie from its row, as a share of the table's frame period. A third of a frame leaves no doubt which
+# frame is meant; at half a frame two are equally near.
+TOLERANCE = 0.4
+_ALLOWED = TOLERANCE + 1e-6  # frame periods, with room for rounding
+_SAME_CLOCK = 0.05  # rates that differ by less than this share are two clocks for one rate
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where an episode lies in a video: seconds, and how many rows it has."""
+
+    start: float
+    end: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """Frames of an episode.
+
+    Attributes:
+        positions: int64 [T], ascending: their numbers in the file.
+        note: how they were found, where it was not by time; for the provenance.
+    """
+
+    positions: np.ndarray
+    note: str = ""
+
+
+def match_frames(
+    times_s: np.ndarray, stretches: Sequence[Stretch], own: Stretch, rows_s: np.ndarray, fps: float
+) -> Match:
+    """The frame of each row of an episode.
+
+    Args:
+        times_s: float64 [N], ascending: when each frame of the file is shown.
+        stretches: all episodes that the table places in this file, `own` among them.
+        own: the episode.
+        rows_s: float64 [T], seconds in the file at which the table expects the rows.
+        fps: rate at which the table counts.
+
+    Raises:
+        EpisodeError: neither the times nor the counts tell the frames without doubt. Names both.
+    """
+    counted = _Counted(times_s, stretches, own, fps)
+    right = np.clip(np.searchsorted(times_s, rows_s), 0, len(times_s) - 1)
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(rows_s - times_s[left] <= times_s[right] - rows_s, left, right)
+    off = np.abs(times_s[nearest] - rows_s) * fps
+    fits = off.max() <= _ALLOWED and bool((np.diff(nearest) > 0).all())
+    fits &= (rows_s[-1] - own.end) * fps + 1 <= _ALLOWED  # its last frame is not the next episode's first
+    if counted.starts_agree and fits and nearest[0] == counted.first:
+        return Match(nearest)
+    if counted.proven:
+        return Match(np.arange(counted.first, counted.first + own.length), counted.note)
+    if fits and counted.begins and _clocks_agree(times_s, nearest, rows_s, fps):
+        return Match(nearest)
+    worst = int(off.argmax())
+    raise EpisodeError(
+        f"row {worst} at {rows_s[worst]:.4f} s is {off[worst]:.2f} frames from the nearest frame; "
+        f"{counted.told()}",
+        remedy=f"at most {TOLERANCE:g} of a frame, and clocks that agree, leave no doubt which frame is meant",
+    )
+
+
+class _Counted:
+    """What the numbers of frames say, the episodes lying in the file in the order of their starts.
+
+    Attributes:
+        first: number of the episode's first frame, by count.
+        begins: the first frame is shown at the second at which the table begins, or at 0.
+        starts_agree: count and time say the same of every episode's start.
+        proven: the file holds exactly the frames of these episodes, evenly spaced, and the table counts on without a
+            gap, by its own clock or by the video's: then the order alone tells each frame.
+    """
+
+    def __init__(self, times_s: np.ndarray, stretches: Sequence[Stretch], own: Stretch, fps: float) -> None:
+        ordered = sorted(stretches, key=lambda one: one.start)
+        starts = np.array([one.start for one in ordered])
+        lengths = np.array([one.length for one in ordered])
+        firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        self.first, self.total = int(firsts[ordered.index(own)]), int(lengths.sum())
+        self.frames, self.fps = len(times_s), fps
+        self.video_fps = (len(times_s) - 1) / (times_s[-1] - times_s[0]) if len(times_s) > 1 else fps
+        within = _ALLOWED / fps
+        self.begins = min(abs(times_s[0]), abs(times_s[0] - starts[0])) <= within
+        complete = self.total == self.frames and bool((lengths > 0).all())
+        self.starts_agree = complete and bool((np.abs(times_s[firsts] - starts) <= within).all())
+        by_table = complete and bool((np.abs(starts - starts[0] - firsts / fps) <= within).all())
+        inside = times_s[self.first : self.first + own.length]
+        self.proven = (self.starts_agree and _even(inside)) or (by_table and _even(times_s))
+
+    @property
+    def note(self) -> str:
+        """How frames were found by count."""
+        return (
+            f"by count: the video runs at {self.video_fps:.6g} Hz, the table at {self.fps:.6g} Hz, and the file holds "
+            f"exactly the {self.total} frames of its episodes"
+        )
+
+    def told(self) -> str:
+        """The counts and rates, for an error."""
+        return (
+            f"the file shows {self.frames} frames at {self.video_fps:.6g} Hz, the table places {self.total} rows at "
+            f"{self.fps:.6g} Hz in it"
+        )
+
+
+def _even(times_s: np.ndarray) -> bool:
+    """Whether no frame is missing or doubled: every gap is about as long as the mean one."""
+    gaps = np.diff(times_s)
+    return len(gaps) == 0 or bool((np.abs(gaps - gaps.mean()) <= _ALLOWED * gaps.mean()).all())
+
+
+def _clocks_agree(times_s: np.ndarray, nearest: np.ndarray, rows_s: np.ndarray, fps: float) -> bool:
+    """Whether as many frames precede the rows as the table's clock counts until then.
+
+    A video at quite another rate, such as twice the table's, has no frame for each row: its times alone count.
+    """
+    passed_s = rows_s - times_s[0]
+    gaps = np.diff(times_s[: int(nearest[-1]) + 1])
+    if not len(gaps):
+        return True
+    frames_a_row = max(1, round(1 / (gaps.mean() * fps)))
+    if abs(gaps.mean() * fps * frames_a_row - 1) > _SAME_CLOCK:
+        return True
+    drift = np.abs(nearest - frames_a_row * passed_s * fps)
+    return bool(drift.max() <= frames_a_row * _ALLOWED + (0.5 if frames_a_row > 1 else 0.0))
