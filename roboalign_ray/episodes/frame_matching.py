@@ -64,6 +64,8 @@ def match_frames(
     nearest = np.where(rows_s - times_s[left] <= times_s[right] - rows_s, left, right)
     off = np.abs(times_s[nearest] - rows_s) * fps
     fits = off.max() <= _ALLOWED and bool((np.diff(nearest) > 0).all())
+    if counted.complete:
+        fits &= bool((np.diff(nearest) == 1).all())  # every frame belongs to a row
     fits &= (rows_s[-1] - own.end) * fps + 1 <= _ALLOWED  # its last frame is not the next episode's first
     if counted.starts_agree and fits and nearest[0] == counted.first:
         return Match(nearest)
@@ -84,6 +86,7 @@ class _Counted:
 
     Attributes:
         first: number of the episode's first frame, by count.
+        complete: the file shows as many frames as these episodes have rows.
         begins: the first frame is shown at the second at which the table begins, or at 0.
         starts_agree: count and time say the same of every episode's start.
         proven: the file holds exactly the frames of these episodes, evenly spaced, and the table counts on without a
@@ -100,9 +103,9 @@ class _Counted:
         self.video_fps = (len(times_s) - 1) / (times_s[-1] - times_s[0]) if len(times_s) > 1 else fps
         within = _ALLOWED / fps
         self.begins = min(abs(times_s[0]), abs(times_s[0] - starts[0])) <= within
-        complete = self.total == self.frames and bool((lengths > 0).all())
-        self.starts_agree = complete and bool((np.abs(times_s[firsts] - starts) <= within).all())
-        by_table = complete and bool((np.abs(starts - starts[0] - firsts / fps) <= within).all())
+        self.complete = self.total == self.frames and bool((lengths > 0).all())
+        self.starts_agree = self.complete and bool((np.abs(times_s[firsts] - starts) <= within).all())
+        by_table = self.complete and bool((np.abs(starts - starts[0] - firsts / fps) <= within).all())
         inside = times_s[self.first : self.first + own.length]
         self.proven = (self.starts_agree and _even(inside)) or (by_table and _even(times_s))
 

@@ -30,7 +30,8 @@ CODECS = (
 MOST_FRAME_PIXELS = 4096 * 2304  # of one frame; decoders keep up to 17 of them
 _MOST_STREAMS = 64
 
-# What PyAV raises on damaged data; AttributeError where a stream has no decoder.
+# What damaged data leads to: OSError where FFmpeg seeks to a place before the file, AttributeError where a stream has
+# no decoder. Failures of the machine are told apart by `raise_if_host`.
 _DATA_ERRORS = (
     av.FFmpegError,
     ValueError,
