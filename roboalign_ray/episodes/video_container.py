@@ -34,6 +34,7 @@ _MOST_STREAMS = 64
 # no decoder. Failures of the machine are told apart by `raise_if_host`.
 _DATA_ERRORS = (
     av.FFmpegError,
+    OSError,
     ValueError,
     EOFError,
     OverflowError,
