@@ -79,3 +79,12 @@ def test_bad_folders_of_videos_are_told(maker: PairMaker, tmp_path: Path) -> Non
     (tmp_path / "v.json").write_text(json.dumps({"episode_id": "x", "start": 3}))
     with pytest.raises(UserError, match=r"v.mp4: video cannot be decoded"):
         list(generated_pairs(find_generated(tmp_path), maker))
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path):
+    """Both would be read with the one JSON file, under the one id."""
+    for name in ("a.mp4", "a.mov"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a.json").write_text('{"episode_id": "x", "start": 0}')
+    with pytest.raises(UserError, match=r"'a.mov' and 'a.mp4' share one name"):
+        find_generated(tmp_path)

@@ -59,9 +59,17 @@ def read_sidecar(video: Path, remedy: str) -> tuple[Path, dict[str, Any]]:
         remedy: what it should say, for the error where there is none.
 
     Raises:
-        UserError: it is missing, or not a JSON object.
+        UserError: it is missing, not a JSON object, or another video has the same name and so the same JSON file.
     """
     sidecar = video.with_suffix(".json")
+    for suffix in VIDEO_SUFFIXES:
+        other = video.with_suffix(suffix)
+        if other.name != video.name and other.exists() and not other.samefile(video):
+            raise UserError(
+                f"'{video.name}' and '{other.name}' share one name",
+                where=str(video.parent),
+                remedy="rename one",
+            )
     try:
         told = json.loads(sidecar.read_text(encoding="utf-8"))
     except OSError as error:
