@@ -74,8 +74,10 @@ class LeRobotSource:
             self.entries, self._bad = read_entries(
                 self.folder, self.info, video_keys, v3=self.version.startswith("3")
             )
-            told = all(entry.tasks and all(isinstance(t, str) for t in entry.tasks) for entry in self.entries)
-            self._tasks = {} if told else read_tasks(self.folder)
+            sentences_known = all(
+                entry.tasks and all(isinstance(task, str) for task in entry.tasks) for entry in self.entries
+            )
+            self._tasks = {} if sentences_known else read_tasks(self.folder)
         except Exception as error:  # whatever damaged tables lead to
             where = self.root / "meta"
             told = opened("a LeRobot dataset", where, error)
