@@ -1,7 +1,7 @@
 """The HTTP side of the served judge: who may ask, how much is read, how many are accepted, and what each answer means.
 
     request ──► Host, token, path, size ──► full? 429 ──► body, timeout_s ──► full? 429 ──► a replica ──► 200 scores
-                400 401 404 405 413 415                   408                              400 422 · 500 502 · 503
+                400 401 404 405 413 415                   408                              400 · 500 502 · 503
 
 Nothing of a request reaches a replica before its body is there, so slow connections hold no replica. `roboalign judge
 serve` runs this in a web server of its own (`pipelines.judge_http`); a Serve config file puts `JudgeIngress` behind

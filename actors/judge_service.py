@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.pixel_budget import PixelBudget, PixelsBusyError
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.served import (
     ServedJudge,
@@ -48,6 +51,7 @@ class JudgeService:
         self._serving = config.serving
         self._judge = _opened(judge, config, student, threads)
         self._failed_in_a_row = 0
+        self._pixels = PixelBudget(config.serving.pixels_in_flight)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._waiting: deque[tuple[JudgeRequest, asyncio.Future[Outcome]]] = deque()
@@ -66,14 +70,19 @@ class JudgeService:
         Returns:
             the HTTP status, and what is told as JSON.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            question = await loop.run_in_executor(
-                self._readers, read_question, body, content_type, instruction, self._serving
-            )
-        except UserError as error:
-            return 400, {"error": error.line()}
-        outcome = await self.outcome(question)
+        with ExitStack() as held:
+
+            def lease(pixels: int) -> None:
+                held.enter_context(self._pixels.lease(pixels, wait_s=self._serving.timeout_s))
+
+            reading = partial(read_question, body, content_type, instruction, self._serving, lease)
+            try:
+                question = await asyncio.get_running_loop().run_in_executor(self._readers, reading)
+            except PixelsBusyError as error:
+                return 503, {"error": error.line()}
+            except UserError as error:
+                return 400, {"error": error.line()}
+            outcome = await self.outcome(question)
         if isinstance(outcome, Failed):
             return status_of(outcome), {"error": outcome.reason}
         return 200, outcome.as_json()

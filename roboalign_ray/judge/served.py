@@ -11,13 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from roboalign_ray.config import ServingConfig
+from roboalign_ray.episodes.video_frames import video_size
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.judge.student import Student
@@ -149,7 +150,11 @@ def compared(request: JudgeRequest, training_range: TrainingRange | None) -> See
 
 
 def read_question(
-    body: bytes, content_type: str, instruction: str | None, config: ServingConfig
+    body: bytes,
+    content_type: str,
+    instruction: str | None,
+    config: ServingConfig,
+    lease: Callable[[int], object] = lambda pixels: None,
 ) -> JudgeRequest:
     """A request's body as a video and an instruction.
 
@@ -158,9 +163,11 @@ def read_question(
         content_type: says which of them it is.
         instruction: of the address, for a video file.
         config: how large a video may be.
+        lease: called before anything is decoded, with the pixels of all frames together.
 
     Raises:
         UserError: no video or no instruction in it, or they cannot be used.
+        PixelsBusyError: `lease` got no room for it.
     """
     if check_content_type(content_type) == _JSON:
         video, instruction = _from_json(body, config)
@@ -169,7 +176,12 @@ def read_question(
     instruction = instruction or ""
     _check_instruction(instruction)
     try:
-        return read_request(video, instruction, most_pixels=config.largest_video_pixels)
+        pixels = video_size(video).pixels
+        if pixels > config.largest_video_pixels:
+            allowed = f"its frames hold more than the {config.largest_video_pixels} pixels allowed"
+            raise UserError(allowed, where="video", remedy="send fewer or smaller frames")
+        lease(pixels)
+        return read_request(video, instruction, most_pixels=config.largest_video_pixels, budget=None)
     except UserError:
         raise
     except Exception as error:  # the file came from outside: whatever its decoder says of it, it is the file

@@ -30,7 +30,7 @@ from pipelines.cli import run
 from pipelines.judge_serve import NAME, application, ingress_application, judge_application
 from roboalign_ray.config import JobConfig, SmallTeacherConfig
 from roboalign_ray.config.base import ConfigError
-from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.episodes.video import decode_video, encode_video
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.rubric import maxima, names
 from roboalign_ray.judge.student import Student
@@ -265,6 +265,45 @@ def test_what_waits_is_judged_together_and_in_order(folder: Path) -> None:
         assert sizes == [1, 3, 2]
         said = Student.load(folder).score([decode_video(one) for one in films], ["open it"] * 6)
         np.testing.assert_allclose([told["total"] for _, told in answers], said.totals, atol=1e-4)
+
+    asyncio.run(story())
+
+
+def test_pixels_in_flight_are_bounded_until_a_video_is_judged(folder: Path) -> None:
+    """Twelve small files that are large once decoded: one at a time, decoded or waiting for the judge."""
+
+    async def story() -> None:
+        one = 30 * 256 * 256
+        service = replica(folder, largest_video_pixels=one, pixels_in_flight=int(1.5 * one))
+        sound, most, decoded, go = service._judge, [], [], threading.Event()
+
+        class Counted:
+            name, version = "counted", 1
+
+            def judge(self, requests: Any) -> Any:
+                most.append(service._pixels.held)
+                decoded.append(sum(request.frames.nbytes for request in requests))
+                go.wait(20)
+                return sound.judge(requests)
+
+        service._judge = Counted()
+        video = encode_video(np.zeros((30, 256, 256, 3), np.uint8), 5.0)
+        assert len(video) < 10_000
+        asked = [asyncio.create_task(service.judge(video, "video/mp4", "open it")) for _ in range(12)]
+        while not decoded:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert service._pixels.held == one
+        assert not service._waiting  # a second one is not decoded while the first is judged
+        go.set()
+        assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 12
+        assert set(most) == {one}
+        assert set(decoded) == {3 * one}
+        assert service._pixels.held == 0
+        larger = encode_video(np.zeros((31, 256, 256, 3), np.uint8), 5.0)
+        status, told = await service.judge(larger, "video/mp4", "open it")
+        assert (status, service._pixels.held) == (400, 0)
+        assert "pixels allowed" in told["error"]
 
     asyncio.run(story())
 

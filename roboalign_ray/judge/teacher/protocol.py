@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.pixel_budget import PIXELS, PixelBudget
 from roboalign_ray.episodes.shaping import MOST_PIXELS
 from roboalign_ray.episodes.video import decode_video, video_rate
 from roboalign_ray.foundation.failures import Failed, UserError, first_line, raise_if_host
@@ -120,7 +121,12 @@ def check_request(request: JudgeRequest) -> None:
 
 
 def read_request(
-    video: bytes | Path, instruction: str, *, name: str = "video", most_pixels: int = MOST_PIXELS
+    video: bytes | Path,
+    instruction: str,
+    *,
+    name: str = "video",
+    most_pixels: int = MOST_PIXELS,
+    budget: PixelBudget | None = PIXELS,
 ) -> JudgeRequest:
     """A video file, or its bytes, as a request.
 
@@ -129,12 +135,14 @@ def read_request(
         instruction: the sentence that it is judged against.
         name: for messages.
         most_pixels: of all frames together.
+        budget: of the process, that the pixels are leased from while decoding; None where the caller holds a lease.
 
     Raises:
         UserError: it cannot be read, is too short or too large, tells no frame rate, or the instruction is empty.
     """
     try:
-        frames, rate = decode_video(video, most_pixels=most_pixels), video_rate(video)
+        frames = decode_video(video, most_pixels=most_pixels, budget=budget)
+        rate = video_rate(video)
     except EpisodeError as error:
         raise UserError(error.what, where=name, remedy=error.remedy) from error
     request = JudgeRequest(frames, rate, instruction, name=name)
