@@ -47,7 +47,7 @@ class ServingConfig(FrozenConfig):
     downscale_delay_s: float = Field(300.0, ge=0)
     batch: PositiveInt = 16
     slowdown: float = Field(1.9, gt=1)
-    burst: NonNegativeInt = 8
+    burst: NonNegativeInt = 5
     most_requests: PositiveInt = 256
     timeout_s: float = Field(120.0, gt=0)
     retry_after_s: PositiveInt = 2
