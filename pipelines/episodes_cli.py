@@ -30,6 +30,7 @@ A store is a folder of Parquet shards with encoded video, statistics and a card.
   roboalign episodes convert bridge_rlds stores/bridge --view image_0
   roboalign episodes generate stores/sim --task drawer-open --task push --starts 20
   roboalign episodes inspect stores/mine --out sheet.png
+  roboalign episodes declare stores/mine --action-kind 'delta*6,hold'
 """
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
@@ -39,6 +40,15 @@ SHOWN_REASONS = 10
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the store that stands at OUT.")]
+ActionKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KINDS",
+        help="What the action's dimensions are: x=delta,gripper=hold by name, or delta*6,hold in order. Kinds: "
+        "delta, delta_angle, delta_rotation, absolute, angle, velocity, hold, toggle, event (docs/actions.md).",
+        show_default="told by names and data, else asked for",
+    ),
+]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the store to write.")]
 
 
@@ -65,10 +75,16 @@ def convert(
             help="Where the aspect changes: stretch (all is seen), crop (centre) or pad (black bars)."
         ),
     ] = "stretch",
-    stride: Annotated[int, typer.Option(help="Keep every n-th frame; actions in between add up.")] = 1,
+    stride: Annotated[
+        int,
+        typer.Option(
+            help="Keep every n-th frame; no motion in between is lost: increments add up, rates are averaged."
+        ),
+    ] = 1,
     fps: Annotated[
         float | None, typer.Option(help="Or the frame rate wanted, a whole fraction of the source's.")
     ] = None,
+    action_kind: ActionKinds = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many usable episodes.")] = None,
     source_fps: Annotated[
         float | None, typer.Option(help="Frame rate of an RLDS dataset that is not known by name.")
@@ -90,6 +106,7 @@ def convert(
       roboalign episodes convert my_lerobot_set stores/mine
       roboalign episodes convert droid stores/droid --height 96 --view exterior_1 --view wrist
       roboalign episodes convert g1 stores/g1 --fps 10 --height 64 --width 64 --fit crop
+      roboalign episodes convert arm stores/arm --stride 3 --action-kind 'joint_*=absolute,gripper=hold'
     """
     from pipelines.episodes_convert import ConvertOptions
     from pipelines.episodes_convert import convert as run
@@ -103,6 +120,7 @@ def convert(
         stride=stride,
         fps=fps,
         limit=limit,
+        action_kind=",".join(action_kind or ()),
         source_fps=source_fps,
         held_out_fraction=held_out,
         overwrite=overwrite,
@@ -213,6 +231,39 @@ def simulation_config(
 
 
 @app.command()
+def declare(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store's folder.")],
+    action_kind: ActionKinds = None,
+    dims: Annotated[
+        int | None,
+        typer.Option(help="Of which actions, where the store holds several numbers of dimensions."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what the actions of an existing store are, so that jobs may skip its frames.
+
+    Without --action-kind the names and the data are asked. What is found or declared is written to the store.
+
+    \b
+    Examples
+      roboalign episodes declare stores/mine
+      roboalign episodes declare stores/mine --action-kind 'delta*6,hold'
+      roboalign episodes declare stores/mine --action-kind 'joint_*=absolute,gripper=hold'
+    """
+    from roboalign_ray.episodes.declaration import declare_store
+    from roboalign_ray.episodes.store import open_store
+
+    card = declare_store(open_store(store), ",".join(action_kind or ()), dims)
+    if as_json:
+        pairs = zip(card.names, card.kinds, card.reasons, strict=True)
+        found = [{"name": name, "kind": kind, "reason": reason} for name, kind, reason in pairs]
+        typer.echo(json.dumps({"store": store, "actions": found}, indent=2, ensure_ascii=False))
+        return
+    for line in card.lines():
+        Console().print(f"actions: {line}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(
     store: Annotated[
         str, typer.Argument(metavar="STORE", help="A store's folder, or 'shipped'.")
@@ -278,12 +329,12 @@ def figure_tables(figures: Mapping[str, Any]) -> Iterable[Table]:
     yield facts
     for dims, actions in figures["actions"].items():
         table = Table(title=f"actions of {dims} dimensions, {actions['frames']} frames of the train split")
-        for column in ("dimension", "p01", "p99", "mean", "std"):
-            table.add_column(column, justify="left" if column == "dimension" else "right")
-        names = actions["names"] or [f"action[{d}]" for d in range(int(dims))]
-        for dim, name in enumerate(names if actions["frames"] else []):
-            row = (f"{actions[figure][dim]:.4g}" for figure in ("p01", "p99", "mean", "std"))
-            table.add_row(name, *row)
+        for column in ("dimension", "kind", "p01", "p99", "mean", "std"):
+            table.add_column(column, justify="left" if column in ("dimension", "kind") else "right")
+        for dim, (name, kind) in enumerate(zip(actions["names"], actions["kinds"], strict=True)):
+            shown = ("p01", "p99", "mean", "std") if actions["frames"] else ()
+            row = (f"{actions[figure][dim]:.4g}" for figure in shown)
+            table.add_row(name, kind, *row)
         yield table
 
 
@@ -295,7 +346,8 @@ def _report(summary: StoreSummary, as_json: bool) -> None:
     quarantined = [{"episode_id": item.episode_id, "reason": item.reason} for item in summary.quarantined]
     if as_json:
         figures = {"store": str(summary.path), "episodes": summary.episodes, "frames": summary.frames}
-        typer.echo(json.dumps(figures | {"bytes": summary.bytes, "quarantined": quarantined}, indent=2))
+        figures |= {"bytes": summary.bytes, "quarantined": quarantined, "notes": list(summary.notes)}
+        typer.echo(json.dumps(figures, indent=2))
         return
     console = Console(markup=False)  # names come from data: "[/red]" in one is text
     count = f"{summary.episodes} episode" + "s" * (summary.episodes != 1)
@@ -305,6 +357,8 @@ def _report(summary: StoreSummary, as_json: bool) -> None:
         markup=False,
         soft_wrap=True,
     )
+    for note in summary.notes:
+        console.print(note, markup=False, soft_wrap=True)
     _print_quarantined(console, quarantined, summary.path)
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from roboalign_ray.episodes.action_kinds import ActionCard, check_stride
+from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.shaping import Shaping
-from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
+from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined, printable
+from roboalign_ray.episodes.sources.droid import DroidSource
 from roboalign_ray.episodes.sources.folder import open_folder
+from roboalign_ray.episodes.sources.lerobot import LeRobotSource
+from roboalign_ray.episodes.sources.rlds import RldsSource
 from roboalign_ray.episodes.store import StoreSummary, write_store
-from roboalign_ray.episodes.transforms import FITS, Fit, resize_episode, stride_episode, target_size
+from roboalign_ray.episodes.transforms import (
+    FITS,
+    Fit,
+    resize_episode,
+    stride_episode,
+    target_size,
+    unwrap_episode,
+)
 from roboalign_ray.foundation.failures import UserError, raise_if_host
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.shards import StoreCard
@@ -31,6 +44,7 @@ class ConvertOptions:
         stride: keep every n-th frame, the actions in between accumulated.
         fps: or the frame rate wanted, which must divide the source's; None keeps it.
         limit: stop after this many usable episodes; None takes all.
+        action_kind: what the action's dimensions are (see `action_option.declare`); "" leaves it to the source.
         source_fps: frame rate of an RLDS dataset whose rate is not known.
         held_out_fraction: share of episode groups that the action statistics leave out.
         overwrite: replace an existing store.
@@ -44,6 +58,7 @@ class ConvertOptions:
     stride: int = 1
     fps: float | None = None
     limit: int | None = None
+    action_kind: str = ""
     source_fps: float | None = None
     held_out_fraction: float = 0.1
     overwrite: bool = False
@@ -67,32 +82,57 @@ def convert(
         console: where progress is shown; None shows it on standard error.
 
     Raises:
-        UserError: an option, the source as a whole or the place of the store cannot be used, or no episode can.
+        UserError: an option, the source as a whole or the place of the store cannot be used, no episode can, or
+            frames are to be skipped and it is not known what the actions are.
         HostError: the disk or the temporary folder is full, memory is short, or access is denied; nothing is written.
     """
     _check(options)
     episodes = open_folder(
         source, options.format, views=options.views, fps=options.source_fps, shaping=options.shaping
     )
+    actions = _actions(episodes, options, source)
     card = StoreCard(
         title=f"Episodes of {episodes.name}",
         summary=f"Converted from `{source.resolve().name}`; the episodes' licence is that of their source.",
         command=command,
-        settings={key: value for key, value in asdict(options).items() if value not in (None, (), False)},
+        settings={key: value for key, value in asdict(options).items() if value not in (None, (), False, "")},
     )
+    unwrapped: Counter[str] = Counter()
     try:
-        return write_store(
-            _converted(episodes, options, console),
+        summary = write_store(
+            _converted(episodes, options, actions, unwrapped, console),
             out,
             card=card,
             held_out_fraction=options.held_out_fraction,
             overwrite=options.overwrite,
         )
+        turned = [f"{name}: jumps by full turns taken out of {n} episodes" for name, n in unwrapped.items()]
+        told = tuple(printable(f"actions: {line}") for line in (*actions.lines(), *turned))
+        return replace(summary, notes=told)
     except OSError as error:
         raise_if_host(error, where=str(out))
         raise UserError(
             f"cannot be written ({error.strerror or error})", where=str(out), remedy="choose another place"
         ) from error
+
+
+def _actions(
+    source: LeRobotSource | RldsSource | DroidSource, options: ConvertOptions, where: Path
+) -> ActionCard:
+    """What the actions are, from the source and the options.
+
+    Raises:
+        UserError: the option does not fit, or frames are to be skipped and a kind is not known.
+    """
+    card = declare(source.action_card, options.action_kind) if options.action_kind else source.action_card
+    shaping = options.shaping
+    if not isinstance(source, DroidSource):  # whose rate is that of each video
+        try:
+            shaping = shaping.of_rate(source.fps, str(where))
+        except EpisodeError:  # told of each episode
+            return card
+    check_stride(card.names, card.kinds, shaping.stride, where=str(where))
+    return card
 
 
 def _check(options: ConvertOptions) -> None:
@@ -121,8 +161,13 @@ def _check(options: ConvertOptions) -> None:
 
 
 def _converted(
-    source: EpisodeSource, options: ConvertOptions, console: Console | None
+    source: EpisodeSource,
+    options: ConvertOptions,
+    actions: ActionCard,
+    unwrapped: Counter[str],
+    console: Console | None,
 ) -> Iterator[Episode | Quarantined]:
+    """The episodes as the store takes them; counts in `unwrapped` those whose angles jumped, by dimension."""
     usable = quarantined = 0
     total = len(source) if isinstance(source, Sized) and options.limit is None else None
     with Progress(f"converting {source.name}", total, unit="episode", console=console) as progress:
@@ -130,7 +175,9 @@ def _converted(
             progress.note(note)
         for item in source.episodes():
             if isinstance(item, Episode):
-                item = _transformed(item, options)
+                item = _transformed(item, options, actions)
+            if isinstance(item, Episode):
+                unwrapped.update(item.provenance.get("unwrapped", ()))
             usable += isinstance(item, Episode)
             quarantined += isinstance(item, Quarantined)
             yield item
@@ -139,8 +186,9 @@ def _converted(
                 return
 
 
-def _transformed(episode: Episode, options: ConvertOptions) -> Episode | Quarantined:
+def _transformed(episode: Episode, options: ConvertOptions, actions: ActionCard) -> Episode | Quarantined:
     try:
+        episode = unwrap_episode(replace(episode, action_kinds=actions.kinds))
         stride = options.shaping.of_rate(episode.fps, episode.episode_id).stride
         return resize_episode(stride_episode(episode, stride), options.height, options.width, options.fit)
     except EpisodeError as error:

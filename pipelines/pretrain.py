@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipelines.train_job import SUMMARY, TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig
-from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.store import check_action_kinds, open_store
 from roboalign_ray.episodes.windows import fit_action_binner
 from roboalign_ray.foundation.failures import UserError
 
@@ -42,6 +42,7 @@ def run_pretrain(
     from pipelines.weights import tokenizer_folder
 
     store = open_store(config.episodes.store)  # what is wrong is told now, not by a worker
+    check_action_kinds(store, config.episodes.frame_stride)
     if "world_model" in stages:
         _check_action_dims(fit_action_binner(store, config.episodes).dims, config.world_model.action_dims)
     out = out.absolute()

@@ -25,7 +25,7 @@ def made_episode(task: int, start: int, variant: int = 0, length: int = 20, size
         fps=10.0,
         embodiment="none",
         action_names=("delta_x [m]", "delta_y [m]", "gripper"),
-        angle_dims=(2,),
+        action_kinds=("delta", "delta", "hold"),
         state=actions[:, :2] + 1,
         outcome=Outcome(
             success=start % 2 == 0,

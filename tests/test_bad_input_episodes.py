@@ -144,7 +144,10 @@ BAD = {
     "size is no number": Bad(lerobot, f"{CONVERT} --width wide", "--width"),
     "unknown fit": Bad(lerobot, f"{CONVERT} --height 8 --fit squash", "stretch, crop, pad"),
     "stride zero": Bad(lerobot, f"{CONVERT} --stride 0", "stride is 0"),
-    "stride longer than the episodes": Bad(lerobot, f"{CONVERT} --stride 9", "too few for stride 9"),
+    "stride longer than the episodes": Bad(
+        lerobot, f"{CONVERT} --stride 9 --action-kind absolute*4", "too few for stride 9"
+    ),
+    "stride of unknown actions": Bad(lerobot, f"{CONVERT} --stride 2", "it is not known what a, b, c are"),
     "stride and rate": Bad(lerobot, f"{CONVERT} --stride 2 --fps 5", "--fps"),
     "rate that does not divide": Bad(lerobot, f"{CONVERT} --fps 4", "does not divide"),
     "limit zero": Bad(lerobot, f"{CONVERT} --limit 0", "limit is 0"),

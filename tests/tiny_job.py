@@ -90,6 +90,7 @@ def square_episode(number: int) -> Episode:
         fps=10.0,
         embodiment="toy",
         action_names=("delta_row", "delta_column"),
+        action_kinds=("delta", "delta"),
     )
 
 

@@ -13,7 +13,8 @@ class EpisodesConfig(FrozenConfig):
     Attributes:
         store: path of an episode store, or "shipped" for the one inside the package.
         view: camera view to use; None takes each episode's first one.
-        frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped.
+        frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped. Above 1 the store
+            must know what each action dimension is (`roboalign episodes declare`).
         held_out_fraction: share of episode groups held out, chosen by a hash of the group id.
         action_bins: bins per action dimension between its 1st and 99th percentile.
         shuffle_buffer: windows held back for shuffling while streaming.

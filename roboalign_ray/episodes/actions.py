@@ -1,9 +1,4 @@
-"""Actions as numbers that can be summed, differenced and binned.
-
-Naming decides how an action dimension behaves when frames are skipped: names that begin with "delta" are increments
-and are summed over the frames skipped; all others are absolute targets or commands, of which the last one counts
-(`transforms.accumulate_actions`).
-"""
+"""Actions as numbers that can be differenced and binned. What they mean over time is told by `action_kinds`."""
 
 from __future__ import annotations
 
@@ -18,11 +13,6 @@ import numpy as np
 from roboalign_ray.foundation.failures import UserError
 
 ACTION_BINS = "action_bins.json"
-
-
-def delta_dims(action_names: Sequence[str]) -> np.ndarray:
-    """bool [A]: which dimensions are increments, told by their names."""
-    return np.array([name.lower().startswith("delta") for name in action_names], dtype=bool)
 
 
 def unwrap_angles(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from roboalign_ray.episodes.action_kinds import ACTION_KINDS, ActionKind
 from roboalign_ray.foundation.failures import UserError
 
 
@@ -45,7 +46,7 @@ class Episode:
         frames: view name -> uint8 [T, H, W, 3] RGB.
         actions: float32 [T, A].
         action_names: A names, with the unit in brackets where there is one.
-        angle_dims: action dimensions that are angles in radians (unwrapped before differencing).
+        action_kinds: what each dimension means over time (`action_kinds`); none given: all are unknown.
         state: proprioception float32 [T, S], or None.
         instruction: the sentence given to the robot; "" where the source has none.
         fps: frames per second.
@@ -62,7 +63,7 @@ class Episode:
     fps: float
     embodiment: str
     action_names: tuple[str, ...] = ()
-    angle_dims: tuple[int, ...] = ()
+    action_kinds: tuple[ActionKind, ...] = ()
     state: np.ndarray | None = None
     outcome: Outcome = Outcome()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -83,12 +84,30 @@ class Episode:
                 )
         if self.actions.ndim != 2 or not np.isfinite(self.actions).all():
             raise EpisodeError("actions are not a finite [T, A] array", where=self.episode_id)
+        self._check_kinds()
         if self.state is not None and len(self.state) != len(self.actions):
             raise EpisodeError(
                 f"{len(self.state)} states for {len(self.actions)} frames", where=self.episode_id
             )
         if not self.fps > 0:
             raise EpisodeError(f"fps is {self.fps}", where=self.episode_id)
+
+    def _check_kinds(self) -> None:
+        if not self.action_kinds:
+            object.__setattr__(self, "action_kinds", ("unknown",) * self.actions.shape[1])
+        if len(self.action_kinds) != self.actions.shape[1]:
+            raise EpisodeError(
+                f"{len(self.action_kinds)} action kinds for {self.actions.shape[1]} dimensions",
+                where=self.episode_id,
+            )
+        for kind in self.action_kinds:
+            if kind not in ACTION_KINDS:
+                raise EpisodeError(f"no kind of action is named '{kind}'", where=self.episode_id)
+
+    @property
+    def angle_dims(self) -> tuple[int, ...]:
+        """Action dimensions that are angles."""
+        return tuple(d for d, kind in enumerate(self.action_kinds) if kind in ("angle", "delta_angle"))
 
     @property
     def length(self) -> int:

@@ -37,7 +37,7 @@ def store_figures(store: EpisodeStore) -> dict[str, Any]:
 
     Returns:
         episodes, frames, hours, fps {rate: episodes}, views {"name HxW": episodes}, embodiments, splits, success,
-        length {min, mean, max}, actions {dims: {names, p01, p99, ...}}, instructions and quarantined
+        length {min, mean, max}, actions {dims: {names, kinds, p01, p99, ...}}, instructions and quarantined
         [{episode_id, reason}].
 
     Raises:
@@ -54,9 +54,10 @@ def store_figures(store: EpisodeStore) -> dict[str, Any]:
         "hours": float((lengths / rates).sum() / 3600),
         "fps": {f"{rate:g}": int(count) for rate, count in sorted(Counter(rates.tolist()).items())},
         "embodiments": dict(Counter(columns["embodiment"].to_pylist())),
-        **{
-            key: statistics[key]
-            for key in ("views", "splits", "success", "length", "actions", "instructions")
+        **{key: statistics[key] for key in ("views", "splits", "success", "length", "instructions")},
+        "actions": {
+            str(dims): {**statistics["actions"][str(dims)], "names": list(names), "kinds": list(kinds)}
+            for dims, (names, kinds) in store.action_dimensions().items()
         },
         "quarantined": _quarantined(store.path / "quarantine.json"),
     }

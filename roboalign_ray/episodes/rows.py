@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionKind, names_of
+from roboalign_ray.episodes.action_names import as_target, kind_from_name
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.video import decode_video, encode_video
 
@@ -33,7 +35,7 @@ ROW_SCHEMA = pa.schema(
         ("views", pa.list_(pa.struct([("name", pa.string()), ("video", pa.large_binary())]))),
         ("actions", pa.list_(pa.list_(pa.float32()))),
         ("action_names", pa.list_(pa.string())),
-        ("angle_dims", pa.list_(pa.int32())),
+        ("action_kinds", pa.list_(pa.string())),
         ("state", pa.list_(pa.list_(pa.float32()))),
         ("success", pa.bool_()),
         ("success_per_frame", pa.list_(pa.bool_())),
@@ -42,6 +44,14 @@ ROW_SCHEMA = pa.schema(
     ],
     metadata={"roboalign_ray.schema_version": str(SCHEMA_VERSION)},
 )
+
+# Names that our own sources gave before kinds were stored, whose gripper the name alone does not explain.
+_POSE = ("delta_x [m]", "delta_y [m]", "delta_z [m]")
+_TURN = ("delta_roll [rad]", "delta_pitch [rad]", "delta_yaw [rad]")
+_NAMES_OF_OURS: Mapping[tuple[str, ...], tuple[ActionKind, ...]] = {
+    (*_POSE, *_TURN, "gripper"): (*("delta",) * 3, *("delta_angle",) * 3, "hold"),
+    (*_POSE, "gripper [-1 open, 1 closed]"): (*("delta",) * 3, "hold"),
+}
 
 
 def episode_to_row(episode: Episode, *, crf: int, pixel_format: str) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def episode_to_row(episode: Episode, *, crf: int, pixel_format: str) -> dict[str
         ],
         "actions": np.asarray(episode.actions, dtype=np.float32).tolist(),
         "action_names": list(episode.action_names),
-        "angle_dims": list(episode.angle_dims),
+        "action_kinds": list(episode.action_kinds),
         "state": None if episode.state is None else np.asarray(episode.state, dtype=np.float32).tolist(),
         "success": outcome.success,
         "success_per_frame": (
@@ -91,6 +101,7 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
         frames = {view["name"]: decode_video(view["video"]) for view in row["views"]}
     except EpisodeError as error:
         raise EpisodeError(error.what, where=row["episode_id"]) from error
+    actions = np.asarray(row["actions"], dtype=np.float32).reshape(row["length"], -1)
     per_frame = row["success_per_frame"]
     outcome = Outcome(
         success=row["success"],
@@ -101,15 +112,36 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
         episode_id=row["episode_id"],
         group_id=row["group_id"],
         frames=frames,
-        actions=np.asarray(row["actions"], dtype=np.float32).reshape(row["length"], -1),
+        actions=actions,
         instruction=row["instruction"],
         fps=row["fps"],
         embodiment=row["embodiment"],
         action_names=tuple(row["action_names"]),
-        angle_dims=tuple(row["angle_dims"]),
+        action_kinds=kinds_of_row(row, actions.shape[1]),
         state=None if row["state"] is None else np.asarray(row["state"], dtype=np.float32),
         outcome=outcome,
         provenance=json.loads(row["provenance"]),
+    )
+
+
+def kinds_of_row(row: Mapping[str, Any], dims: int) -> tuple[ActionKind, ...]:
+    """The kinds of a row's action dimensions.
+
+    Rows written before kinds were stored hold none: there the names speak, and the dimensions then listed as angles.
+
+    Args:
+        row: with "action_names", and "action_kinds" or "angle_dims".
+        dims: of its actions.
+    """
+    if row.get("action_kinds") is not None:
+        return tuple(row["action_kinds"])
+    names, angles = names_of(row["action_names"], dims), row.get("angle_dims") or ()
+    if names in _NAMES_OF_OURS:
+        return _NAMES_OF_OURS[names]
+    kinds = [kind_from_name(name) for name in names]
+    return tuple(
+        kind or (as_target(f"{name} [rad]") if dim in angles else UNKNOWN)
+        for dim, (name, kind) in enumerate(zip(names, kinds, strict=True))
     )
 
 

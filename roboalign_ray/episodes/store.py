@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,16 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from roboalign_ray.episodes.action_kinds import ActionKind, check_stride, names_of
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.rows import (
     INDEX_COLUMNS,
     ROW_SCHEMA,
     SCHEMA_VERSION,
     episode_to_row,
+    kinds_of_row,
     row_to_episode,
 )
 from roboalign_ray.episodes.sources.base import Quarantined
-from roboalign_ray.episodes.splits import positions_in, split_of
+from roboalign_ray.episodes.splits import positions_in
+from roboalign_ray.episodes.store_statistics import StoreStatistics, common_kind
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.shards import (
     STATISTICS,
@@ -42,6 +44,7 @@ from roboalign_ray.foundation.shards import (
     write_json,
 )
 
+_KIND_COLUMNS = ("action_names", "action_kinds", "angle_dims")  # the last one in older stores alone
 ROW_GROUP = 4  # episodes per Parquet row group: reading one episode reads this many
 
 
@@ -53,6 +56,7 @@ class StoreSummary:
         path: the store.
         episodes, frames, bytes: totals; bytes of all files.
         quarantined: episodes left out, each with its reason.
+        notes: what was found out on the way, one line each.
     """
 
     path: Path
@@ -60,66 +64,7 @@ class StoreSummary:
     frames: int
     bytes: int
     quarantined: tuple[Quarantined, ...]
-
-
-class _Statistics:
-    """Counts and action percentiles, gathered while episodes pass."""
-
-    def __init__(self, held_out_fraction: float) -> None:
-        self.held_out_fraction = held_out_fraction
-        self.lengths: list[int] = []
-        self.sources: Counter[str] = Counter()
-        self.splits: Counter[str] = Counter()
-        self.successes: Counter[str] = Counter()
-        self.views: Counter[str] = Counter()
-        self.instructions: set[str] = set()
-        self.action_names: dict[int, list[str]] = {}
-        self.actions: dict[int, list[np.ndarray]] = {}
-
-    def add(self, episode: Episode) -> None:
-        split = split_of(episode.group_id, self.held_out_fraction)
-        self.lengths.append(episode.length)
-        self.sources[episode.episode_id.rsplit("/", 2)[0]] += 1
-        self.splits[split] += 1
-        self.successes[str(episode.outcome.success).lower()] += 1
-        self.instructions.add(episode.instruction)
-        for view, frames in episode.frames.items():
-            self.views[f"{view} {frames.shape[1]}x{frames.shape[2]}"] += 1
-        dims = episode.actions.shape[1]
-        self.action_names.setdefault(dims, list(episode.action_names))
-        if split == "train":
-            self.actions.setdefault(dims, []).append(np.asarray(episode.actions, dtype=np.float32))
-
-    def as_json(self) -> dict[str, Any]:
-        lengths = np.asarray(self.lengths)
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "episodes": len(lengths),
-            "frames": int(lengths.sum()),
-            "length": {"min": int(lengths.min()), "max": int(lengths.max()), "mean": float(lengths.mean())},
-            "held_out_fraction": self.held_out_fraction,
-            "splits": dict(self.splits),
-            "sources": dict(sorted(self.sources.items())),
-            "views": dict(self.views),
-            "success": dict(self.successes),
-            "instructions": len(self.instructions - {""}),
-            "actions": {str(dims): self._actions(dims) for dims in sorted(self.action_names)},
-        }
-
-    def _actions(self, dims: int) -> dict[str, Any]:
-        """Per-dimension figures of the train split; of nothing where it is empty."""
-        names = self.action_names[dims]
-        if dims not in self.actions:
-            return {"names": names, "frames": 0}
-        rows = np.concatenate(self.actions[dims]).astype(np.float64)
-        low, high = np.percentile(rows, [1, 99], axis=0)
-        figures = {"p01": low, "p99": high, "mean": rows.mean(0), "std": rows.std(0)}
-        figures |= {"min": rows.min(0), "max": rows.max(0)}
-        return {
-            "names": names,
-            "frames": len(rows),
-            **{key: value.tolist() for key, value in figures.items()},
-        }
+    notes: tuple[str, ...] = ()
 
 
 def write_store(
@@ -148,7 +93,7 @@ def write_store(
         UserError: the folder exists and may not be replaced, two episodes share an id, or none is usable.
     """
     path = Path(path)
-    statistics, quarantined = _Statistics(held_out_fraction), []
+    statistics, quarantined = StoreStatistics(held_out_fraction), []
     seen: set[str] = set()
     with new_store(path, "an episode store", _is_store, overwrite=overwrite) as folder:
         writer = ShardWriter(folder, ROW_SCHEMA, shard_rows=shard_episodes, row_group=ROW_GROUP)
@@ -235,7 +180,7 @@ class EpisodeStore(ShardedRows[Episode]):
         folder = resolve_store(path)
         self.statistics: dict[str, Any] = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
         super().__init__(
-            folder, shards_of(folder), columns=INDEX_COLUMNS, what="episode", decode=row_to_episode
+            folder, shards_of(folder), columns=INDEX_COLUMNS, what="episode", decode=self._episode
         )
         self.group_ids: list[str] = self.index["group_id"]
         self.instructions: list[str] = self.index["instruction"]
@@ -251,10 +196,40 @@ class EpisodeStore(ShardedRows[Episode]):
         share = float(self.statistics["held_out_fraction"]) if fraction is None else fraction
         return positions_in(name, self.group_ids, share)
 
-    def actions(self, numbers: Iterable[int]) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
-        """Actions float32 [T, A] and their names, of the episodes at these positions; reads no video."""
-        for cells in self.cells(numbers, ("actions", "action_names")):
-            yield np.asarray(cells["actions"], dtype=np.float32), tuple(cells["action_names"])
+    def actions(
+        self, numbers: Iterable[int]
+    ) -> Iterator[tuple[np.ndarray, tuple[str, ...], tuple[ActionKind, ...]]]:
+        """Actions float32 [T, A], their names and kinds, of the episodes at these positions; reads no video."""
+        for cells in self.cells(numbers, ("actions", *_KIND_COLUMNS)):
+            actions = np.asarray(cells["actions"], dtype=np.float32)
+            names = names_of(cells["action_names"], actions.shape[1])
+            yield actions, names, self._kinds(cells, actions.shape[1])
+
+    def action_dimensions(self) -> dict[int, tuple[tuple[str, ...], tuple[ActionKind, ...]]]:
+        """Names and kinds of the actions, by their number of dimensions; "unknown" where episodes differ."""
+        known = {int(dims): figures for dims, figures in self.statistics["actions"].items()}
+        if any("kinds" not in figures for figures in known.values()):  # written before kinds were stored
+            gathered: dict[int, tuple[tuple[str, ...], tuple[ActionKind, ...]]] = {}
+            for actions, names, kinds in self.actions(range(len(self))):
+                before = gathered.get(actions.shape[1], (names, kinds))[1]
+                merged = tuple(common_kind(*pair) for pair in zip(before, kinds, strict=True))
+                gathered[actions.shape[1]] = names, merged
+            return gathered
+        return {
+            dims: (names_of(figures["names"], dims), tuple(figures["kinds"]))
+            for dims, figures in known.items()
+        }
+
+    def _kinds(self, row: Mapping[str, Any], dims: int) -> tuple[ActionKind, ...]:
+        """What was declared for the whole store, else what the row says."""
+        figures = self.statistics["actions"].get(str(dims), {})
+        if figures.get("declared"):
+            return tuple(figures["kinds"])
+        return kinds_of_row(row, dims)
+
+    def _episode(self, row: Mapping[str, Any]) -> Episode:
+        dims = len(row["actions"][0]) if row["actions"] else 0
+        return row_to_episode({**row, "action_kinds": self._kinds(row, dims)})
 
     def successes(self) -> list[int | None]:
         """First frame of each episode in which its task counts as done; None where it never does, or is not known.
@@ -262,6 +237,19 @@ class EpisodeStore(ShardedRows[Episode]):
         cells = self.cells(range(len(self)), ("episode_id", "success_per_frame"))
         flags = {cell["episode_id"]: cell["success_per_frame"] or [] for cell in cells}
         return [next((n for n, done in enumerate(flags[name]) if done), None) for name in self.ids]
+
+
+def check_action_kinds(store: EpisodeStore, stride: int) -> None:
+    """Refuse to read every `stride`-th frame of a store whose actions cannot be combined over the frames skipped.
+
+    Raises:
+        UserError: the kind of a dimension is not known, or its numbers do not add up.
+    """
+    if stride == 1:
+        return
+    for names, kinds in store.action_dimensions().values():
+        remedy = f"use frame_stride=1, or say so with: roboalign episodes declare {store.path}"
+        check_stride(names, kinds, stride, where=str(store.path), remedy=remedy)
 
 
 def open_store(path: str | Path) -> EpisodeStore:

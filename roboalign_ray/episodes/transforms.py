@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from roboalign_ray.episodes.actions import delta_dims
+from roboalign_ray.episodes.action_evidence import turns_in, unwrapped
+from roboalign_ray.episodes.action_kinds import UNKNOWN, accumulate_actions
+from roboalign_ray.episodes.action_names import unit_of
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.shaped_frames import ShapedFrames
 from roboalign_ray.foundation.failures import UserError
@@ -79,22 +80,35 @@ def _resample(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-def accumulate_actions(actions: np.ndarray, names: Sequence[str], stride: int) -> np.ndarray:
-    """Actions between every `stride`-th frame: increments are summed, of targets and commands the last counts.
+def unwrap_episode(episode: Episode) -> Episode:
+    """The episode with the angles of its actions free of jumps by whole turns.
 
-    Args:
-        actions: float32 [T, A].
-        names: A names; those that begin with "delta" are increments.
-        stride: frames from one kept frame to the next; the last group may be shorter.
-
-    Returns:
-        float32 [ceil(T / stride), A].
+    Angles whose name tells the unit always go the shorter way from frame to frame. Other angles, positions and
+    dimensions of unknown kind are unwrapped where their range is that of wrapped angles and they jump from one end to
+    the other. The dimensions that jumped stand in the provenance, as `unwrapped`. Actions that need no unwrapping stay
+    bit for bit as they are.
     """
-    starts = np.arange(0, len(actions), stride)
-    last = np.minimum(starts + stride, len(actions)) - 1
-    summed = np.add.reduceat(actions.astype(np.float64), starts, axis=0).astype(np.float32)
-    deltas = delta_dims(names) if len(names) == actions.shape[1] else np.zeros(actions.shape[1], bool)
-    return np.where(deltas, summed, actions[last])
+    actions, kinds = np.array(episode.actions), list(episode.action_kinds)
+    found = []
+    for dim, kind in enumerate(kinds):
+        if kind not in ("angle", "absolute", UNKNOWN):
+            continue
+        name = episode.action_names[dim] if dim < len(episode.action_names) else f"action[{dim}]"
+        unit = unit_of(name)
+        known = kind == "angle" and unit.startswith(("deg", "°", "rad"))
+        turn = turns_in(actions[:, dim], degrees=not unit.startswith("rad") if known else None)
+        if turn:
+            actions[:, dim] = unwrapped(actions[:, dim], turn)
+            kinds[dim] = "angle"
+            found.append(name)
+    if not found:
+        return episode
+    return replace(
+        episode,
+        actions=actions,
+        action_kinds=tuple(kinds),
+        provenance={**episode.provenance, "unwrapped": found},
+    )
 
 
 def stride_episode(episode: Episode, stride: int) -> Episode:
@@ -105,6 +119,7 @@ def stride_episode(episode: Episode, stride: int) -> Episode:
 
     Raises:
         EpisodeError: the episode is shorter than two strides.
+        UserError: the kind of an action dimension is not known, or its numbers do not add up.
     """
     if stride == 1:
         return episode
@@ -117,7 +132,13 @@ def stride_episode(episode: Episode, stride: int) -> Episode:
     return replace(
         episode,
         frames={view: pictures[::stride] for view, pictures in episode.frames.items()},
-        actions=accumulate_actions(episode.actions, episode.action_names, stride),
+        actions=accumulate_actions(
+            episode.actions,
+            episode.action_kinds,
+            stride,
+            names=episode.action_names,
+            where=episode.episode_id,
+        ),
         state=None if episode.state is None else episode.state[::stride],
         fps=episode.fps / stride,
         outcome=replace(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign_ray.config.episodes import EpisodesConfig
+from roboalign_ray.episodes.action_kinds import accumulate_actions
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode, EpisodeError
-from roboalign_ray.episodes.store import EpisodeStore
-from roboalign_ray.episodes.transforms import accumulate_actions, resize_frames
+from roboalign_ray.episodes.store import EpisodeStore, check_action_kinds
+from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.foundation.failures import UserError
 
 _LEAD = 4  # a window that shows a task being done begins at least this part of its length before
@@ -119,7 +120,9 @@ def cut_window(episode: Episode, spec: WindowSpec, start: int, context: int) -> 
     height, width = spec.height or pictures.shape[1], spec.width or pictures.shape[2]
     chosen = resize_frames(pictures[numbers], height, width)
     done = episode.actions[start : start + spec.frames * spec.stride]
-    actions = accumulate_actions(done, episode.action_names, spec.stride).astype(np.float32)
+    actions = accumulate_actions(
+        done, episode.action_kinds, spec.stride, names=episode.action_names, where=episode.episode_id
+    )
     return Window(chosen[0], chosen[1:], actions, episode.instruction, episode.episode_id, start)
 
 
@@ -214,8 +217,9 @@ def long_enough(
     """Numbers of the split's episodes that hold at least one window.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the stride skips frames of actions whose kinds are not known.
     """
+    check_action_kinds(store, spec.stride)
     numbers = [number for number in store.split(split, fraction) if store.lengths[number] >= spec.span]
     if not numbers:
         raise UserError(
@@ -284,12 +288,14 @@ def fit_action_binner(store: EpisodeStore, config: EpisodesConfig) -> ActionBinn
     """Bins over the actions as the stride leaves them: percentiles of the train split.
 
     Raises:
-        UserError: the train split is empty, or its robots differ in their number of action dimensions.
+        UserError: the train split is empty, its robots differ in their number of action dimensions, or the stride
+            skips frames of actions whose kinds are not known.
     """
     stride = config.frame_stride
+    check_action_kinds(store, stride)
     rows = [
-        accumulate_actions(actions, names, stride)[: max(1, len(actions) // stride)]
-        for actions, names in store.actions(store.split("train", config.held_out_fraction))
+        accumulate_actions(actions, kinds, stride, names=names)[: max(1, len(actions) // stride)]
+        for actions, names, kinds in store.actions(store.split("train", config.held_out_fraction))
     ]
     if len({part.shape[1] for part in rows}) > 1:
         raise UserError("episodes differ in their number of action dimensions", where=str(store.path))

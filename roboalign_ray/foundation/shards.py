@@ -198,15 +198,17 @@ class ShardedRows(Generic[Item]):
         return self._decode(_read(shard, lambda file: _row_of(file, row)).to_pylist()[0])
 
     def cells(self, numbers: Iterable[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of the rows at these positions, file by file; reads nothing else."""
+        """Some columns of the rows at these positions, file by file; reads nothing else. A column that a file does
+        not have gives None."""
         wanted: dict[Path, list[int]] = {}
         for number in numbers:
             shard, row = self.places[number]
             wanted.setdefault(shard, []).append(row)
         for shard, rows in wanted.items():
             table = _read(shard, lambda file: file.read(columns=list(columns)))
+            there = set(table.column_names)
             for row in rows:
-                yield {name: table[name][row].as_py() for name in columns}
+                yield {name: table[name][row].as_py() if name in there else None for name in columns}
 
 
 def _row_of(file: pq.ParquetFile, row: int) -> pa.Table:

@@ -11,20 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from roboalign_ray.episodes.actions import ActionBinner, delta_dims, differences, unwrap_angles
-from roboalign_ray.episodes.transforms import accumulate_actions
+from roboalign_ray.episodes.action_kinds import accumulate_actions
+from roboalign_ray.episodes.actions import ActionBinner, differences, unwrap_angles
 from roboalign_ray.foundation.failures import UserError
 
 finite = st.floats(-1e3, 1e3, width=32)
-
-
-def test_names_tell_increments_from_targets() -> None:
-    assert delta_dims(["delta_x [m]", "Delta_roll [rad]", "gripper", "x [m]"]).tolist() == [
-        True,
-        True,
-        False,
-        False,
-    ]
 
 
 def test_a_turning_wheel_unwraps_to_a_straight_line() -> None:
@@ -46,7 +37,7 @@ def test_differences_cross_half_a_turn_the_short_way() -> None:
     st.integers(1, 9),
 )
 def test_stride_loses_no_motion(actions: np.ndarray, stride: int) -> None:
-    strided = accumulate_actions(actions, ("delta_x", "delta_y", "gripper"), stride)
+    strided = accumulate_actions(actions, ("delta", "delta", "hold"), stride)
     np.testing.assert_allclose(
         strided[:, :2].sum(0), actions[:, :2].sum(0, dtype=np.float64), rtol=1e-4, atol=1e-2
     )

@@ -34,7 +34,7 @@ def episode(number: int = 0, length: int = 9, views: int = 1) -> Episode:
         frames={f"view_{view}": frames for view in range(views)},
         actions=rng.normal(size=(length, 3)).astype(np.float32),
         action_names=("delta_x [m]", "delta_roll [rad]", "gripper"),
-        angle_dims=(1,),
+        action_kinds=("delta", "delta_angle", "hold"),
         state=rng.normal(size=(length, 3)).astype(np.float32),
         instruction="push the [red] block",
         fps=10.0,

@@ -37,7 +37,7 @@ def test_episodes_come_back_in_order(store: EpisodeStore) -> None:
 def test_every_field_comes_back(store: EpisodeStore) -> None:
     wanted = made_episode(3, 4, 1)
     read = store.read("made/task3/4/v1")
-    same = ("group_id", "instruction", "fps", "embodiment", "action_names", "angle_dims", "provenance")
+    same = ("group_id", "instruction", "fps", "embodiment", "action_names", "action_kinds", "provenance")
     for name in same:
         assert getattr(read, name) == getattr(wanted, name), name
     assert np.array_equal(read.actions, wanted.actions)
@@ -85,8 +85,9 @@ def test_splits_are_disjoint_complete_and_never_through_a_group(store: EpisodeSt
 def test_actions_are_read_without_video(store: EpisodeStore) -> None:
     numbers = [5, 30, 31]
     read = list(store.actions(numbers))
-    for number, (actions, names) in zip(numbers, read, strict=True):
+    for number, (actions, names, kinds) in zip(numbers, read, strict=True):
         assert np.array_equal(actions, store.read(number).actions)
+        assert kinds == ("delta", "delta", "hold")
         assert names[0] == "delta_x [m]"
 
 

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from roboalign_ray.episodes.action_kinds import accumulate_actions
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.transforms import (
-    accumulate_actions,
     resize_episode,
     resize_frames,
     stride_episode,
     target_size,
 )
 
-NAMES = ("delta_x [m]", "gripper")
+NAMES, KINDS = ("delta_x [m]", "gripper"), ("delta", "hold")
 
 
 def episode(length: int) -> Episode:
@@ -28,6 +28,7 @@ def episode(length: int) -> Episode:
         frames={"front": rng.integers(0, 255, (length, 20, 30, 3), dtype=np.uint8)},
         actions=rng.normal(size=(length, 2)).astype(np.float32),
         action_names=NAMES,
+        action_kinds=KINDS,
         state=rng.normal(size=(length, 3)).astype(np.float32),
         instruction="do",
         fps=30.0,
@@ -39,7 +40,7 @@ def episode(length: int) -> Episode:
 @given(length=st.integers(1, 40), stride=st.integers(1, 12))
 def test_increments_add_up_and_of_commands_the_last_counts(length, stride):
     actions = np.random.default_rng(length).normal(size=(length, 2)).astype(np.float32)
-    merged = accumulate_actions(actions, NAMES, stride)
+    merged = accumulate_actions(actions, KINDS, stride)
     groups = [actions[start : start + stride] for start in range(0, length, stride)]
     assert np.allclose(merged[:, 0], [group[:, 0].sum() for group in groups], atol=1e-5)
     assert merged[:, 1].tolist() == [group[-1, 1] for group in groups]

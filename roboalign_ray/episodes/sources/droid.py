@@ -30,13 +30,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
+from roboalign_ray.episodes.action_kinds import ActionCard
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS, WHOLE, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
+from roboalign_ray.episodes.sources.known_actions import CARTESIAN_DELTA_KINDS, CARTESIAN_DELTAS
 from roboalign_ray.episodes.sources.metadata import read_metadata
-from roboalign_ray.episodes.sources.rlds import CARTESIAN_DELTAS
 from roboalign_ray.episodes.video import video_rate
 from roboalign_ray.episodes.video_frames import read_frames
 from roboalign_ray.foundation.failures import UserError
@@ -78,6 +79,9 @@ class DroidSource:
     """
 
     name = "droid"
+    action_card = ActionCard(
+        CARTESIAN_DELTAS, CARTESIAN_DELTA_KINDS, ("computed from the states",) * len(CARTESIAN_DELTAS)
+    )
 
     def __init__(self, root: Path, *, views: tuple[str, ...] | None = None, shaping: Shaping = WHOLE) -> None:
         self.root = Path(root)
@@ -133,7 +137,7 @@ class DroidSource:
             frames=frames,
             actions=actions_from_states(states),
             action_names=CARTESIAN_DELTAS,
-            angle_dims=ANGLE_DIMS,
+            action_kinds=CARTESIAN_DELTA_KINDS,
             state=states.astype(np.float32),
             instruction=(annotation.texts or [""])[0].strip(),
             fps=fps,

@@ -12,26 +12,30 @@ quarantined, as is one that lacks a file the tables name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from roboalign_ray.episodes.action_evidence import ActionSample
+from roboalign_ray.episodes.action_kinds import ActionCard
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, opened, printable, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
+from roboalign_ray.episodes.sources.lerobot_actions import action_keys, lerobot_card
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, read_entries
 from roboalign_ray.episodes.sources.lerobot_frames import table_pictures
-from roboalign_ray.episodes.sources.lerobot_info import Info, flat_names, is_depth
+from roboalign_ray.episodes.sources.lerobot_info import Info, is_depth
 from roboalign_ray.episodes.sources.lerobot_tables import check_timestamps, episode_rows, matrix, success
 from roboalign_ray.episodes.sources.lerobot_tasks import read_tasks, sentences, task_numbers
 from roboalign_ray.episodes.sources.lerobot_videos import SharedVideos, video_frames
 from roboalign_ray.episodes.sources.metadata import read_metadata
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, raise_if_host
 
-_ACTION, _STATE = "action", "observation.state"
+_STATE = "observation.state"
+_SAMPLED = 8  # episodes whose actions are looked at before the first one is read
 
 
 class LeRobotSource:
@@ -64,7 +68,8 @@ class LeRobotSource:
         self.cameras = self.info.cameras()
         if views is not None:
             self.cameras = {view: key for view, key in self.cameras.items() if view in views}
-        if not self.cameras or _ACTION not in self.features:
+        self._action_keys = action_keys(self.features)
+        if not self.cameras or not self._action_keys:
             missing = "camera view" if not self.cameras else "'action' feature"
             raise UserError(f"info.json names no {missing}", where=str(self.root))
         video_keys = [key for key in self.cameras.values() if self.features[key].dtype == "video"]
@@ -120,10 +125,9 @@ class LeRobotSource:
         for clip in entry.clips.values():  # absent videos are the common case: seen before anything is read
             self.folder.file(clip.file, "video file")
         pictures = [key for key in self.cameras.values() if key not in entry.clips]
-        rows = episode_rows(self.folder, entry, [_ACTION, _STATE, *pictures])
+        rows = episode_rows(self.folder, entry, [*self._action_keys, _STATE, *pictures])
         check_timestamps(rows, self.fps, entry.data_file)
-        actions = matrix(rows, _ACTION, entry.data_file)
-        state = matrix(rows, _STATE, entry.data_file) if _STATE in rows.column_names else None
+        sample = self._sample(rows, entry)
         tasks = (
             sentences(entry.tasks or task_numbers(rows), self._tasks) if self._tasks or entry.tasks else []
         )
@@ -134,9 +138,10 @@ class LeRobotSource:
             episode_id=episode_id,
             group_id=episode_id,
             frames=frames,
-            actions=actions,
-            action_names=flat_names(self.features[_ACTION].names, actions.shape[1]),
-            state=state,
+            actions=sample.actions,
+            action_names=self.action_card.names,
+            action_kinds=self.action_card.kinds,
+            state=sample.state,
             instruction=tasks[0] if tasks else "",
             fps=self.fps,
             embodiment=self.info.robot_type or "unknown",
@@ -150,6 +155,28 @@ class LeRobotSource:
                 **({"frames": notes} if notes else {}),
             },
         )
+
+    @cached_property
+    def action_card(self) -> ActionCard:
+        """What is known of the actions, told by their names and by the tables of a few episodes."""
+        sizes: dict[str, int] = {}
+        samples: list[ActionSample] = []
+        for entry in self.entries:
+            try:
+                rows = episode_rows(self.folder, entry, [*self._action_keys, _STATE])
+                samples.append(self._sample(rows, entry))
+                sizes = {key: matrix(rows, key, entry.data_file).shape[1] for key in self._action_keys}
+            except Exception as error:  # told where the episode itself is read
+                raise_if_host(error, where=str(self.root))
+            if len(samples) == _SAMPLED:
+                break
+        return lerobot_card(self.features, sizes, samples, _STATE)
+
+    def _sample(self, rows: pa.Table, entry: EpisodeEntry) -> ActionSample:
+        """Actions and state of an episode."""
+        parts = [matrix(rows, key, entry.data_file) for key in self._action_keys]
+        state = matrix(rows, _STATE, entry.data_file) if _STATE in rows.column_names else None
+        return ActionSample(np.concatenate(parts, axis=1), state)
 
     def _frames(
         self, entry: EpisodeEntry, key: str, rows: pa.Table, shaping: Shaping, notes: dict[str, str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, Field, PositiveInt
@@ -73,14 +73,3 @@ def view_names(keys: Iterable[str]) -> dict[str, str]:
     short = {key: key.removeprefix("observation.images.").removeprefix("observation.") for key in keys}
     uses = Counter(short.values())
     return {short[key] if uses[short[key]] == 1 and short[key] else key: key for key in keys}
-
-
-def flat_names(names: Any, size: int) -> tuple[str, ...]:
-    """LeRobot writes names as a list, a list in a list, or {"motors": [...]}; without fit ones, action[d]."""
-    if isinstance(names, Mapping):
-        names = next(iter(names.values()), None)
-    while isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
-        names = names[0]
-    if isinstance(names, list) and len(names) == size:
-        return tuple(str(name) for name in names)
-    return tuple(f"action[{d}]" for d in range(size))

@@ -17,6 +17,7 @@ import numpy as np
 from einops import reduce
 
 from roboalign_ray.config.episodes import SimulationConfig
+from roboalign_ray.episodes.action_kinds import ActionKind
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.metaworld_labels import LabelReader
@@ -33,6 +34,7 @@ from roboalign_ray.episodes.sources.metaworld_variants import (
 from roboalign_ray.episodes.sources.opengl import require_simulator
 
 VIEW = "front"
+ACTION_KINDS: tuple[ActionKind, ...] = ("delta", "delta", "delta", "hold")
 ACTION_NAMES = ("delta_x [m]", "delta_y [m]", "delta_z [m]", "gripper [-1 open, 1 closed]")
 _PRELUDE = 16  # most simulator steps taken before frame 0, so that episodes do not all begin in one pose
 
@@ -205,6 +207,7 @@ class MetaworldSource:
             fps=1.0 / (simulator.env.dt * config.steps_per_frame),
             embodiment="sawyer",
             action_names=ACTION_NAMES,
+            action_kinds=ACTION_KINDS,
             state=np.stack(states),
             outcome=Outcome(
                 success=bool(per_frame.any()),

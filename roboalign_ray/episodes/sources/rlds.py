@@ -4,6 +4,9 @@ TensorFlow Datasets flattens an episode's steps into one Example: `steps/action`
 `steps/observation/image_0` T encoded pictures, `episode_metadata/...` one value each. features.json says which of
 them are pictures, text or tensors, and of which shape.
 
+An action that is a dictionary becomes one vector: its numeric leaves, truth values as 0 and 1, in features.json's
+order, under the leaves' own names (`known_actions` tells which data sets' numbers have better known ones).
+
 RLDS records no frame rate and no robot. Both are known for the datasets in `KNOWN_DATASETS`; others must be told.
 """
 
@@ -11,49 +14,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from roboalign_ray.episodes.action_evidence import ActionSample
+from roboalign_ray.episodes.action_kinds import ActionCard
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, FrameCollector, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
+from roboalign_ray.episodes.sources.known_actions import ActionLeaf, rlds_card
 from roboalign_ray.episodes.sources.pictures import decode_picture
 from roboalign_ray.episodes.sources.rlds_features import read_features, view_keys
 from roboalign_ray.episodes.sources.rlds_shards import Shard, find_shards
 from roboalign_ray.episodes.sources.rlds_tensors import tensor_rows
 from roboalign_ray.episodes.sources.rlds_texts import is_number, read_labels, text_keys, text_of, truth
 from roboalign_ray.episodes.sources.tfrecord import CorruptRecord, FeatureValue, parse_example, read_records
-from roboalign_ray.foundation.failures import UserError
-
-CARTESIAN_DELTAS = (
-    "delta_x [m]",
-    "delta_y [m]",
-    "delta_z [m]",
-    "delta_roll [rad]",
-    "delta_pitch [rad]",
-    "delta_yaw [rad]",
-    "gripper",
-)
+from roboalign_ray.foundation.failures import UserError, raise_if_host
 
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What RLDS leaves out. `action_names` empty: the feature's own name and an index are used."""
+    """What RLDS leaves out; what the actions are is told by `known_actions`."""
 
     fps: float
     embodiment: str
-    action_names: tuple[str, ...] = ()
 
 
 # Control rates as the datasets' authors state them.
 KNOWN_DATASETS: Mapping[str, KnownDataset] = {
-    "bridge": KnownDataset(5.0, "widowx", CARTESIAN_DELTAS),
+    "bridge": KnownDataset(5.0, "widowx"),
     "fractal": KnownDataset(3.0, "google_robot"),
     "droid": KnownDataset(15.0, "franka"),
 }
+_SAMPLED = 10  # records whose actions are looked at before the first one is read
 
 
 class RldsSource:
@@ -105,7 +104,6 @@ class RldsSource:
         self._action_keys = self._numeric_keys("steps/action")
         if not self._action_keys:
             raise UserError("features.json names no numeric steps/action", where=str(self.root))
-        self._action_names = known.action_names if known else ()
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -156,26 +154,20 @@ class RldsSource:
         )
 
     def _episode(self, episode_id: str, shard: Path, index: int, example: dict[str, FeatureValue]) -> Episode:
-        actions = self._vector(example, self._action_keys)
+        sample = self._sample(example)
         shaping = self._shaping.of_rate(self.fps, episode_id)
-        views, empty = self._views(example, len(actions), shaping)
+        views, empty = self._views(example, len(sample.actions), shaping)
         metadata = self._metadata(example)
-        state_keys = self._numeric_keys("steps/observation/state") or self._numeric_keys(
-            "steps/observation/proprio"
-        )
-        names = (
-            self._action_names if len(self._action_names) == actions.shape[1] else self._plain_names(actions)
-        )
         success = metadata.get("success")
         return Episode(
             episode_id=episode_id,
             # Episodes cut from one recording file share its scene.
             group_id=f"{self.name}:{metadata.get('file_path') or episode_id}",
             frames=views,
-            actions=actions,
-            action_names=names,
-            angle_dims=tuple(d for d, name in enumerate(names) if "[rad]" in name),
-            state=self._vector(example, state_keys) if state_keys else None,
+            actions=sample.actions,
+            action_names=self.action_card.names,
+            action_kinds=self.action_card.kinds,
+            state=sample.state,
             instruction=self._instruction(example),
             fps=self.fps,
             embodiment=self.embodiment,
@@ -188,6 +180,40 @@ class RldsSource:
                 "views_without_picture": empty,
             },
         )
+
+    @cached_property
+    def action_card(self) -> ActionCard:
+        """What is known of the actions, told by features.json and by the first records."""
+        samples = [self._sample(example) for example in islice(self._readable(), _SAMPLED)]
+        if not samples:  # no record is usable, and features.json alone is not believed
+            return ActionCard((), (), ())
+        leaves = [
+            ActionLeaf(key.removeprefix("steps/action").lstrip("/"), max(0, prod(self.features[key].shape)))
+            for key in self._action_keys
+        ]
+        return rlds_card(self.name, leaves, samples)
+
+    def _readable(self) -> Iterator[dict[str, FeatureValue]]:
+        """Records whose actions and state can be read; the others are told where the episode itself is read."""
+        for shard in self._shards.present:
+            for record in read_records(shard.path):
+                if isinstance(record, CorruptRecord):
+                    continue
+                try:
+                    example = parse_example(record)
+                    self._sample(example)
+                except Exception as error:
+                    raise_if_host(error, where=str(shard.path))
+                    continue
+                yield example
+
+    def _sample(self, example: dict[str, FeatureValue]) -> ActionSample:
+        """Actions and state of an episode."""
+        state_keys = self._numeric_keys("steps/observation/state") or self._numeric_keys(
+            "steps/observation/proprio"
+        )
+        actions = self._vector(example, self._action_keys)
+        return ActionSample(actions, self._vector(example, state_keys) if state_keys else None)
 
     def _numeric_keys(self, prefix: str) -> list[str]:
         """The tensor of that name, or the tensors of a dictionary under it, in features.json's order."""
@@ -255,14 +281,6 @@ class RldsSource:
             if text:
                 return text
         return ""
-
-    def _plain_names(self, actions: np.ndarray) -> tuple[str, ...]:
-        names = [
-            f"{key.removeprefix('steps/')}[{d}]"
-            for key in self._action_keys
-            for d in range(int(np.prod(self.features[key].shape)))
-        ]
-        return tuple(names[: actions.shape[1]])
 
 
 def _pictures(name: str, encoded: list[bytes], shaping: Shaping) -> np.ndarray | None:

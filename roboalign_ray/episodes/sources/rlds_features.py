@@ -34,8 +34,8 @@ class Feature:
 
     @property
     def is_numeric(self) -> bool:
-        """A float or integer tensor, fit for an action or state vector."""
-        return self.kind == "tensor" and self.dtype not in ("bool", "string")
+        """A tensor of numbers or truth values (0 and 1), fit for an action or state vector."""
+        return self.kind == "tensor"
 
     @property
     def is_camera(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.episodes.episode import Episode, EpisodeError
-from roboalign_ray.episodes.store import EpisodeStore
+from roboalign_ray.episodes.store import EpisodeStore, check_action_kinds
 from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.bench.degradations import DEGRADATIONS, degrade
@@ -69,9 +69,13 @@ class PairMaker:
         store: the episodes.
         spec: length, stride, view and size of a clip.
         config: seed and thresholds.
+
+    Raises:
+        UserError: the spec skips frames of actions whose kinds are not known.
     """
 
     def __init__(self, store: EpisodeStore, spec: WindowSpec, config: BenchConfig) -> None:
+        check_action_kinds(store, spec.stride)
         self.store, self.spec, self.config = store, spec, config
         self.teacher = PrivilegedTeacher(config.privileged)
         self._episode = lru_cache(_EPISODES_KEPT)(store.read)

@@ -1,0 +1,188 @@
+"""From names and numbers to an action card: every dimension's kind, how it came to be known, or that it is not.
+
+A name, or a data set's published layout, declares a kind unless the data contradict it. Where neither says anything,
+the data decide if they can (see `action_evidence`); what stays open is "unknown", and whoever skips frames is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from roboalign_ray.episodes.action_evidence import (
+    ActionSample,
+    Evidence,
+    evidence,
+    gripper_kind,
+    is_constant,
+    quaternion_dims,
+    turns_in,
+    two_valued_command,
+)
+from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionCard, ActionKind
+from roboalign_ray.episodes.action_names import (
+    as_target,
+    is_angle,
+    is_gripper,
+    is_quaternion,
+    kind_from_name,
+    plain_name,
+    words_of,
+)
+
+Decision = tuple[ActionKind, str]
+_POSITIONS = ("absolute", "angle", "hold")
+_INCREMENTS = ("delta", "delta_angle")
+_LEANING = 0.4  # least correlation of a dimension that is taken as its neighbours are
+
+
+def resolve_actions(
+    names: Sequence[str],
+    samples: Sequence[ActionSample],
+    *,
+    published: Mapping[int, Decision] | None = None,
+    state_names: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> ActionCard:
+    """The card of a data set's actions.
+
+    Args:
+        names: A names, with units in brackets.
+        samples: a few episodes; none leaves the names alone to say something.
+        published: kind and reason per dimension, of a data set whose layout is known.
+        state_names: names of the state's dimensions, where known.
+        notes: for the card.
+    """
+    samples = [sample for sample in samples if sample.actions.shape[1] == len(names)]
+    published = published or {}
+    quaternions = _quaternions(names, samples)
+    pairs = _state_dims(names, samples, state_names)
+    found = [
+        evidence(samples, dim, pairs.get(dim), angle=is_angle(name) and dim not in quaternions)
+        for dim, name in enumerate(names)
+    ]
+    decisions = []
+    for dim, name in enumerate(names):
+        declared = published.get(dim) or _declared(name, dim in quaternions)
+        if declared is not None:
+            decisions.append(_checked(declared, name, dim, samples, found[dim]))
+        elif is_gripper(name):
+            decisions.append(_gripper(dim, samples, found[dim]))
+        else:
+            decisions.append(_observed(name, dim in quaternions, found[dim], dim in pairs))
+    _join_neighbours(decisions, names, quaternions, samples, found)
+    _find_angles(decisions, samples, quaternions)
+    kinds, reasons = tuple(kind for kind, _ in decisions), tuple(reason for _, reason in decisions)
+    return ActionCard(tuple(names), kinds, reasons, tuple(notes), tuple(sorted(quaternions)))
+
+
+def _quaternions(names: Sequence[str], samples: Sequence[ActionSample]) -> set[int]:
+    """Dimensions that are parts of quaternions or rotation matrices, by name or by their length of 1."""
+    found = {dim for dim, name in enumerate(names) if is_quaternion(name)}
+    if any("rw" in words_of(name) for name in names):  # rx, ry, rz, rw
+        parts = {"rx", "ry", "rz", "rw"}
+        found |= {dim for dim, name in enumerate(names) if parts & set(words_of(name))}
+    return found | (quaternion_dims(samples) if samples else set())
+
+
+def _state_dims(
+    names: Sequence[str], samples: Sequence[ActionSample], state_names: Sequence[str]
+) -> dict[int, int]:
+    """The state's dimension that belongs to each of the action's: by name, else by place if there are equally many."""
+    if not samples or samples[0].state is None:
+        return {}
+    size = samples[0].state.shape[1]
+    if len(state_names) == size:
+        places = {plain_name(name): dim for dim, name in enumerate(state_names)}
+        by_name = {d: places[plain_name(n)] for d, n in enumerate(names) if plain_name(n) in places}
+        if by_name:
+            return by_name
+    return {dim: dim for dim in range(size)} if size == len(names) else {}
+
+
+def _declared(name: str, quaternion: bool) -> Decision | None:
+    kind = kind_from_name(name)
+    if kind is None:
+        return None
+    if quaternion and kind in _INCREMENTS:
+        kind = "delta_rotation"
+    return kind, "its name says so"
+
+
+def _checked(
+    declared: Decision, name: str, dim: int, samples: Sequence[ActionSample], found: Evidence
+) -> Decision:
+    """The declared kind, unless the data contradict it."""
+    kind, reason = declared
+    says = f"{reason.removesuffix(' says so')} says {kind}, but"
+    if kind in (*_INCREMENTS, "velocity") and found.follows == "state":
+        return UNKNOWN, f"{says} its values follow the state itself"
+    if kind in _POSITIONS and found.follows == "change":
+        return UNKNOWN, f"{says} its values follow the state's change"
+    if kind in _INCREMENTS and samples and name.endswith("]") and two_valued_command(samples, dim):
+        return UNKNOWN, f"{says} it holds two values only, as a gripper's command does"
+    return declared
+
+
+def _gripper(dim: int, samples: Sequence[ActionSample], found: Evidence) -> Decision:
+    if found.follows == "state":
+        return "hold", "a gripper that follows its state"
+    if not samples:
+        return UNKNOWN, "its name does not say whether the command stays in force"
+    if found.follows == "change" and not is_constant(samples, dim):
+        return UNKNOWN, "follows the state's change: increments (delta) or one-shot commands (toggle)"
+    kind, reason = gripper_kind(samples, dim)
+    return kind or UNKNOWN, reason
+
+
+def _observed(name: str, quaternion: bool, found: Evidence, has_state: bool) -> Decision:
+    """A kind from the data alone."""
+    if found.follows == "state":
+        return ("absolute" if quaternion else as_target(name)), "follows the state itself"
+    if found.follows == "change" and not quaternion:
+        return ("delta_angle" if is_angle(name) else "delta"), "follows the state's change to the next frame"
+    if found.follows == "scaled_change":
+        return UNKNOWN, "follows the state's change in another unit: increments (delta) or a rate (velocity)"
+    if quaternion:
+        return UNKNOWN, "part of a quaternion: absolute, or an increment (delta_rotation)"
+    return UNKNOWN, "its name says nothing, " + (
+        "the data neither" if has_state else "and no state shows what it does"
+    )
+
+
+def _join_neighbours(
+    decisions: list[Decision],
+    names: Sequence[str],
+    quaternions: set[int],
+    samples: Sequence[ActionSample],
+    found: Sequence[Evidence],
+) -> None:
+    """Take an undecided dimension as the others are, where most of them follow the same and it does not differ."""
+    follows = [item.follows for item in found if item.follows in ("state", "change")]
+    if not follows or len(set(follows)) > 1 or 2 * len(follows) < len(names):
+        return
+    for dim, (kind, _) in enumerate(decisions):
+        if kind != UNKNOWN or found[dim].follows != "nothing" or dim in quaternions or is_gripper(names[dim]):
+            continue
+        if kind_from_name(names[dim]) is not None:
+            continue  # what its name says was contradicted
+        if follows[0] == "state":
+            leans, taken = found[dim].alike_state, as_target(names[dim])
+        else:
+            leans, taken = found[dim].alike_change, "delta_angle" if is_angle(names[dim]) else "delta"
+        if is_constant(samples, dim) or leans > _LEANING:
+            decisions[dim] = (
+                taken,
+                f"as the {len(follows)} others, which follow the state's {_WHAT[follows[0]]}",
+            )
+
+
+_WHAT = {"state": "values", "change": "changes"}
+
+
+def _find_angles(decisions: list[Decision], samples: Sequence[ActionSample], quaternions: set[int]) -> None:
+    """Angles that nobody declared: their range and their jumps by a full turn tell."""
+    for dim, (kind, reason) in enumerate(decisions):
+        if kind not in ("absolute", UNKNOWN) or dim in quaternions or ", but " in reason:
+            continue
+        if any(turns_in(sample.actions[:, dim]) for sample in samples):
+            decisions[dim] = "angle", "its range is a full turn, and it jumps from one end to the other"

@@ -1,0 +1,76 @@
+"""Which columns of a LeRobot data set hold the action, and what its numbers are called.
+
+Most sets have one feature `action`; some split it: `action.delta_ee`, `action.gripper`. Split ones are put side by
+side in the order of info.json, and the part of the key behind the dot stays in the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from roboalign_ray.episodes.action_evidence import ActionSample
+from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_names import flat_names
+from roboalign_ray.episodes.action_resolution import resolve_actions
+
+_WHOLE = ("action", "actions")
+_PART = "action."
+_NOT_NUMBERS = ("video", "image", "string")
+
+
+class NamedFeature(Protocol):
+    """An entry of info.json's features."""
+
+    dtype: str
+    names: Any
+
+
+def action_keys(features: Mapping[str, NamedFeature]) -> tuple[str, ...]:
+    """The features that make up the action, in the order of their numbers; () where there is none."""
+    for key in _WHOLE:
+        if key in features:
+            return (key,)
+    return tuple(
+        key
+        for key, feature in features.items()
+        if key.startswith(_PART) and feature.dtype not in _NOT_NUMBERS
+    )
+
+
+def lerobot_card(
+    features: Mapping[str, NamedFeature],
+    sizes: Mapping[str, int],
+    samples: Iterable[ActionSample],
+    state_key: str,
+) -> ActionCard:
+    """The card of a LeRobot data set's actions.
+
+    Args:
+        features: of info.json.
+        sizes: numbers of each feature of `action_keys`, as the tables hold them.
+        samples: a few episodes.
+        state_key: the state's feature.
+    """
+    names: list[str] = []
+    notes: list[str] = []
+    for key, size in sizes.items():
+        given = features[key].names
+        own = flat_names(given, size)
+        if given is not None and not own:
+            notes.append(f"the names of '{key}' are not those of its {size} numbers, so they are not used")
+        names += _prefixed(key, own, size, alone=len(sizes) == 1)
+    samples = list(samples)
+    state_names: Sequence[str] = ()
+    if state_key in features and samples and samples[0].state is not None:
+        state_names = flat_names(features[state_key].names, samples[0].state.shape[1])
+    return resolve_actions(names, samples, state_names=state_names, notes=notes)
+
+
+def _prefixed(key: str, names: Sequence[str], size: int, *, alone: bool) -> Sequence[str]:
+    if alone and key in _WHOLE:
+        return names or [f"action[{d}]" for d in range(size)]
+    part = key.removeprefix(_PART)
+    if names:
+        return [f"{part}.{name}" for name in names]
+    return [part] if size == 1 else [f"{part}[{d}]" for d in range(size)]

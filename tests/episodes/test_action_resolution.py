@@ -1,0 +1,342 @@
+"""What actions are is taken from unambiguous names, confirmed layouts and the data; else it is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from action_sets import write_lerobot, write_rlds_action
+from made_episodes import made_episode
+
+from pipelines.cli import run
+from pipelines.episodes_convert import ConvertOptions, convert
+from pipelines.pretrain import run_pretrain
+from roboalign_ray.config import EpisodesConfig, JobConfig
+from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_names import flat_names, kind_from_name
+from roboalign_ray.episodes.action_option import declare
+from roboalign_ray.episodes.sources.lerobot import LeRobotSource
+from roboalign_ray.episodes.sources.rlds import RldsSource
+from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
+from roboalign_ray.episodes.windows import WindowSpec, fit_action_binner, held_out_windows
+from roboalign_ray.foundation.failures import UserError
+
+T = 24
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["delta_x", "dx", "d_x", "deltaX", "rel_x", "relative_y", "x_delta", "world_vector[0]"], "delta"),
+        (["delta_x [m]", "x [m/step]", "delta_ee.x", "action.delta_ee.z", "base_displacement"], "delta"),
+        (["delta_roll", "dyaw", "rotation_delta[2]", "rel_pitch [rad]", "delta_theta"], "delta_angle"),
+        (["eef_vel", "vx", "joint_velocity_3", "x [m/s]", "yaw [rad/s]", "speed", "theta.vel"], "velocity"),
+        (["elbow.pos", "joint_position[3]", "abs_x", "qpos_1"], "absolute"),
+        (["wrist_roll.pos", "abs_yaw"], "angle"),
+        (["gripper.pos", "gripper_position"], "hold"),
+        (["gripper_toggle"], "toggle"),
+        (["terminate_episode", "is_terminal", "done"], "event"),
+        (["delta_qx", "rel_quat[0]", "delta_rot6d[1]"], "delta_rotation"),
+        (["x", "joint_0", "motor_3", "gripper", "roll", "a", "action[0]", "qx", "delta_vel", "adx"], None),
+    ],
+)
+def test_only_names_with_one_meaning_declare_a_kind(names: list[str], kind: str | None) -> None:
+    assert {name: kind_from_name(name) for name in names} == dict.fromkeys(names, kind)
+
+
+@pytest.mark.parametrize(
+    ("names", "flat"),
+    [
+        (["x", "y"], ("x", "y")),
+        ([["x", "y"]], ("x", "y")),
+        ({"motors": ["x", "y"]}, ("x", "y")),
+        ({"y": 1, "x": 0}, ("x", "y")),
+        ({"1": "y", "0": "x"}, ("x", "y")),
+        ({"delta_ee": ["x"], "gripper": ["g"]}, ("delta_ee.x", "gripper.g")),
+        (None, ()),
+        (["x"], ()),
+        ({"x": 0, "y": 7}, ()),
+        ({"motors": None}, ()),
+    ],
+)
+def test_names_are_flattened_in_the_order_of_the_numbers(names: object, flat: tuple[str, ...]) -> None:
+    assert flat_names(names, 2) == flat
+
+
+def moved(actions: np.ndarray, folder: Path, stride: int = 4, kinds: str = "") -> float:
+    """What the first dimension holds after the first four frames."""
+    convert(folder / "set", folder / f"store{stride}", ConvertOptions(stride=stride, action_kind=kinds))
+    return float(open_store(folder / f"store{stride}").read(0).actions[0, 0])
+
+
+def steps(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=0.01, size=(T, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "names", [{"motors": ["x", "y", "z"]}, None, ["x", "y"], ["joint_0", "joint_1", "joint_2"]]
+)
+def test_the_state_tells_increments_from_targets(names: object, tmp_path: Path) -> None:
+    """State at t + 1 is state at t plus the action; or it is the action."""
+    walk = steps()
+    path = np.concatenate([np.zeros((1, 3)), np.cumsum(walk, axis=0)]).astype(np.float32) + 0.3
+    write_lerobot(tmp_path / "a" / "set", "v2.1", walk, names, path[:-1])
+    assert moved(walk, tmp_path / "a") == pytest.approx(walk[:4, 0].sum(), abs=1e-6)
+    write_lerobot(tmp_path / "b" / "set", "v3.0", path[1:], names, path[:-1])
+    assert moved(path[1:], tmp_path / "b") == pytest.approx(path[4, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("state", [None, "unrelated", "scaled"])
+def test_without_evidence_a_stride_is_refused_before_anything_is_written(
+    state: str | None, tmp_path: Path
+) -> None:
+    walk = steps()
+    states = None if state is None else steps(7) if state == "unrelated" else 0.05 * np.cumsum(walk, axis=0)
+    write_lerobot(tmp_path / "set", "v2.1", walk, ["x", "y", "z"], states)
+    with pytest.raises(UserError, match=r"x, y, z are.*--action-kind 'x=KIND") as refused:
+        moved(walk, tmp_path)
+    assert "\n" not in refused.value.line()
+    assert not (tmp_path / "store4").exists()
+    assert moved(walk, tmp_path, stride=1) == walk[0, 0]
+    assert moved(walk, tmp_path, kinds="x=delta,y=delta,z=delta") == pytest.approx(
+        walk[:4, 0].sum(), abs=1e-6
+    )
+
+
+def test_a_name_that_the_data_contradict_is_asked_for(tmp_path: Path) -> None:
+    path = np.cumsum(steps(), axis=0) + 0.3
+    write_lerobot(tmp_path / "set", "v2.1", path[1:], ["delta_x", "delta_y", "delta_z"], path[:-1])
+    card = LeRobotSource(tmp_path / "set").action_card
+    assert card.kinds == ("unknown",) * 3
+    assert "its values follow the state itself" in card.reasons[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_turning_increments_are_told_from_targets_in_any_unit(scale: float, tmp_path: Path) -> None:
+    """Radians or degrees: a small increment beside a large angle is no target."""
+    walk = np.random.default_rng(1).normal(scale=0.1 * scale, size=(T, 2)).astype(np.float32)
+    path = np.concatenate([np.zeros((1, 2)), np.cumsum(walk, axis=0)]).astype(np.float32) + 0.5 * scale
+    write_lerobot(tmp_path / "a", "v2.1", walk, ["roll", "yaw"], path[:-1])
+    assert LeRobotSource(tmp_path / "a").action_card.kinds == ("delta_angle",) * 2
+    write_lerobot(tmp_path / "b", "v2.1", path[1:], ["roll", "yaw"], path[:-1])
+    assert LeRobotSource(tmp_path / "b").action_card.kinds == ("angle",) * 2
+
+
+def gripper(values: list[float]) -> tuple[str, str]:
+    from roboalign_ray.episodes.action_evidence import ActionSample, gripper_kind
+
+    kind, reason = gripper_kind([ActionSample(np.array(values, np.float32)[:, None])], 0)
+    return kind or "unknown", reason
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([0, 0, 1, 1, 1, 0, 0], "hold"),
+        ([-1, -1, 1, 1, 1, -1], "hold"),
+        ([0.1, 0.2, 0.5, 0.4, 0.0], "hold"),
+        ([1, 1, 1, 1], "hold"),
+        ([0, 0, -1, 0, 0, 1, 0], "unknown"),
+        ([0, 0, 1, 0, 0, 1, 0], "unknown"),
+    ],
+)
+def test_a_gripper_that_may_be_toggled_is_asked_for(values: list[float], kind: str) -> None:
+    assert gripper(values)[0] == kind
+
+
+# --- RLDS: published layouts are believed only where the data agree ----------------------------------------------
+
+
+def pose_walk(order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> tuple[np.ndarray, np.ndarray]:
+    """Actions float32 [T, 7] that move a state [T, 7] whose dimensions stand in another order."""
+    rng = np.random.default_rng(3)
+    walk = rng.normal(scale=0.01, size=(T, 6)) * np.array([1, 2, 3, 8, 9, 10])
+    state = np.concatenate([np.zeros((1, 6)), np.cumsum(walk[:-1], axis=0)])
+    grip = np.repeat([1.0, 0.0], T // 2)[:, None]
+    return (
+        np.hstack([walk, grip]).astype(np.float32),
+        np.hstack([state[:, list(order)], 1 - grip]).astype(np.float32),
+    )
+
+
+def test_bridge_is_known_where_its_state_moves_as_it_says(tmp_path: Path) -> None:
+    actions, state = pose_walk()
+    write_rlds_action(tmp_path, {"": actions}, "bridge_dataset", state)
+    card = RldsSource(tmp_path).action_card
+    assert card.names[0] == "delta_x [m]"
+    assert card.kinds == (*("delta",) * 3, *("delta_angle",) * 3, "hold")
+
+
+@pytest.mark.parametrize("change", ["rotation first", "absolute", "wide gripper", "no state"])
+def test_bridge_in_another_layout_gets_no_names_by_its_length(change: str, tmp_path: Path) -> None:
+    actions, state = pose_walk((3, 4, 5, 0, 1, 2) if change == "rotation first" else (0, 1, 2, 3, 4, 5))
+    if change == "absolute":
+        actions[:, :6] = state[:, :6]
+    if change == "wide gripper":
+        actions[:, 6] *= 3
+    write_rlds_action(tmp_path, {"": actions}, "bridge_dataset", None if change == "no state" else state)
+    card = RldsSource(tmp_path).action_card
+    assert card.names == tuple(f"action[{d}]" for d in range(7))
+    assert "do not confirm bridge's layout" in " ".join(card.lines())
+    assert not set(card.kinds[:6]) & {"delta"} or change == "wide gripper"
+
+
+def test_a_dictionary_keeps_its_leaves_their_order_and_its_gripper(tmp_path: Path) -> None:
+    """Open X-Embodiment's older Bridge: rotation stands before translation, the gripper is a truth value."""
+    opened = np.arange(T) < T // 2
+    leaves = {
+        "open_gripper": opened,
+        "rotation_delta": np.tile(np.float32([0.1, 0.2, 0.3]), (T, 1)),
+        "terminate_episode": np.float32(np.arange(T) == 17),
+        "world_vector": np.tile(np.float32([1, 2, 3]), (T, 1)),
+    }
+    for name, prefixes in (
+        ("bridge", ("delta_x", "delta_roll")),
+        ("fractal20220817_data", ("world_v", "rotation")),
+    ):
+        write_rlds_action(tmp_path / name / "set", leaves, name)
+        convert(tmp_path / name / "set", tmp_path / name / "store", ConvertOptions(stride=4))
+        episode = open_store(tmp_path / name / "store").read(0)
+        first = dict(zip(episode.action_names, episode.actions.T, strict=True))
+        by_start = {start: next(v for n, v in first.items() if n.startswith(start)) for start in prefixes}
+        np.testing.assert_allclose(by_start[prefixes[0]], 4.0)
+        np.testing.assert_allclose(by_start[prefixes[1]], 0.4, rtol=1e-6)
+        assert first["open_gripper"].tolist() == opened[3::4].tolist()
+        assert first["terminate_episode"].tolist() == [0, 0, 0, 0, 1, 0]
+
+
+def test_rt1_s_gripper_is_one_shot(tmp_path: Path) -> None:
+    closing = np.zeros((T, 1), np.float32)
+    closing[[5, 14]] = [[1], [-1]]
+    write_rlds_action(tmp_path, {"gripper_closedness_action": closing}, "fractal20220817_data")
+    assert RldsSource(tmp_path).action_card.kinds == ("toggle",)
+
+
+def test_an_action_of_absurd_width_is_set_aside(tmp_path: Path) -> None:
+    write_rlds_action(tmp_path, {"": np.zeros((2, 5000), np.float32)})
+    source = RldsSource(tmp_path, fps=5.0)
+    assert source.action_card.names == ()
+    (item,) = source.episodes()
+    assert "5000 numbers" in item.reason
+
+
+# --- quaternions ------------------------------------------------------------------------------------------------
+
+
+def test_quaternion_increments_are_never_summed(tmp_path: Path) -> None:
+    half = np.random.default_rng(0).normal(scale=0.02, size=(T, 3))
+    turns = np.hstack([half, np.sqrt(1 - (half**2).sum(1, keepdims=True))]).astype(np.float32)
+    for names in (["delta_qx", "delta_qy", "delta_qz", "delta_qw"], None):
+        folder = tmp_path / str(names is None)
+        write_lerobot(folder / "set", "v2.1", turns, names)
+        with pytest.raises(UserError):
+            moved(turns, folder)
+        with pytest.raises(UserError, match="do not add up"):
+            moved(turns, folder, kinds="delta*4")
+        assert moved(turns, folder, stride=1) == turns[0, 0]
+
+
+# --- the option -------------------------------------------------------------------------------------------------
+
+CARD = ActionCard(("x [m]", "arm[0]", "arm[1]", "grip [-1 open, 1 closed]"), ("unknown",) * 4, ("",) * 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "delta,angle*2,hold",
+        "x=delta,arm=angle,grip=hold",
+        "X=delta, arm[0]=angle, arm[1]=angle, grip [-1 open, 1 closed]=hold",
+        "*=angle,x=delta,gr*=hold",
+    ],
+)
+def test_kinds_are_declared_by_name_or_in_order(text: str) -> None:
+    assert declare(CARD, text).kinds == ("delta", "angle", "angle", "hold")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("delta*3", "3 kinds for 4 dimensions"),
+        ("y=delta", "no dimension of the action is named 'y'"),
+        ("x=dleta", "did you mean 'delta'"),
+        ("x=unknown", "no kind of action"),
+        ("x=delta,hold", "mixes"),
+        ("delta*many,hold", "no KIND"),
+        ("delta*999999999", "no KIND"),
+        (" , ", "declares nothing"),
+    ],
+)
+def test_a_declaration_that_does_not_fit_is_one_line(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        declare(CARD, text)
+    assert "\n" not in refused.value.line()
+
+
+# --- stores -----------------------------------------------------------------------------------------------------
+
+
+def older_store(folder: Path, names: tuple[str, ...]) -> EpisodeStore:
+    """A store as it was written before kinds were stored."""
+    episodes = [replace(made_episode(0, start), action_names=names) for start in range(8)]
+    write_store(episodes, folder, held_out_fraction=0.4)
+    for shard in folder.glob("*.parquet"):
+        table = pq.read_table(shard).drop_columns(["action_kinds"])
+        pq.write_table(table.append_column("angle_dims", [[[]] * len(table)]), shard)
+    statistics = json.loads((folder / "statistics.json").read_text())
+    del statistics["actions"]["3"]["kinds"]
+    (folder / "statistics.json").write_text(json.dumps(statistics))
+    return open_store(folder)
+
+
+def test_older_stores_say_what_their_names_say(tmp_path: Path) -> None:
+    known = older_store(tmp_path / "a", ("delta_x [m]", "delta_yaw [rad]", "elbow.pos"))
+    assert known.read(0).action_kinds == ("delta", "delta_angle", "absolute")
+    assert len(held_out_windows(known, WindowSpec(frames=3, stride=2), 2)) == 2
+    assert open_store("shipped").read(0).action_kinds == ("delta", "delta", "delta", "hold")
+
+
+def test_a_store_of_unknown_kinds_is_read_whole_and_refused_at_a_stride(tmp_path: Path) -> None:
+    store = older_store(tmp_path / "s", ("x", "y", "elbow.pos"))
+    assert fit_action_binner(store, EpisodesConfig(held_out_fraction=0.4, action_bins=8)).dims == 3
+    config = EpisodesConfig(frame_stride=2, held_out_fraction=0.4, store=str(store.path))
+    with pytest.raises(UserError, match="x, y are"):
+        fit_action_binner(store, config)
+    with pytest.raises(UserError, match="x, y are"):
+        held_out_windows(store, WindowSpec(frames=2, stride=2), 1)
+    with pytest.raises(UserError, match=r"roboalign episodes declare .*--action-kind 'x=KIND,y=KIND'"):
+        run_pretrain(JobConfig(episodes=config), tmp_path / "out", ("tokenizer",), quiet=True)
+
+
+def test_declared_kinds_hold_for_windows_and_statistics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = older_store(tmp_path / "s", ("x", "y", "elbow.pos"))
+    assert (
+        run(["episodes", "declare", str(store.path), "--action-kind", "x=delta", "--action-kind", "y=delta"])
+        == 0
+    )
+    again = open_store(store.path)
+    assert again.read(0).action_kinds == ("delta", "delta", "absolute")
+    binner = fit_action_binner(again, EpisodesConfig(frame_stride=2, held_out_fraction=0.4, action_bins=8))
+    assert (binner.low[1], binner.high[1]) == (1.0, 1.0)  # two increments of 0.5
+    assert run(["episodes", "inspect", str(store.path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.split("\n{", 1)[-1].join(["{", ""]))
+    assert shown["actions"]["3"]["kinds"] == ["delta", "delta", "absolute"]
+
+
+def test_the_command_line_asks_in_one_line_and_tells_what_it_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lerobot(tmp_path / "set", "v2.1", steps(), ["x", "delta_y", "z"])
+    command = ["episodes", "convert", str(tmp_path / "set"), str(tmp_path / "store"), "--quiet", "--fps", "5"]
+    assert run(command) == 2
+    assert "it is not known what x, z are" in capsys.readouterr().err
+    assert run([*command, "--action-kind", "x=absolute,z=velocity"]) == 0
+    told = capsys.readouterr().out
+    assert "actions: delta_y: delta (its name says so)" in told
+    assert "actions: x: absolute (declared by --action-kind)" in told
