@@ -1,7 +1,7 @@
 """Videos to be labelled: a store of pairs, a Ray Dataset of its rows, or a folder of files with their instructions.
 
 videos/
-  0001.mp4     any container and codec that FFmpeg reads
+  0001.mp4     mp4, mov, mkv, webm or avi
   0001.json    {"instruction": "…"}; also fps, group_id, method
 """
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionKind, names_of
 from roboalign_ray.episodes.action_names import as_target, kind_from_name
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
+from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS
 from roboalign_ray.episodes.video import decode_video, encode_video
 
 SCHEMA_VERSION = 1
@@ -98,7 +99,10 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
         EpisodeError: the video does not decode, or the row contradicts itself.
     """
     try:
-        frames = {view["name"]: decode_video(view["video"]) for view in row["views"]}
+        frames = {
+            view["name"]: decode_video(view["video"], most_pixels=MOST_EPISODE_PIXELS)
+            for view in row["views"]
+        }
     except EpisodeError as error:
         raise EpisodeError(error.what, where=row["episode_id"]) from error
     actions = np.asarray(row["actions"], dtype=np.float32).reshape(row["length"], -1)

@@ -117,7 +117,10 @@ class FrameCollector:
         target = self._shaping.size(*size)
         self._room(target)
         assert self._frames is not None
-        self._frames[self._kept] = resize_frames(frame[None], *target, self._shaping.fit)[0]
+        same = target == size
+        self._frames[self._kept] = (
+            frame if same else resize_frames(frame[None], *target, self._shaping.fit)[0]
+        )
         self._kept += 1
 
     def done(self) -> Kept:

@@ -164,7 +164,8 @@ def read_frames(
 def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> np.ndarray:
     """uint8 [H, W, 3] RGB."""
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return np.rot90(convert.reformat(frame, format="rgb24", threads=1).to_ndarray(), turns)
+    picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    return np.rot90(picture, turns) if turns else picture
 
 
 def _all_frames(video: OpenVideo, deadline: float) -> Iterator[av.VideoFrame]:

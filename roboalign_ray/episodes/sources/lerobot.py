@@ -1,4 +1,4 @@
-"""LeRobot datasets, v2.x and v3.0: Parquet tables beside mp4 videos of any codec that FFmpeg reads.
+"""LeRobot datasets, v2.x and v3.0: Parquet tables beside mp4 videos (codecs: `video_container`).
 
 v2.x keeps one Parquet file and one mp4 per view for each episode, listed in meta/episodes.jsonl. v3.0 packs many
 episodes in one file: meta/episodes/chunk-*/file-*.parquet tells for each episode which data file holds its rows

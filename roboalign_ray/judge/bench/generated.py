@@ -1,7 +1,7 @@
 """Generated videos from anywhere: a folder of video files, each with a JSON file of the same name beside it.
 
     videos/
-      0001.mp4     any container and codec that FFmpeg reads; frame 0 is the real start frame
+      0001.mp4     mp4, mov, mkv, webm or avi; frame 0 is the real start frame
       0001.json    {"episode_id": "…", "start": 12, "method": "my_model"}
 
 `episode_id` and `start` name the real continuation in the episode store.

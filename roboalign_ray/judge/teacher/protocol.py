@@ -131,7 +131,7 @@ def read_request(
     """A video file, or its bytes, as a request.
 
     Args:
-        video: any container and codec that FFmpeg reads.
+        video: a container and codec of `episodes.video_container`.
         instruction: the sentence that it is judged against.
         name: for messages.
         most_pixels: of all frames together.
