@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from pipelines import own_packages
 from pipelines.loopback import bound_to_loopback
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, ReportedError, UserError
@@ -71,8 +73,9 @@ def start_ray(
         }
     _check_reachable(cluster.address)
     try:
-        with bound_to_loopback(cluster.address == "local" and not cluster.reachable):
-            ray.init(address=cluster.address, **options)
+        loopback = bound_to_loopback(cluster.address == "local" and not cluster.reachable)
+        with loopback, _own_packages_first(cluster.address) as environment:
+            ray.init(address=cluster.address, **environment, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster at '{cluster.address}' ({str(error).splitlines()[0]})",
@@ -83,6 +86,23 @@ def start_ray(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_packages_first(address: str) -> Iterator[dict[str, Any]]:
+    """Options of `ray.init` by which every worker imports the project's own packages first.
+
+    The function travels by value: a worker could not import it before it has run. Through a ray:// address nothing
+    needs to be done, since the driver's folder is not on the workers' import path then.
+    """
+    if address.startswith("ray://"):
+        yield {}
+        return
+    cloudpickle.register_pickle_by_value(own_packages)
+    try:
+        yield {"runtime_env": {"worker_process_setup_hook": own_packages.pin_packages}}
+    finally:
+        cloudpickle.unregister_pickle_by_value(own_packages)
 
 
 def set_environment() -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from roboalign_ray.config.base import FrozenConfig
+from roboalign_ray.config.paths import Place
 
 
 class AlignmentConfig(FrozenConfig):
@@ -57,6 +58,6 @@ class AlignmentConfig(FrozenConfig):
     zero_stage: Literal[0, 1, 2, 3] = 1
     evaluate_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 0
-    checkpoints: str = ""
+    checkpoints: Place = ""
     held_out_prompts: PositiveInt = 16
     held_out_samples: PositiveInt = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from roboalign_ray.config.base import FrozenConfig
+from roboalign_ray.config.paths import ShippedOrFolder
 
 
 class EpisodesConfig(FrozenConfig):
@@ -20,7 +21,7 @@ class EpisodesConfig(FrozenConfig):
         shuffle_buffer: windows held back for shuffling while streaming.
     """
 
-    store: str = "shipped"
+    store: ShippedOrFolder = "shipped"
     view: str | None = None
     frame_stride: PositiveInt = 1
     held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)

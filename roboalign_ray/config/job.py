@@ -13,6 +13,7 @@ from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
+from roboalign_ray.config.paths import ShippedOrFolder
 from roboalign_ray.config.rewards import RewardConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import TeacherConfig
@@ -65,13 +66,15 @@ class JobConfig(FrozenConfig):
 
     Attributes:
         tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package.
+
+    Relative paths, here and in the sections, count from the folder that the command is started in (`config.paths`).
     """
 
     name: str = "demo"
     seed: NonNegativeInt = 0
     output: str = "runs"
-    tokenizer_weights: str = "shipped"
-    world_model_weights: str = "shipped"
+    tokenizer_weights: ShippedOrFolder = "shipped"
+    world_model_weights: ShippedOrFolder = "shipped"
     episodes: EpisodesConfig = EpisodesConfig()
     simulation: SimulationConfig = SimulationConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.paths import ModelOrFolder, ShippedOrFolder
 
 DIMENSION_COUNT = 6
 
@@ -70,14 +71,14 @@ class StudentConfig(FrozenConfig):
     layers: PositiveInt = 12
     heads: PositiveInt = 9
     ffn: PositiveInt = 2304
-    text_encoder: str = "hashed"
+    text_encoder: ModelOrFolder = "hashed"
     text_hidden: PositiveInt = 384
     text_layers: PositiveInt = 4
     text_heads: PositiveInt = 6
     text_ffn: PositiveInt = 1536
     text_buckets: PositiveInt = 16_384
     text_words: PositiveInt = 32
-    vision_encoder: str = "patches"
+    vision_encoder: ModelOrFolder = "patches"
     freeze_pretrained: bool = True
     fusion_layers: PositiveInt = 2
     fusion_queries: PositiveInt = 8
@@ -272,8 +273,8 @@ class JudgeConfig(FrozenConfig):
         seed: of initialisation, order and resampling.
     """
 
-    weights: str = "shipped"
-    replay: str = "shipped"
+    weights: ShippedOrFolder = "shipped"
+    replay: ShippedOrFolder = "shipped"
     seed: NonNegativeInt = 0
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()

@@ -22,13 +22,14 @@ from pydantic import ValidationError
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.job import JobConfig
+from roboalign_ray.config.paths import with_absolute_paths
 from roboalign_ray.config.yaml_source import Located, parse_mapping, parse_value, problem, read_mapping
 
 _SUFFIXES = (".yaml", ".yml")
 
 
 def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """The job that a profile and overrides describe.
+    """The job that a profile and overrides describe; its paths are absolute, counted from the current folder.
 
     Args:
         profile: a name among `profile_names()`, or a path ending in .yaml or .yml.
@@ -48,7 +49,7 @@ def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
         values = _merge(JobConfig, values, over)
         origins = {**origins, path: origin}
     values.setdefault("name", merged.file.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))
-    return _validate(values, origins, profile)
+    return with_absolute_paths(_validate(values, origins, profile))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.paths import ModelOrFolder, PlaceOrNone
 
 Backend = Literal["transformers", "vllm", "openai"]
 
@@ -249,8 +250,8 @@ class TeacherConfig(FrozenConfig):
     """
 
     backend: Backend = "transformers"
-    model: str = "Qwen/Qwen3-VL-8B-Thinking"
-    adapter: str | None = None
+    model: ModelOrFolder = "Qwen/Qwen3-VL-8B-Thinking"
+    adapter: PlaceOrNone = None
     samples: PositiveInt = 5
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)

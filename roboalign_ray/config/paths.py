@@ -1,0 +1,87 @@
+"""Which settings name files, and how a relative path becomes absolute: once, before anything travels to a worker.
+
+Workers run in other folders than the command does, and on other machines. A relative path counts from the folder that
+the command was started in, wherever it was written: on the command line, in a profile or in one that it extends.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from roboalign_ray.config.base import ConfigError, FrozenConfig
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+Config = TypeVar("Config", bound=FrozenConfig)
+
+
+@dataclass(frozen=True)
+class PathKind:
+    """Marks a setting that names a file or a folder.
+
+    Attributes:
+        keywords: values that are no paths.
+        or_name: a value may also be a model's name; it is a path where such a folder exists or where it is written
+            like one ("./model", "~/model").
+    """
+
+    keywords: frozenset[str] = frozenset()
+    or_name: bool = False
+
+
+Place = Annotated[str, PathKind()]
+PlaceOrNone = Annotated[str | None, PathKind()]
+ShippedOrFolder = Annotated[str, PathKind(frozenset({"shipped"}))]
+ModelOrFolder = Annotated[str, PathKind(frozenset({"shipped", "hashed", "patches"}), or_name=True)]
+
+
+def with_absolute_paths(config: Config, prefix: str = "") -> Config:
+    """The same settings, with absolute paths; "~" is the home folder. URIs, keywords and models' names stay as they are.
+
+    Args:
+        prefix: dotted path of `config` in the whole tree, with a dot at its end; for messages.
+
+    Raises:
+        ConfigError: the current folder, or the home folder that a path names, does not exist.
+    """
+    changes: dict[str, object] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, FrozenConfig):
+            changes[name] = with_absolute_paths(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            kinds = [kind for kind in field.metadata if isinstance(kind, PathKind)]
+            changes |= {name: _absolute(value, kind, f"{prefix}{name}") for kind in kinds}
+    return config.model_copy(update=changes)
+
+
+def absolute_path(text: str | Path, where: str = "") -> Path:
+    """A path from the current folder on; "~" is the home folder. Links stay links.
+
+    Raises:
+        ConfigError: the current folder, or the home folder that the path names, does not exist.
+    """
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"'{text}' names a home folder that is not known", where=where) from None
+    except FileNotFoundError:
+        raise ConfigError(
+            "the current folder has been removed", where=where, remedy="change into another folder"
+        ) from None
+
+
+def is_uri(text: str) -> bool:
+    """Whether a text is a URI such as s3://bucket/folder."""
+    return _URI.match(text) is not None
+
+
+def _absolute(value: str, kind: PathKind, where: str) -> str:
+    if not value or value in kind.keywords or is_uri(value):
+        return value
+    written_as_path = value.startswith(("./", "../", "~", "/"))
+    if kind.or_name and not written_as_path and not Path(value).is_dir():
+        return value
+    return str(absolute_path(value, where))
