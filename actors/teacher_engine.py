@@ -112,7 +112,7 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
         raise UserError(
             f"vLLM cannot be used here ({error})",
             where="teacher.backend",
-            remedy="install the 'teacher' extra, or set it to transformers",
+            remedy="pip install 'roboalign-ray[teacher]' on every node, or set it to transformers",
         ) from error
     try:
         return LLM(

@@ -27,8 +27,8 @@ from pipelines.align_learner import Weights
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
 from pipelines.align_watch import Watch
 from pipelines.align_workers import RoleLost
+from pipelines.preflight import Preflight, check_ready
 from pipelines.runtime import start_ray
-from pipelines.weights import check_weights
 from roboalign_ray.alignment.batch import check_trainable
 from roboalign_ray.alignment.prompts import PromptSchedule, schedule_from_store
 from roboalign_ray.config import JobConfig
@@ -82,14 +82,14 @@ def run_align(
         RoleFailure: workers were lost for good, or a deadline passed.
         KeyboardInterrupt: the job was asked to end, and has left a checkpoint.
     """
-    check_trainable(config.rollout)
     out = out.absolute()
+    check_trainable(config.rollout)
     kept = RunCheckpoints(out / CHECKPOINTS, config.alignment.checkpoints)
     if not resume and ((out / ALIGNED).exists() or kept.begun()):
         raise UserError(
             "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
         )
-    check_weights(config)  # what is missing is told now, before Ray starts
+    config = check_ready(Preflight("align", config, out))
     check_tracking(config.telemetry.wandb)
     # Checked before any process is started: a damaged checkpoint is told at once.
     if resume:

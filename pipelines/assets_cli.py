@@ -99,9 +99,9 @@ def pack_judge(
       roboalign assets pack-judge runs/student --pairs runs/bench --to roboalign_ray/assets
     """
     from pipelines.pack import pack_judge as pack_run
-    from roboalign_ray.config.loading import load_job
+    from roboalign_ray.config.loading import resolve_job
 
-    _print_sizes(pack_run(run, pairs, to, load_job(profile), count), to, as_json)
+    _print_sizes(pack_run(run, pairs, to, resolve_job(profile), count), to, as_json)
 
 
 @app.command("range")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.feed import ordered_dataset
+from pipelines.preflight import Preflight, check_ready
 from pipelines.runtime import start_ray
 from pipelines.weights import tokenizer_folder, world_model_folder
 from roboalign_ray.config import JobConfig, RolloutConfig
@@ -125,6 +126,7 @@ def build_bench(
     """
     if out.exists() and not overwrite:
         raise UserError("already exists", where=str(out), remedy="choose another place or allow --overwrite")
+    config = check_ready(Preflight("bench", config, rollouts=rollouts))
     source = bench_source(config, rollouts=rollouts)
     maker = source.maker()
     planner = Planner(maker.index(), source.config, source.spec.span)

@@ -105,14 +105,14 @@ def bench_job(source: str, overrides: list[str] | tuple[str, ...], pairs: int | 
     Raises:
         UserError: neither, or an override that does not fit.
     """
-    from roboalign_ray.config.loading import load_job
+    from roboalign_ray.config.loading import resolve_job
 
     given = list(overrides)
     if pairs is not None:
         given.append(f"bench.pairs={pairs}")
     if (Path(source) / "statistics.json").is_file():
-        return load_job("demo", [f"episodes.store={source}", *given])
-    return load_job(source, given)
+        return resolve_job("demo", [f"episodes.store={source}", *given])
+    return resolve_job(source, given)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from pipelines.chaos_faults import Striker, alive
 from pipelines.chaos_nodes import chaos_cluster
 from pipelines.chaos_plan import count_faults, draw_plan, draw_soak
 from pipelines.chaos_report import ChaosReport, write_report
+from pipelines.preflight import Preflight, check_ready
 from pipelines.runtime import RoleFailure
 from roboalign_ray.alignment.audit import Finding, RunRecord, audit
 from roboalign_ray.alignment.prompts import schedule_from_store
@@ -79,6 +80,8 @@ def run_chaos(config: JobConfig, out: Path, order: Order, *, quiet: bool = False
         if order.minutes
         else draw_plan(order.seed, counts, config.alignment.prompts_per_update)
     )
+    # Several nodes are made for the job, so that it has room.
+    config = check_ready(Preflight("align", config, out), room=order.nodes == 1)
     began = time.monotonic()
     with chaos_cluster(config, order.nodes) as nodes:
         striker = Striker(plan, out, nodes, order.seed, seconds=bool(order.minutes))

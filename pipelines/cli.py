@@ -27,7 +27,7 @@ from pipelines import (
     simulation_cli,
 )
 from pipelines.jobs_cli import Json, Overrides, Profile
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, host_error
 
 EXIT_BUG = 1
@@ -106,7 +106,7 @@ def plan(
     """
     from pipelines.plan import make_plan, print_plan
 
-    result = make_plan(load_job(profile, overrides or ()), address=address, cluster_file=cluster)
+    result = make_plan(resolve_job(profile, overrides or ()), address=address, cluster_file=cluster)
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from pipelines.placement import GPU, Node
 from roboalign_ray.config import ClusterConfig, FrozenConfig
 from roboalign_ray.config.yaml_source import read_mapping
+from roboalign_ray.foundation.environment import usable_cores
 from roboalign_ray.foundation.failures import UserError
 
 _GB = 1e9
@@ -39,6 +40,19 @@ class NodeConfig(FrozenConfig):
     accelerator_type: str | None = None
     resources: dict[str, float] = Field(default_factory=dict)
     count: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """What a cluster has.
+
+    Attributes:
+        nodes: those that are there, and those that an autoscaler may still start.
+        open_ended: more may be started, of which nothing is known: what does not fit may still fit later.
+    """
+
+    nodes: tuple[Node, ...]
+    open_ended: bool = False
 
 
 def described_nodes(path: Path) -> list[Node]:
@@ -68,48 +82,105 @@ def _from_entry(entry: Any, where: str) -> list[Node]:
 
 
 def local_node() -> Node:
-    """This machine as Ray would see it: usable cores, visible CUDA devices, memory within the container's limit."""
-    import torch
+    """This machine as a local Ray sees it: usable cores, accelerators, memory within the container's limit."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
 
-    resources = {"CPU": float(_cores()), GPU: float(torch.cuda.device_count())}
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    # Ray calls "NVIDIA H100 80GB HBM3" an "H100".
-    if match := re.match(r"\w+ (?:\w+ )?([A-Z]+\d+)", device):
-        resources[f"accelerator_type:{match[1]}"] = 1.0
+    resources = {"CPU": float(usable_cpus()), GPU: 0.0}
+    # Ray's own count: it asks the driver alone, so that torch need not be imported.
+    manager: Any = get_accelerator_manager_for_resource(GPU)
+    if devices := int(manager.get_current_node_num_accelerators()):
+        visible = manager.get_current_process_visible_accelerator_ids()
+        resources[GPU] = float(devices if visible is None else min(devices, len(visible)))
+        if resources[GPU] and (kind := manager.get_current_node_accelerator_type()):
+            resources[f"accelerator_type:{kind}"] = 1.0
     return Node(platform.node() or "localhost", resources, float(_memory()))
 
 
-def ray_nodes(address: str) -> list[Node]:
-    """Nodes alive in the Ray cluster at `address`.
+def cluster_of(config: ClusterConfig) -> ClusterView:
+    """The cluster that a job would run on now: the one that is connected, this machine, or the one at its address.
 
     Raises:
-        UserError: no cluster answers there.
+        ReportedError: no cluster answers at the address.
     """
     import ray
 
+    if ray.is_initialized():
+        return _connected()
+    return ClusterView((local_node(),)) if config.address == "local" else ray_cluster(config.address)
+
+
+def ray_cluster(address: str) -> ClusterView:
+    """The Ray cluster at `address`: its nodes, and those that it may still start.
+
+    Raises:
+        ReportedError: no cluster answers there.
+    """
     from pipelines.runtime import start_ray
 
     with start_ray(ClusterConfig(address=address), worker_logs=False):
-        alive = [node for node in ray.nodes() if node["Alive"]]
-    return [
+        return _connected()
+
+
+def usable_cpus() -> int:
+    """Processor cores that this process may use: its affinity and its container's quota, at least 1."""
+    cores = usable_cores()
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    if not period:  # the older version of control groups
+        quota, period = _cgroup("cpu/cpu.cfs_quota_us"), _cgroup("cpu/cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit() and int(period):
+        cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
+
+
+def _connected() -> ClusterView:
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(
         Node(
             node["NodeManagerHostname"],
             {name: amount for name, amount in node["Resources"].items() if not name.startswith(_INTERNAL)},
             node["Resources"].get("memory", 0.0),
         )
         for node in alive
+    )
+    # Nodes of a launcher or an operator belong to a named group, from which an autoscaler may start more.
+    groups = [(node.get("Labels") or {}).get(_GROUP_LABEL, "") for node in alive]
+    if not any(groups):
+        return ClusterView(nodes)
+    limits = _group_limits()
+    if limits is None:
+        return ClusterView(nodes, open_ended=True)
+    return ClusterView((*nodes, *_to_come(limits, groups)))
+
+
+def _group_limits() -> list[tuple[str, dict[str, float], int]] | None:
+    """Name, resources and most nodes of every group that the autoscaler has told of; None where it told nothing."""
+    from ray._private.state import state
+
+    try:
+        told = state.get_cluster_config()
+    except Exception:  # through ray:// it cannot be asked for
+        return None
+    groups = list(told.node_group_configs) if told else []
+    if not groups or any(group.max_count < 0 for group in groups):
+        return None
+    return [
+        (group.name, {k: float(v) for k, v in group.resources.items()}, group.max_count) for group in groups
+    ]
+
+
+def _to_come(limits: list[tuple[str, dict[str, float], int]], present: list[str]) -> list[Node]:
+    """Nodes that groups may still start."""
+    return [
+        Node(f"{name} (not started yet)", {k: v for k, v in resources.items() if k != "memory"})
+        for name, resources, most in limits
+        for _ in range(max(0, most - present.count(name)))
     ]
 
 
 _INTERNAL = ("node:", "memory", "object_store_memory")
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
+_GROUP_LABEL = "ray.io/node-group"
 
 
 def _memory() -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from pipelines.align import ALIGNED, JOURNAL, AlignResult, run_align
 from pipelines.align_crew import JUDGE
 from pipelines.evaluate import Bench, make_bench, run_one_step, run_policies, run_rollouts
+from pipelines.preflight import Preflight, check_ready
 from pipelines.weights import world_model_folder
 from roboalign_ray.config import JobConfig
 from roboalign_ray.evaluation.protocols import standard_policies
@@ -89,6 +90,7 @@ def run_demo(
         UserError: as `run_align` and `make_bench`.
     """
     began, settings = time.monotonic(), config.evaluation
+    config = check_ready(Preflight("demo", config, out))
     base = world_model_folder(config)
     bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=base)
     aligned = run_align(config, out, resume=resume, quiet=quiet)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.preflight import Preflight, check_ready
 from pipelines.train_job import SUMMARY as TRAINING
 from pipelines.train_job import TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig
@@ -64,6 +65,7 @@ def run_distill(
     out = out.absolute()
     paths = [str(Path(path).absolute()) for path in pairs]
     _check_material(config, LabelledPairs(paths), start)
+    config = check_ready(Preflight("train", config, out))
     spec = {
         "config": config.model_dump(),
         "out": str(out),

@@ -211,9 +211,9 @@ def simulation_config(
     from pydantic import ValidationError
 
     from roboalign_ray.config import SimulationConfig
-    from roboalign_ray.config.loading import load_job, parse_override
+    from roboalign_ray.config.loading import parse_override, resolve_job
 
-    values = {} if profile is None else load_job(profile).simulation.model_dump()
+    values = {} if profile is None else resolve_job(profile).simulation.model_dump()
     values.update(options)
     for text in overrides:
         key, value = parse_override(text)

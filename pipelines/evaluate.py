@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.preflight import Preflight, check_ready
 from pipelines.weights import tokenizer_folder, world_model_folder
 from roboalign_ray.config import JobConfig, RefreshConfig
 from roboalign_ray.episodes.actions import ActionBinner
@@ -132,6 +133,7 @@ def run_evaluate(
     """
     settings = config.evaluation
     folder = model or world_model_folder(config)
+    config = check_ready(Preflight("evaluate", config, out, model=folder))
     bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=folder)
     result: dict[str, Any] = {
         "lpips": bench.lpips.label,

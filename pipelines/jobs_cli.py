@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import UserError
 
 Profile = Annotated[
@@ -255,7 +255,7 @@ def distill(
 
 def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
     """The job, and the folder that it runs in."""
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     return config, out or Path(config.output) / config.name
 
 

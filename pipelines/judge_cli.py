@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import Failed, UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def score(
       roboalign judge score *.mp4 -i "push it" --judge teacher --profile paper_rt1 --set teacher.backend=vllm --json
       roboalign judge score a.mp4 -i "push it" --judge teacher --profile paper_rt1 --set teacher.backend=openai
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     _check_settings(judge, overrides)
     if not instruction.strip():
         raise UserError(
@@ -128,7 +128,7 @@ def label(
       roboalign judge label videos --out labels --profile paper_rt1 --set teacher.backend=vllm
       roboalign judge label bench --split held_out --out labels
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     from dataclasses import asdict
 
     from pipelines.judge_label import run_label
@@ -197,7 +197,7 @@ def select(
       roboalign judge select --set judge.weights=runs/student/assessed --samples 16
       roboalign judge select --model judged=runs/r/judged-0/aligned --model judged=runs/r/judged-1/aligned
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     named = _named(models or ())
     if out is not None and out.exists() and not out.is_dir():
         raise UserError("is a file, not a folder", where=str(out))
@@ -246,7 +246,7 @@ def train(
       roboalign judge train teacher --pairs bench --out runs/teacher
       roboalign judge train paper_rt1 --pairs bench --set teacher.training.lora_rank=64
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     from pipelines.judge_train import run_judge_train
 
     summary = run_judge_train(config, pairs, out or Path(config.output) / config.name, quiet=quiet)
@@ -279,7 +279,7 @@ def serve(
       roboalign judge serve --judge teacher --profile paper_rt1 --port 8080 --set serving.max_replicas=8
       curl --data-binary @a.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/score?instruction=open+the+drawer'
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     _check_settings(judge, overrides)
     from pipelines.judge_serve import run_serve
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipelines.judge_items import items_of
 from pipelines.judge_pool import Keyed, Outcome, TeacherPool, teacher_pool
+from pipelines.preflight import Preflight, check_ready
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.agreement import Agreement, agreement
@@ -79,6 +80,7 @@ def run_label(
     from pipelines.runtime import start_ray
 
     items = items_of(source, split=split, count=count)
+    config = check_ready(Preflight("label", config, out))
     with start_ray(config.cluster, worker_logs=False), teacher_pool(config) as pool:
         return label_items(items, pool, config, out, round_number=round_number)
 

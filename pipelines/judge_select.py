@@ -18,6 +18,7 @@ import numpy as np
 
 from pipelines.evaluate import Bench, make_bench
 from pipelines.judged import JUDGE_TITLES, PRIVILEGED, Panel, make_panel
+from pipelines.preflight import Preflight, check_ready
 from pipelines.weights import world_model_folder
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.actions import ActionBinner
@@ -98,6 +99,7 @@ def run_select(
         UserError: weights, store or a judge cannot be read, a model has another layout, or nothing can be measured.
     """
     models = models or {}
+    config = check_ready(Preflight("select", config))
     base = world_model_folder(config)
     bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
     folders = [folder for found in models.values() for folder in found]

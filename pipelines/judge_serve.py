@@ -26,10 +26,11 @@ from ray.serve.schema import ApplicationStatus
 from actors.judge_front import LOOPBACK_NAMES, JudgeIngress, bearer_token, front_of
 from actors.judge_service import JudgeKind, JudgeService
 from pipelines.judge_http import HttpLimits, WebServer
+from pipelines.preflight import Preflight, check_ready
 from pipelines.runtime import RoleFailure, role_threads, start_ray
 from pipelines.weights import student_folder
 from roboalign_ray.config import FrozenConfig, JobConfig, RoleConfig, ServingConfig
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.episodes.video import encode_video
 
 NAME = "judge"
@@ -63,7 +64,7 @@ def application(arguments: dict[str, Any]) -> Application:
         UserError: an argument is wrong, or the judge cannot be loaded.
     """
     wanted = ServedJob.model_validate(arguments)
-    config = load_job(wanted.profile, wanted.overrides)
+    config = resolve_job(wanted.profile, wanted.overrides)
     return ingress_application(config, judge_application(config, wanted.judge))
 
 
@@ -110,6 +111,7 @@ def run_serve(
         UserError: the judge cannot be loaded, the port is taken, or the token cannot be used.
         RoleFailure: the replicas do not start.
     """
+    config = check_ready(Preflight(f"serve {judge}", config))
     served = judge_application(config, judge)
     bearer_token(config.serving)
     web = WebServer(host, port)
@@ -227,15 +229,10 @@ def _resources(role: RoleConfig) -> dict[str, Any]:
 def _check_teacher(config: JobConfig) -> None:
     """Raises UserError where it shows without loading a model that there is none."""
     from roboalign_ray.judge.teacher.opening import open_teacher
-    from roboalign_ray.judge.teacher.sources import check_adapter, model_source
 
-    teacher = config.teacher
-    if teacher.backend == "openai":
-        open_teacher(teacher)
-        return
-    model_source(teacher.model)
-    if teacher.adapter:
-        check_adapter(teacher.adapter, teacher.model)
+    check_ready(Preflight("serve teacher", config), room=False)
+    if config.teacher.backend == "openai":
+        open_teacher(config.teacher)
 
 
 def _wait_until_up(stop: threading.Event) -> None:

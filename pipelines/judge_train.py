@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.judge_engine import ADAPTER, MERGED, DeepSpeedTeacher, copy_processor
 from pipelines.pair_batches import PairBatches
+from pipelines.preflight import Preflight, check_ready
 from pipelines.train_job import TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
@@ -62,6 +63,7 @@ def run_judge_train(
     for name in ("pairs_per_step", *(["vision_pairs_per_step"] if settings.vision_steps else [])):
         workers = config.cluster.trainer.workers
         check_shares(getattr(settings, name), "pairs", workers, where=f"teacher.training.{name}")
+    config = check_ready(Preflight("train", config, out))
     source = _start(config.teacher, material, out)
     spec = {"config": config.model_dump(), "out": str(out), "pairs": paths, "source": source}
     with start_ray(config.cluster, worker_logs=False):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from roboalign_ray.config import RoleConfig
+from roboalign_ray.config import ClusterConfig, JobConfig, RoleConfig
 from roboalign_ray.foundation.failures import UserError
 
 _EPSILON = 1e-6
@@ -48,14 +48,16 @@ class Placement:
     Attributes:
         nodes: node name per bundle, in the bundles' order; empty when it does not fit.
         missing: one line that names the missing resource; "" when it fits.
+        growing: the same of a cluster that may still grow, so that the job may fit later.
     """
 
     nodes: tuple[str, ...] = ()
     missing: str = ""
+    growing: str = ""
 
     @property
     def fits(self) -> bool:
-        """Whether every bundle has its place."""
+        """Whether every bundle has its place, or may get one."""
         return not self.missing
 
 
@@ -99,6 +101,60 @@ class _Free:
             (name, round(amount, 5)) for name, amount in self.amounts.items() if amount > _EPSILON
         )
         return tuple(amounts), tuple(sorted(round(left, 5) for left in self.devices))
+
+
+def roles_of(job: str, config: JobConfig) -> list[tuple[str, RoleConfig]]:
+    """The roles whose workers a job holds at the same time, by name.
+
+    Args:
+        job: "train", "align", "label", "serve student", "serve teacher", or a job that holds none.
+    """
+    cluster, judge = config.cluster, config.reward.needs_judge
+    labels = judge and config.judge.relabel.teacher != "none"
+    replicas = {"workers": max(1, config.serving.min_replicas)}
+    return {
+        "train": [("trainer", cluster.trainer)],
+        "align": [
+            ("rollout", cluster.rollout),
+            ("scorer", cluster.scorer),
+            ("learner", cluster.learner),
+            *([("teacher", cluster.teacher)] if labels else []),
+            # One distiller, however many its section says: it holds the student.
+            *([("distiller", cluster.distiller.model_copy(update={"workers": 1}))] if judge else []),
+        ],
+        "label": [("teacher", cluster.teacher)],
+        "serve student": [("scorer", cluster.scorer.model_copy(update=replicas))],
+        "serve teacher": [("teacher", cluster.teacher.model_copy(update=replicas))],
+    }.get(job, [])
+
+
+def placement_of(
+    job: str, config: JobConfig, nodes: Sequence[Node], *, here: bool, open_ended: bool = False
+) -> Placement:
+    """Where a job's workers stand, or what is missing for them.
+
+    Args:
+        job: as in `roles_of`.
+        here: the nodes are this machine, whose memory must hold Ray's object store too.
+        open_ended: the cluster may grow to an unknown size; what does not fit now may fit then.
+
+    Raises:
+        UserError: a role asks for 1.5 GPUs.
+    """
+    bundles = [bundle for role, settings in roles_of(job, config) for bundle in bundles_of(role, settings)]
+    placement = place(bundles, nodes)
+    if not placement.fits:
+        return Placement(growing=placement.missing) if open_ended else placement
+    return _with_store(placement, config.cluster, nodes[0]) if here else placement
+
+
+def _with_store(placement: Placement, cluster: ClusterConfig, node: Node) -> Placement:
+    if node.memory and cluster.object_store_gb * 1e9 > node.memory:
+        memory = f"{node.memory / 1e9:.1f} GB"
+        return Placement(
+            missing=f"memory: object_store_gb {cluster.object_store_gb:g}, this machine has {memory}"
+        )
+    return placement
 
 
 def bundles_of(role: str, config: RoleConfig) -> list[Bundle]:

@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster_view import described_nodes, local_node, ray_nodes
-from pipelines.placement import Bundle, Node, Placement, bundles_of, place
+from pipelines.cluster_view import ClusterView, cluster_of, described_nodes
+from pipelines.placement import Node, Placement, bundles_of, placement_of, roles_of
+from pipelines.preflight import Preflight, cannot_be_placed, find_fault
 from pipelines.sizes import byte_sizes, parameter_counts, token_sizes
-from roboalign_ray.config import ClusterConfig, JobConfig
+from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import dump_yaml
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import ReportedError
 
-# Roles that stand at the same time, by job.
-PHASES = {"pre-training": ("trainer",), "alignment": ("rollout", "scorer", "learner")}
+# The parts of a job, each with the name of its kind in `preflight` and of its roles in `placement`.
+PHASES = {"pre-training": ("pretrain", "train"), "alignment": ("align", "align")}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Plan:
         tokens, bytes: per slot, rollout, group and update.
         nodes: the cluster that was looked at.
         placement: per phase, node names by bundle or what is missing.
+        faults: per phase, what is wrong with its episodes and weights; none where all is well.
+        described: the cluster is only described: the job does not run from here, and need not find its files here.
     """
 
     config: JobConfig
@@ -34,6 +37,8 @@ class Plan:
     bytes: dict[str, int]
     nodes: tuple[Node, ...]
     placement: dict[str, Placement]
+    faults: dict[str, ReportedError]
+    described: bool = False
 
     @property
     def missing(self) -> str:
@@ -41,13 +46,16 @@ class Plan:
         return next((f"{name}: {p.missing}" for name, p in self.placement.items() if not p.fits), "")
 
     def require_fit(self) -> None:
-        """Raise `UserError` naming the missing resource where the job cannot be placed."""
+        """Raise what keeps the job from running: the missing resource first, then episodes or weights.
+
+        Raises:
+            ReportedError: as the jobs themselves would say it.
+        """
         if self.missing:
-            raise UserError(
-                f"the job cannot be placed: {self.missing}",
-                where=f"plan of '{self.config.name}'",
-                remedy="change cluster.<role> with --set, or look at another cluster with --address or --cluster",
-            )
+            raise cannot_be_placed(self.missing, self.config)
+        if not self.described:
+            for fault in self.faults.values():
+                raise fault
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -58,63 +66,60 @@ class Plan:
             "bytes": self.bytes,
             "nodes": [asdict(node) for node in self.nodes],
             "placement": {name: self._placement_json(name) for name in self.placement},
+            "input": {name: self.input(name) for name in self.placement},
         }
 
+    def input(self, phase: str) -> str:
+        """ "ready", or what is wrong with a phase's episodes or weights, in one line."""
+        return self.faults[phase].line() if phase in self.faults else "ready"
+
     def _placement_json(self, phase: str) -> dict[str, Any]:
-        placement, bundles = self.placement[phase], _bundles(self.config.cluster, PHASES[phase])
+        placement = self.placement[phase]
+        roles = roles_of(PHASES[phase][1], self.config)
+        bundles = [bundle for role, settings in roles for bundle in bundles_of(role, settings)]
         nodes = placement.nodes or (None,) * len(bundles)
         return {
             "fits": placement.fits,
-            "missing": placement.missing,
+            "missing": placement.missing or placement.growing,
             "bundles": [{**asdict(b), "node": node} for b, node in zip(bundles, nodes, strict=True)],
         }
 
 
 def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Path | None = None) -> Plan:
-    """Sizes of a job, and its placement on a cluster.
+    """Sizes of a job, its placement on a cluster, and what is wrong with its input.
 
     Args:
         address: a running Ray cluster to look at; None takes the job's own (`cluster.address`).
         cluster_file: a described cluster, looked at instead.
 
     Raises:
-        UserError: the cluster cannot be reached, its description is wrong, or a role asks for 1.5 GPUs.
+        ReportedError: the cluster cannot be reached, its description is wrong, or a role asks for 1.5 GPUs.
     """
-    nodes = _nodes(address or config.cluster.address, cluster_file)
+    view = _view(config, address, cluster_file)
     # A local Ray stands on this machine: its object store must fit into the memory here.
-    store_here = cluster_file is None and (address or config.cluster.address) == "local"
+    here = cluster_file is None and (address or config.cluster.address) == "local"
+    faults = {phase: find_fault(Preflight(kind, config)) for phase, (kind, _) in PHASES.items()}
     return Plan(
         config=config,
         parameters=parameter_counts(config),
         tokens=token_sizes(config),
         bytes=byte_sizes(config),
-        nodes=nodes,
+        nodes=view.nodes,
         placement={
-            name: _with_store(
-                place(_bundles(config.cluster, roles), nodes), config.cluster, nodes[0], store_here
-            )
-            for name, roles in PHASES.items()
+            phase: placement_of(roles, config, view.nodes, here=here, open_ended=view.open_ended)
+            for phase, (_, roles) in PHASES.items()
         },
+        faults={phase: fault for phase, fault in faults.items() if fault is not None},
+        described=cluster_file is not None,
     )
 
 
-def _nodes(address: str, cluster_file: Path | None) -> tuple[Node, ...]:
+def _view(config: JobConfig, address: str | None, cluster_file: Path | None) -> ClusterView:
     if cluster_file is not None:
-        return tuple(described_nodes(cluster_file))
-    return (local_node(),) if address == "local" else tuple(ray_nodes(address))
-
-
-def _bundles(cluster: ClusterConfig, roles: tuple[str, ...]) -> list[Bundle]:
-    return [bundle for role in roles for bundle in bundles_of(role, getattr(cluster, role))]
-
-
-def _with_store(placement: Placement, cluster: ClusterConfig, node: Node, here: bool) -> Placement:
-    if placement.fits and here and node.memory and cluster.object_store_gb * 1e9 > node.memory:
-        memory = f"{node.memory / 1e9:.1f} GB"
-        return Placement(
-            missing=f"memory: object_store_gb {cluster.object_store_gb:g}, this machine has {memory}"
-        )
-    return placement
+        return ClusterView(tuple(described_nodes(cluster_file)))
+    if address is None or address == config.cluster.address:
+        return cluster_of(config.cluster)
+    return cluster_of(config.cluster.model_copy(update={"address": address}))
 
 
 def print_plan(plan: Plan) -> None:
@@ -130,6 +135,7 @@ def print_plan(plan: Plan) -> None:
         ("Bytes", [(_words(name), _bytes(amount)) for name, amount in plan.bytes.items()]),
         ("Cluster", [(node.name, _amounts(node)) for node in plan.nodes]),
         ("Bundles", _bundle_rows(plan)),
+        ("Input", [(phase, plan.input(phase)) for phase in plan.placement]),
     ):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for row in rows:
@@ -149,12 +155,18 @@ def _parameter_rows(plan: Plan) -> list[tuple[str, str]]:
 def _bundle_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     for phase, placement in plan.placement.items():
-        rows.append((phase, "fits" if placement.fits else f"does not fit: {placement.missing}"))
-        for role in PHASES[phase]:
-            bundles = bundles_of(role, getattr(plan.config.cluster, role))
+        rows.append((phase, _fit(placement)))
+        for role, settings in roles_of(PHASES[phase][1], plan.config):
+            bundles = bundles_of(role, settings)
             needs = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].needs.items())
-            rows.append((f"  {role}", f"{len(bundles)} × ({needs})"))
+            rows.append((f"  {role}", f"{len(bundles)} × ({needs or 'nothing'})"))
     return rows
+
+
+def _fit(placement: Placement) -> str:
+    if placement.growing:
+        return f"does not fit now ({placement.growing}); the cluster may grow"
+    return "fits" if placement.fits else f"does not fit: {placement.missing}"
 
 
 def _words(name: str) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.preflight import Preflight, check_ready
 from pipelines.train_job import SUMMARY, TrainJob, check_shares, run_train_job, train_worker
 from roboalign_ray.config import JobConfig
-from roboalign_ray.episodes.store import check_action_kinds, open_store
+from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import fit_action_binner
 from roboalign_ray.foundation.failures import UserError
 
@@ -39,15 +40,9 @@ def run_pretrain(
         RoleFailure: a stage failed more often than its workers may be restarted.
     """
     from pipelines.runtime import start_ray
-    from pipelines.weights import tokenizer_folder
 
-    store = open_store(config.episodes.store)  # what is wrong is told now, not by a worker
-    check_action_kinds(store, config.episodes.frame_stride)
-    if "world_model" in stages:
-        _check_action_dims(fit_action_binner(store, config.episodes).dims, config.world_model.action_dims)
     out = out.absolute()
-    if "tokenizer" not in stages and not (out / "tokenizer" / SUMMARY).is_file():
-        tokenizer_folder(config)
+    config = check_ready(Preflight("pretrain", config, out, stages=stages))
     with start_ray(config.cluster, worker_logs=False):
         return {stage: _run_stage(config, out, stage, quiet) for stage in stages}
 
@@ -136,15 +131,6 @@ def _tokenizer_job(config: JobConfig) -> TrainJob:
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )
-
-
-def _check_action_dims(found: int, configured: int) -> None:
-    if found != configured:
-        raise UserError(
-            f"the store's actions have {found} dimensions, the layout {configured}",
-            where="world_model.action_dims",
-            remedy=f"set it to {found}",
-        )
 
 
 def _world_model_job(config: JobConfig, out: Path) -> TrainJob:

@@ -24,6 +24,7 @@ from pipelines.align import ALIGNED, LOGS, run_align
 from pipelines.align_state import check_settings, keep_settings
 from pipelines.evaluate import Bench, make_bench
 from pipelines.judged import JUDGE_TITLES, PRIVILEGED, Panel, make_panel, run_judged
+from pipelines.preflight import Preflight, check_ready
 from pipelines.weights import world_model_folder
 from roboalign_ray.config import JobConfig
 from roboalign_ray.evaluation.bootstrap import bootstrap_mean
@@ -91,9 +92,10 @@ def run_alignment(
     Raises:
         UserError: the folder holds an experiment with other settings; or as `run_align`.
     """
-    keep_settings(out, config, check_same_experiment, made=_made_before(out))
     runs = [Run("judged", seed) for seed in range(seeds)]
     runs += [Run(arm, seed) for arm in ALIGNMENT_ARMS if arm != "judged" for seed in range(single)]
+    _check_before(runs, changed(config, ALIGNMENT_ARMS["judged"], config.seed), out)
+    keep_settings(out, config, check_same_experiment, made=_made_before(out))
     judge_of = _Judges(config)
     base = _judged(judge_of, world_model_folder(config), out / f"{BASE}.json", quiet)
     results = {run: _made(config, run, ALIGNMENT_ARMS, judge_of, out, quiet) for run in runs}
@@ -127,6 +129,7 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
             where="judge.relabel",
             remedy="set a teacher and held_out_samples",
         )
+    _check_before([Run(arm, seed) for arm in HACKING_ARMS for seed in range(seeds)], config, out)
     keep_settings(out, config, check_same_experiment, made=_made_before(out))
     curves: dict[str, list[dict[str, Any]]] = {}
     for arm in HACKING_ARMS:
@@ -163,6 +166,12 @@ def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:
             place = place[section]
         place[name] = value
     return JobConfig.model_validate(tree)
+
+
+def _check_before(runs: Sequence[Run], config: JobConfig, out: Path) -> None:
+    """What the runs need, where one of them is still to be made: an experiment that is complete needs nothing."""
+    if not all((out / run.name / ALIGNED).is_dir() for run in runs):
+        check_ready(Preflight("reproduce", config, out))
 
 
 def _made_before(out: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import resolve_job
 
 HELP = """Make an experiment again: several alignment runs, judged side by side. Started again, it goes on.
 
@@ -46,7 +46,7 @@ def alignment(
       roboalign reproduce alignment
       roboalign reproduce alignment --seeds 5 --single 5 --out runs/five
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     from pipelines.reproduce import alignment_table, run_alignment
 
     folder = _folder(out, config.output, config.name)
@@ -69,7 +69,7 @@ def hacking(
     [bold]Examples[/bold]
       roboalign reproduce hacking
     """
-    config = load_job(profile, overrides or ())
+    config = resolve_job(profile, overrides or ())
     from pipelines.reproduce import hacking_table, run_hacking
 
     told = run_hacking(config, _folder(out, config.output, config.name), seeds=seeds, quiet=quiet)

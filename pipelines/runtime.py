@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,12 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from pipelines import own_packages
+from pipelines.cluster_view import usable_cpus
+from pipelines.deaths import death_reason, reported_reason
 from pipelines.loopback import bound_to_loopback
+from pipelines.ray_start import check_local_start, check_reachable, start_failure
 from roboalign_ray.config import ClusterConfig, RoleConfig
-from roboalign_ray.foundation.failures import Failed, ReportedError, UserError
+from roboalign_ray.foundation.failures import Failed, ReportedError
 from roboalign_ray.foundation.weights_format import WeightsRefused
 
 # Defaults for this process and all workers that it starts; a value set outside wins.
@@ -58,7 +60,7 @@ def start_ray(
         metrics_port: of the page that Prometheus fetches (local clusters); 0 takes a free one.
 
     Raises:
-        UserError: the cluster at `cluster.address` cannot be reached.
+        ReportedError: Ray cannot start here, or the cluster at `cluster.address` cannot be reached.
     """
     if ray.is_initialized():
         yield
@@ -66,22 +68,22 @@ def start_ray(
     set_environment()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": worker_logs}
     if cluster.address == "local":
+        check_local_start(metrics_port)
         options |= {
+            "num_cpus": usable_cpus(),  # as `plan` counts them
             "object_store_memory": int(cluster.object_store_gb * 1e9),
             "include_dashboard": dashboard,
             "_metrics_export_port": metrics_port or None,
         }
-    _check_reachable(cluster.address)
+    else:
+        check_reachable(cluster.address, _CONNECT_S)
     try:
         loopback = bound_to_loopback(cluster.address == "local" and not cluster.reachable)
         with loopback, _own_packages_first(cluster.address) as environment:
             ray.init(address=cluster.address, **environment, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"no Ray cluster at '{cluster.address}' ({str(error).splitlines()[0]})",
-            where="cluster.address",
-            remedy="use 'local', or start one with: ray start --head",
-        ) from error
+    except Exception as error:
+        ray.shutdown()
+        raise start_failure(error, cluster.address) from error
     try:
         yield
     finally:
@@ -110,25 +112,6 @@ def set_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _interpreter_on_path()
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens.
-
-    Raises:
-        UserError: `address` names a host and port that do not answer.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster at '{address}' ({error.strerror or error})",
-            where="cluster.address",
-            remedy="use 'local', or start one with: ray start --head",
-        ) from error
 
 
 def _interpreter_on_path() -> None:
@@ -179,7 +162,7 @@ def settle(refs: Sequence[Any], deadline_s: float, what: str, *, numbered: bool 
         numbered: whether the errors also say which of the references it was.
 
     Raises:
-        UserError: a worker raised one.
+        ReportedError: a worker raised one, or could not start for want of a module.
         RoleFailure: the deadline passed.
     """
     ends = time.monotonic() + deadline_s
@@ -191,7 +174,7 @@ def wait(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
     """The values of all references; like `settle`, but one failure is an error.
 
     Raises:
-        UserError: a worker raised one.
+        ReportedError: a worker raised one, or could not start for want of a module.
         WorkerLost: a worker was lost.
         RoleFailure: the deadline passed, or a worker raised.
     """
@@ -216,8 +199,10 @@ def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
             raise cause from error
         return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", _kind_of(cause))
     except RayActorError as error:
-        cause = error.__cause__
-        return Failed(f"{what}: worker lost ({_first_line(cause or error)})", "worker_lost")
+        reason = death_reason(error)
+        if told := reported_reason(reason, what):
+            raise told from error
+        return Failed(f"{what}: worker lost ({reason})", "worker_lost")
     except RayError as error:
         return Failed(f"{what}: {type(error).__name__}: {_first_line(error)}", "ray_error")
 

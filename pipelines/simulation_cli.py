@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.jobs_cli import Json, Overrides, Profile
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def simulate(
 
     rows = []
     for label, more in _rows(sweep):
-        rows.append((label, run(load_job(profile, [*(overrides or ()), *more]), updates)))
+        rows.append((label, run(resolve_job(profile, [*(overrides or ()), *more]), updates)))
     if as_json:
         found = [{"case": label, **result.as_json()} for label, result in rows]
         typer.echo(json.dumps(found if sweep else found[0], indent=2))

@@ -31,17 +31,6 @@ def world_model_folder(config: JobConfig) -> Path:
     return _folder(config.world_model_weights, "world_model", _WORLD_MODEL_FILE)
 
 
-def check_weights(config: JobConfig) -> None:
-    """Whether everything that an alignment job begins with is there.
-
-    Raises:
-        UserError: something is missing.
-    """
-    tokenizer_folder(config), world_model_folder(config)
-    if config.reward.needs_judge:
-        student_folder(config), replay_folder(config)
-
-
 def student_folder(config: JobConfig) -> Path:
     """Folder of the student that an alignment job begins with.
 

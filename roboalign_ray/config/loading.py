@@ -29,7 +29,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """The job that a profile and overrides describe; its paths are absolute, counted from the current folder.
+    """The job that a profile and overrides describe, every value as it was written.
 
     Args:
         profile: a name among `profile_names()`, or a path ending in .yaml or .yml.
@@ -49,7 +49,16 @@ def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
         values = _merge(JobConfig, values, over)
         origins = {**origins, path: origin}
     values.setdefault("name", merged.file.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))
-    return with_absolute_paths(_validate(values, origins, profile))
+    return _validate(values, origins, profile)
+
+
+def resolve_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """`load_job` for a command that runs here: its paths are absolute, counted from the current folder.
+
+    Raises:
+        ConfigError: as `load_job`; or the current folder, or the home folder that a path names, does not exist.
+    """
+    return with_absolute_paths(load_job(profile, overrides))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -38,7 +38,7 @@ ModelOrFolder = Annotated[str, PathKind(frozenset({"shipped", "hashed", "patches
 
 
 def with_absolute_paths(config: Config, prefix: str = "") -> Config:
-    """The same settings, with absolute paths; "~" is the home folder. URIs, keywords and models' names stay as they are.
+    """The same settings with absolute paths. "~" is the home folder; URIs, keywords and models' names stay.
 
     Args:
         prefix: dotted path of `config` in the whole tree, with a dot at its end; for messages.
@@ -52,8 +52,8 @@ def with_absolute_paths(config: Config, prefix: str = "") -> Config:
         if isinstance(value, FrozenConfig):
             changes[name] = with_absolute_paths(value, f"{prefix}{name}.")
         elif isinstance(value, str):
-            kinds = [kind for kind in field.metadata if isinstance(kind, PathKind)]
-            changes |= {name: _absolute(value, kind, f"{prefix}{name}") for kind in kinds}
+            kind = next((mark for mark in field.metadata if isinstance(mark, PathKind)), None)
+            changes[name] = _absolute(value, kind, f"{prefix}{name}") if kind else value
     return config.model_copy(update=changes)
 
 

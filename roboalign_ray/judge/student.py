@@ -224,8 +224,7 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         try:
-            told = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            _check_description(told, folder)
+            told = read_description(folder)
             student = cls(StudentConfig.model_validate(told["config"]), encoders=folder)
             student.load_state_dict(load_file(folder / WEIGHTS))
             student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
@@ -299,11 +298,33 @@ def _text(config: StudentConfig, encoders: Path | None) -> Any:
     return PretrainedText(named, config.text_words, config.freeze_pretrained, weights=encoders is None)
 
 
-def _check_description(told: dict[str, Any], folder: Path) -> None:
-    if told["format"] != FORMAT:
-        raise UserError(f"student of format {told['format']}, this version reads {FORMAT}", where=str(folder))
-    if told["dimensions"] != list(names()):
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a student's folder tells of it: format, rubric, shape, calibration and version.
+
+    Raises:
+        UserError: it is missing, unreadable, or of another format or rubric.
+    """
+    path = folder / DESCRIPTION
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        known, rubric = told["format"], told["dimensions"]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no student judge here: {DESCRIPTION} is missing",
+            where=str(folder),
+            remedy="give a folder written by 'roboalign distill'",
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"student cannot be read: {first_line(error)}",
+            where=str(folder),
+            remedy="the files are damaged or of two different students; write them again",
+        ) from error
+    if known != FORMAT:
+        raise UserError(f"student of format {known}, this version reads {FORMAT}", where=str(folder))
+    if rubric != list(names()):
         raise UserError("was trained for another rubric", where=str(folder), remedy="distil it again")
+    return told
 
 
 def _check_questions(videos: Any, instructions: Sequence[str]) -> None:

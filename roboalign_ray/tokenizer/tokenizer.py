@@ -23,7 +23,7 @@ from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.tokenizer.fsq import FSQ
 from roboalign_ray.tokenizer.modules import Decoder, Encoder
 
-_WEIGHTS, _CONFIG = "tokenizer.safetensors", "tokenizer.json"
+WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
 
 ContextFeatures = list[Tensor]  # of the context decoder, [B, channels, rows, columns] each, finest first
 
@@ -157,8 +157,8 @@ class DualBranchTokenizer(nn.Module):
         """Write weights (safetensors) and config (JSON) into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(state, folder / _WEIGHTS)
-        (folder / _CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
+        save_file(state, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> DualBranchTokenizer:
@@ -168,12 +168,11 @@ class DualBranchTokenizer(nn.Module):
             UserError: files are missing, unreadable, or do not belong together.
         """
         try:
-            config = TokenizerConfig.model_validate(json.loads((folder / _CONFIG).read_text()))
-            tokenizer = cls(config)
-            tokenizer.load_state_dict(load_file(folder / _WEIGHTS))
+            tokenizer = cls(read_config(folder))
+            tokenizer.load_state_dict(load_file(folder / WEIGHTS))
         except FileNotFoundError as error:
             raise UserError(
-                f"no tokenizer here: {Path(error.filename or _WEIGHTS).name} is missing",
+                f"no tokenizer here: {Path(error.filename or WEIGHTS).name} is missing",
                 where=str(folder),
                 remedy="give a folder written by pretraining, or 'shipped'",
             ) from error
@@ -221,3 +220,22 @@ class DualBranchTokenizer(nn.Module):
                 where="tokenizer",
                 remedy="resize the frames or configure tokenizer.height and tokenizer.width",
             )
+
+
+def read_config(folder: Path) -> TokenizerConfig:
+    """The shape of the tokenizer that a folder holds.
+
+    Raises:
+        UserError: it is missing, or is no tokenizer's.
+    """
+    path = folder / CONFIG
+    try:
+        return TokenizerConfig.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no tokenizer here: {CONFIG} is missing",
+            where=str(folder),
+            remedy="give a folder written by pretraining, or 'shipped'",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is no tokenizer's description ({first_line(error)})", where=str(path)) from error

@@ -9,12 +9,16 @@ With 4,375 codes, 256 bins and C, D, A = 1280, 80, 13 this is the layout of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from roboalign_ray.config import TokenizerConfig, WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
+
+LAYOUT_FILE = "layout.json"
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,34 @@ class SequenceLayout:
             raise UserError(
                 f"{name} value outside [0, {high})", where="sequence layout", remedy="was it offset already?"
             )
+
+
+def read_layout(folder: Path) -> SequenceLayout:
+    """The layout in a world model's folder.
+
+    Raises:
+        UserError: it is missing, or is no layout.
+    """
+    path = folder / LAYOUT_FILE
+    if not path.is_file():
+        raise UserError(f"holds no {LAYOUT_FILE}", where=str(folder), remedy="give a world model folder")
+    try:
+        return SequenceLayout(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"is not a sequence layout ({error})", where=str(path)) from error
+
+
+def check_same_layout(found: SequenceLayout, expected: SequenceLayout, folder: Path) -> None:
+    """Whether a world model was made for the layout that tokenizer and actions imply.
+
+    Raises:
+        UserError: it was not; says which sizes differ.
+    """
+    if found != expected:
+        had, wanted = asdict(found), asdict(expected)
+        differing = ", ".join(f"{key} {had[key]} != {wanted[key]}" for key in had if had[key] != wanted[key])
+        raise UserError(
+            f"was made for another layout ({differing})",
+            where=str(folder),
+            remedy="use the tokenizer and action bins that the model was trained with",
+        )

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from roboalign_ray.config import WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.layout import LAYOUT_FILE, SequenceLayout, check_same_layout, read_layout
 from roboalign_ray.world_model.rollout import Segment
 
-LAYOUT_FILE = "layout.json"
 MINIMUM_POSITIONS = 16_384
 
 
@@ -120,17 +119,9 @@ def load_pretrained(folder: str | Path, *, expected: SequenceLayout | None = Non
         UserError: a file is missing or unreadable, weights and config disagree, or the layout is not `expected`.
     """
     folder = Path(folder)
-    layout = _read_layout(folder)
-    if expected is not None and layout != expected:
-        found, wanted = asdict(layout), asdict(expected)
-        differing = ", ".join(
-            f"{key} {found[key]} != {wanted[key]}" for key in found if found[key] != wanted[key]
-        )
-        raise UserError(
-            f"was made for another layout ({differing})",
-            where=str(folder),
-            remedy="use the tokenizer and action bins that the model was trained with",
-        )
+    layout = read_layout(folder)
+    if expected is not None:
+        check_same_layout(layout, expected, folder)
     model = _read_model(folder)
     if model.config.vocab_size != layout.vocabulary:
         raise UserError(
@@ -139,16 +130,6 @@ def load_pretrained(folder: str | Path, *, expected: SequenceLayout | None = Non
             remedy="both files must come from the same save_pretrained",
         )
     return model, layout
-
-
-def _read_layout(folder: Path) -> SequenceLayout:
-    path = folder / LAYOUT_FILE
-    if not path.is_file():
-        raise UserError(f"holds no {LAYOUT_FILE}", where=str(folder), remedy="give a world model folder")
-    try:
-        return SequenceLayout(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"is not a sequence layout ({error})", where=str(path)) from error
 
 
 def _read_model(folder: Path):
