@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipelines.judge_items import items_of
+from pipelines.judge_items import Item, Unreadable, items_of
 from pipelines.judge_pool import Keyed, Outcome, TeacherPool, teacher_pool
 from pipelines.preflight import Preflight, check_ready
 from roboalign_ray.config import JobConfig
@@ -86,7 +86,7 @@ def run_label(
 
 
 def label_items(
-    items: Iterable[JudgedPair],
+    items: Iterable[Item],
     pool: TeacherPool,
     config: JobConfig,
     out: Path,
@@ -96,7 +96,7 @@ def label_items(
     """Label items as they come; memory holds those under way and those that failed.
 
     Args:
-        items: videos with ids; their scores are not looked at.
+        items: videos with ids, whose scores are not looked at; one that cannot be read is set aside.
         pool: who judges.
         config: `teacher.labelling`.
         out: the distillation set.
@@ -134,7 +134,7 @@ class _Labelling:
     """One run: offers items to the pool, keeps labels, writes down every try."""
 
     def __init__(
-        self, items: Iterator[JudgedPair], config: JobConfig, out: Path, round_number: int, teacher: str
+        self, items: Iterator[Item], config: JobConfig, out: Path, round_number: int, teacher: str
     ) -> None:
         self.settings, self.round, self.teacher, self.out = (
             config.teacher.labelling,
@@ -152,6 +152,7 @@ class _Labelling:
         self._items = items
         self._held: dict[str, JudgedPair] = {}  # under way, or waiting to be tried again
         self._new: list[JudgedPair] = []
+        self._unreadable: dict[str, str] = {}  # id -> why
 
     def _check_annotator(self) -> None:
         """Labels of one round are of one teacher."""
@@ -196,7 +197,7 @@ class _Labelling:
     def finished(self) -> LabelReport:
         """The report, written beside the labels too."""
         self.report.failed_tries = self.ledger.failures
-        self.report.set_aside = dict(self.ledger.set_aside)
+        self.report.set_aside = {**self.ledger.set_aside, **self._unreadable}
         text = json.dumps(asdict(self.report), indent=2, ensure_ascii=False) + "\n"
         (self.out / REPORT).write_text(text, encoding="utf-8")
         return self.report
@@ -204,7 +205,9 @@ class _Labelling:
     def _fresh(self) -> list[str]:
         ids: list[str] = []
         for pair in self._items:
-            if self.ledger.wanted(pair.pair_id):
+            if isinstance(pair, Unreadable):
+                self._set_aside(pair)
+            elif self.ledger.wanted(pair.pair_id):
                 self._held[pair.pair_id] = pair
                 ids.append(pair.pair_id)
                 if len(ids) == self.settings.batch:
@@ -212,6 +215,11 @@ class _Labelling:
             elif pair.pair_id in self._known:
                 self.report.known += 1
         return ids
+
+    def _set_aside(self, item: Unreadable) -> None:
+        """Not a try: nobody was asked, and the video is read again when the run is started again."""
+        if item.pair_id not in self._known:
+            self._unreadable[item.pair_id] = item.reason
 
     def _note(self, events: list[dict[str, str]]) -> None:
         """Down on the disk before anything is done about it: an item that kills this process is known afterwards."""

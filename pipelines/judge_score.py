@@ -1,14 +1,19 @@
-"""Judging a few videos at once: read them, ask the teacher or the student, hand back what it says."""
+"""Judging a few videos at once: read them, ask the teacher or the student, hand back what it says.
+
+A video that cannot be read has its reason in its place; the others are judged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipelines.preflight import Preflight, check_ready
 from pipelines.weights import student_folder
 from roboalign_ray.config import JobConfig
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.served import ServedJudgement, ServedStudent, compared
 from roboalign_ray.judge.student import Student
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement, read_request
@@ -34,49 +39,72 @@ class ScoredVideos:
 
 
 def run_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
-    """The teacher judges videos against one instruction.
+    """The teacher judges videos against one instruction; a video that cannot be read is Failed.
 
     vLLM's engine runs in an actor of `cluster.teacher`; the other backends in this process.
 
     Raises:
-        UserError: a video cannot be read or is too short, the instruction is empty, or the teacher cannot be made.
+        UserError: no video can be read, the instruction is empty, or the teacher cannot be made.
     """
-    requests = [read_request(path, instruction, name=str(path)) for path in videos]
+    requests = _requests(videos, instruction)
+    config = check_ready(Preflight("label", config), room=config.teacher.backend == "vllm")
     training_range = teacher_training_range(config.teacher)
     if config.teacher.backend != "vllm":
         from roboalign_ray.judge.teacher.opening import open_teacher
 
         teacher = open_teacher(config.teacher)
-        return _scored(teacher.name, None, requests, teacher.judge(requests), training_range)
+        return _scored(teacher, teacher.name, None, requests, training_range)
     from pipelines.judge_pool import teacher_pool
     from pipelines.runtime import start_ray
 
     with start_ray(config.cluster, worker_logs=False), teacher_pool(config) as pool:
-        return _scored(pool.name, None, requests, pool.judge(requests), training_range)
+        return _scored(pool, pool.name, None, requests, training_range)
 
 
 def run_student_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
-    """The student judges videos against one instruction, in this process.
+    """The student judges videos against one instruction, in this process; a video that cannot be read is Failed.
 
     Raises:
-        UserError: a video cannot be read or is too short, the instruction is empty, or there is no student.
+        UserError: no video can be read, the instruction is empty, or there is no student.
     """
-    requests = [read_request(path, instruction, name=str(path)) for path in videos]
+    requests = _requests(videos, instruction)
     folder = student_folder(config)
     student = ServedStudent(Student.load(folder))
-    outcomes = student.judge(requests)
-    return _scored(student.name, student.version, requests, outcomes, TrainingRange.load(folder))
+    return _scored(student, student.name, student.version, requests, TrainingRange.load(folder))
+
+
+def _requests(videos: Sequence[Path], instruction: str) -> list[JudgeRequest | Failed]:
+    """One per video, in order.
+
+    Raises:
+        UserError: of the first video, where none can be read.
+    """
+    requests: list[JudgeRequest | Failed] = []
+    first: UserError | None = None
+    for path in videos:
+        try:
+            requests.append(read_request(path, instruction, name=str(path)))
+        except UserError as error:
+            first = first or error
+            requests.append(Failed(error.line(), "input"))
+    if first is not None and all(isinstance(request, Failed) for request in requests):
+        raise first
+    return requests
 
 
 def _scored(
-    judge: str,
+    judge: Any,
+    name: str,
     version: int | None,
-    requests: Sequence[JudgeRequest],
-    outcomes: Sequence[TeacherJudgement | ServedJudgement | Failed],
+    requests: Sequence[JudgeRequest | Failed],
     training_range: TrainingRange | None,
 ) -> ScoredVideos:
-    seen = [
-        None if isinstance(outcome, Failed) else compared(request, training_range)
-        for request, outcome in zip(requests, outcomes, strict=True)
-    ]
-    return ScoredVideos(judge, version, outcomes, seen)
+    """What a judge says of the videos that could be read, each in its place."""
+    said = iter(judge.judge([request for request in requests if isinstance(request, JudgeRequest)]))
+    outcomes: list[TeacherJudgement | ServedJudgement | Failed] = []
+    seen: list[Seen | None] = []
+    for request in requests:
+        outcomes.append(request if isinstance(request, Failed) else next(said))
+        known = isinstance(request, JudgeRequest) and not isinstance(outcomes[-1], Failed)
+        seen.append(compared(request, training_range) if known else None)
+    return ScoredVideos(name, version, outcomes, seen)
