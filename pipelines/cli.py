@@ -94,7 +94,8 @@ def plan(
     """Show what a job is made of and whether it fits, without running it.
 
     Prints the resolved profile, parameters by component, tokens and bytes per rollout, and the bundles of every role
-    against what the cluster has. Exits 2, naming the missing resource, where the job cannot be placed.
+    against what the cluster has. Exits 2, naming the missing resource, where the job cannot be placed, and in the job's
+    own words where its episodes or weights cannot be used. With --cluster the latter is only shown.
 
     \b
     [bold]Examples[/bold]

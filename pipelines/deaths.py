@@ -48,7 +48,7 @@ def reported_reason(reason: str, what: str) -> ReportedError | None:
     """
     if match := _OWN.match(reason):
         module, name, line = match.groups()
-        kind: Any = getattr(import_module(module), name, None)
+        kind: Any = _class(module, name)
         if isinstance(kind, type) and issubclass(kind, ReportedError):
             return kind(line)
     if match := _MODULE.match(reason):
@@ -60,3 +60,10 @@ def reported_reason(reason: str, what: str) -> ReportedError | None:
             remedy=f"run on every node: pip install '{name}'",
         )
     return None
+
+
+def _class(module: str, name: str) -> Any:
+    try:
+        return getattr(import_module(module), name, None)
+    except ImportError:
+        return None

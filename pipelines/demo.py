@@ -72,7 +72,13 @@ def prepare_folder(out: Path, *, fresh: bool) -> None:
 
 
 def run_demo(
-    config: JobConfig, out: Path, *, command: Sequence[str], resume: bool = False, quiet: bool = False
+    config: JobConfig,
+    out: Path,
+    *,
+    command: Sequence[str],
+    resume: bool = False,
+    fresh: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Align the configured world model and report what changed on held-out episodes.
 
@@ -81,6 +87,7 @@ def run_demo(
         out: run directory; report.html and summary.json land in it.
         command: what makes this run again, word by word.
         resume: continue the alignment from its last checkpoint.
+        fresh: remove an earlier run in `out` first; not before all that the job needs was found.
         quiet: no progress on the terminal.
 
     Returns:
@@ -91,6 +98,7 @@ def run_demo(
     """
     began, settings = time.monotonic(), config.evaluation
     config = check_ready(Preflight("demo", config, out))
+    prepare_folder(out, fresh=fresh)
     base = world_model_folder(config)
     bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=base)
     aligned = run_align(config, out, resume=resume, quiet=quiet)

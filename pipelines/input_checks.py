@@ -22,7 +22,7 @@ from roboalign_ray.config.paths import absolute_path, with_absolute_paths
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import EpisodeStore, open_store
 from roboalign_ray.episodes.windows import WindowPlan, WindowSpec, long_enough
-from roboalign_ray.foundation.failures import HostError, UserError
+from roboalign_ray.foundation.failures import HostError, UserError, raise_if_host
 from roboalign_ray.foundation.weights_files import check_weights_file
 from roboalign_ray.judge.pairs import open_pairs
 from roboalign_ray.world_model.layout import SequenceLayout, check_same_layout, read_layout
@@ -85,7 +85,13 @@ def check_out(job: Preflight) -> None:
     if job.out is None:
         return
     out = absolute_path(job.out, "--out")
-    nearest = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
+    try:
+        nearest = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
+    except OSError as error:  # too long a name, for one
+        raise_if_host(error, where=str(out))
+        raise UserError(
+            f"cannot be a folder ({error.strerror})", where="--out", remedy="choose another"
+        ) from None
     if not nearest.is_dir():
         raise UserError("is a file, not a folder", where=str(nearest), remedy="choose another --out")
     if not os.access(nearest, os.W_OK | os.X_OK):

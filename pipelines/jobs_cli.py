@@ -60,10 +60,10 @@ def demo(
     config, folder = job_and_folder(profile, overrides, out)
     if resume and fresh:
         raise UserError("--resume and --fresh exclude each other", where="roboalign demo")
-    from pipelines.demo import prepare_folder, run_demo
+    from pipelines.demo import run_demo
 
-    prepare_folder(folder, fresh=fresh)
-    summary = run_demo(config, folder, command=["roboalign", *sys.argv[1:]], resume=resume, quiet=quiet)
+    command = ["roboalign", *sys.argv[1:]]
+    summary = run_demo(config, folder, command=command, resume=resume, fresh=fresh, quiet=quiet)
     if as_json:
         _show(summary, as_json)
         return
@@ -256,7 +256,12 @@ def distill(
 def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
     """The job, and the folder that it runs in."""
     config = resolve_job(profile, overrides or ())
-    return config, out or Path(config.output) / config.name
+    return config, run_folder(config, out)
+
+
+def run_folder(config: JobConfig, out: Path | None) -> Path:
+    """The folder that was asked for, or the one that the profile names."""
+    return (out or Path(config.output) / config.name).expanduser()
 
 
 def _show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet
+from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet, run_folder
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import Failed, UserError
 
@@ -249,7 +249,7 @@ def train(
     config = resolve_job(profile, overrides or ())
     from pipelines.judge_train import run_judge_train
 
-    summary = run_judge_train(config, pairs, out or Path(config.output) / config.name, quiet=quiet)
+    summary = run_judge_train(config, pairs, run_folder(config, out), quiet=quiet)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return

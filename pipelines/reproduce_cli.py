@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet
+from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet, run_folder
 from roboalign_ray.config.loading import resolve_job
 
 HELP = """Make an experiment again: several alignment runs, judged side by side. Started again, it goes on.
@@ -49,7 +48,7 @@ def alignment(
     config = resolve_job(profile, overrides or ())
     from pipelines.reproduce import alignment_table, run_alignment
 
-    folder = _folder(out, config.output, config.name)
+    folder = run_folder(config, out)
     told = run_alignment(config, folder, seeds=seeds, single=single, quiet=quiet)
     typer.echo(json.dumps(told, indent=2) if as_json else alignment_table(told))
 
@@ -72,9 +71,5 @@ def hacking(
     config = resolve_job(profile, overrides or ())
     from pipelines.reproduce import hacking_table, run_hacking
 
-    told = run_hacking(config, _folder(out, config.output, config.name), seeds=seeds, quiet=quiet)
+    told = run_hacking(config, run_folder(config, out), seeds=seeds, quiet=quiet)
     typer.echo(json.dumps(told, indent=2) if as_json else hacking_table(told))
-
-
-def _folder(out: Path | None, output: str, name: str) -> Path:
-    return out or Path(output) / name

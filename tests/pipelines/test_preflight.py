@@ -1,0 +1,386 @@
+"""Bad input of a job that uses Ray: told in one line before Ray starts, in the same words by the job and by `plan`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from refusals import refused
+from tiny_job import FRAMES, square_episode
+
+from pipelines import cluster_view
+from pipelines.cluster_view import ClusterView, cluster_of, usable_cpus
+from pipelines.placement import Node, placement_of, roles_of
+from pipelines.plan import make_plan
+from pipelines.preflight import Preflight, check_ready, find_fault
+from roboalign_ray.config.loading import dump_yaml, load_job
+from roboalign_ray.episodes.store import write_store
+from roboalign_ray.foundation.failures import UserError
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a toy job whose reward is a student, and `job.yaml`."""
+    from judged_job import make_judged_job
+
+    folder = tmp_path_factory.mktemp("judged job")
+    (folder / "job.yaml").write_text(dump_yaml(make_judged_job(folder)))
+    return folder
+
+
+PLACES = (
+    "tokenizer_weights=tokenizer",
+    "world_model_weights=world_model",
+    "episodes.store=store",
+    "judge.weights=student",
+    "judge.replay=pairs",
+)
+
+
+@pytest.fixture
+def job(judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which may be spoiled, as the current folder; nothing may start Ray."""
+    folder = Path(shutil.copytree(judged, tmp_path / "my job, größer"))
+    monkeypatch.chdir(folder)
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", started)
+    return folder
+
+
+def words(command: str, *settings: str) -> list[str]:
+    given = [part for setting in (*PLACES, *settings) for part in ("--set", setting)]
+    return [*command.split(), *given]
+
+
+def nothing(_: Path) -> None:
+    """The settings alone are wrong."""
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder / "store")
+    (folder / "store").write_text("no store")
+
+
+def an_empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder / "store")
+    (folder / "store").mkdir()
+
+
+def statistics(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "store/statistics.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def episodes(count: int, dims: int = 2) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        def episode(number: int):
+            made = square_episode(number)
+            actions = np.zeros((FRAMES, dims), np.float32)
+            names = tuple(f"delta_{n}" for n in range(dims))
+            return made.__class__(**{**vars(made), "actions": actions, "action_names": names})
+
+        write_store(map(episode, range(count)), folder / "store", held_out_fraction=0.3, overwrite=True)
+
+    return make
+
+
+def torn(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:200]) and None
+
+
+def replaced(name: str, by: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        shutil.rmtree(folder / name)
+        shutil.copytree(folder / by, folder / name)
+
+    return replace
+
+
+# kind: (what is wrong in the folder, settings, what the line must say)
+CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+    "a file as the store": (a_file, (), "no episode store here"),
+    "an empty folder as the store": (an_empty_folder, (), "no episode store here"),
+    "a store of a newer version": (statistics(schema_version=99), (), "schema version 99"),
+    "pairs as the store": (replaced("store", "pairs"), (), "/store"),
+    "one episode": (episodes(1), (), "no episode"),
+    "actions of more dimensions": (
+        episodes(12, 3),
+        (),
+        "the store's actions have 3 dimensions, the world model 2",
+    ),
+    "a view that is not there": (nothing, ("episodes.view=wrist",), "no view 'wrist'; it has front"),
+    "episodes too short": (nothing, ("rollout.horizon=10",), "has the 11 frames of a window"),
+    "a stride too large": (nothing, ("episodes.frame_stride=3",), "has the 13 frames of a window"),
+    "no weights": (nothing, ("world_model_weights=absent",), "absent: no world model here"),
+    "the tokenizer as the world model": (nothing, ("world_model_weights=tokenizer",), "no world model here"),
+    "the world model as the tokenizer": (nothing, ("tokenizer_weights=world_model",), "no tokenizer here"),
+    "a torn tokenizer": (torn("tokenizer/tokenizer.safetensors"), (), "cannot be read as weights"),
+    "a torn world model": (torn("world_model/model.safetensors"), (), "cannot be read as weights"),
+    "a torn student": (torn("student/student.safetensors"), (), "cannot be read as weights"),
+    "a world model without a layout": (
+        lambda folder: (folder / "world_model/layout.json").unlink(),
+        (),
+        "holds no layout.json",
+    ),
+    "a world model without action bins": (
+        lambda folder: (folder / "world_model/action_bins.json").unlink(),
+        (),
+        "no action bins",
+    ),
+    "the shipped tokenizer beside it": (
+        nothing,
+        ("tokenizer_weights=shipped",),
+        "was made for another layout",
+    ),
+    "a teacher as the student": (nothing, ("judge.weights=world_model",), "no student here"),
+    "a student as the teacher": (
+        nothing,
+        ("judge.relabel.teacher=vlm", "teacher.model=./student"),
+        "no model here: config.json is missing",
+    ),
+    "a world model as the teacher": (
+        nothing,
+        ("judge.relabel.teacher=vlm", "teacher.model=./world_model"),
+        "is no vision-language model",
+    ),
+    "a store as the pairs": (nothing, ("judge.replay=store",), "/store"),
+    "no worker": (
+        nothing,
+        ("cluster.rollout.workers=0",),
+        "cluster.rollout.workers: expected greater than 0",
+    ),
+    "too many cores": (
+        nothing,
+        ("cluster.learner.num_cpus=999",),
+        "the job cannot be placed: alignment: CPU",
+    ),
+    "a GPU more than there are": (nothing, ("cluster.scorer.num_gpus=99",), "alignment: GPU: 99 needed"),
+    "a resource that nothing has": (
+        nothing,
+        ("cluster.rollout.resources={spot: 1}",),
+        "alignment: spot: 1 needed",
+    ),
+    "cores for the teacher": (nothing, ("cluster.teacher.num_cpus=999",), "alignment: CPU: 1000"),
+    "cores for the distiller": (nothing, ("cluster.distiller.num_cpus=999",), "alignment: CPU: 1000"),
+    "an object store too large": (nothing, ("cluster.object_store_gb=1e6",), "memory: object_store_gb 1e+06"),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_align_and_plan_refuse_in_the_same_words(
+    kind: str, job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    prepare, settings, expected = CASES[kind]
+    prepare(job)
+    line = refused(words("align job.yaml --quiet --out run", *settings), job, capsys)
+    assert expected in line
+    planned = refused(words("plan job.yaml --json", *settings), job, capsys)
+    assert planned == line
+
+
+# command, settings, what the line must say
+OTHERS = [
+    ("pretrain job.yaml --quiet --out run", ("episodes.store=absent",), "absent: no episode store here"),
+    ("pretrain job.yaml --quiet --out run", ("episodes.view=wrist",), "no view 'wrist'"),
+    (
+        "pretrain job.yaml --quiet --out run",
+        ("world_model.action_dims=5",),
+        "set world_model.action_dims to 2",
+    ),
+    ("pretrain job.yaml --quiet --out run", ("world_model.window_frames=11",), "11 frames of a window"),
+    ("pretrain job.yaml --quiet --out run", ("cluster.trainer.workers=5",), "do not divide among 5 workers"),
+    (
+        "pretrain job.yaml --quiet --out run",
+        ("cluster.trainer.num_cpus=999",),
+        "pre-training: CPU: 999 needed",
+    ),
+    (
+        "pretrain job.yaml --quiet --stage world_model --out run",
+        ("tokenizer_weights=store",),
+        "no tokenizer here",
+    ),
+    ("evaluate job.yaml --quiet --out run", ("episodes.view=wrist",), "no view 'wrist'"),
+    ("evaluate job.yaml --quiet --out run --model tokenizer", (), "layout.json"),
+    ("demo job.yaml --quiet --out run", ("evaluation.horizon=10",), "11 frames of a window"),
+    (
+        "demo job.yaml --quiet --out run",
+        ("evaluation.horizon=4", "cluster.learner.num_cpus=999"),
+        "alignment: CPU",
+    ),
+    ("chaos job.yaml --quiet --out run", ("cluster.learner.num_cpus=999",), "alignment: CPU"),
+    ("reproduce alignment job.yaml --quiet --out run", ("cluster.learner.num_cpus=999",), "alignment: CPU"),
+    ("distill job.yaml --quiet --pairs pairs --out run", ("cluster.trainer.num_cpus=999",), "training: CPU"),
+    ("bench build job.yaml --quiet --out run", ("episodes.view=wrist",), "no view 'wrist'"),
+    (
+        "judge label pairs --out run --profile job.yaml",
+        ("teacher.backend=vllm", "teacher.model=shipped"),
+        "pip install 'roboalign-ray[teacher]'",
+    ),
+    (
+        "judge label pairs --out run --profile job.yaml",
+        ("teacher.model=shipped", "cluster.teacher.num_cpus=999"),
+        "labelling: CPU: 999 needed",
+    ),
+    (
+        "judge serve --profile job.yaml --port 18765",
+        ("cluster.scorer.num_cpus=999",),
+        "serving: CPU: 999 needed",
+    ),
+    ("align job.yaml --quiet --out job.yaml", (), "job.yaml: is a file, not a folder"),
+    ("align job.yaml --quiet --out job.yaml/run", (), "job.yaml: is a file, not a folder"),
+    ("align job.yaml --quiet --out store", (), "store: the job reads from this folder"),
+    ("align job.yaml --quiet --out store/run", (), "store/run: the job reads from this folder"),
+]
+
+
+@pytest.mark.parametrize(("command", "settings", "expected"), OTHERS)
+def test_every_job_refuses_before_ray_starts(
+    command: str,
+    settings: tuple[str, ...],
+    expected: str,
+    job: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.input_checks._installed", lambda name: False)
+    assert expected in refused(words(command, *settings), job, capsys)
+
+
+def test_a_good_job_passes_from_a_folder_with_spaces_and_relative_paths(job: Path) -> None:
+    config = load_job("job.yaml", PLACES)
+    for kind in ("pretrain", "align", "select", "bench"):
+        ready = check_ready(Preflight(kind, config, Path("run")))
+        assert ready.episodes.store == str(job / "store")
+    assert not (job / "run").exists()
+
+
+def test_paper_rt1_as_it_comes_says_what_is_missing(job: Path) -> None:
+    fault = find_fault(Preflight("pretrain", load_job("paper_rt1")))
+    assert fault is not None
+    assert fault.line().startswith(f"{job}/runs/rt1_store: no episode store here")
+
+
+def test_one_core_is_too_few_for_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its roles take 1.75; as in a container of one CPU."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with pytest.raises(UserError, match=r"alignment: CPU: 1\.75 needed, 1 in the cluster"):
+        check_ready(Preflight("demo", load_job("demo")))
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 64),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "800000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_a_containers_share_of_cores(
+    files: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(cluster_view, "_cgroup", lambda name: files.get(name, ""))
+    assert usable_cpus() == cores
+
+
+# --- clusters that are joined --------------------------------------------------------------------------------------
+
+
+class Told:
+    """What Ray's state says of groups of nodes."""
+
+    def __init__(self, groups: list[tuple[str, dict[str, int], int]]) -> None:
+        from ray.core.generated import autoscaler_pb2
+
+        config = autoscaler_pb2.ClusterConfig()
+        for name, resources, most in groups:
+            group = config.node_group_configs.add(name=name, max_count=most)
+            for key, amount in resources.items():
+                group.resources[key] = amount
+        self.config = config
+
+    def get_cluster_config(self):
+        return self.config
+
+
+def connected(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[float, str]], told: Told | None = None
+) -> ClusterView:
+    """The view of a running cluster: (CPUs, group) per node."""
+    alive = [
+        {
+            "Alive": True,
+            "NodeManagerHostname": f"n{number}",
+            "Resources": {"CPU": cpus, "memory": 1e9, "node:1": 1.0},
+            "Labels": {"ray.io/node-group": group} if group else {},
+        }
+        for number, (cpus, group) in enumerate(nodes)
+    ]
+    dead = {**alive[0], "Alive": False, "Resources": {"CPU": 1000.0}}
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, dead])
+    monkeypatch.setattr("ray._private.state.state", told or Told([]))
+    return cluster_of(load_job("demo").cluster)
+
+
+def test_the_connected_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = connected(monkeypatch, [(1.0, "")])
+    assert view == ClusterView((Node("n0", {"CPU": 1.0}, 1e9),))
+    with pytest.raises(UserError, match=r"CPU: 1\.75 needed, 1 in the cluster"):
+        check_ready(Preflight("align", load_job("demo")))
+
+
+def test_an_autoscalers_workers_count_up_to_their_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told([("head", {"CPU": 1}, 1), ("small", {"CPU": 1, "memory": 5}, 3)])
+    view = connected(monkeypatch, [(1.0, "head"), (1.0, "small")], told)
+    assert [node.resources["CPU"] for node in view.nodes] == [1.0] * 4
+    assert not view.open_ended
+    assert placement_of("align", load_job("demo"), view.nodes, here=False).fits
+    more = load_job("demo", ["cluster.rollout.workers=9"])
+    assert "needed, 4 in the cluster" in placement_of("align", more, view.nodes, here=False).missing
+
+
+@pytest.mark.parametrize("told", [None, Told([("small", {"CPU": 1}, -1)])])
+def test_a_cluster_that_grows_nobody_knows_how_far_refuses_nothing(
+    told: Told | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = connected(monkeypatch, [(1.0, "head")], told)
+    assert view.open_ended
+    check_ready(Preflight("align", load_job("demo")))
+    plan = make_plan(load_job("demo"))
+    assert plan.missing == ""
+    assert "1.75 needed" in plan.as_json()["placement"]["alignment"]["missing"]
+
+
+def test_the_plan_counts_teacher_and_distiller() -> None:
+    """Where a student rewards: the distiller, and the teacher unless nobody labels."""
+    names = {
+        how: [role for role, _ in roles_of("align", load_job("demo", settings))]
+        for how, settings in {
+            "vlm": [],
+            "nobody": ["judge.relabel.teacher=none"],
+            "fidelity": ["reward.weights={fidelity: 1.0}"],
+        }.items()
+    }
+    assert names == {
+        "vlm": ["rollout", "scorer", "learner", "teacher", "distiller"],
+        "nobody": ["rollout", "scorer", "learner", "distiller"],
+        "fidelity": ["rollout", "scorer", "learner"],
+    }
