@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,11 +43,17 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ray_cluster):
-    """A pre-training run of both stages: (config, folder, summary)."""
+    """A pre-training run of both stages: (config, folder, summary).
+
+    Its store and its folder are named by relative paths, as in the README; Ray Train's workers stand elsewhere.
+    """
     folder = tmp_path_factory.mktemp("pretrain")
     config = make_tiny_job(folder, **TRAINING)
     out = folder / "run"
-    summary = run_pretrain(config, out)
+    named = config.model_copy(update={"episodes": config.episodes.model_copy(update={"store": "store"})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        summary = run_pretrain(named, Path("run"))
     return config, out, summary
 
 
