@@ -166,6 +166,13 @@ class ShardedRows(Generic[Item]):
         """
         self.shards = list(shards)
         tables = [_read(shard, lambda file: file.read(columns=list(self._columns))) for shard in self.shards]
+        for shard, table in zip(self.shards, tables, strict=True):
+            if missing := [name for name in self._columns if name not in table.column_names]:
+                raise UserError(
+                    f"holds no {self._what}s: column '{missing[0]}' is missing",
+                    where=str(shard),
+                    remedy="give another store",
+                )
         pairs = zip(self.shards, tables, strict=True)
         self.places = [(shard, row) for shard, table in pairs for row in range(len(table))]
         self.index: dict[str, list[Any]] = {
