@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipelines.preflight import Preflight, check_ready
 from pipelines.weights import student_folder
@@ -104,7 +104,8 @@ def _scored(
     outcomes: list[TeacherJudgement | ServedJudgement | Failed] = []
     seen: list[Seen | None] = []
     for request in requests:
-        outcomes.append(request if isinstance(request, Failed) else next(said))
-        known = isinstance(request, JudgeRequest) and not isinstance(outcomes[-1], Failed)
-        seen.append(compared(request, training_range) if known else None)
+        outcome = request if isinstance(request, Failed) else next(said)
+        outcomes.append(outcome)
+        failed = isinstance(request, Failed) or isinstance(outcome, Failed)
+        seen.append(None if failed else compared(cast(JudgeRequest, request), training_range))
     return ScoredVideos(name, version, outcomes, seen)
