@@ -19,6 +19,7 @@ from pipelines.train_job import check_shares
 from pipelines.weights import replay_folder, student_folder, tokenizer_folder, world_model_folder
 from roboalign_ray.config import JobConfig, TokenizerConfig
 from roboalign_ray.config.paths import absolute_path, with_absolute_paths
+from roboalign_ray.episodes import store as stores
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import EpisodeStore, open_store
 from roboalign_ray.episodes.windows import WindowPlan, WindowSpec, long_enough
@@ -129,7 +130,7 @@ def check_view(job: Preflight) -> None:
 
 
 def check_action_kinds(job: Preflight) -> None:
-    """Every robot in the store has the same number of action dimensions."""
+    """All actions have the same number of dimensions, each of a kind that is known where frames are skipped."""
     if len(dims := _action_dims(job.store)) > 1:
         found = " and ".join(map(str, dims))
         raise UserError(
@@ -137,6 +138,7 @@ def check_action_kinds(job: Preflight) -> None:
             where=str(job.store.path),
             remedy=f"it holds actions of {found} dimensions: make one store for each",
         )
+    stores.check_action_kinds(job.store, job.config.episodes.frame_stride)
 
 
 def check_training_windows(job: Preflight) -> None:
