@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
+from roboalign_ray.foundation.readers import read_lines, read_object
 
 TOLD = "told"  # in the judge's events: after which update each was written down
 _STUDENT = "student"
@@ -75,7 +75,7 @@ def save(
     metadata = {
         "version": loop.version,
         "counts": dict(counts),
-        "config": config.model_dump(mode="json"),
+        "config": config.public(),
         "loop": state,
         "judge": judged,
         "finished_groups": len(references),
@@ -146,10 +146,10 @@ def keep_settings(
                 where=str(folder),
                 remedy="start in another folder",
             )
-        check(json.loads(path.read_text(encoding="utf-8")), config, str(folder))
+        check(read_object(path, "settings of the run"), config, str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as draft:
-        draft.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(config.public(), indent=2) + "\n", encoding="utf-8")
 
 
 def check_settings(
@@ -164,7 +164,7 @@ def check_settings(
     Raises:
         UserError: others differ.
     """
-    now = config.model_dump(mode="json")
+    now = config.public()
     for section in sorted(now.keys() - free_sections):
         old, new = before.get(section), now[section]
         if isinstance(old, dict) and section in free_in:
@@ -213,17 +213,8 @@ def cut_journal(path: Path, updates_done: int, key: str = "update") -> None:
         return
     kept = [
         json.dumps(line) + "\n"
-        for line in read_lines(path)
+        for line in read_lines(path, "journal line")
         if line.get(key, line.get("update", updates_done)) < updates_done
     ]
     with whole_file(path) as draft:  # a full disk, or an end here, must not cost the lines that are kept
         draft.write_text("".join(kept), encoding="utf-8")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal; torn ones are left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            lines.append(json.loads(text))
-    return lines

@@ -104,7 +104,7 @@ class Watch(Observer):
         settings = self._config.telemetry
         with ExitStack() as stack:
             if settings.wandb is not None:
-                name, tree = self._config.name, self._config.model_dump(mode="json")
+                name, tree = self._config.name, self._config.public()
                 self._add(stack, WandbRun(settings.wandb, self._logs / "wandb", name, tree))
             if settings.prometheus:
                 from pipelines.metrics_export import RayMetrics

@@ -297,7 +297,7 @@ def _card(source: BenchSource, command: str) -> StoreCard:
             "measurement against their real continuation. All pairs of a start state are in the same split."
         ),
         command=command,
-        settings=source.config.model_dump(mode="json"),
+        settings=source.config.public(),
     )
 
 

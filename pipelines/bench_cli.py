@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipelines.jobs_cli import Json, Overrides, Quiet
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.secrets import masked
 
 if TYPE_CHECKING:
     from roboalign_ray.config import JobConfig
@@ -79,7 +80,7 @@ def build(
         rollouts=rollouts,
         generated=tuple(generated or ()),
         overwrite=overwrite,
-        command=shlex.join(["roboalign", *sys.argv[1:]]),
+        command=masked(shlex.join(["roboalign", *sys.argv[1:]])),
         quiet=quiet,
     )
     written = (

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from pipelines.align import CHECKPOINTS, JOURNAL, LOGS, run_align
 from pipelines.align_groups import Numbering
-from pipelines.align_state import read_lines
 from pipelines.chaos_faults import Striker, alive
 from pipelines.chaos_nodes import chaos_cluster
 from pipelines.chaos_plan import count_faults, draw_plan, draw_soak
@@ -29,6 +28,7 @@ from roboalign_ray.alignment.prompts import schedule_from_store
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.readers import read_lines
 from roboalign_ray.foundation.telemetry import read_rows
 
 _ROUNDS = 50
@@ -155,7 +155,7 @@ def _findings(
     batch, samples = config.alignment.prompts_per_update, config.alignment.group_size
     numbering = Numbering(schedule, batch, samples)
     record = RunRecord(
-        journal=read_lines(out / JOURNAL),
+        journal=list(read_lines(out / JOURNAL, "journal line")),
         ledger=metadata["loop"]["groups"]["ledger"],
         prompt_of=lambda number: numbering.name(number).prompt_id,
         updates=config.alignment.updates,

@@ -36,6 +36,7 @@ from roboalign_ray.evaluation.report.tiles import tile
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.environment import hardware, versions
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.secrets import masked
 from roboalign_ray.foundation.telemetry import MetricsWriter
 
 REPORT, SUMMARY = "report.html", "summary.json"
@@ -124,8 +125,8 @@ def run_demo(
         horizon=settings.horizon,
         lpips_label=bench.lpips.label,
         lpips_real=bench.lpips.real,
-        settings=config.model_dump(mode="json"),
-        command=shlex.join(command),
+        settings=config.public(),
+        command=masked(shlex.join(command)),
         seed=config.seed,
         versions=versions(_PACKAGES),
         hardware=hardware(),

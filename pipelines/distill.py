@@ -23,6 +23,7 @@ from pipelines.train_job import TrainJob, check_shares, run_train_job, train_wor
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.splits import group_fraction
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.pairs import JudgedPair
 
@@ -216,7 +217,7 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
     (out / "agreement.md").write_text(result.agreement_table, encoding="utf-8")
     if result.gate is not None:
         (out / "gate.md").write_text(result.gate.table(), encoding="utf-8")
-    training = json.loads((out / STUDENT / TRAINING).read_text(encoding="utf-8"))
+    training = read_object(out / STUDENT / TRAINING, "training summary")
     return {**result.as_json(), "training": training}
 
 

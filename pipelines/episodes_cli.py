@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.secrets import masked
 
 if TYPE_CHECKING:
     from roboalign_ray.config import SimulationConfig
@@ -380,4 +381,4 @@ def _print_quarantined(console: Console, items: list[dict[str, str]], store: Pat
 
 def _command_line() -> str:
     """The command as it was typed, for the dataset card."""
-    return shlex.join(["roboalign", *sys.argv[1:]])
+    return masked(shlex.join(["roboalign", *sys.argv[1:]]))

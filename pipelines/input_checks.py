@@ -7,13 +7,11 @@ or two. `preflight` says which job makes which of them. A rule that needs no fil
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pipelines.train_job import check_shares
 from pipelines.weights import replay_folder, student_folder, tokenizer_folder, world_model_folder
@@ -24,6 +22,7 @@ from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import EpisodeStore, open_store
 from roboalign_ray.episodes.windows import WindowPlan, WindowSpec, long_enough
 from roboalign_ray.foundation.failures import HostError, UserError, raise_if_host
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.foundation.weights_files import check_weights_file
 from roboalign_ray.judge.pairs import open_pairs
 from roboalign_ray.world_model.layout import SequenceLayout, check_same_layout, read_layout
@@ -306,7 +305,7 @@ def check_teacher(job: Preflight) -> None:
     if teacher.backend == "vllm" and job.config.cluster.address == "local" and not _installed("vllm"):
         raise UserError("vllm is not installed", where="teacher.backend", remedy=TEACHER_EXTRA)
     source = Path(model_source(teacher.model))
-    if source.is_dir() and "vision_config" not in _json(source / "config.json"):
+    if source.is_dir() and "vision_config" not in read_object(source / "config.json", "model config"):
         raise UserError(
             "is no vision-language model",
             where=str(source),
@@ -318,14 +317,6 @@ def check_teacher(job: Preflight) -> None:
 
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError("cannot be read as JSON", where=str(path)) from error
-    return told if isinstance(told, dict) else {}
 
 
 def check_bench_weights(job: Preflight) -> None:

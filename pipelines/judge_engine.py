@@ -76,7 +76,7 @@ class DeepSpeedTeacher:
         settings, size = self.settings, self.settings.micro_batch
         factor = learning_rate_factor(
             self.steps_done,
-            warmup=settings.warmup_steps,
+            warmup=settings.warmup,
             total=settings.steps,
             schedule="cosine",
             floor=_COSINE_FLOOR,

@@ -23,6 +23,7 @@ from pipelines.judge_pool import Keyed, Outcome, TeacherPool, teacher_pool
 from pipelines.preflight import Preflight, check_ready
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.agreement import Agreement, agreement
 from roboalign_ray.judge.annotator import labelled
 from roboalign_ray.judge.labels import DistillationSet
@@ -120,7 +121,9 @@ def run_agree(labels: Path, pairs: Path) -> Agreement:
     given, store = DistillationSet(labels), open_pairs(pairs)
     scores = dict(zip(given.ids, given.scores, strict=True))
     report = labels / REPORT
-    aside = json.loads(report.read_text(encoding="utf-8"))["set_aside"] if report.is_file() else {}
+    aside = (
+        read_object(report, "labelling report", keys=("set_aside",))["set_aside"] if report.is_file() else {}
+    )
     shared = [number for number, name in enumerate(store.ids) if name in scores or name in aside]
     if not shared:
         raise UserError("labels and pairs share no video", where=str(labels))
@@ -241,7 +244,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and {"event", "item"} <= event.keys():
             events.append(event)

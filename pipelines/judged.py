@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from roboalign_ray.evaluation.judged import JudgedResult, ShownClip, judge_rollo
 from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.progress import Progress
+from roboalign_ray.foundation.readers import read_lines
 from roboalign_ray.judge.bench.making import PairMaker, SourceClip
 from roboalign_ray.judge.student import Student
 from roboalign_ray.judge.student_judge import StudentJudge
@@ -162,8 +162,7 @@ def told_events(path: Path, teacher: str) -> list[str]:
     if not path.is_file():
         return []
     told = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
+    for event in read_lines(path, "judge event", keys=("event",)):
         after = f"After update {event.get('update')}"
         if event["event"] == "relabelled":
             gaps = min(row["gap"] for row in event["gate"]["rows"])

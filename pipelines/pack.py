@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ from pipelines.train_job import SUMMARY
 from roboalign_ray.config import JobConfig, JudgeConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.foundation.shards import StoreCard
 from roboalign_ray.judge.agreement import agreement_table
 from roboalign_ray.judge.assessment import REAL, gate_positions, try_student
@@ -61,7 +61,7 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
         shutil.copytree(run / stage, folder)
         for weights in folder.glob("*.safetensors"):
             _halve(weights)
-        summary = json.loads((folder / SUMMARY).read_text())
+        summary = read_object(folder / SUMMARY, "training summary")
         (folder / "README.md").write_text(_card(stage, summary, figures))
         sizes[stage] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return sizes
@@ -204,10 +204,7 @@ def _evenly(positions: np.ndarray, count: int) -> np.ndarray:
 def _read_figures(evaluation: Path | None) -> dict[str, Any]:
     if evaluation is None:
         return {}
-    try:
-        return json.loads(evaluation.read_text()).get("headline", {})
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read as an evaluation ({error})", where=str(evaluation)) from error
+    return read_object(evaluation, "evaluation").get("headline", {})
 
 
 def _halve(weights: Path) -> None:

@@ -60,7 +60,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
         return {
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.public(),
             "parameters": self.parameters,
             "tokens": self.tokens,
             "bytes": self.bytes,

@@ -15,7 +15,6 @@ from pipelines.train_job import SUMMARY, TrainJob, check_shares, run_train_job, 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import fit_action_binner
-from roboalign_ray.foundation.failures import UserError
 
 Stage = Literal["tokenizer", "world_model"]
 STAGES: tuple[Stage, ...] = ("tokenizer", "world_model")
@@ -108,17 +107,13 @@ def _tokenizer_job(config: JobConfig) -> TrainJob:
     from roboalign_ray.tokenizer.training import TokenizerTrainer
 
     settings, device = config.tokenizer_training, get_device()
-    perceptual = load_lpips(settings.perceptual_network, device=device)
-    if not perceptual.real and settings.perceptual_weight > 0:
-        raise UserError(
-            f"no {settings.perceptual_network} backbone for LPIPS",
-            where="tokenizer_training.perceptual_weight",
-            remedy="run 'roboalign assets fetch', or set the weight to 0",
-        )
+    perceptual = (
+        load_lpips(settings.perceptual_network, device, required=True) if settings.perceptual_weight else None
+    )
     trainer = TokenizerTrainer(
         prepare_model(DualBranchTokenizer(config.tokenizer)),
         settings,
-        perceptual if settings.perceptual_weight > 0 else None,
+        perceptual,
         device=device,
         seed=config.seed,
     )

@@ -31,6 +31,7 @@ from roboalign_ray.evaluation.bootstrap import bootstrap_mean
 from roboalign_ray.evaluation.judged import JudgedResult
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.foundation.telemetry import read_curves
 from roboalign_ray.judge.rubric import DIMENSIONS
 
@@ -246,7 +247,7 @@ def _read(path: Path) -> dict[str, JudgedResult]:
     """Every judge's scores in a file; none where there is no file."""
     if not path.is_file():
         return {}
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
     return {name: JudgedResult(name, np.array(values, np.float64)) for name, values in told.items()}
 
 

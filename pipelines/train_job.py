@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.foundation.readers import read_object
 
 SUMMARY = "training.json"
 _STATE = "state.pt"
@@ -123,7 +124,7 @@ def run_train_job(
         )
         with _progress(out / "logs" / name, name, steps, tuple(shown), quiet):
             _fit(trainer, name)
-    return json.loads(summary.read_text(encoding="utf-8"))
+    return read_object(summary, "training summary")
 
 
 def train_worker(build: Callable[[], TrainJob], out: Path, name: str, *, role: RoleConfig, seed: int) -> None:

@@ -75,7 +75,7 @@ CONFIG_CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "value out of range": (nothing, "align demo --set alignment.clip=-1", "expected greater than 0, got -1"),
     "unknown choice": (nothing, "plan demo --set rollout.refresh.policy=sww", "expected 'none', 'swr'"),
     "override without a value": (nothing, "plan demo --set alignment.updates", "is not key=value"),
-    "override that is not YAML": (nothing, "plan demo --set seed=[1", "value is not valid YAML"),
+    "override that is not YAML": (nothing, "plan demo --set seed=[1", "is not valid YAML"),
     "extends in a circle": (
         several(a="extends: b.yaml\n", b="extends: a.yaml\n"),
         "plan a.yaml",

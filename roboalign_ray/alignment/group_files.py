@@ -6,14 +6,14 @@ One NumPy archive per group: its arrays, and one JSON text with everything else.
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from roboalign_ray.alignment.scored import ScoredGroup
-from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.failures import Failed, UserError, first_line
+from roboalign_ray.foundation.readers import parse_json, read_arrays
 from roboalign_ray.rewards.protocol import Score, Scored
 from roboalign_ray.world_model.rollout import RolloutGroup, Segment
 
@@ -49,10 +49,9 @@ def load_group(path: Path) -> ScoredGroup:
     Raises:
         UserError: it is missing, or no such file.
     """
+    arrays = read_arrays(path, "scored group")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        header = json.loads(arrays["header"].tobytes())
+        header = parse_json(arrays["header"].tobytes(), where=str(path), what="scored group")
         segments = tuple(
             Segment(
                 **{name: arrays[f"segment{number}_{name}"] for name in _ARRAYS},
@@ -71,8 +70,8 @@ def load_group(path: Path) -> ScoredGroup:
             arrays["seconds_per_frame"],
         )
         scores = tuple(_score(entry, number, arrays) for number, entry in enumerate(header["scores"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"is not a scored group ({error})", where=str(path)) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"is not a scored group ({first_line(error)})", where=str(path)) from error
     return ScoredGroup(rollout, scores)
 
 

@@ -6,7 +6,6 @@ were rolled out as one batch with it. `compare_scores` says whether what came of
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.readers import read_lines
 
 Score = Mapping[str, Any]  # a sample's, as the journal has it
 
@@ -77,17 +77,14 @@ def read_journal(path: Path) -> list[JournalGroup]:
     """
     if not path.is_file():
         raise UserError("no journal of a run", where=str(path), remedy="give the folder of an alignment run")
-    lines = path.read_text(encoding="utf-8").splitlines()
     groups = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            if "scores" in entry:
+    for entry in read_lines(path, "journal line"):
+        if "scores" in entry:
+            try:
                 groups.append(_group(entry))
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise UserError(f"is no line of a journal ({error})", where=f"{path}:{number}") from error
+            except (ValueError, LookupError, TypeError) as error:
+                where = f"{path}, group {entry.get('group')}"
+                raise UserError(f"is no line of a journal ({first_line(error)})", where=where) from error
     return groups
 
 

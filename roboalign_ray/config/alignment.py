@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.base import FrozenConfig
+from roboalign_ray.config.base import FrozenConfig, check_warm_up
 from roboalign_ray.config.paths import Place
 
 
@@ -61,3 +61,8 @@ class AlignmentConfig(FrozenConfig):
     checkpoints: Place = ""
     held_out_prompts: PositiveInt = 16
     held_out_samples: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> AlignmentConfig:
+        check_warm_up(self.warmup_updates, self.updates, "alignment.warmup_updates", unit="updates")
+        return self

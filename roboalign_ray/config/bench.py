@@ -6,9 +6,9 @@ thresholds: every number here is a choice of this project, marked [ours].
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
 from roboalign_ray.config.world_model import RefreshPolicy
 
 
@@ -76,7 +76,7 @@ class BenchConfig(FrozenConfig):
     samples: PositiveInt = 4
     completing: float = Field(0.75, ge=0, le=1)
     level_cap: float = Field(0.35, gt=0.1, le=1)
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     privileged: PrivilegedConfig = PrivilegedConfig()
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt
 
-from roboalign_ray.config.base import FrozenConfig
+from roboalign_ray.config.base import FrozenConfig, Seed
 from roboalign_ray.config.paths import ShippedOrFolder
 
 
@@ -58,5 +58,5 @@ class SimulationConfig(FrozenConfig):
     camera_azimuth: float = 135.0
     camera_elevation: float = -30.0
     camera_lookat: tuple[float, float, float] = (0.0, 0.68, 0.08)
-    seed: int = 0
+    seed: Seed = 0
     workers: int = Field(0, ge=0)

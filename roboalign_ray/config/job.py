@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.asynchrony import AsynchronyConfig
-from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
@@ -71,7 +71,7 @@ class JobConfig(FrozenConfig):
     """
 
     name: str = "demo"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     output: str = "runs"
     tokenizer_weights: ShippedOrFolder = "shipped"
     world_model_weights: ShippedOrFolder = "shipped"

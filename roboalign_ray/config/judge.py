@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.base import ConfigError, Depth, FrozenConfig, Seed, check_warm_up
 from roboalign_ray.config.paths import ModelOrFolder, ShippedOrFolder
 
 DIMENSION_COUNT = 6
@@ -65,22 +65,22 @@ class StudentConfig(FrozenConfig):
     patch: PositiveInt = 16
     square: PositiveInt = 4
     stem: tuple[PositiveInt, ...] = (64, 128)
-    stem_blocks: NonNegativeInt = 1
+    stem_blocks: int = Field(1, ge=0, le=512)
     motion: bool = True
     hidden: PositiveInt = 576
-    layers: PositiveInt = 12
+    layers: Depth = 12
     heads: PositiveInt = 9
     ffn: PositiveInt = 2304
     text_encoder: ModelOrFolder = "hashed"
     text_hidden: PositiveInt = 384
-    text_layers: PositiveInt = 4
+    text_layers: Depth = 4
     text_heads: PositiveInt = 6
     text_ffn: PositiveInt = 1536
     text_buckets: PositiveInt = 16_384
     text_words: PositiveInt = 32
     vision_encoder: ModelOrFolder = "patches"
     freeze_pretrained: bool = True
-    fusion_layers: PositiveInt = 2
+    fusion_layers: Depth = 2
     fusion_queries: PositiveInt = 8
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -144,6 +144,7 @@ class DistillationConfig(FrozenConfig):
         variance_weight: weight of the Gaussian likelihood that teaches the variance head; 0 leaves it untrained.
             Its gradient reaches that head alone.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
+            Without warmup_steps it takes a tenth of the steps, at most 100.
         replay_ratio: share of a batch drawn from rounds before the newest, once there are several.
         asked_else: share of a batch's pairs that are asked for another task's sentence, labelled by the rule for it.
         spoiled: share of its faultless videos that are spoiled anew, by a rule that needs frames alone.
@@ -164,7 +165,7 @@ class DistillationConfig(FrozenConfig):
     huber_delta: float = Field(0.1, gt=0)
     variance_weight: float = Field(0.05, ge=0)
     learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: NonNegativeInt = 100
+    warmup_steps: NonNegativeInt | None = None
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     replay_ratio: float = Field(0.5, ge=0, lt=1)
@@ -183,6 +184,16 @@ class DistillationConfig(FrozenConfig):
     @model_validator(mode="after")
     def _check_weights(self) -> DistillationConfig:
         check_dimension_weights(self.dimension_weights, "judge.distillation.dimension_weights")
+        return self
+
+    @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> DistillationConfig:
+        check_warm_up(self.warmup_steps, self.steps, "judge.distillation.warmup_steps")
         return self
 
 
@@ -275,7 +286,7 @@ class JudgeConfig(FrozenConfig):
 
     weights: ShippedOrFolder = "shipped"
     replay: ShippedOrFolder = "shipped"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
     relabel: RelabelConfig = RelabelConfig()

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.job import JobConfig
 from roboalign_ray.config.paths import with_absolute_paths
-from roboalign_ray.config.yaml_source import Located, parse_mapping, parse_value, problem, read_mapping
+from roboalign_ray.config.yaml_source import Located, parse_mapping, parse_value, read_mapping
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -75,10 +75,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(
             f"'{text}' is not key=value", where="override", remedy="write for example alignment.updates=5"
         )
-    try:
-        return path, parse_value(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"value is not valid YAML: {problem(error)}", where=f"override '{text}'") from None
+    return path, parse_value(value, f"override '{text:.200}'")
 
 
 def profile_names() -> list[str]:
@@ -89,9 +86,9 @@ def profile_names() -> list[str]:
 
 
 def dump_yaml(config: FrozenConfig) -> str:
-    """The whole tree as YAML that `load_job` reads back to an equal config."""
+    """The whole tree as YAML that `load_job` reads back to an equal config, but for secrets inside URIs: masked."""
     return yaml.safe_dump(
-        config.model_dump(mode="json"),
+        config.public(),
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,

@@ -11,11 +11,17 @@ from roboalign_ray.config.judge import DIMENSION_COUNT, check_dimension_weights
 
 
 class FidelityRewardConfig(FrozenConfig):
-    """-lpips_weight*LPIPS + ssim_weight*SSIM against the real continuation, mean over frames."""
+    """-lpips_weight*LPIPS + ssim_weight*SSIM against the real continuation, mean over frames.
+
+    Attributes:
+        lpips_weight, ssim_weight: of the two terms.
+        lpips_network: backbone of LPIPS. "random-alex" and "random-vgg" have no pre-trained weights: their distance is
+            not LPIPS, and is a reward only where it is asked for by name.
+    """
 
     lpips_weight: float = Field(1.0, ge=0)
     ssim_weight: float = Field(1.0, ge=0)
-    lpips_network: Literal["alex", "vgg"] = "alex"
+    lpips_network: Literal["alex", "vgg", "random-alex", "random-vgg"] = "alex"
 
 
 class JudgedRewardConfig(FrozenConfig):

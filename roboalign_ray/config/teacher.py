@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed, check_warm_up
 from roboalign_ray.config.paths import ModelOrFolder, PlaceOrNone
 
 Backend = Literal["transformers", "vllm", "openai"]
@@ -25,12 +25,16 @@ class TeacherPromptConfig(FrozenConfig):
             teacher that has been trained on the rubric.
         closing: the last lines, before the description of the answer's form; None and "" as for the opening.
         describe_answer: say which JSON object is wanted.
+        template: "chatml" writes the turns as Qwen's models are trained to read them. "model" renders the template in
+            the model's own folder, for models of another family. That template is a program: it may never end, or
+            fill the memory, so it is only for models that you trust.
     """
 
     opening: str | None = None
     rubric: Literal["levels", "maxima", "none"] = "levels"
     closing: str | None = None
     describe_answer: bool = True
+    template: Literal["chatml", "model"] = "chatml"
 
 
 class TeacherServerConfig(FrozenConfig):
@@ -116,6 +120,7 @@ class TeacherTrainingConfig(FrozenConfig):
         pairs_per_step: judged pairs a step, over all workers.
         micro_batch: pairs per forward pass.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
+            Without warmup_steps it takes a tenth of the steps, at most 50.
         score_weight: weight of a score's tokens in the loss, against 1 for all others of the answer.
         regression_weight: weight of a Huber loss beside it: wherever the answer is about to tell a score, a linear
             head, thrown away in the end, must read all six shares of the maxima from the language model's state. What a
@@ -151,7 +156,7 @@ class TeacherTrainingConfig(FrozenConfig):
     pairs_per_step: PositiveInt = 32
     micro_batch: PositiveInt = 4
     learning_rate: float = Field(1e-4, gt=0)
-    warmup_steps: NonNegativeInt = 50
+    warmup_steps: NonNegativeInt | None = None
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     score_weight: float = Field(1.0, gt=0)
@@ -182,6 +187,16 @@ class TeacherTrainingConfig(FrozenConfig):
                 where="teacher.training.vision_steps",
                 remedy="set it to 0, or start to small",
             )
+        return self
+
+    @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        return min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> TeacherTrainingConfig:
+        check_warm_up(self.warmup_steps, self.steps, "teacher.training.warmup_steps")
         return self
 
 
@@ -264,7 +279,7 @@ class TeacherConfig(FrozenConfig):
     rationale_characters: PositiveInt = 600
     batch: PositiveInt = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     prompt: TeacherPromptConfig = TeacherPromptConfig()
     server: TeacherServerConfig = TeacherServerConfig()
     engine: TeacherEngineConfig = TeacherEngineConfig()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import prod
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.base import ConfigError, Depth, FrozenConfig, check_warm_up
 
 
 class TokenizerConfig(FrozenConfig):
@@ -32,7 +32,7 @@ class TokenizerConfig(FrozenConfig):
     stem: PositiveInt = 4
     dynamics_patch: PositiveInt = 2
     channels: tuple[PositiveInt, ...] = (96, 160)
-    blocks: PositiveInt = 2
+    blocks: Depth = 2
     latent: PositiveInt = 64
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
     attention_max_size: int = Field(16, ge=0)
@@ -96,6 +96,7 @@ class TokenizerTrainingConfig(FrozenConfig):
         context_range: the context frame is drawn from this many frames before the window's start.
         context_share: share of the L1 term that the context frames carry, whatever their number.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
+            Without warmup_steps it takes a tenth of the steps, at most 200.
         perceptual_weight: weight of LPIPS; 0 leaves it out.
         perceptual_network: LPIPS backbone.
         perceptual_images: images a step that LPIPS sees (it costs more than the tokenizer itself on a CPU).
@@ -111,7 +112,7 @@ class TokenizerTrainingConfig(FrozenConfig):
     context_range: PositiveInt = 15
     context_share: float = Field(0.3, ge=0, le=1)
     learning_rate: float = Field(5e-4, gt=0)
-    warmup_steps: int = Field(200, ge=0)
+    warmup_steps: NonNegativeInt | None = None
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     perceptual_weight: float = Field(0.1, ge=0)
@@ -123,3 +124,19 @@ class TokenizerTrainingConfig(FrozenConfig):
     ema_decay: float = Field(0.995, ge=0, lt=1)
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 500
+
+    @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        return min(200, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> TokenizerTrainingConfig:
+        check_warm_up(self.warmup_steps, self.steps, "tokenizer_training.warmup_steps")
+        if self.gan_weight and self.gan_start >= self.steps:
+            raise ConfigError(
+                f"the adversarial term starts at step {self.gan_start} of {self.steps}",
+                where="tokenizer_training.gan_start",
+                remedy="start it earlier, or set gan_weight to 0",
+            )
+        return self

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.base import ConfigError, Depth, FrozenConfig, check_warm_up
 
 RefreshPolicy = Literal["none", "swr", "token_window", "sinks", "reference_recent"]
 
@@ -20,7 +20,7 @@ class WorldModelConfig(FrozenConfig):
     """
 
     hidden: PositiveInt = 256
-    layers: PositiveInt = 6
+    layers: Depth = 6
     heads: PositiveInt = 8
     kv_heads: PositiveInt = 8
     ffn: PositiveInt = 768
@@ -47,7 +47,8 @@ class PretrainingConfig(FrozenConfig):
         windows_per_step: windows over all workers.
         context_range: the context frame is drawn from this many frames before the window's start.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up, then cosine to 10 %
-            ("constant" keeps the rate, as the public RLVR-World recipe does).
+            ("constant" keeps the rate, as the public RLVR-World recipe does). Without warmup_steps it takes a tenth of
+            the steps, at most 5,000 [published].
         precision: autocast type.
         ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
     """
@@ -57,13 +58,23 @@ class PretrainingConfig(FrozenConfig):
     context_range: PositiveInt = 15
     learning_rate: float = Field(5e-5, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(5000, ge=0)
+    warmup_steps: NonNegativeInt | None = None
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     ema_decay: float = Field(0.0, ge=0, lt=1)
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 500
+
+    @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        return min(5000, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> PretrainingConfig:
+        check_warm_up(self.warmup_steps, self.steps, "pretraining.warmup_steps")
+        return self
 
 
 class RefreshConfig(FrozenConfig):

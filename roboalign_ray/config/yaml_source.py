@@ -2,6 +2,9 @@
 
 PyYAML alone drops positions, takes the last of two equal keys without a word, reads `5e-5` as text (YAML 1.1 wants
 `5.0e-5`) and `no` as false. Each of these turns into a puzzling error far from its cause, so this reader mends them.
+
+A profile may come from somebody else. Its size, its depth and the number of values that its aliases stand for are
+bounded before any value is made.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ from typing import Any
 import yaml
 
 from roboalign_ray.config.base import ConfigError
+
+MOST_CHARACTERS = 256 * 1024
+MOST_NODES = 20_000  # with every alias counted as often as it is used
+MOST_DEPTH = 40
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,35 +57,37 @@ class Located:
     file: str
 
 
-def parse_value(text: str) -> Any:
-    """One YAML value, as the right-hand side of an override holds it; raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=_Loader)
+def parse_value(text: str, where: str) -> Any:
+    """One YAML value, as the right-hand side of an override holds it.
+
+    Raises:
+        ConfigError: not YAML, or too large.
+    """
+    loader, node = _composed(text, where)
+    return None if node is None else _constructed(loader, node, where)
 
 
 def parse_mapping(text: str, file: str) -> Located:
     """A YAML document whose top level is a mapping.
 
     Raises:
-        ConfigError: not YAML, not a mapping, or a key stands twice; names file and line.
+        ConfigError: not YAML, too large, not a mapping, or a key stands twice; names file and line.
     """
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return Located({}, {}, file)
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError("holds no mapping of keys to values", where=file)
-        origins: dict[str, str] = {}
-        _locate(node, "", file, origins)
-        return Located(loader.construct_document(node), origins, file)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {problem(error)}", where=_position(error, file)) from None
+    loader, node = _composed(text, file)
+    if node is None:
+        return Located({}, {}, file)
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError("holds no mapping of keys to values", where=file)
+    origins: dict[str, str] = {}
+    _locate(node, "", file, origins)
+    return Located(_constructed(loader, node, file), origins, file)
 
 
 def read_mapping(path: Path, file: str) -> Located:
     """`parse_mapping` of a file; a missing or unreadable one raises `ConfigError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError("no such file", where=file) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -86,14 +95,64 @@ def read_mapping(path: Path, file: str) -> Located:
     return parse_mapping(text, file)
 
 
-def problem(error: yaml.YAMLError) -> str:
+def _composed(text: str, where: str) -> tuple[_Loader, yaml.Node | None]:
+    """The syntax tree of a text, its size checked; no value is made yet."""
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(f"is longer than {MOST_CHARACTERS} characters", where=where)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"is not valid YAML: {_problem(error)}", where=_position(error, where, text)
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"is nested more than {MOST_DEPTH} deep", where=where) from None
+    if node is not None:
+        _check_size(node, where)
+    return loader, node
+
+
+def _check_size(root: yaml.Node, where: str) -> None:
+    """Walk the tree as it will be built: an alias counts as often as it is used, and one inside itself never ends."""
+    count, waiting = 0, [(root, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        here = f"{where}:{node.start_mark.line + 1}"
+        if depth > MOST_DEPTH:
+            raise ConfigError(
+                f"is nested more than {MOST_DEPTH} deep",
+                where=here,
+                remedy="does an anchor hold its own alias?",
+            )
+        if count > MOST_NODES:
+            raise ConfigError(
+                f"stands for more than {MOST_NODES} values", where=here, remedy="use fewer aliases"
+            )
+        if isinstance(node, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in node.value]
+
+
+def _constructed(loader: _Loader, node: yaml.Node, where: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {_problem(error)}", where=where) from None
+    except (ValueError, OverflowError) as error:  # a date, or a number with thousands of digits
+        raise ConfigError(f"holds a value that cannot be read ({error})", where=where) from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
     """What the parser minded, without its multi-line excerpt."""
     return str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
-def _position(error: yaml.YAMLError, file: str) -> str:
+def _position(error: yaml.YAMLError, file: str, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
-    return f"{file}:{mark.line + 1}" if mark else file
+    return f"{file}:{mark.line + 1}" if mark and "\n" in text else file
 
 
 def _locate(node: yaml.MappingNode, prefix: str, file: str, origins: dict[str, str]) -> None:

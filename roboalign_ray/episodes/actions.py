@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import read_object
 
 ACTION_BINS = "action_bins.json"
 
@@ -166,7 +167,8 @@ class ActionBinner:
             raise UserError(
                 "no action bins beside the world model", where=str(path), remedy="is it a world model?"
             )
+        told = read_object(path, "action bins")
         try:
-            return cls.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
+            return cls.from_state_dict(told)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"not an action bins file ({error})", where=str(path)) from error

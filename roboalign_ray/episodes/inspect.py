@@ -6,7 +6,6 @@ close in the picture when its trace says so?
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from roboalign_ray.episodes.actions import unwrap_angles
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.readers import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,10 +73,11 @@ def _columns(store: EpisodeStore, names: list[str]) -> pa.Table:
 def _quarantined(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
+    listed = read_json(path, "list of quarantined episodes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path)) from error
+        return [{"episode_id": str(item["episode_id"]), "reason": str(item["reason"])} for item in listed]
+    except (TypeError, LookupError) as error:
+        raise UserError("cannot be read as list of quarantined episodes", where=str(path)) from error
 
 
 def spread(count: int, wanted: int) -> list[int]:

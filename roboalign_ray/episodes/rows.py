@@ -18,6 +18,7 @@ from roboalign_ray.episodes.action_names import as_target, kind_from_name
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS
 from roboalign_ray.episodes.video import decode_video, encode_video
+from roboalign_ray.foundation.readers import parse_json
 
 SCHEMA_VERSION = 1
 INDEX_COLUMNS = ("episode_id", "group_id", "instruction", "length")
@@ -45,6 +46,10 @@ ROW_SCHEMA = pa.schema(
     ],
     metadata={"roboalign_ray.schema_version": str(SCHEMA_VERSION)},
 )
+
+# What is read: stores of earlier versions hold angle_dims in place of action_kinds.
+READ_SCHEMA = ROW_SCHEMA.append(pa.field("angle_dims", pa.list_(pa.int32())))
+OPTIONAL_COLUMNS = ("action_kinds", "angle_dims")
 
 # Names that our own sources gave before kinds were stored, whose gripper the name alone does not explain.
 _POSE = ("delta_x [m]", "delta_y [m]", "delta_z [m]")
@@ -97,6 +102,7 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
 
     Raises:
         EpisodeError: the video does not decode, or the row contradicts itself.
+        ValueError, TypeError, LookupError: a value has another type than `episode_to_row` writes.
     """
     try:
         frames = {
@@ -124,7 +130,7 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
         action_kinds=kinds_of_row(row, actions.shape[1]),
         state=None if row["state"] is None else np.asarray(row["state"], dtype=np.float32),
         outcome=outcome,
-        provenance=json.loads(row["provenance"]),
+        provenance=parse_json(row["provenance"], where=row["episode_id"], what="provenance"),
     )
 
 
@@ -156,4 +162,7 @@ def _pack(name: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def _unpack(item: Mapping[str, Any]) -> np.ndarray:
-    return np.frombuffer(item["data"], dtype=np.dtype(item["dtype"])).reshape(item["shape"]).copy()
+    dtype = np.dtype(item["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"'{item['name']}' holds {dtype}, not numbers")
+    return np.frombuffer(item["data"], dtype=dtype).reshape(item["shape"]).copy()

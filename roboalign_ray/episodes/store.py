@@ -12,7 +12,6 @@ A store is written beside its place and moved there when complete: no reader eve
 from __future__ import annotations
 
 import importlib.resources
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from roboalign_ray.episodes.action_kinds import ActionKind, check_stride, names_
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.rows import (
     INDEX_COLUMNS,
+    OPTIONAL_COLUMNS,
+    READ_SCHEMA,
     ROW_SCHEMA,
     SCHEMA_VERSION,
     episode_to_row,
@@ -32,8 +33,10 @@ from roboalign_ray.episodes.rows import (
 )
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.splits import positions_in
+from roboalign_ray.episodes.statistics_form import StatisticsForm
 from roboalign_ray.episodes.store_statistics import StoreStatistics, common_kind
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import read_object, validated
 from roboalign_ray.foundation.shards import (
     STATISTICS,
     ShardedRows,
@@ -156,10 +159,7 @@ def resolve_store(path: str | Path) -> Path:
         raise UserError(
             "no episode store here (statistics.json is missing)", where=str(folder), remedy=remedy
         )
-    try:
-        version = json.loads((folder / STATISTICS).read_text(encoding="utf-8")).get("schema_version")
-    except (ValueError, AttributeError) as error:
-        raise UserError("statistics.json is not valid JSON", where=str(folder)) from error
+    version = read_object(folder / STATISTICS, "store statistics").get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(f"schema version {version}, this version reads {SCHEMA_VERSION}", where=str(folder))
     return folder
@@ -173,15 +173,29 @@ class EpisodeStore(ShardedRows[Episode]):
         ids, group_ids, instructions, lengths: one per episode.
 
     Raises:
-        UserError: no store at `path`, or a shard that is not Parquet.
+        UserError: no store at `path`, or a file of it is damaged, missing or of another store.
     """
 
     def __init__(self, path: str | Path) -> None:
         folder = resolve_store(path)
-        self.statistics: dict[str, Any] = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+        statistics = folder / STATISTICS
+        self.statistics: dict[str, Any] = read_object(statistics, "store statistics")
+        validated(self.statistics, StatisticsForm, "store statistics", where=str(statistics))
         super().__init__(
-            folder, shards_of(folder), columns=INDEX_COLUMNS, what="episode", decode=self._episode
+            folder,
+            shards_of(folder),
+            columns=INDEX_COLUMNS,
+            what="episode",
+            decode=self._episode,
+            schema=READ_SCHEMA,
+            optional=OPTIONAL_COLUMNS,
         )
+        if len(self) != (count := self.statistics["episodes"]):
+            raise UserError(
+                f"holds {len(self)} of {count} episodes",
+                where=str(folder),
+                remedy="copy the store again, whole",
+            )
         self.group_ids: list[str] = self.index["group_id"]
         self.instructions: list[str] = self.index["instruction"]
         self.lengths: list[int] = self.index["length"]

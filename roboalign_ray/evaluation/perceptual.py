@@ -2,8 +2,9 @@
 
 Distance = sum over five layers of the head-weighted squared difference of unit-normalised features, averaged
 over the image. The heads are those of the `lpips` package; the backbone is read from this machine (see
-`lpips_backbone`). Where it is missing the distance still computes, over a random network with a fixed seed, and
-its label says so: such numbers rank images roughly and compare with nobody else's.
+`lpips_backbone`). Where it is missing, evaluation computes the distance over a random network with a fixed seed, and
+its label says so: such numbers rank images roughly and compare with nobody else's. Nothing is trained on them unless
+a network is asked for by the name "random-alex" or "random-vgg".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from roboalign_ray.evaluation.lpips_backbone import CHANNELS, Backbone, Network,
 from roboalign_ray.foundation.failures import UserError
 
 SMALLEST_SIDE = 32  # below it AlexNet's last maps are empty
+RANDOM = "random-"  # before a network's name: without its pre-trained backbone
 _RANDOM_SEED = 0
 
 
@@ -46,7 +48,7 @@ class PerceptualDistance(nn.Module):
     def label(self) -> str:
         """What to call these numbers."""
         name = f"LPIPS-{self.network}"
-        return name if self.real else f"random-{name} (backbone not available)"
+        return name if self.real else f"{RANDOM}{name} (backbone not available)"
 
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
         """Distances [B] of float images [B, 3, H, W] in [0, 1].
@@ -78,18 +80,32 @@ class PerceptualDistance(nn.Module):
         return (2 * images_BCHW - 1 - self.shift) / self.scale
 
 
-def load_lpips(network: Network = "alex", device: torch.device | str = "cpu") -> PerceptualDistance:
+def load_lpips(
+    name: str = "alex", device: torch.device | str = "cpu", *, required: bool = False
+) -> PerceptualDistance:
     """LPIPS with the pre-trained backbone where this machine has it, else with a random one (see `.real`).
 
     Never downloads; `roboalign assets fetch` does.
 
+    Args:
+        name: "alex" or "vgg"; "random-alex" and "random-vgg" take the random backbone in any case.
+        device: where it runs.
+        required: refuse to take a random backbone in place of a missing one. Training asks for this.
+
     Raises:
-        UserError: no such network.
+        UserError: no such network, or its backbone is required and missing.
     """
-    if network not in CHANNELS:
-        raise UserError(f"no LPIPS network '{network}'", where="lpips_network", remedy="use 'alex' or 'vgg'")
-    backbone = load_backbone(network)
+    network: Network = "vgg" if name.endswith("vgg") else "alex"
+    if name.removeprefix(RANDOM) not in CHANNELS:
+        raise UserError(f"no LPIPS network '{name}'", where="lpips_network", remedy="use 'alex' or 'vgg'")
+    backbone = None if name.startswith(RANDOM) else load_backbone(network)
     real = backbone is not None
+    if not real and required and not name.startswith(RANDOM):
+        raise UserError(
+            f"the {network} backbone of LPIPS is not on this machine",
+            where="LPIPS",
+            remedy=f"run 'roboalign assets fetch', or ask for the network '{RANDOM}{network}' to do without it",
+        )
     if backbone is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_RANDOM_SEED)

@@ -163,7 +163,7 @@ def _whole_lines(path: Path) -> list[str]:
     if events:
         try:
             json.loads(events[-1])
-        except ValueError:
+        except (ValueError, RecursionError):
             events.pop()
     return events
 

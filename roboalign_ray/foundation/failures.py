@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from roboalign_ray.foundation.secrets import masked
+
 EXIT_BAD_INPUT = 2
 
 
@@ -34,9 +36,9 @@ class ReportedError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The one line a person reads."""
+        """The one line a person reads, with secrets inside URIs masked."""
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return " ".join((f"{text}; {self.remedy}" if self.remedy else text).split())
+        return masked(" ".join((f"{text}; {self.remedy}" if self.remedy else text).split()))
 
     def __reduce__(self):
         # Exceptions cross process boundaries (Ray); keep the keyword-only parts through pickling.

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 Schedule = Literal["constant", "cosine"]
 Kept = TypeVar("Kept", bound=nn.Module)
@@ -30,10 +30,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def weight_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of the weights (buffers are copied), or None at decay 0."""
+    """An exponential moving average of the weights (buffers are copied), or None at decay 0.
+
+    After n averaged steps the decay is at most (1 + n) / (10 + n): the average of a short training is one of its last
+    weights, not of the untrained ones it began with.
+    """
     if decay == 0:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], averaged: Tensor | int) -> None:
+        kept = min(decay, (1 + int(averaged)) / (10 + int(averaged)))
+        torch._foreach_lerp_(averages, weights, 1 - kept)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=False)
 
 
 def decayed_parameters(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -11,7 +11,7 @@ A store is written beside its place and moved there when complete: no reader eve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.foundation.parquet import read_columns
 
 STATISTICS = "statistics.json"
 Item = TypeVar("Item")
@@ -138,6 +139,8 @@ class ShardedRows(Generic[Item]):
         columns: read at once; the first one holds the rows' names.
         what: a row, in one word, for messages.
         decode: makes an item of a row.
+        schema: the columns that every file must hold, each of this type.
+        optional: columns of `schema` that older files lack.
 
     Attributes:
         shards: the files.
@@ -154,25 +157,21 @@ class ShardedRows(Generic[Item]):
         columns: Sequence[str],
         what: str,
         decode: Callable[[Mapping[str, Any]], Item],
+        schema: pa.Schema,
+        optional: Collection[str] = (),
     ) -> None:
         self.path, self._columns, self._what, self._decode = path, tuple(columns), what, decode
+        self._schema, self._optional = schema, optional
         self._load(shards)
 
     def _load(self, shards: Iterable[Path]) -> None:
         """Read the index of these files.
 
         Raises:
-            UserError: one is not Parquet.
+            UserError: one is not Parquet, lacks a column or a value of the index, or two rows share a name.
         """
         self.shards = list(shards)
-        tables = [_read(shard, lambda file: file.read(columns=list(self._columns))) for shard in self.shards]
-        for shard, table in zip(self.shards, tables, strict=True):
-            if missing := [name for name in self._columns if name not in table.column_names]:
-                raise UserError(
-                    f"holds no {self._what}s: column '{missing[0]}' is missing",
-                    where=str(shard),
-                    remedy="give another store",
-                )
+        tables = [self._index_of(shard) for shard in self.shards]
         pairs = zip(self.shards, tables, strict=True)
         self.places = [(shard, row) for shard, table in pairs for row in range(len(table))]
         self.index: dict[str, list[Any]] = {
@@ -180,6 +179,35 @@ class ShardedRows(Generic[Item]):
         }
         self.ids: list[str] = self.index[self._columns[0]]
         self._numbers = {name: number for number, name in enumerate(self.ids)}
+        if len(self._numbers) < len(self.ids):
+            twice = next(name for number, name in enumerate(self.ids) if self._numbers[name] != number)
+            raise UserError(f"two {self._what}s named '{twice}'", where=str(self.path))
+
+    def _index_of(self, shard: Path) -> pa.Table:
+        table = self._read(shard, self._columns)
+        for name in self._columns:
+            if table[name].null_count:
+                raise UserError(f"column '{name}' lacks a value", where=str(shard))
+        return table
+
+    def _read(self, shard: Path, columns: Sequence[str]) -> pa.Table:
+        wanted = frozenset(columns)
+        return read_columns(shard, wanted.__contains__, schema=self._schema, optional=self._optional)
+
+    def _row(self, shard: Path, row: int) -> dict[str, Any]:
+        """One row, by way of the row group that it is in."""
+        inside = row
+
+        def group_of(metadata: pq.FileMetaData) -> list[int]:
+            nonlocal inside
+            group, inside = _place(metadata, row)
+            return [group]
+
+        wanted = frozenset(self._schema.names)
+        table = read_columns(
+            shard, wanted.__contains__, schema=self._schema, optional=self._optional, groups=group_of
+        )
+        return table.slice(inside, 1).to_pylist()[0]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -191,8 +219,7 @@ class ShardedRows(Generic[Item]):
         """One row, by position or name, decoded.
 
         Raises:
-            UserError: no such row, or its file cannot be read.
-            Exception: what `decode` raises.
+            UserError: no such row, its file cannot be read, or the row contradicts itself.
         """
         number = self._numbers.get(which, -1) if isinstance(which, str) else which
         if not 0 <= number < len(self):
@@ -202,7 +229,12 @@ class ShardedRows(Generic[Item]):
                 remedy=f"it holds {len(self)} {self._what}s",
             )
         shard, row = self.places[number]
-        return self._decode(_read(shard, lambda file: _row_of(file, row)).to_pylist()[0])
+        try:
+            return self._decode(self._row(shard, row))
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{self._what} '{self.ids[number]}' cannot be read ({first_line(error)})", where=str(shard)
+            ) from error
 
     def cells(self, numbers: Iterable[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Some columns of the rows at these positions, file by file; reads nothing else. A column that a file does
@@ -212,23 +244,15 @@ class ShardedRows(Generic[Item]):
             shard, row = self.places[number]
             wanted.setdefault(shard, []).append(row)
         for shard, rows in wanted.items():
-            table = _read(shard, lambda file: file.read(columns=list(columns)))
+            table = self._read(shard, columns)
             there = set(table.column_names)
             for row in rows:
                 yield {name: table[name][row].as_py() if name in there else None for name in columns}
 
 
-def _row_of(file: pq.ParquetFile, row: int) -> pa.Table:
-    """One row, by way of the row group that it is in."""
+def _place(metadata: pq.FileMetaData, row: int) -> tuple[int, int]:
+    """The row group that holds a row, and the row's number in it."""
     group = 0
-    while row >= (size := file.metadata.row_group(group).num_rows):
+    while row >= (size := metadata.row_group(group).num_rows):
         row, group = row - size, group + 1
-    return file.read_row_group(group).slice(row, 1)
-
-
-def _read(shard: Path, reader: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
-    try:
-        with pq.ParquetFile(shard) as file:
-            return reader(file)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"shard cannot be read ({first_line(error)})", where=str(shard)) from error
+    return group, row

@@ -116,7 +116,8 @@ def read_rows(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / JSONL
     if not path.exists():
         return []
-    return [row for row in map(_parse, path.read_text(encoding="utf-8").splitlines()) if row is not None]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [row for row in map(_parse, text.splitlines()) if row is not None]
 
 
 def last_row(folder: str | Path) -> dict[str, Any] | None:
@@ -139,7 +140,7 @@ def read_curves(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 continue
             steps, values = gathered.setdefault(name, ([], []))
             steps.append(row["step"])
-            values.append(math.nan if value is None else value)
+            values.append(value if isinstance(value, (int, float)) else math.nan)
     return {
         name: (np.array(steps), np.array(values, dtype=np.float64))
         for name, (steps, values) in gathered.items()
@@ -154,7 +155,7 @@ def _finite(value: float) -> float | None:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

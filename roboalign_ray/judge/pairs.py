@@ -24,6 +24,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.splits import positions_in, split_of
 from roboalign_ray.episodes.video import decode_video, encode_video
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import parse_json, pick, read_object
 from roboalign_ray.foundation.shards import (
     STATISTICS,
     ShardedRows,
@@ -160,7 +161,7 @@ def decode_pair(row: Mapping[str, Any]) -> JudgedPair:
         scores=np.asarray(row["scores"], dtype=np.float32),
         annotator=row["annotator"],
         kind=row["kind"],
-        provenance=json.loads(row["provenance"]),
+        provenance=parse_json(row["provenance"], where=f"pair '{row['pair_id']}'", what="provenance"),
     )
 
 
@@ -269,9 +270,8 @@ def _card_lines(figures: Mapping[str, Any]) -> list[str]:
 
 def _is_store(path: Path) -> bool:
     try:
-        content = json.loads((path / STATISTICS).read_text(encoding="utf-8"))
-        return isinstance(content, dict) and content.get("content") == CONTENT
-    except (OSError, ValueError):
+        return read_object(path / STATISTICS, "pair statistics").get("content") == CONTENT
+    except UserError:
         return False
 
 
@@ -285,7 +285,7 @@ class PairRows(ShardedRows[JudgedPair]):
     """
 
     def __init__(self, path: Path, shards: Iterable[Path]) -> None:
-        super().__init__(path, shards, columns=_INDEX, what="pair", decode=decode_pair)
+        super().__init__(path, shards, columns=_INDEX, what="pair", decode=decode_pair, schema=ROW_SCHEMA)
 
     def _load(self, shards: Iterable[Path]) -> None:
         super()._load(shards)
@@ -312,7 +312,9 @@ class PairStore(PairRows):
         remedy = "make one with: roboalign bench build"
         if not _is_store(folder):
             raise UserError("no judged pairs here", where=str(folder), remedy=remedy)
-        self.statistics: dict[str, Any] = json.loads((folder / STATISTICS).read_text("utf-8"))
+        self.statistics: dict[str, Any] = read_object(
+            folder / STATISTICS, "pair statistics", keys=("schema_version", "pairs", "held_out_fraction")
+        )
         if (version := self.statistics.get("schema_version")) != SCHEMA_VERSION:
             raise UserError(
                 f"schema version {version}, this version reads {SCHEMA_VERSION}", where=str(folder)
@@ -328,8 +330,10 @@ class PairStore(PairRows):
             name: "train" or "held_out".
             fraction: share of groups held out; None takes the one the store was written with.
         """
-        share = float(self.statistics["held_out_fraction"]) if fraction is None else fraction
-        return positions_in(name, self.group_ids, share)
+        if fraction is None:
+            where = str(self.path / STATISTICS)
+            fraction = pick(self.statistics, "held_out_fraction", float, where=where, what="pair statistics")
+        return positions_in(name, self.group_ids, fraction)
 
 
 def open_pairs(path: str | Path) -> PairStore:

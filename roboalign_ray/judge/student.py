@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.module_files import load_module
+from roboalign_ray.foundation.readers import parse_json
 from roboalign_ray.judge.attention import FusionLayer, SpaceTimeLayer
 from roboalign_ray.judge.calibration import Calibration
 from roboalign_ray.judge.clips import prepare_clips
@@ -225,8 +227,8 @@ class Student(nn.Module):
         folder = Path(folder)
         try:
             told = read_description(folder)
-            student = cls(StudentConfig.model_validate(told["config"]), encoders=folder)
-            student.load_state_dict(load_file(folder / WEIGHTS))
+            config = StudentConfig.model_validate(told["config"])
+            student = load_module(lambda: cls(config, encoders=folder), folder / WEIGHTS)
             student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
             student.version = int(told["version"])
         except FileNotFoundError as error:
@@ -306,7 +308,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / DESCRIPTION
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = parse_json(path.read_bytes(), where=str(path), what="student")
         known, rubric = told["format"], told["dimensions"]
     except FileNotFoundError as error:
         raise UserError(

@@ -81,7 +81,7 @@ class StudentTrainer(AveragedTrainer[Student]):
         config = self.config
         rate = self._begin(
             config.learning_rate,
-            warmup=config.warmup_steps,
+            warmup=config.warmup,
             total=config.steps,
             schedule="cosine",
             floor=_COSINE_FLOOR,

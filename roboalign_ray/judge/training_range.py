@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
+from roboalign_ray.foundation.readers import parse_json
 from roboalign_ray.judge.clips import sampled_positions
 from roboalign_ray.judge.labels import LabelledPairs
 
@@ -113,7 +114,7 @@ class TrainingRange:
         """
         path = Path(folder) / FILE
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            told = parse_json(path.read_bytes(), where=str(path), what="training range")
             mean, precision = np.array(told["mean"], float), np.array(told["precision"], float)
             ranges = {
                 name: (float(told["ranges"][name][0]), float(told["ranges"][name][1])) for name in _NAMES

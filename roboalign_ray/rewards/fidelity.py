@@ -24,6 +24,9 @@ class FidelityReward:
     Args:
         config: weights and LPIPS network.
         lpips: the distance to use; None loads the configured one on `device`.
+
+    Raises:
+        UserError: on construction, where LPIPS carries weight and its backbone is missing.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class FidelityReward:
         device: torch.device | str = "cpu",
     ) -> None:
         self.config = config
-        self.lpips = lpips or load_lpips(config.lpips_network, device)
+        self.lpips = lpips or load_lpips(config.lpips_network, device, required=config.lpips_weight > 0)
 
     @torch.no_grad()
     def score(self, inputs: RewardInput) -> Sequence[Score]:

@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from roboalign_ray.config import TokenizerConfig
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.module_files import load_module
+from roboalign_ray.foundation.readers import parse_json
 from roboalign_ray.tokenizer.fsq import FSQ
 from roboalign_ray.tokenizer.modules import Decoder, Encoder
 
@@ -168,8 +170,8 @@ class DualBranchTokenizer(nn.Module):
             UserError: files are missing, unreadable, or do not belong together.
         """
         try:
-            tokenizer = cls(read_config(folder))
-            tokenizer.load_state_dict(load_file(folder / WEIGHTS))
+            config = read_config(folder)
+            tokenizer = load_module(lambda: cls(config), folder / WEIGHTS)
         except FileNotFoundError as error:
             raise UserError(
                 f"no tokenizer here: {Path(error.filename or WEIGHTS).name} is missing",
@@ -230,7 +232,9 @@ def read_config(folder: Path) -> TokenizerConfig:
     """
     path = folder / CONFIG
     try:
-        return TokenizerConfig.model_validate(json.loads(path.read_text()))
+        return TokenizerConfig.model_validate(
+            parse_json(path.read_bytes(), where=str(path), what="tokenizer config")
+        )
     except FileNotFoundError as error:
         raise UserError(
             f"no tokenizer here: {CONFIG} is missing",

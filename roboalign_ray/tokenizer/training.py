@@ -85,7 +85,7 @@ class TokenizerTrainer(AveragedTrainer[DualBranchTokenizer]):
         )
         self._begin(
             config.learning_rate,
-            warmup=config.warmup_steps,
+            warmup=config.warmup,
             total=config.steps,
             schedule="cosine",
             floor=_COSINE_FLOOR,

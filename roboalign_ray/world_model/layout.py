@@ -9,7 +9,6 @@ With 4,375 codes, 256 bins and C, D, A = 1280, 80, 13 this is the layout of the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from roboalign_ray.config import TokenizerConfig, WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import read_object
 
 LAYOUT_FILE = "layout.json"
 
@@ -29,6 +29,9 @@ class SequenceLayout:
         context_tokens, dynamics_tokens, action_tokens: tokens C, D, A of the three kinds of slot.
         codes: codes of the quantiser, the same for both branches.
         action_bins: bins per action dimension.
+
+    Raises:
+        UserError: on construction, where a size is no positive whole number.
     """
 
     context_tokens: int
@@ -36,6 +39,13 @@ class SequenceLayout:
     action_tokens: int
     codes: int
     action_bins: int
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise UserError(
+                    f"{name} is {size!r:.60}, not a positive whole number", where="sequence layout"
+                )
 
     @classmethod
     def from_config(
@@ -148,8 +158,8 @@ def read_layout(folder: Path) -> SequenceLayout:
     if not path.is_file():
         raise UserError(f"holds no {LAYOUT_FILE}", where=str(folder), remedy="give a world model folder")
     try:
-        return SequenceLayout(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return SequenceLayout(**read_object(path, "sequence layout"))
+    except TypeError as error:
         raise UserError(f"is not a sequence layout ({error})", where=str(path)) from error
 
 

@@ -89,7 +89,7 @@ class WorldModelTrainer(AveragedTrainer[nn.Module]):
         config = self.config
         rate = self._begin(
             config.learning_rate,
-            warmup=config.warmup_steps,
+            warmup=config.warmup,
             total=config.steps,
             schedule=config.schedule,
             floor=_COSINE_FLOOR,

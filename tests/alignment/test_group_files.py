@@ -4,43 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from made_groups import make_group
 
 from roboalign_ray.alignment.group_files import load_group, save_group
-from roboalign_ray.alignment.scored import ScoredGroup
-from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
-
-
-def make_group(seed: int, samples: int = 3, lengths: tuple[int, ...] = (2, 1)) -> ScoredGroup:
-    generator = np.random.default_rng(seed)
-    segments = []
-    for number, length in enumerate(lengths):
-        rows = samples if number else 1
-        tokens = generator.integers(0, 12, (samples, length, 3), dtype=np.int32)
-        segments.append(
-            Segment(
-                context=generator.integers(0, 12, (rows, 4), dtype=np.int32),
-                given=generator.integers(0, 12, (rows, 1, 3), dtype=np.int32),
-                actions=generator.integers(0, 5, (length, 2), dtype=np.int32),
-                tokens=tokens,
-                logprobs=-generator.uniform(2.3, 2.6, tokens.shape).astype(np.float32),
-                version=seed + number,
-                exact=number == 0,
-            )
-        )
-    seconds = generator.uniform(size=sum(lengths))
-    rollout = RolloutGroup(
-        f"robot/éé {seed}@3", "push “it”", tuple(range(samples)), tuple(segments), 9, 77, seconds
-    )
-    scores = [
-        Scored(
-            float(generator.normal()), {"ssim": 0.1, "lpips": 1 / 3}, 4, generator.normal(size=sum(lengths))
-        ),
-        Failed("cannot decode", "decode"),
-        *(Scored(float("nan")) for _ in range(samples - 2)),
-    ]
-    return ScoredGroup(rollout, tuple(scores))
+from roboalign_ray.foundation.failures import UserError
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -68,7 +35,7 @@ def test_a_group_comes_back_as_it_was(tmp_path, seed):
 
 def test_a_file_that_is_missing_or_cut_is_told(tmp_path):
     path = tmp_path / "group.npz"
-    with pytest.raises(UserError, match="not a scored group"):
+    with pytest.raises(UserError, match="no scored group here"):
         load_group(path)
     save_group(path, make_group(0))
     path.write_bytes(path.read_bytes()[:200])

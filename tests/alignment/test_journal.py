@@ -61,7 +61,7 @@ def test_no_journal_and_a_damaged_one_are_told(tmp_path):
         read_journal(tmp_path / "journal")
     path = tmp_path / "journal"
     path.write_text("what\n" + json.dumps(line()) + "\n")
-    with pytest.raises(UserError, match="journal:1: is no line of a journal"):
+    with pytest.raises(UserError, match="journal:1: cannot be read as journal line"):
         read_journal(path)
 
 

@@ -205,3 +205,44 @@ def test_config_imports_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{this}: &{this} [{','.join(['*' + before] * 9)}]\n"
+    for before, this in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (LAUGHS, "stands for more than 20000 values"),
+        ("seed: &a [*a]\n", "nested more than 40 deep"),
+        ("judge: &a {b: *a}\n", "nested more than 40 deep"),
+        ("seed: " + "[" * 5000 + "]" * 5000, "nested more than 40 deep"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("seed: 2024-13-45\n", "cannot be read"),
+        ("a: " + "x" * 300_000, "longer than"),
+        ("<<: &a {<<: *a}\n", "nested more than 40 deep"),
+        ("seed: !!python/object/apply:os.system [echo]\n", "is not valid YAML"),
+    ],
+)
+def test_a_profile_that_is_an_attack_is_one_line(text: str, told: str, tmp_path: Path) -> None:
+    """Aliases within aliases stand for billions of values, an anchor in itself for ever more."""
+    path = tmp_path / "theirs.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as caught:
+        load_job(str(path))
+    assert "\n" not in caught.value.line()
+    assert len(caught.value.line()) < 500
+
+
+def test_an_override_that_is_an_attack_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="nested more than 40 deep"):
+        load_job("demo", ["seed=" + "[" * 3000 + "]" * 3000])
+
+
+def test_aliases_within_reason_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: demo\nseed: &s 7\njudge: {seed: *s}\n")
+    assert load_job(str(path)).judge.seed == 7

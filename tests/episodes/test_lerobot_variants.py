@@ -17,9 +17,9 @@ from episode_files import CAMERA, clip, lerobot_info, lerobot_rows, png, write_l
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
-from roboalign_ray.episodes.sources.parquet import read_columns
-from roboalign_ray.episodes.sources.parquet_pages import page_sizes
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.parquet import read_columns
+from roboalign_ray.foundation.parquet_pages import page_sizes
 
 DATA = "data/chunk-000/episode_000000.parquet"
 V3_DATA = "data/chunk-000/file-000.parquet"

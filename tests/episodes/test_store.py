@@ -180,7 +180,7 @@ def test_places_without_a_store_are_told(tmp_path: Path) -> None:
 def test_broken_shards_are_named(tmp_path: Path) -> None:
     write_store([made_episode(0, 0)], tmp_path / "s")
     (tmp_path / "s" / "shard-00000.parquet").write_bytes(b"nothing of use")
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: shard cannot be read"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet: Parquet file cannot be read"):
         open_store(tmp_path / "s")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import html
+import re
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +140,42 @@ def test_the_commands(store: PairStore, tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "none").exists()
     assert cli.run(["bench", "table", str(tmp_path / "nowhere")]) == 2
+
+
+def test_no_cell_is_a_formula_and_ids_come_back(tmp_path: Path) -> None:
+    ids = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\tx", "'=kept", "plain"]
+    pairs = [
+        JudgedPair(
+            pair_id=name,
+            group_id=name,
+            frames=np.zeros((4, 16, 16, 3), np.uint8),
+            fps=10.0,
+            instruction='=HYPERLINK("http://x")',
+            scores=np.ones(6, np.float32),
+            annotator="made",
+            kind="a",
+        )
+        for name in ids
+    ]
+    write_pairs(pairs, tmp_path / "pairs")
+    store = open_pairs(tmp_path / "pairs")
+    write_sheet(store, range(len(ids)), tmp_path / "sheet")
+    table = tmp_path / "sheet" / "scores.csv"
+    rows = list(csv.reader(table.open(newline="")))
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for row in rows for cell in row)
+    changes = {(row, dimension.name): "1" for row in range(len(ids)) for dimension in DIMENSIONS}
+    assert sorted(read_table(filled(table, changes), store.ids)) == sorted(ids)
+
+
+def test_a_page_runs_its_own_script_alone(store: PairStore, tmp_path: Path) -> None:
+    """The policy holds the digests of the page's script and style, and allows no other source."""
+    write_sheet(store, [0], tmp_path / "sheet")
+    page = (tmp_path / "sheet" / "index.html").read_text()
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+    for tag in ("script", "style"):
+        [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"\son\w+=", page)  # handlers in attributes would not run under it

@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from test_student import TINY
+from tiny_student import TINY
 
 from pipelines.distill import run_distill
 from pipelines.pack import pack_judge, replayed_positions

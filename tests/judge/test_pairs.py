@@ -12,30 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_pairs import made_pair, made_pairs
 
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.shards import StoreCard
 from roboalign_ray.judge.pairs import JudgedPair, PairStore, encode_pair, open_pairs, write_pairs
-
-
-def made_pair(number: int, group: int = 0, **changes) -> JudgedPair:
-    rng = np.random.default_rng(number)
-    values = {
-        "pair_id": f"made/{number}",
-        "group_id": f"group/{group}",
-        "frames": np.full((4, 16, 16, 3), 10 * (number % 20), np.uint8),
-        "fps": 10.0,
-        "instruction": f"do {number}",
-        "scores": rng.integers(0, [4, 3, 2, 2, 2, 3]).astype(np.float32),
-        "annotator": "made",
-        "kind": f"kind{number % 3}",
-        "provenance": {"number": number, "nested": [1, None]},
-    }
-    return JudgedPair(**(values | changes))
-
-
-def made_pairs(count: int = 40) -> Iterator[JudgedPair]:
-    return (made_pair(number, group=number // 3) for number in range(count))
 
 
 @pytest.fixture(scope="module")
@@ -143,5 +124,5 @@ def test_bad_stores_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pair 3"):
         open_pairs(out).read(3)
     (out / "shard-00000.parquet").write_bytes(b"not parquet")
-    with pytest.raises(UserError, match=r"shard-00000.parquet: shard cannot be read"):
+    with pytest.raises(UserError, match=r"shard-00000.parquet: Parquet file cannot be read"):
         open_pairs(out)

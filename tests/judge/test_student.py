@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_student import TINY, tiny_student
 
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import StudentConfig
@@ -23,32 +24,7 @@ from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.codec import FrameCodec
 from roboalign_ray.world_model.rollout import RolloutGroup, Segment
 
-TINY = {
-    "height": 16,
-    "width": 16,
-    "frames": 3,
-    "hidden": 16,
-    "layers": 1,
-    "heads": 2,
-    "ffn": 16,
-    "text_hidden": 8,
-    "text_layers": 1,
-    "text_heads": 2,
-    "text_ffn": 8,
-    "text_buckets": 64,
-    "fusion_layers": 1,
-    "fusion_queries": 2,
-}
 SENTENCES = ["push the red button", "open the drawer", "push the red button", "close it"]
-
-
-def tiny_student(seed: int = 0, **changes) -> Student:
-    """Untrained, with heads that tell videos apart."""
-    torch.manual_seed(seed)
-    student = Student(StudentConfig.small(**{**TINY, **changes}))
-    torch.nn.init.normal_(student.head.weight, std=0.05)
-    torch.nn.init.normal_(student.variance_head.weight, std=0.05)
-    return student.eval()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +126,7 @@ def test_damaged_or_foreign_files_are_told_in_one_line(tmp_path) -> None:
     with pytest.raises(UserError, match="another rubric"):
         Student.load(tmp_path)
     (tmp_path / DESCRIPTION).write_text(json.dumps({**told, "config": {**told["config"], "hidden": 32}}))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="must come from the same training"):
         Student.load(tmp_path)
 
 

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_student import TINY, tiny_student
+from tiny_student import TINY, tiny_student
 
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import DistillationConfig, StudentConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.align_state import cut_journal, read_lines
+from pipelines.align_state import cut_journal
+from roboalign_ray.foundation.readers import read_lines
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def journal(tmp_path):
 
 
 def test_what_came_after_the_checkpoint_and_a_torn_line_are_cut(journal):
-    assert [line["update"] for line in read_lines(journal)] == [0, 1, 2, 3]
+    assert [line["update"] for line in read_lines(journal, "journal line")] == [0, 1, 2, 3]
     cut_journal(journal, 2)
     assert journal.read_text() == '{"update": 0, "group": 0}\n{"update": 1, "group": 1}\n'
 

@@ -9,7 +9,7 @@ import torch
 from roboalign_ray.config import FidelityRewardConfig
 from roboalign_ray.evaluation import metrics
 from roboalign_ray.evaluation.perceptual import load_lpips
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.fidelity import FidelityReward
 from roboalign_ray.rewards.protocol import RewardInput, Scored
 
@@ -88,3 +88,15 @@ def test_images_too_small_for_lpips_fail(reward: FidelityReward) -> None:
     small = np.zeros((2, 16, 16, 3), np.uint8)
     (score,) = reward.score(_inputs(small[None], small))
     assert isinstance(score, Failed)
+
+
+def test_a_random_backbone_rewards_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roboalign_ray.evaluation.perceptual.load_backbone", lambda _network: None)
+    with pytest.raises(UserError, match=r"the alex backbone of LPIPS is not on this machine; .*random-alex"):
+        FidelityReward(FidelityRewardConfig())
+    assert not FidelityReward(FidelityRewardConfig(lpips_network="random-alex")).lpips.real
+    assert not FidelityReward(FidelityRewardConfig(lpips_weight=0.0)).lpips.real
+
+
+def test_a_random_backbone_is_random_also_where_the_real_one_is() -> None:
+    assert not FidelityReward(FidelityRewardConfig(lpips_network="random-vgg")).lpips.real

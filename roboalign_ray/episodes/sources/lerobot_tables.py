@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry
-from roboalign_ray.episodes.sources.parquet import open_parquet, read_columns
-from roboalign_ray.foundation.failures import first_line, raise_if_host
+from roboalign_ray.foundation.failures import UserError, first_line, raise_if_host
+from roboalign_ray.foundation.parquet import open_parquet, read_columns
 
 INDEX_COLUMNS = frozenset({"episode_index", "frame_index", "timestamp", "task_index", "next.success"})
 _RATE_TOLERANCE = 0.01  # by how much the timestamps' rate may differ from fps
@@ -41,7 +41,7 @@ def episode_rows(folder: DatasetFolder, entry: EpisodeEntry, columns: Collection
             order = pc.sort_indices(frame)
             _check_frames(frame.take(order).to_pylist())
             table = table.take(order)
-    except EpisodeError as error:
+    except UserError as error:
         raise EpisodeError(error.what, where=entry.data_file) from error
     except (OSError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
         raise_if_host(error, where=str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from roboalign_ray.judge.rubric import DIMENSIONS, names
 COLUMNS = ("pair_id", "instruction", *names())
 TABLE_NAME, PAGE_NAME = "scores.csv", "index.html"
 _SHOWN_PIXELS = 256
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run
 
 _STYLE = """body{font:15px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 section{display:flex;gap:1.5rem;border-top:1px solid #ccc;padding:1rem 0}video{image-rendering:pixelated}
@@ -29,10 +31,12 @@ _SCRIPT = """function save(){
   const rows=[COLUMNS];
   document.querySelectorAll('section').forEach(s=>rows.push([s.dataset.pair,s.dataset.instruction,
     ...[...s.querySelectorAll('input')].map(i=>i.value)]));
-  const text=rows.map(r=>r.map(v=>'"'+String(v).replaceAll('"','""')+'"').join(',')).join('\\n')+'\\n';
+  const cell=v=>(/^[=+\\-@\\t\\r]/.test(v)?"'":'')+v;
+  const text=rows.map(r=>r.map(v=>'"'+cell(String(v)).replaceAll('"','""')+'"').join(',')).join('\\n')+'\\n';
   const link=document.createElement('a');
   link.href=URL.createObjectURL(new Blob([text],{type:'text/csv'}));link.download='scores.csv';link.click();
-}"""
+}
+document.getElementById('save').onclick=save;"""
 
 
 def choose(store: PairStore, count: int, seed: int = 0) -> list[int]:
@@ -64,8 +68,14 @@ def write_sheet(store: PairStore, numbers: Sequence[int], folder: Path) -> None:
     with (folder / TABLE_NAME).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows([pair.pair_id, pair.instruction, *[""] * len(DIMENSIONS)] for pair in pairs)
+        for pair in pairs:
+            writer.writerow([as_text(pair.pair_id), as_text(pair.instruction), *[""] * len(DIMENSIONS)])
     (folder / PAGE_NAME).write_text(page, encoding="utf-8")
+
+
+def as_text(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe before it."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def read_table(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
@@ -88,13 +98,14 @@ def read_table(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
         if column not in header:
             raise UserError(f"column '{column}' is missing", where=str(path))
     ids, scores = set(known), {}
+    marked = {as_text(name): name for name in known}
     for number, values in enumerate(rows[1:], 2):
         row = dict(zip(header, values, strict=False))
         where = f"{path} row {number}"
         cells = [row.get(name, "").strip() for name in names()]
         if not any(cells):
             continue
-        pair_id = row["pair_id"]
+        pair_id = marked.get(row["pair_id"], row["pair_id"])
         if pair_id not in ids:
             raise UserError(f"column 'pair_id': no pair '{pair_id}' in the store", where=where)
         if pair_id in scores:
@@ -135,11 +146,22 @@ def annotated(store: PairStore, scores: Mapping[str, np.ndarray], annotator: str
 
 def _page(pairs: Sequence[JudgedPair]) -> str:
     script = _SCRIPT.replace("COLUMNS", json.dumps(COLUMNS))
-    return (
-        f"<!doctype html><meta charset='utf-8'><title>Judge these videos</title><style>{_STYLE}</style>"
-        f"<h1>Judge these videos</h1>{_rubric()}{''.join(map(_section, pairs))}"
-        f"<p><button onclick='save()'>Save scores.csv</button></p><script>{script}</script>\n"
+    # The page runs its own script and nothing else, whatever an instruction or an id holds.
+    policy = (
+        f"default-src 'none'; media-src data:; style-src 'sha256-{_digest(_STYLE)}'; "
+        f"script-src 'sha256-{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
+    return (
+        f"<!doctype html><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>Judge these videos</title><style>{_STYLE}</style>"
+        f"<h1>Judge these videos</h1>{_rubric()}{''.join(map(_section, pairs))}"
+        f"<p><button id='save'>Save scores.csv</button></p><script>{script}</script>\n"
+    )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _rubric() -> str:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.episodes.video import decode_video
-from roboalign_ray.foundation.failures import Failed, UserError, first_line, raise_if_host
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.bench.making import PairMaker
 from roboalign_ray.judge.bench.plan import Proposal
 from roboalign_ray.judge.pairs import JudgedPair
@@ -70,18 +70,11 @@ def read_sidecar(video: Path, remedy: str) -> tuple[Path, dict[str, Any]]:
                 where=str(video.parent),
                 remedy="rename one",
             )
-    try:
-        told = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not sidecar.is_file():
         raise UserError(
             f"'{video.name}' has no '{sidecar.name}' beside it", where=str(video.parent), remedy=remedy
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError("is not valid JSON", where=str(sidecar)) from error
-    except OSError as error:
-        raise_if_host(error, where=str(sidecar))
-        raise UserError(f"cannot be read ({first_line(error)})", where=str(sidecar)) from error
-    return sidecar, told if isinstance(told, dict) else {}
+        )
+    return sidecar, read_object(sidecar, "description of a video", remedy=remedy)
 
 
 def _described(path: Path) -> GeneratedVideo:

@@ -12,6 +12,7 @@ from typing import Any
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.teacher.prompt import worded
 
 _FILE = "asking.json"
@@ -41,10 +42,7 @@ def check_asking(source: str, config: TeacherConfig) -> None:
                 remedy="take the teacher of profile paper_rt1, or set rubric and describe_answer",
             )
         return
-    try:
-        trained = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError("cannot be read", where=str(path), remedy="train the teacher again") from error
+    trained = read_object(path, "teacher's prompt settings", remedy="train the teacher again")
     asked = _asking(config)
     for key, value in trained.items():
         if key in asked and asked[key] != value:

@@ -61,6 +61,30 @@ def messages(instruction: str, config: TeacherConfig) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
+def chatml(question: str, *, opens_thinking: bool = False) -> str:
+    """One user turn with a video and a question, up to where the answer begins, in the form of Qwen's models.
+
+    Equals what the chat template of Qwen3-VL renders, without running a template from a model's folder.
+
+    Args:
+        question: the text; marks of the chat format in it are broken up, so that it cannot end its own turn.
+        opens_thinking: begin the answer with the tag that thinking models' templates begin it with.
+    """
+    video = "<|vision_start|><|video_pad|><|vision_end|>"
+    answer = f"{THINK}\n" if opens_thinking else ""
+    plain = question.replace("<|", "< |")
+    return f"<|im_start|>user\n{video}{plain}<|im_end|>\n<|im_start|>assistant\n{answer}"
+
+
+CHATML_MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|video_pad|>", "<|vision_end|>")
+_OPENS_THINKING = "assistant\\n<think>"  # as the source of a Jinja template spells it
+
+
+def template_opens_thinking(template: object) -> bool:
+    """Whether a chat template, read as text, begins answers with the tag of thinking models."""
+    return isinstance(template, str) and _OPENS_THINKING in template
+
+
 def answer_schema(config: TeacherConfig) -> dict[str, Any]:
     """JSON schema of the answer: each score one of its dimension's steps, in the rubric's order, then the rationale."""
     scores: dict[str, Any] = {

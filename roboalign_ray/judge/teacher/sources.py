@@ -6,10 +6,10 @@ import hashlib
 import importlib.resources
 import json
 from pathlib import Path
-from typing import Any
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.training_range import TrainingRange
 
 SHIPPED = "shipped"
@@ -67,10 +67,10 @@ def check_adapter(adapter: str, model: str) -> None:
     folder = Path(adapter)
     if not (folder / _ADAPTER_FILE).is_file():
         raise UserError(f"no adapter here: {_ADAPTER_FILE} is missing", where=adapter)
-    told = _read(folder / _ADAPTER_FILE)
+    told = read_object(folder / _ADAPTER_FILE, "adapter config")
     trained_on, own = str(told.get("base_model_name_or_path")), folder / _BASE_FILE
     if own.is_file():
-        base = _read(own)
+        base = read_object(own, "adapter's base model")
         trained_on = str(base.get("model"))
         fits = base.get("fingerprint") == _fingerprint(model_source(model))
     else:
@@ -105,13 +105,3 @@ def _fingerprint(source: str) -> str:
                 file.seek(place)
                 digest.update(file.read(_PROBE))
     return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("cannot be read as JSON", where=str(path)) from error
-    if not isinstance(told, dict):
-        raise UserError("is not a JSON object", where=str(path))
-    return told

@@ -14,7 +14,14 @@ from roboalign_ray.judge.teacher import constrained
 from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
-from roboalign_ray.judge.teacher.prompt import answer_grammar, messages
+from roboalign_ray.judge.teacher.prompt import (
+    CHATML_MARKS,
+    answer_grammar,
+    chatml,
+    messages,
+    prompt_text,
+    template_opens_thinking,
+)
 from roboalign_ray.judge.teacher.protocol import (
     JudgeRequest,
     TeacherJudgement,
@@ -50,6 +57,9 @@ class VideoPrompter:
             raise _not_loaded(source, error) from error
         self.tokenizer: Any = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
+        self._opens_thinking = template_opens_thinking(getattr(self.processor, "chat_template", None))
+        if config.prompt.template == "chatml":
+            _check_marks(source, self.tokenizer)
         video = self.processor.video_processor
         self.factor = int(video.patch_size) * int(video.merge_size)
         # Frames come at the size that the config asks for: the processor's own limits would change it again.
@@ -70,8 +80,10 @@ class VideoPrompter:
 
     def text(self, instruction: str) -> str:
         """The prompt as one string, up to where the answer begins."""
-        turns = messages(instruction, self.config)
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        if self.config.prompt.template == "model":
+            turns = messages(instruction, self.config)
+            return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return chatml(prompt_text(instruction, self.config), opens_thinking=self._opens_thinking)
 
     def inputs(self, texts: Sequence[str], videos: Sequence[ShownVideo]) -> Any:
         """Tensors of a batch, padded on the left."""
@@ -84,6 +96,22 @@ class VideoPrompter:
             do_sample_frames=False,
             padding=True,
             return_tensors="pt",
+        )
+
+
+def _check_marks(source: str, tokenizer: Any) -> None:
+    """Whether a tokenizer knows the marks of the chat format.
+
+    Raises:
+        UserError: it does not know one as a token.
+    """
+    known = tokenizer.get_vocab()
+    missing = [mark for mark in CHATML_MARKS if mark not in known]
+    if missing:
+        raise UserError(
+            f"'{source}' does not read Qwen's chat format ({missing[0]} is no token of it)",
+            where="teacher.prompt.template",
+            remedy="set it to 'model' to render the template of the model's folder, if you trust that model",
         )
 
 

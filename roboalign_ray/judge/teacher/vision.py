@@ -165,7 +165,7 @@ class VisionTrainer(AveragedTrainer[VisionScorer]):
         settings = self.settings
         rate = self._begin(
             settings.learning_rate,
-            warmup=settings.warmup_steps,
+            warmup=min(settings.warmup, settings.vision_steps // 10),
             total=settings.vision_steps,
             schedule="cosine",
             floor=_COSINE_FLOOR,

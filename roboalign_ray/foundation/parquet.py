@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from roboalign_ray.episodes.episode import EpisodeError
-from roboalign_ray.episodes.sources.parquet_pages import page_sizes
-from roboalign_ray.foundation.failures import first_line, raise_if_host
+from roboalign_ray.foundation.failures import UserError, first_line, raise_if_host
+from roboalign_ray.foundation.parquet_pages import page_sizes
 
 MOST_TABLE_BYTES = 1 << 30  # of the columns that are read, unpacked
 _MOST_METADATA_BYTES = 64 << 20  # of texts in the file's own description
@@ -23,6 +22,8 @@ def read_columns(
     path: Path,
     wanted: Callable[[str], bool],
     *,
+    schema: pa.Schema | None = None,
+    optional: Collection[str] = (),
     groups: Callable[[pq.FileMetaData], Sequence[int]] | None = None,
     most_bytes: int = MOST_TABLE_BYTES,
 ) -> pa.Table:
@@ -31,29 +32,42 @@ def read_columns(
     Args:
         path: the file.
         wanted: whether to read the column of that name.
+        schema: columns that the file must hold, each of this type; others are left alone.
+        optional: columns of `schema` that may be absent.
         groups: the row groups to read, told by the file's description; None reads all.
         most_bytes: a table that unpacks to more is refused before it is unpacked.
 
     Raises:
-        EpisodeError: no Parquet file, damaged, or larger than allowed.
+        UserError: no Parquet file, damaged, or larger than allowed.
         HostError: the file system denies access, or the memory is full.
     """
     try:
         with open_parquet(path) as file:
+            _check_columns(file.schema_arrow, schema, optional)
             columns = [name for name in file.schema_arrow.names if wanted(name)]
             chosen = list(range(file.metadata.num_row_groups) if groups is None else groups(file.metadata))
             rows_at_once = check_size(path, file.metadata, chosen, columns, most_bytes)
             # Arrow takes a name for the beginning of others too ("action" for "action.gripper").
             return _read(file, chosen, columns, rows_at_once, most_bytes).select(columns)
-    except EpisodeError:
+    except UserError:
         raise
     except pa.ArrowMemoryError as error:  # the size was checked, so a damaged page asked for it
-        raise EpisodeError(f"Parquet file cannot be read ({first_line(error)})", where=str(path)) from None
+        raise UserError(f"Parquet file cannot be read ({first_line(error)})", where=str(path)) from None
     except Exception as error:  # Arrow's decoders raise whatever damaged pages lead them to
         raise_if_host(error, where=str(path))
-        raise EpisodeError(
+        raise UserError(
             f"Parquet file cannot be read ({first_line(error)[:200]})", where=str(path)
         ) from error
+
+
+def _check_columns(found: pa.Schema, wanted: pa.Schema | None, optional: Collection[str]) -> None:
+    for column in wanted or ():
+        if column.name not in found.names:
+            if column.name in optional:
+                continue
+            raise ValueError(f"column '{column.name}' is missing")
+        if found.field(column.name).type != column.type:
+            raise ValueError(f"column '{column.name}' is {found.field(column.name).type}, not {column.type}")
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -78,7 +92,7 @@ def check_size(
         Rows that may be unpacked at once.
 
     Raises:
-        EpisodeError: larger than allowed.
+        UserError: larger than allowed.
         ValueError: a page header is damaged.
     """
     names, beginnings = set(columns), tuple(f"{column}." for column in columns)
@@ -93,7 +107,7 @@ def check_size(
                 unpacked, dictionary = _unpacked(file, column)
                 size, longest = size + unpacked, max(longest, dictionary)
                 if size > most_bytes:
-                    raise EpisodeError(
+                    raise UserError(
                         f"its rows unpack to more than {most_bytes >> 20} MB, so many are not read",
                         where=str(path),
                     )

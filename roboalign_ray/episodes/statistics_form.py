@@ -1,0 +1,50 @@
+"""What statistics.json of an episode store must hold before anything relies on it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
+
+from roboalign_ray.episodes.action_kinds import ActionKind
+
+
+class ActionsForm(BaseModel):
+    """Figures of the actions with one number of dimensions, over the train split.
+
+    Attributes:
+        names, kinds: one per dimension; stores of earlier versions have no kinds.
+        frames: actions counted; with 0 there are no figures.
+        p01, p99, mean, std, min, max: one per dimension, in the units of the actions.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    names: list[str]
+    kinds: list[ActionKind] | None = None
+    declared: bool = False
+    frames: NonNegativeInt
+    p01: list[FiniteFloat] | None = None
+    p99: list[FiniteFloat] | None = None
+    mean: list[FiniteFloat] | None = None
+    std: list[FiniteFloat] | None = None
+    min: list[FiniteFloat] | None = None
+    max: list[FiniteFloat] | None = None
+
+
+class StatisticsForm(BaseModel):
+    """The file's keys that other code reads. `actions` maps the number of action dimensions to their figures."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_version: int
+    episodes: NonNegativeInt
+    frames: NonNegativeInt
+    held_out_fraction: Annotated[float, Field(ge=0, le=1)]
+    length: dict[str, FiniteFloat]
+    splits: dict[str, NonNegativeInt]
+    sources: dict[str, NonNegativeInt]
+    views: dict[str, NonNegativeInt]
+    success: dict[str, NonNegativeInt]
+    instructions: NonNegativeInt
+    actions: dict[str, ActionsForm]
