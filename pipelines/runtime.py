@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from pipelines.loopback import bound_to_loopback
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, ReportedError, UserError
+from roboalign_ray.foundation.thread_waits import wait_environment
 from roboalign_ray.foundation.weights_format import WeightsRefused
 
 # Defaults for this process and all workers that it starts; a value set outside wins.
@@ -69,6 +70,8 @@ def start_ray(
             "include_dashboard": dashboard,
             "_metrics_export_port": metrics_port or None,
         }
+    else:
+        options["runtime_env"] = {"env_vars": wait_environment()}  # its nodes have environments of their own
     _check_reachable(cluster.address)
     try:
         with bound_to_loopback(cluster.address == "local" and not cluster.reachable):
@@ -124,12 +127,17 @@ def role_threads(role: RoleConfig) -> int:
     return role.threads or max(1, int(role.num_cpus))
 
 
+def thread_environment(role: RoleConfig) -> dict[str, str]:
+    """What a worker's libraries read before they start threads: how many, and how long they watch for work."""
+    threads = str(role_threads(role))
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **wait_environment()}
+
+
 def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> list[Any]:
     """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources.
 
     Ray itself restarts none and repeats no call: whoever uses them sees every loss, and decides.
     """
-    threads = str(role_threads(role))
     make_remote: Any = ray.remote  # its annotations know no concurrency groups
     remote = make_remote(concurrency_groups={BEAT: 1, OFFER: 1})(cls).options(
         num_cpus=role.num_cpus,
@@ -138,7 +146,7 @@ def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> l
         accelerator_type=role.accelerator_type,
         max_restarts=0,
         max_task_retries=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        runtime_env={"env_vars": thread_environment(role)},
     )
     return [remote.remote(**keywords) for keywords in arguments]
 
