@@ -35,8 +35,8 @@ def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Ten
     towards the reference.
     """
     difference = reference_logprobs - logprobs
-    inside = difference.clamp(max=EXPONENT_BOUND)
-    return torch.expm1(inside) - inside + math.expm1(EXPONENT_BOUND) * (difference - inside)
+    inside, beyond = difference.clamp(max=EXPONENT_BOUND), torch.relu(difference - EXPONENT_BOUND)
+    return torch.expm1(inside) - inside + math.expm1(EXPONENT_BOUND) * beyond
 
 
 ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

@@ -51,7 +51,7 @@ def test_k3_and_its_gradient_are_exact_up_to_the_bound_and_the_tangent_beyond(dt
         inside = min(x, EXPONENT_BOUND)
         expected = math.expm1(inside) - inside + slope * (x - inside)
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
-        assert -gradient == pytest.approx(math.exp(inside) - 1, rel=1e-5, abs=1e-9)
+        assert -gradient == pytest.approx(math.exp(inside) - 1, rel=1e-5, abs=2e-7)  # a rounding of 1
 
 
 def test_the_estimators_name_the_tokens_that_they_bound():
