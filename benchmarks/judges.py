@@ -10,6 +10,9 @@ parameters is not at hand on a CPU, so a small one stands beside, which compares
 
 from __future__ import annotations
 
+import roboalign_ray  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import argparse
 import json
 import tempfile

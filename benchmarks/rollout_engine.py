@@ -2,10 +2,13 @@
 
     python benchmarks/rollout_engine.py --size demo
     python benchmarks/rollout_engine.py --size paper
+    python benchmarks/rollout_engine.py --size demo --beside 1             (busy processes on the same cores)
+    python benchmarks/rollout_engine.py --size demo --beside-engines 1     (other engines on the same cores)
 
 One group of G samples is rolled out token by token by three programs with the same weights, interleaved in one run:
 
     engine     RolloutEngine, plain autoregression
+    one thread the engine on a single thread, where something runs beside it
     kept       Hugging Face forward with one DynamicCache kept over the rollout, the prompt copied per sample
     generate   Hugging Face `generate` once per frame, the whole prompt prefilled again and copied per sample
 
@@ -18,12 +21,18 @@ shapes, one after the other, on the same number of rows and nothing else.
 
 from __future__ import annotations
 
+import roboalign_ray  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -47,6 +56,16 @@ DEFAULTS = {
     "demo": {"frames": 30, "repeats": 5, "steps": 200},
     "paper": {"frames": 2, "repeats": 1, "steps": 25},
 }
+
+
+# Ends with the process that it was started by.
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(10**6):
+        pass
+"""
 
 
 class FixedCodes:
@@ -97,6 +116,15 @@ class Rollouts:
     def engine(self) -> np.ndarray:
         """Our engine."""
         return self._engine.rollout([self.prompt], [tuple(range(self.samples))])[0].tokens
+
+    def one_thread(self) -> np.ndarray:
+        """Our engine on one thread, which nothing can hold up but its own core."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.engine()
+        finally:
+            torch.set_num_threads(before)
 
     @torch.inference_mode()
     def kept(self) -> np.ndarray:
@@ -193,6 +221,34 @@ def measure_step(
     return {name: 1000 * seconds for name, seconds in medians.items()}
 
 
+@contextmanager
+def company(size: str, busy: int, engines: int) -> Iterator[None]:
+    """Other processes on the same cores for the length of the block: endless loops, and engines of that size."""
+    commands = [[sys.executable, "-c", BUSY]] * busy
+    commands += [[sys.executable, __file__, "--size", size, "--endless"]] * engines
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    try:
+        for process in processes[busy:]:
+            assert process.stdout is not None
+            process.stdout.readline()  # it is at work
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_endlessly(size: str, samples: int) -> None:
+    """An engine for others to be measured beside; says when it begins."""
+    config, layout = SIZES[size]
+    model = build_model(config, layout).eval()
+    rollouts = Rollouts(model, layout, DEFAULTS[size]["frames"], samples, "float32")
+    print("running", flush=True)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        rollouts.engine()
+
+
 def run(size: str, arguments: argparse.Namespace) -> dict:
     """All figures of one size."""
     config, layout = SIZES[size]
@@ -201,15 +257,18 @@ def run(size: str, arguments: argparse.Namespace) -> dict:
     model = build_model(config, layout).eval()
     rollouts = Rollouts(model, layout, chosen["frames"], arguments.samples, arguments.precision)
     peers = {"engine": rollouts.engine, "kept": rollouts.kept}
+    if arguments.beside or arguments.beside_engines:
+        peers["one thread"] = rollouts.one_thread
     if not arguments.skip_generate:
         peers["generate"] = rollouts.generate
     warm = Rollouts(model, layout, 1, arguments.samples, arguments.precision)
     warm.engine()
     warm.kept()
-    seconds = interleaved(peers, chosen["repeats"], progress=True)
-    step = measure_step(
-        model, layout, chosen["frames"], arguments.samples, chosen["steps"], arguments.precision
-    )
+    with company(size, arguments.beside, arguments.beside_engines):
+        seconds = interleaved(peers, chosen["repeats"], progress=True)
+        step = measure_step(
+            model, layout, chosen["frames"], arguments.samples, chosen["steps"], arguments.precision
+        )
     tokens = chosen["frames"] * layout.dynamics_tokens * arguments.samples
     return {
         "size": size,
@@ -217,6 +276,8 @@ def run(size: str, arguments: argparse.Namespace) -> dict:
         "precision": arguments.precision,
         "threads": torch.get_num_threads(),
         "kernels": rollouts.kernels,
+        "beside": arguments.beside,
+        "beside_engines": arguments.beside_engines,
         "torch": torch.__version__,
         **chosen,
         "seconds": seconds,
@@ -233,9 +294,12 @@ def show(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    others = [f"{result['beside']} busy processes"] * bool(result["beside"])
+    others += [f"{result['beside_engines']} engines"] * bool(result["beside_engines"])
     table = Table(
         title=f"{result['size']}: {result['frames']} frames, G={result['samples']}, {result['precision']}, "
         f"{result['kernels']} kernels, {result['threads']} threads, median of {result['repeats']}"
+        + (f", beside {' and '.join(others)}" if others else "")
     )
     for column in ("program", "seconds", "tokens/s", "engine is faster by"):
         table.add_column(column, justify="left" if column == "program" else "right")
@@ -265,10 +329,18 @@ def main() -> None:
         "--precision", choices=["float32", "bfloat16"], default="float32", help="the engine's"
     )
     parser.add_argument("--skip-generate", action="store_true", help="leave out the slowest peer")
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="busy processes on the same cores")
+    parser.add_argument(
+        "--beside-engines", type=int, default=0, metavar="N", help="other engines on the same cores"
+    )
+    parser.add_argument("--endless", action="store_true", help="run the engine until the parent ends")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.endless:
+        run_endlessly(arguments.size, arguments.samples)
+        return
     results = [run(size, arguments) for size in (SIZES if arguments.size == "both" else [arguments.size])]
     if arguments.json:
         print(json.dumps(results, indent=2))

@@ -9,6 +9,9 @@ folders are given: time does not depend on what is predicted.
 
 from __future__ import annotations
 
+import roboalign_ray  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import argparse
 import json
 from pathlib import Path

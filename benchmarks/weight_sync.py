@@ -14,6 +14,9 @@ backward, and the reference's forward), times the sequences of the profile's upd
 
 from __future__ import annotations
 
+import roboalign_ray  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import argparse
 import json
 import os

@@ -184,7 +184,7 @@ def _assess_student(config: JobConfig, spec: dict[str, Any]) -> dict[str, Any]:
     """Calibrate and measure where the trainer's resources are."""
     import ray
 
-    from pipelines.runtime import role_threads, wait
+    from pipelines.runtime import thread_environment, wait
 
     role = config.cluster.trainer
     task: Any = ray.remote(_assess).options(
@@ -192,7 +192,7 @@ def _assess_student(config: JobConfig, spec: dict[str, Any]) -> dict[str, Any]:
         num_gpus=role.num_gpus,
         resources=role.resources or None,
         accelerator_type=role.accelerator_type,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(role_threads(role))}},
+        runtime_env={"env_vars": thread_environment(role)},
     )
     [summary] = wait([task.remote(spec)], _ASSESSMENT_DEADLINE_S, "assessment")
     return summary

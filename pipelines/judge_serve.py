@@ -27,7 +27,7 @@ from actors.judge_front import LOOPBACK_NAMES, JudgeIngress, bearer_token, front
 from actors.judge_service import JudgeKind, JudgeService
 from pipelines.judge_http import HttpLimits, WebServer
 from pipelines.preflight import Preflight, check_ready
-from pipelines.runtime import RoleFailure, role_threads, start_ray
+from pipelines.runtime import RoleFailure, role_threads, start_ray, thread_environment
 from pipelines.weights import student_folder
 from roboalign_ray.config import FrozenConfig, JobConfig, RoleConfig, ServingConfig
 from roboalign_ray.config.loading import resolve_job
@@ -213,11 +213,10 @@ def _options(config: JobConfig) -> dict[str, Any]:
 
 
 def _resources(role: RoleConfig) -> dict[str, Any]:
-    threads = str(role_threads(role))
     asked: dict[str, Any] = {
         "num_cpus": role.num_cpus,
         "num_gpus": role.num_gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        "runtime_env": {"env_vars": thread_environment(role)},
     }
     if role.resources:
         asked["resources"] = dict(role.resources)

@@ -26,6 +26,7 @@ from pipelines.loopback import bound_to_loopback
 from pipelines.ray_start import check_local_start, check_reachable, start_failure
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, ReportedError
+from roboalign_ray.foundation.thread_waits import wait_environment
 from roboalign_ray.foundation.weights_format import WeightsRefused
 
 # Defaults for this process and all workers that it starts; a value set outside wins.
@@ -79,8 +80,8 @@ def start_ray(
         check_reachable(cluster.address, _CONNECT_S)
     try:
         loopback = bound_to_loopback(cluster.address == "local" and not cluster.reachable)
-        with loopback, _own_packages_first(cluster.address) as environment:
-            ray.init(address=cluster.address, **environment, **options)
+        with loopback, _worker_environment(cluster.address) as environment:
+            ray.init(address=cluster.address, runtime_env=environment, **options)
     except Exception as error:
         ray.shutdown()
         raise start_failure(error, cluster.address) from error
@@ -91,18 +92,20 @@ def start_ray(
 
 
 @contextmanager
-def _own_packages_first(address: str) -> Iterator[dict[str, Any]]:
-    """Options of `ray.init` by which every worker imports the project's own packages first.
+def _worker_environment(address: str) -> Iterator[dict[str, Any]]:
+    """Ray's runtime environment of every worker: the project's own packages come first, and threads wait as here.
 
-    The function travels by value: a worker could not import it before it has run. Through a ray:// address nothing
-    needs to be done, since the driver's folder is not on the workers' import path then.
+    The hook travels by value: a worker could not import it before it has run. Through a ray:// address it is not
+    needed, since the driver's folder is not on the workers' import path then. Workers of a local cluster have this
+    process's environment; those of a joined one get its thread settings here.
     """
+    environment: dict[str, Any] = {} if address == "local" else {"env_vars": wait_environment()}
     if address.startswith("ray://"):
-        yield {}
+        yield environment
         return
     cloudpickle.register_pickle_by_value(own_packages)
     try:
-        yield {"runtime_env": {"worker_process_setup_hook": own_packages.pin_packages}}
+        yield environment | {"worker_process_setup_hook": own_packages.pin_packages}
     finally:
         cloudpickle.unregister_pickle_by_value(own_packages)
 
@@ -127,12 +130,17 @@ def role_threads(role: RoleConfig) -> int:
     return role.threads or max(1, int(role.num_cpus))
 
 
+def thread_environment(role: RoleConfig) -> dict[str, str]:
+    """What a worker's libraries read before they start threads: how many, and how long they watch for work."""
+    threads = str(role_threads(role))
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **wait_environment()}
+
+
 def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> list[Any]:
     """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources.
 
     Ray itself restarts none and repeats no call: whoever uses them sees every loss, and decides.
     """
-    threads = str(role_threads(role))
     make_remote: Any = ray.remote  # its annotations know no concurrency groups
     remote = make_remote(concurrency_groups={BEAT: 1, OFFER: 1})(cls).options(
         num_cpus=role.num_cpus,
@@ -141,7 +149,7 @@ def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> l
         accelerator_type=role.accelerator_type,
         max_restarts=0,
         max_task_retries=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        runtime_env={"env_vars": thread_environment(role)},
     )
     return [remote.remote(**keywords) for keywords in arguments]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import roboalign_ray  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import os
 from collections.abc import Iterator
 from pathlib import Path

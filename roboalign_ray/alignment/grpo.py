@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from roboalign_ray.alignment.kl import kl_estimate
+from roboalign_ray.alignment.kl import kl_bounded, kl_estimate
 from roboalign_ray.config import AlignmentConfig
 
 LOG_RATIO_BOUND = 20.0  # exp() of more overflows to inf, whose zero gradient in a clipped branch becomes NaN
@@ -131,6 +131,9 @@ def grpo_loss(
             "policy_loss": policy_loss.detach(),
             "reference_kl": reference_kl.detach(),
             "behaviour_kl": mean(torch.expm1(log_ratio) - log_ratio),
+            "kl_bound_fraction": mean(
+                kl_bounded(config.kl_estimator, logprobs, reference_logprobs).to(ratio.dtype)
+            ),
             "clip_fraction": mean(clipped.to(ratio.dtype)),
             "ratio_mean": mean(ratio),
             "ratio_max": torch.where(valid, ratio, torch.zeros_like(ratio)).max(),

@@ -2,16 +2,20 @@
 
 With d = log pi_ref - log pi on a sampled token: k1 = -d is unbiased and may be negative, k2 = d^2/2 is biased
 and low in variance, k3 = exp(d) - d - 1 is unbiased and never negative (J. Schulman, "Approximating KL
-divergence", 2020).
+divergence", 2020). Where d passes EXPONENT_BOUND, k3 goes on as a straight line.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
 from roboalign_ray.foundation.failures import UserError
+
+# Nats. exp(d) of float32 overflows at 88.7, and one such token outweighs all others long before.
+EXPONENT_BOUND = 20.0
 
 
 def kl_k1(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
@@ -25,9 +29,14 @@ def kl_k2(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Ten
 
 
 def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """exp(d) - d - 1 with d = log pi_ref - log pi, per token, any shape, nats, >= 0."""
+    """exp(d) - d - 1 with d = log pi_ref - log pi, per token, any shape, nats, >= 0.
+
+    Beyond d = EXPONENT_BOUND the tangent at the bound: value and gradient stay finite, and the gradient still pulls
+    towards the reference.
+    """
     difference = reference_logprobs - logprobs
-    return torch.expm1(difference) - difference
+    inside, beyond = difference.clamp(max=EXPONENT_BOUND), torch.relu(difference - EXPONENT_BOUND)
+    return torch.expm1(inside) - inside + math.expm1(EXPONENT_BOUND) * beyond
 
 
 ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -46,3 +55,8 @@ def kl_estimate(name: str, logprobs: torch.Tensor, reference_logprobs: torch.Ten
     if name not in ESTIMATORS:
         raise UserError(f"no KL estimator '{name}'", remedy=f"one of {', '.join(ESTIMATORS)}")
     return ESTIMATORS[name](logprobs, reference_logprobs)
+
+
+def kl_bounded(name: str, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+    """Bool, true for the tokens where the estimator of that name is bounded; k1 and k2 never are."""
+    return (reference_logprobs - logprobs > EXPONENT_BOUND) & (name == "k3")

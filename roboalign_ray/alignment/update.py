@@ -8,6 +8,7 @@ arithmetic alone; a rank's metrics are partial sums that `merge_metrics` complet
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,10 +24,13 @@ from roboalign_ray.alignment.batch import (
     training_sequences,
 )
 from roboalign_ray.alignment.grpo import Metrics, Objective, TokenBatch, merge_metrics
+from roboalign_ray.alignment.kl import EXPONENT_BOUND
 from roboalign_ray.alignment.off_policy import EVERY_VERSION, OffPolicyObjective, stale_masks
 from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.world_model.layout import SequenceLayout
+
+logger = logging.getLogger(__name__)
 
 Predict = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
@@ -126,8 +130,15 @@ def policy_update(
             metrics, norm = optimizer_step(policy, step, objective)
             steps.append(metrics)
             norms.append(norm)
+    metrics = _mean_over_steps(steps)
+    if metrics.get("kl_bound_fraction"):
+        logger.warning(
+            "%.2g of the tokens are over %g nats less likely than under the reference; their KL is bounded",
+            metrics["kl_bound_fraction"],
+            EXPONENT_BOUND,
+        )
     return UpdateResult(
-        metrics=_mean_over_steps(steps),
+        metrics=metrics,
         grad_norm=sum(norms) / len(norms) if norms else float("nan"),
         steps=len(steps),
         tokens=sum(step.tokens for step in plan),

@@ -7,6 +7,9 @@ are those of the model itself, at temperature 1 over the slot's whole vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,6 +55,10 @@ class Sampler:
         Returns:
             (tokens int64 [B, 1], log-probabilities float32 [B, 1] at temperature 1 over all V).
         """
+        with _one_thread():
+            return self._draw(logits, uniform)
+
+    def _draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         if self._temperature == 0:
             tokens = logits.argmax(-1, keepdim=True)
         elif 0 < self._top_k < logits.shape[-1]:
@@ -65,6 +72,21 @@ class Sampler:
             # In double precision, so that vectorised and scalar logarithms round to the same float.
             return tokens, probabilities.gather(-1, tokens).double().log_().float()
         return tokens, logits.log_softmax(-1).gather(-1, tokens)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch without its OpenMP threads, on a CPU.
+
+    A draw takes them a few dozen microseconds. Afterwards they would watch for more work on the cores that the forward
+    pass's own threads need, and beside another busy process one of them that is stopped holds all others up.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:

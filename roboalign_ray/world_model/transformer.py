@@ -33,6 +33,8 @@ def build_model(config: WorldModelConfig, layout: SequenceLayout):
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from roboalign_ray.world_model.rotary import keep_rotary_exact
+
     llama = LlamaConfig(
         vocab_size=layout.vocabulary,
         hidden_size=config.hidden,
@@ -48,7 +50,9 @@ def build_model(config: WorldModelConfig, layout: SequenceLayout):
         attention_bias=False,
         mlp_bias=False,
     )
-    return LlamaForCausalLM(llama)
+    model = LlamaForCausalLM(llama)
+    keep_rotary_exact(model)
+    return model
 
 
 def slot_logits(model, ids: Tensor, layout: SequenceLayout, frames: int, *, given: int = 1) -> Tensor:
@@ -135,6 +139,8 @@ def load_pretrained(folder: str | Path, *, expected: SequenceLayout | None = Non
 def _read_model(folder: Path):
     from transformers import LlamaForCausalLM
 
+    from roboalign_ray.world_model.rotary import keep_rotary_exact
+
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"holds no {name}", where=str(folder), remedy="give a world model folder")
@@ -150,6 +156,7 @@ def _read_model(folder: Path):
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
         raise UserError(f"weights and config.json disagree, first at '{wrong[0]}'", where=str(folder))
+    keep_rotary_exact(model)
     return model.eval()
 
 

@@ -177,3 +177,22 @@ def test_bfloat16_trains(folder):
     moved = [np.abs(weights[name] - value.numpy()).max() for name, value in start.state_dict().items()]
     assert max(moved) > 1e-3
     assert weights["lm_head.weight"].dtype == np.float32
+
+
+def test_in_bfloat16_the_first_kl_is_exactly_zero_and_frequencies_are_exact(folder):
+    """Policy and frozen reference are one model in one precision until the first step."""
+    config = settings(precision="bfloat16", prompts_per_update=2, minibatch_prompts=2)
+    learner = LearnerActor(folder, config)
+    learner.join(learner.address())
+    try:
+        copies = [learner.policy.engine.module.model, learner.reference.model]
+        result = learner.update(make_group(0), make_group(1))
+    finally:
+        learner.close()
+    assert result.metrics["reference_kl"] == 0
+    for model in copies:
+        assert model.lm_head.weight.dtype == torch.bfloat16
+        frequencies = model.model.rotary_emb.inv_freq
+        assert frequencies.dtype == torch.float32
+        expected = 10_000.0 ** (-np.arange(0, 16, 2) / 16)
+        np.testing.assert_allclose(frequencies.numpy(), expected, rtol=1e-6)

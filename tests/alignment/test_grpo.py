@@ -134,6 +134,21 @@ def test_gradient_vanishes_where_a_bound_holds():
     assert float(metrics["clip_fraction"]) == pytest.approx(0.5)
 
 
+def test_a_token_far_below_the_reference_leaves_the_loss_finite_and_is_counted():
+    """The policy gives it e^-99 of the reference's probability, which float32 cannot turn round."""
+    config = AlignmentConfig(kl_coefficient=0.1)
+    new = torch.tensor([[-100.0, -2.0, -3.0, -1.0]], requires_grad=True)
+    reference, ones = torch.tensor([[-1.0, -2.0, -3.5, -1.0]]), torch.ones(1, 4)
+    loss, metrics = grpo_loss(new, new.detach(), reference, torch.zeros(1, 1), ones, config)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(new.grad).all()
+    assert new.grad[0, 0] < 0  # raising its log-probability lowers the loss
+    assert float(metrics["kl_bound_fraction"]) == pytest.approx(0.25)
+    _, plain = grpo_loss(new, new.detach(), new.detach(), torch.zeros(1, 1), ones, config)
+    assert float(plain["kl_bound_fraction"]) == 0
+
+
 def test_dual_clip_bounds_the_loss_of_a_bad_token():
     new = torch.tensor([[np.log(50.0)]], requires_grad=True)
     zero, one = torch.zeros(1, 1), torch.ones(1, 1)

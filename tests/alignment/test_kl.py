@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.kl import kl_estimate
+from roboalign_ray.alignment.kl import EXPONENT_BOUND, kl_bounded, kl_estimate
 from roboalign_ray.foundation.failures import UserError
 
 logprob = st.floats(-15, 0)
@@ -36,6 +36,29 @@ def test_k1_and_k3_are_unbiased_under_the_policy():
     )
     for name in ("k1", "k3"):
         assert float((weights * kl_estimate(name, policy, reference)).sum()) == pytest.approx(float(exact))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_k3_and_its_gradient_are_exact_up_to_the_bound_and_the_tangent_beyond(dtype):
+    d = torch.tensor(
+        [-300.0, -20.0, -1.0, 0.0, 1e-3, 3.0, 19.5, EXPONENT_BOUND, 20.5, 99.0, 3e4], dtype=dtype
+    )
+    policy = torch.zeros_like(d).requires_grad_()
+    value = kl_estimate("k3", policy, d)
+    value.sum().backward()
+    slope = math.exp(EXPONENT_BOUND) - 1
+    for x, found, gradient in zip(d.tolist(), value.tolist(), policy.grad.tolist(), strict=True):
+        inside = min(x, EXPONENT_BOUND)
+        expected = math.expm1(inside) - inside + slope * (x - inside)
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        assert -gradient == pytest.approx(math.exp(inside) - 1, rel=1e-5, abs=2e-7)  # a rounding of 1
+
+
+def test_the_estimators_name_the_tokens_that_they_bound():
+    policy, reference = torch.tensor([-100.0, -21.0, -20.0, 0.0]), torch.tensor([-1.0, -0.5, 0.0, -100.0])
+    assert kl_bounded("k3", policy, reference).tolist() == [True, True, False, False]
+    for name in ("k1", "k2"):
+        assert not kl_bounded(name, policy, reference).any()
 
 
 def test_unknown_name():

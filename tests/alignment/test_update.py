@@ -122,6 +122,26 @@ def test_the_first_step_is_on_policy(module):
     assert result.counts.failed_samples == 2
 
 
+def test_a_bounded_kl_is_told_once_per_update(module, caplog):
+    generator = torch.Generator().manual_seed(6)
+    groups = [sample_group(module, generator) for _ in range(2)]
+    frozen = copy.deepcopy(module)
+
+    def reference(batch):
+        logprobs, entropy = predict_batch(frozen, batch)
+        return logprobs + 99, entropy
+
+    settings = config(prompts_per_update=2)
+    result = policy_update(
+        PlainPolicy(module, settings), reference, groups, settings, GrpoObjective(settings)
+    )
+    assert result.metrics["kl_bound_fraction"] == pytest.approx(1)
+    assert np.isfinite(result.metrics["loss"])
+    assert [record.message for record in caplog.records] == [
+        "1 of the tokens are over 20 nats less likely than under the reference; their KL is bounded"
+    ]
+
+
 def test_micro_batch_size_does_not_change_the_update(module):
     generator = torch.Generator().manual_seed(2)
     groups = [sample_group(module, generator, failed=(index,)) for index in range(4)]

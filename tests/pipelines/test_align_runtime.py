@@ -38,7 +38,8 @@ class Worker:
         time.sleep(60)
 
     def threads(self):
-        return os.environ["OMP_NUM_THREADS"]
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+        return [os.environ.get(name) for name in names]
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once():
@@ -63,8 +64,9 @@ def test_values_come_in_order(workers):
     assert wait([actor.answer.remote() for actor in workers[:3]], 60, "answers") == [0, 1, 2]
 
 
-def test_threads_follow_the_role(workers):
-    assert wait([workers[0].threads.remote()], 60, "threads") == ["3"]
+def test_threads_follow_the_role_and_wait_as_the_drivers_do(workers):
+    ours = [os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]]
+    assert wait([workers[0].threads.remote()], 60, "threads") == [["3", "3", *ours]]
 
 
 def test_bad_input_found_by_a_worker_is_told_as_such(workers):

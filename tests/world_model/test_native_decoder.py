@@ -6,9 +6,11 @@ import logging
 import multiprocessing
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,73 @@ def test_a_rows_bits_depend_on_nothing_else(data):
         np.testing.assert_array_equal(ours[0].numpy(), theirs[row].numpy())
 
 
+def avx512(name: str) -> bool:
+    """Whether the processor has an AVX-512 instruction set of that name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and f" {name} " in cpuinfo.read_text()
+
+
+@needs_compiler
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_the_kernel_of_avx_512_gives_the_same_bits(data):
+    """Built from pairs of narrower vectors where the processor has none of 64 bytes."""
+    shape, samples = data.draw(st.sampled_from(SHAPES)), data.draw(st.integers(1, 10))
+    shared, own = data.draw(st.integers(0, 19)), data.draw(st.integers(1, 20))
+    layout = layout_of(codes=data.draw(st.sampled_from([5, 37, 64])))
+    ids = tokens(layout, 1, samples, shared, own, seed=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "COMMON_FLAGS", (*build.COMMON_FLAGS, "-DWIDE"))
+        compiler = build._compiler(os.environ["PATH"])
+        library = build._opened(build._built(compiler))
+        patch.setattr("roboalign_ray.world_model.packed.native_library", lambda *_: library)
+        wide = packed(shape, layout, native=True)
+    own_width = packed(shape, layout, native=True)
+    assert library.panel_width() == 32
+    assert own_width.native._library.panel_width() == (32 if avx512("avx512f") else 16)
+    for ours, theirs in zip(
+        run(wide, ids, shared, samples, False), run(own_width, ids, shared, samples, False), strict=True
+    ):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+@needs_compiler
+def test_helpers_sleep_between_passes():
+    """Threads that watch for work take processor time from whatever else is on the machine."""
+    layout, before = layout_of(codes=37), torch.get_num_threads()
+    model, ids = packed(SHAPES[0], layout, native=True), tokens(layout, 1, 2, 4, 5, seed=0)
+    try:
+        torch.set_num_threads(3)
+        run(model, ids, 4, 2, False)
+    finally:
+        torch.set_num_threads(before)
+    time.sleep(0.05)
+    started = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - started < 0.2  # two helpers that spin would use .4 s and more
+
+
+@needs_compiler
+def test_passes_at_the_same_time_give_the_same_bits():
+    """One call has the helpers, the other works alone."""
+    layout, before = layout_of(codes=37), torch.get_num_threads()
+    model, ids = packed(SHAPES[4], layout, native=True), tokens(layout, 1, 5, 4, 25, seed=0)
+    expected = run(model, ids, 4, 5, False)
+
+    def one(_: int) -> list[torch.Tensor]:
+        torch.set_num_threads(3)
+        return run(model, ids, 4, 5, False)
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(one, range(30)))
+    finally:
+        torch.set_num_threads(before)
+    for each in found:
+        for ours, theirs in zip(each, expected, strict=True):
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
 def _logits_of_a_child(model, ids, queue) -> None:
     queue.put(run(model, ids, 4, 2, False)[-1].numpy())
 
@@ -269,4 +338,13 @@ def test_serves_float32_on_a_cpu_only(monkeypatch):
 
 
 def test_the_source_is_installed_with_the_package():
-    assert resources.files(build.__package__).joinpath("decode.c").is_file()
+    assert all(resources.files(build.__package__).joinpath(name).is_file() for name in build.SOURCES)
+
+
+@needs_compiler
+def test_another_processor_has_another_file(no_library_yet, monkeypatch):
+    """A home folder may be shared by machines of which only some have AVX-512."""
+    compiler = build._compiler(os.environ["PATH"])
+    first = build._built(compiler)
+    monkeypatch.setattr(build, "_processor", lambda: "x86_64 flags: avx2 avx512f")
+    assert build._built(compiler) != first

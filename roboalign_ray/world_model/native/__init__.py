@@ -1,5 +1,6 @@
-"""The rollout engine's forward pass in C, for CPUs in float32: one call per pass, one parallel region per call.
+"""The rollout engine's forward pass in C, for CPUs in float32: one call per pass.
 
-`decode.c` is compiled with the system's C compiler when it is first needed (`build.py`) and called through ctypes
-(`decoder.py`). Without a compiler, or with ROBOALIGN_NATIVE=0, the engine runs on PyTorch's kernels instead.
+`decode.c` computes it, `team.h` shares it out among threads that wait briefly. The system's C compiler makes a library
+of them when it is first needed (`build.py`), which is called through ctypes (`decoder.py`). Without a compiler, or with
+ROBOALIGN_NATIVE=0, the engine runs on PyTorch's kernels instead.
 """

@@ -1,9 +1,8 @@
 """Compiles decode.c for this machine, once per user, and loads it.
 
 The library is cached in $ROBOALIGN_CACHE or ~/.cache/roboalign, under a name that hashes all that it is made of: the
-source, the compiler, the flags and the processor. It is written under another name and then renamed, so processes that
-compile at the same time do not meet half a file. `-fopenmp` asks for libgomp.so.1, which PyTorch has loaded already
-under that name: both share one runtime and one pool of threads.
+sources, the compiler, the flags and the processor, so machines of several kinds may share a home folder. It is written
+under another name and then renamed, so processes that compile at the same time do not meet half a file.
 """
 
 from __future__ import annotations
@@ -24,14 +23,9 @@ from pathlib import Path
 import torch
 
 SWITCH = "ROBOALIGN_NATIVE"
-COMMON_FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
-# Tried in turn: compilers name the processor differently, and some come without OpenMP (then one thread works).
-MACHINE_FLAGS = (
-    ("-march=native", "-fopenmp"),
-    ("-mcpu=native", "-fopenmp"),
-    ("-march=native",),
-    ("-mcpu=native",),
-)
+SOURCES = ("decode.c", "team.h", "vectors.h")
+COMMON_FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
+MACHINE_FLAGS = ("-march=native", "-mcpu=native")  # tried in turn: compilers name the processor differently
 SECONDS = 600
 
 logger = logging.getLogger(__name__)
@@ -50,10 +44,14 @@ def native_library(dtype: torch.dtype, device: torch.device, head_dim: int) -> c
 def _library(path: str) -> ctypes.CDLL | None:
     """Compiled at most once per process and search path; says so in one line where that fails."""
     try:
-        library = ctypes.CDLL(str(_built(_compiler(path))))
+        return _opened(_built(_compiler(path)))
     except OSError as error:
         logger.warning("rollout engine runs on PyTorch's kernels, several times slower: %s", error)
         return None
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     library.panel_width.restype = library.forward.restype = ctypes.c_int64
     return library
 
@@ -75,24 +73,32 @@ def _compiler(path: str) -> list[str]:
 
 def _built(compiler: list[str]) -> Path:
     """The library's path; compiles where it is not there yet. Raises OSError with the compiler's last words."""
-    source = resources.files(__package__).joinpath("decode.c").read_text()
-    parts = (source, compiler, COMMON_FLAGS, MACHINE_FLAGS, _processor())
+    package = resources.files(__package__)
+    sources = {name: package.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
+    parts = (sources, compiler, COMMON_FLAGS, MACHINE_FLAGS, _processor())
     target = cache_folder() / f"decode-{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as folder:
-        made, words = Path(folder) / "decode.so", ""
-        for flags in MACHINE_FLAGS:
-            command = [*compiler, *COMMON_FLAGS, *flags, "-x", "c", "-", "-o", str(made), "-lm"]
-            try:
-                done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                raise OSError(f"{compiler[0]} took longer than {SECONDS} s") from None
-            if done.returncode == 0:
-                os.replace(made, target)
-                return target
-            words = words or done.stderr.strip().rpartition("\n")[2]
+        for name, text in sources.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        os.replace(_compiled(compiler, Path(folder)), target)
+    return target
+
+
+def _compiled(compiler: list[str], folder: Path) -> Path:
+    """The sources of a folder, compiled there."""
+    made, words = folder / "decode.so", ""
+    for flag in MACHINE_FLAGS:
+        command = [*compiler, *COMMON_FLAGS, flag, str(folder / SOURCES[0]), "-o", str(made), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{compiler[0]} took longer than {SECONDS} s") from None
+        if done.returncode == 0:
+            return made
+        words = words or done.stderr.strip().rpartition("\n")[2]
     raise OSError(f"{compiler[0]} cannot compile decode.c: {words}")
 
 

@@ -1,7 +1,7 @@
 /* One forward pass of a LLaMA for a handful of tokens per sequence, in float32, on a CPU.
  *
- * A pass takes `rows` sequences by `chunk` new tokens: M = rows * chunk token rows. It runs in one parallel region; the
- * threads share out output columns (products) or heads (attention) and meet at a barrier after every stage:
+ * A pass takes `rows` sequences by `chunk` new tokens: M = rows * chunk token rows. Threads share out output columns
+ * (products) or queries (attention) of one stage after the other, see team.h:
  *
  *     embed | per layer: norm + qkv | rotate, write cache | attend | out | norm + gate, up | down | norm + head
  *
@@ -21,29 +21,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#define BARRIER _Pragma("omp barrier")
-#else
-#define BARRIER
-#define omp_get_thread_num() 0
-#define omp_get_num_threads() 1
-#endif
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* The product kernel keeps TILE rows by two vectors of LANES columns in registers: half of AVX-512's or NEON's 32, all
- * of AVX2's 16. Attention always uses vectors of eight: heads are multiples of eight wide, and a group often has eight
- * samples. Alignment 4: vectors are read from anywhere. */
-#ifdef __AVX512F__
-enum { LANES = 16, TILE = 8 };
-#else
-enum { LANES = 8, TILE = 4 };
-#endif
-enum { PANEL = 2 * LANES, ROWS = 8, EIGHT = 8 };
-typedef float wide __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t eight_int __attribute__((vector_size(32), aligned(4), may_alias));
+#include "team.h"
+#include "vectors.h"
 
 typedef struct {
     const float *qkv, *out, *gate_up, *down; /* panels */
@@ -77,8 +57,6 @@ typedef struct {
 typedef struct {
     float *x, *qkv, *attended, *act, *last;
     int64_t x_row, qkv_row, act_row;
-    float *scratch; /* `scratch_size` floats per thread */
-    int64_t scratch_size;
 } Buffers;
 
 /* One thread's scratch. */
@@ -89,41 +67,8 @@ typedef struct {
     float *shared;  /* [prefix][8] scores, then weights, one query per lane */
     float *own;     /* [length + chunk, padded to eight] scores, then weights of one query */
     float *scale;   /* [M] factor of each row's RMS norm */
-} Scratch;
-
-static int64_t up_to(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
-INLINE eight load(const float *at) { return *(const eight *)at; }
-INLINE void store(float *at, eight values) { *(eight *)at = values; }
-INLINE eight all(float value) { return (eight){0} + value; }
-INLINE eight larger(eight a, eight b) {
-    eight_int mask = a > b;
-    return (eight)((mask & (eight_int)a) | (~mask & (eight_int)b));
-}
-INLINE float sum(eight v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
-
-/* e^x, to a unit in the last place or so: x = n ln 2 + r, |r| < 0.35, Taylor polynomial in r, n added to the exponent.
- * Limited to ±87, where float32 ends. */
-INLINE eight exponential(eight x) {
-    const eight round = all(12582912.0f); /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-    x = larger(x, all(-87.0f));
-    x = -larger(-x, all(-87.0f));
-    eight shifted = x * 1.44269504f + round, n = shifted - round;
-    eight r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    eight p = r * (1.0f / 5040) + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return (eight)((eight_int)p + ((eight_int)shifted << 23));
-}
-
-/* This thread's part [*first, *last) of `items`. */
-INLINE void share(int64_t items, int thread, int threads, int64_t *first, int64_t *last) {
-    *first = items * thread / threads;
-    *last = items * (thread + 1) / threads;
-}
+    int64_t scaled; /* the stage that those factors are of */
+} __attribute__((aligned(64))) Scratch; /* no two threads write to one line of the cache */
 
 /* out[TILE][PANEL] = TILE rows of x (x_row apart, `depth` long) times one panel. Each weight is read once and used TILE
  * times; each output has its own accumulator, which runs over `depth` in order. */
@@ -171,13 +116,12 @@ INLINE void finish(int what, const float *product, float scale, float *y, int64_
     for (; j < columns; j++) y[j] = what == ADD ? y[j] + product[j] : product[j] * scale; /* the logits' last columns */
 }
 
-/* y = x times this thread's panels. Panels outside, rows inside: a panel stays in the cache until all rows had it.
- * Rows are computed in whole tiles and written up to `rows`. */
+/* Panels [first, last) of y = x times a matrix. Panels outside, rows inside: a panel stays in the cache until all rows
+ * had it. Rows are computed in whole tiles and written up to `rows`. */
 INLINE void product(int what, const float *panels, int64_t depth, int64_t columns, const float *x, int64_t x_row,
-                    int64_t rows, const float *scale, float *y, int64_t y_row, int thread, int threads) {
+                    int64_t rows, const float *scale, float *y, int64_t y_row, int64_t first, int64_t last) {
     float out[TILE * PANEL];
-    int64_t first, last, step = what == GATE ? LANES : PANEL;
-    share(up_to(columns, PANEL) / PANEL, thread, threads, &first, &last);
+    int64_t step = what == GATE ? LANES : PANEL;
     for (int64_t p = first; p < last; p++) {
         int64_t width = columns - p * PANEL < PANEL ? columns - p * PANEL : PANEL;
         for (int64_t row = 0; row < rows; row += TILE) {
@@ -328,83 +272,153 @@ static void attend(const Model *model, const Pass *pass, const Buffers *b, Scrat
     }
 }
 
-/* Blocks of queries per group and kv head where `asking` tokens of each row ask, and this thread's part of all items. */
-static int64_t share_attention(const Model *model, const Pass *pass, int64_t asking, int thread, int threads,
-                               int64_t *first, int64_t *last) {
-    int64_t blocks = up_to(pass->samples * asking * model->heads / model->kv_heads, EIGHT) / EIGHT;
-    share(pass->rows / pass->samples * model->kv_heads * blocks, thread, threads, first, last);
-    return blocks;
+/* A layer's stages. After the last layer comes one more, the head. */
+enum { QKV, ROTATE, ATTEND, OUT, GATE_UP, DOWN, STAGES };
+
+/* One pass as `team.h` sees it. */
+typedef struct {
+    const Model *model;
+    const Pass *pass;
+    Buffers b;
+    Scratch *scratch; /* by thread */
+} Job;
+
+/* What a stage works on: in the last layer only each row's last token goes on from its attention. */
+typedef struct {
+    int64_t layer, what, rows, asking; /* token rows, padded; tokens of each row that go on */
+    float *x;
+} Stage;
+
+static Stage stage_at(const Job *job, int64_t index) {
+    const Model *model = job->model;
+    const Pass *pass = job->pass;
+    Stage stage = {index / STAGES, index % STAGES, up_to(pass->rows * pass->chunk, ROWS), pass->chunk, job->b.x};
+    if (pass->chunk > 1 && index >= (model->layers - 1) * STAGES + ATTEND)
+        stage.rows = up_to(pass->rows, ROWS), stage.asking = 1, stage.x = job->b.last;
+    return stage;
 }
 
-/* What each thread does. */
-static void work(const Model *model, const Pass *pass, const Buffers *b, int thread, int threads) {
-    int64_t tokens = pass->rows * pass->chunk, rows = up_to(tokens, ROWS), first, last, first_item, last_item;
-    int64_t hidden = model->hidden, width = up_to(hidden, PANEL), d = model->head_dim, asking = pass->chunk;
-    int64_t qkv = (model->heads + 2 * model->kv_heads) * d;
-    float *at = b->scratch + thread * b->scratch_size, *x = b->x;
-    Scratch s = {at, at + EIGHT * d, at + 2 * EIGHT * d, at + 3 * EIGHT * d, at + EIGHT * (3 * d + pass->prefix), NULL};
-    s.scale = s.own + up_to(pass->length + pass->chunk, EIGHT);
-    int64_t blocks = share_attention(model, pass, asking, thread, threads, &first_item, &last_item);
-    share(tokens, thread, threads, &first, &last);
-    for (int64_t i = first; i < last; i++)
-        memcpy(x + i * b->x_row, model->embedding + pass->ids[i] * hidden, hidden * sizeof(float));
-    BARRIER
-    for (int64_t layer = 0; layer < model->layers; layer++) {
-        const Layer *w = &model->layer[layer];
-        norm_scales(x, b->x_row, rows, width, model->floor, s.scale);
-        product(STORE, w->qkv, hidden, qkv, x, b->x_row, rows, s.scale, b->qkv, b->qkv_row, thread, threads);
-        BARRIER
-        for (int64_t i = first; i < last; i++) rotate_and_write(model, pass, b, layer, i);
-        if (layer == model->layers - 1 && pass->chunk > 1) {
-            asking = 1, rows = pass->rows, x = b->last;
-            blocks = share_attention(model, pass, asking, thread, threads, &first_item, &last_item);
-            share(rows, thread, threads, &first, &last);
-            for (int64_t i = first; i < last; i++)
-                memcpy(x + i * b->x_row, b->x + ((i + 1) * pass->chunk - 1) * b->x_row, hidden * sizeof(float));
-        }
-        BARRIER
-        for (int64_t item = first_item; item < last_item; item++)
-            attend(model, pass, b, &s, layer, item, blocks, asking);
-        BARRIER
-        product(ADD, w->out, hidden, hidden, b->attended, b->x_row, rows, NULL, x, b->x_row, thread, threads);
-        BARRIER
-        norm_scales(x, b->x_row, rows, width, model->floor, s.scale);
-        product(GATE, w->gate_up, hidden, 2 * up_to(model->ffn, LANES), x, b->x_row, rows, s.scale, b->act, b->act_row,
-                thread, threads);
-        BARRIER
-        product(ADD, w->down, model->ffn, hidden, b->act, b->act_row, rows, NULL, x, b->x_row, thread, threads);
-        BARRIER
+static int64_t panels(int64_t columns) { return up_to(columns, PANEL) / PANEL; }
+
+static int64_t qkv_width(const Model *model) { return (model->heads + 2 * model->kv_heads) * model->head_dim; }
+
+/* Blocks of eight queries per group and kv head. */
+static int64_t blocks(const Model *model, const Pass *pass, int64_t asking) {
+    return up_to(pass->samples * asking * model->heads / model->kv_heads, EIGHT) / EIGHT;
+}
+
+/* Items of a stage: panels of outputs, token rows, or blocks of queries. */
+static int64_t items(void *of, int64_t index) {
+    const Job *job = of;
+    const Model *model = job->model;
+    const Pass *pass = job->pass;
+    Stage stage = stage_at(job, index);
+    if (stage.layer == model->layers) return panels(model->codes);
+    switch (stage.what) {
+    case QKV: return panels(qkv_width(model));
+    case ROTATE: return pass->rows * pass->chunk;
+    case ATTEND: return pass->rows / pass->samples * model->kv_heads * blocks(model, pass, stage.asking);
+    case GATE_UP: return panels(2 * up_to(model->ffn, LANES));
+    default: return panels(model->hidden);
     }
-    norm_scales(x, b->x_row, pass->rows, width, model->floor, s.scale);
-    product(STORE, model->head, hidden, model->codes, x, b->x_row, pass->rows, s.scale, pass->logits, model->codes,
-            thread, threads);
+}
+
+/* The factors of the norm before a product, once per thread and stage: cheaper than sharing them behind a wait. */
+static const float *scales(const Job *job, Stage stage, int64_t index, Scratch *s) {
+    const Model *model = job->model;
+    if (s->scaled != index)
+        norm_scales(stage.x, job->b.x_row, stage.rows, up_to(model->hidden, PANEL), model->floor, s->scale);
+    s->scaled = index;
+    return s->scale;
+}
+
+/* Items [first, last) of a stage. */
+static void work(void *of, int64_t index, int64_t first, int64_t last, int thread) {
+    const Job *job = of;
+    const Model *model = job->model;
+    const Pass *pass = job->pass;
+    const Buffers *b = &job->b;
+    Scratch *s = &job->scratch[thread];
+    Stage stage = stage_at(job, index);
+    int64_t hidden = model->hidden, rows = stage.rows, kinds, tokens = pass->chunk;
+    float *x = stage.x;
+    if (stage.layer == model->layers) {
+        product(STORE, model->head, hidden, model->codes, x, b->x_row, pass->rows, scales(job, stage, index, s),
+                pass->logits, model->codes, first, last);
+        return;
+    }
+    const Layer *w = &model->layer[stage.layer];
+    switch (stage.what) {
+    case QKV:
+        product(STORE, w->qkv, hidden, qkv_width(model), x, b->x_row, rows, scales(job, stage, index, s), b->qkv,
+                b->qkv_row, first, last);
+        break;
+    case ROTATE:
+        for (int64_t i = first; i < last; i++) {
+            rotate_and_write(model, pass, b, stage.layer, i);
+            if (stage.layer == model->layers - 1 && tokens > 1 && i % tokens == tokens - 1)
+                memcpy(b->last + i / tokens * b->x_row, b->x + i * b->x_row, hidden * sizeof(float));
+        }
+        break;
+    case ATTEND:
+        kinds = blocks(model, pass, stage.asking);
+        for (int64_t i = first; i < last; i++) attend(model, pass, b, s, stage.layer, i, kinds, stage.asking);
+        break;
+    case OUT:
+        product(ADD, w->out, hidden, hidden, b->attended, b->x_row, rows, NULL, x, b->x_row, first, last);
+        break;
+    case GATE_UP:
+        product(GATE, w->gate_up, hidden, 2 * up_to(model->ffn, LANES), x, b->x_row, rows, scales(job, stage, index, s),
+                b->act, b->act_row, first, last);
+        break;
+    case DOWN:
+        product(ADD, w->down, model->ffn, hidden, b->act, b->act_row, rows, NULL, x, b->x_row, first, last);
+    }
 }
 
 /* Outputs per panel: what the weights must be packed for. */
 int64_t panel_width(void) { return PANEL; }
 
+/* Cut a thread's scratch out of memory of `scratch_size` floats. */
+static Scratch scratch_at(const Model *model, const Pass *pass, float *at) {
+    int64_t d = model->head_dim;
+    Scratch s = {.queries = at, .tail = at + EIGHT * d, .output = at + 2 * EIGHT * d, .shared = at + 3 * EIGHT * d};
+    s.own = s.shared + EIGHT * pass->prefix;
+    s.scale = s.own + up_to(pass->length + pass->chunk, EIGHT);
+    s.scaled = -1;
+    return s;
+}
+
 /* Run one pass. Returns 0, 1 where an id lies outside the vocabulary, or 2 where memory is short. */
 int64_t forward(const Model *model, const Pass *pass) {
     int64_t tokens = pass->rows * pass->chunk, rows = up_to(tokens, ROWS), last = up_to(pass->rows, ROWS);
-    Buffers b;
+    int64_t threads = pass->threads < MOST_THREADS ? pass->threads : MOST_THREADS;
+    Job job = {.model = model, .pass = pass};
+    Buffers *b = &job.b;
     for (int64_t i = 0; i < tokens; i++)
         if (pass->ids[i] < 0 || pass->ids[i] >= model->vocabulary) return 1;
-    b.x_row = up_to(model->hidden, PANEL) + 16;
-    b.qkv_row = up_to((model->heads + 2 * model->kv_heads) * model->head_dim, PANEL) + 16;
-    b.act_row = up_to(model->ffn, PANEL) + 16;
-    b.scratch_size = EIGHT * (3 * model->head_dim + pass->prefix) + up_to(pass->length + pass->chunk, EIGHT) + rows;
-    b.scratch_size = up_to(b.scratch_size, 16) + 16; /* no two threads write to one line of the cache */
-    int64_t floats = rows * (2 * b.x_row + b.qkv_row + b.act_row) + last * b.x_row + pass->threads * b.scratch_size;
-    float *memory = calloc(floats, sizeof(float));
+    b->x_row = up_to(model->hidden, PANEL) + 16;
+    b->qkv_row = up_to(qkv_width(model), PANEL) + 16;
+    b->act_row = up_to(model->ffn, PANEL) + 16;
+    int64_t own = up_to(pass->length + pass->chunk, EIGHT);
+    int64_t each = EIGHT * (3 * model->head_dim + pass->prefix) + own + rows;
+    each = up_to(each, 16) + 16; /* whole lines of the cache */
+    int64_t floats = rows * (2 * b->x_row + b->qkv_row + b->act_row) + last * b->x_row + threads * each;
+    Scratch scratch[MOST_THREADS];
+    float *memory = tokens * model->heads <= MOST_ITEMS ? calloc(floats, sizeof(float)) : NULL;
     if (!memory) return 2;
-    b.x = memory;
-    b.attended = b.x + rows * b.x_row;
-    b.qkv = b.attended + rows * b.x_row;
-    b.act = b.qkv + rows * b.qkv_row;
-    b.last = b.act + rows * b.act_row;
-    b.scratch = b.last + last * b.x_row;
-#pragma omp parallel num_threads((int)pass->threads) if (pass->threads > 1)
-    work(model, pass, &b, omp_get_thread_num(), omp_get_num_threads());
+    b->x = memory;
+    b->attended = b->x + rows * b->x_row;
+    b->qkv = b->attended + rows * b->x_row;
+    b->act = b->qkv + rows * b->qkv_row;
+    b->last = b->act + rows * b->act_row;
+    for (int64_t t = 0; t < threads; t++)
+        scratch[t] = scratch_at(model, pass, b->last + last * b->x_row + t * each);
+    job.scratch = scratch;
+    for (int64_t i = 0; i < tokens; i++)
+        memcpy(b->x + i * b->x_row, model->embedding + pass->ids[i] * model->hidden, model->hidden * sizeof(float));
+    Plan plan = {model->layers * STAGES + 1, items, work};
+    run_together(&plan, &job, threads);
     free(memory);
     return 0;
 }
