@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.alignment.scored import ScoredGroup
-from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.rewards.protocol import Score, Scored
 from roboalign_ray.world_model.rollout import RolloutGroup, Segment
 
@@ -50,6 +50,7 @@ def load_group(path: Path) -> ScoredGroup:
         UserError: it is missing, or no such file.
     """
     try:
+        _check_stored(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
         header = json.loads(arrays["header"].tobytes())
@@ -71,9 +72,37 @@ def load_group(path: Path) -> ScoredGroup:
             arrays["seconds_per_frame"],
         )
         scores = tuple(_score(entry, number, arrays) for number, entry in enumerate(header["scores"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"is not a scored group ({error})", where=str(path)) from error
+    except _NO_GROUP as error:
+        raise UserError(f"is not a scored group ({first_line(error)})", where=str(path)) from error
     return ScoredGroup(rollout, scores)
+
+
+# What reading an archive made by others may end in; memory, where an array claims more than there is.
+_NO_GROUP = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
+
+
+def _check_stored(path: Path) -> None:
+    """Members lie in the archive as they are, so that reading takes no more memory than the file has bytes.
+
+    Raises:
+        ValueError: one is compressed, or larger than the file.
+        OSError, zipfile.BadZipFile: it is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                raise ValueError(f"{member.filename} is compressed")
 
 
 def _score_header(score: Score) -> dict[str, Any]:
