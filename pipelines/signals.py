@@ -132,6 +132,6 @@ class StartedProcesses:
                 _, left = psutil.wait_procs(left, timeout=_GONE_S)
 
 
-def _set(handlers: Mapping[int, Any]) -> None:
+def _set(handlers: Mapping[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
