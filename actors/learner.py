@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from actors.deepspeed_state import load_engine, save_engine
 from roboalign_ray.alignment.batch import MicroBatch
 from roboalign_ray.alignment.group_files import load_group, save_group
 from roboalign_ray.alignment.off_policy import build_objective
@@ -147,15 +148,19 @@ class LearnerActor:
                 ActionBinner.load(self.world_model).save(folder)
 
     def save_state(self, folder: Path) -> None:
-        """Write all that the next update depends on, every rank its part."""
-        self.policy.engine.save_checkpoint(str(folder), tag="learner", client_state={"version": self.version})
-        torch.save(torch.get_rng_state(), folder / f"rng-{self.rank}.pt")
+        """Write all that the next update depends on, every rank its part; data alone, see `deepspeed_state`."""
+        extra = {"version": self.version, "generator": torch.get_rng_state()}
+        save_engine(self.policy.engine, folder, extra)
 
     def load_state(self, folder: Path) -> int:
-        """Take up what `save_state` wrote; the version it had."""
-        _, client = self.policy.engine.load_checkpoint(str(folder), tag="learner")
-        torch.set_rng_state(torch.load(folder / f"rng-{self.rank}.pt", weights_only=True))
-        self.version = int(client["version"])
+        """Take up what `save_state` wrote; the version it had.
+
+        Raises:
+            StateError: it is missing, damaged, or of another job.
+        """
+        extra = load_engine(self.policy.engine, folder)
+        torch.set_rng_state(extra["generator"])
+        self.version = int(extra["version"])
         return self.version
 
     def save_groups(self, folder: Path, *groups: ScoredGroup) -> None:

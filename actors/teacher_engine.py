@@ -117,6 +117,8 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
     try:
         return LLM(
             model=source,
+            trust_remote_code=False,
+            load_format="safetensors",
             dtype=config.precision,
             max_model_len=min(settings.max_model_len, _positions(source)),
             gpu_memory_utilization=settings.memory_share,
@@ -153,4 +155,6 @@ def _positions(source: str) -> int:
     """Longest sequence that the model was made for."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(source).get_text_config().max_position_embeddings)
+    return int(
+        AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config().max_position_embeddings
+    )

@@ -4,6 +4,7 @@ out/
   logs/align/          metrics.jsonl and TensorBoard events
   logs/trace.json      what every worker did and when: a Chrome trace
   rollouts.jsonl       one line per group: prompt, seeds, versions, scores
+  run.json             the run's id, which its checkpoints name
   checkpoints/         complete checkpoints, from which --resume goes on to the same result
   judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
   aligned/             the result, a plain Hugging Face directory
@@ -12,8 +13,6 @@ out/
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -29,11 +28,14 @@ from pipelines.align_watch import Watch
 from pipelines.align_workers import RoleLost
 from pipelines.preflight import Preflight, check_ready
 from pipelines.runtime import start_ray
+from pipelines.signals import asked_to_end, handled
 from roboalign_ray.alignment.batch import check_trainable
 from roboalign_ray.alignment.prompts import PromptSchedule, schedule_from_store
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.foundation.telemetry import MetricsWriter, read_curves
 from roboalign_ray.foundation.tracking import check_tracking
 
@@ -59,6 +61,7 @@ class AlignResult:
     counts: dict[str, int]
 
 
+@one_job
 def run_align(
     config: JobConfig,
     out: Path,
@@ -92,17 +95,16 @@ def run_align(
     config = check_ready(Preflight("align", config, out))
     check_tracking(config.telemetry.wandb)
     # Checked before any process is started: a damaged checkpoint is told at once.
-    if resume:
-        kept.fetch()
-    found = kept.load() if resume else None
+    found = kept.load(copies=True) if resume else None
     if found is not None:
-        align_state.check_same_job(found.metadata["config"], config, str(found.folder))
+        align_state.check_same_job(found.metadata.get("config"), config, str(found.folder))
     elif config.reward.needs_judge:
         # Students and labels of an attempt that ended before its first checkpoint are taken up.
         judge = out / JUDGE
         made = [*judge.glob("versions/step-*"), *judge.glob("labels/*.parquet")]
         align_state.keep_settings(judge, config, align_state.check_same_job, made)
     schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
+    kept.keep_id(found)
     with (
         start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
         crew_of(config, out) as crew,
@@ -118,20 +120,18 @@ def interruptions() -> Iterator[Stopped]:
     """Whether Ctrl-C was pressed or the process was asked to end; pressed twice, it ends the block at once."""
     asked: list[int] = []
 
-    def ask(number: int, _frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
+    def ask(number: int, frame: Any) -> None:
         asked.append(number)
+        if len(asked) > 1:
+            asked_to_end(number, frame)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals reach the main thread alone
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(ask):
+        try:
+            yield lambda: bool(asked)
+        except KeyboardInterrupt:
+            if asked:
+                asked_to_end(asked[0])
+            raise
 
 
 class _Job:
@@ -160,17 +160,18 @@ class _Job:
                 if lost:
                     replace_learner(self.config, self.crew)
                     found = self.kept.load()
-                self._run_from(found)
+                version = self._run_from(found)
                 break
             except RoleLost:
                 lost += 1
                 if lost > self.config.cluster.learner.max_restarts or self.stopped():
                     raise
-        self._save_result()
+        self._save_result(version)
         logs = self.out / LOGS
         return AlignResult(self.out / ALIGNED, logs, read_curves(logs), dict(self.counts))
 
-    def _run_from(self, found: checkpoints.Checkpoint | None) -> None:
+    def _run_from(self, found: checkpoints.Checkpoint | None) -> int:
+        """To the last update, whose number it returns."""
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
         with MetricsWriter(self.out / LOGS, resume_at=self._told(loop)) as writer, self.watch.over(loop):
@@ -183,6 +184,7 @@ class _Job:
             except Interrupted:
                 self._leave(loop)
                 raise KeyboardInterrupt from None
+        return loop.version
 
     def _resume(self, found: checkpoints.Checkpoint | None, loop: AlignmentLoop) -> None:
         """Everything as it was at the checkpoint, or at the beginning."""
@@ -193,8 +195,7 @@ class _Job:
             if self.crew.judge is not None:
                 self.crew.judge.begin()
         else:
-            align_state.restore(found, self.crew, loop)
-            self.counts, self._row = dict(found.metadata["counts"]), found.metadata["row"]
+            self.counts, self._row = align_state.restore(found, self.crew, loop)
         align_state.cut_journal(self.out / JOURNAL, loop.version)
         align_state.cut_journal(self.out / EVENTS, self._told(loop), align_state.TOLD)
 
@@ -257,14 +258,19 @@ class _Job:
 
     def _checkpoint(self, loop: AlignmentLoop) -> None:
         with self.watch.span("checkpoint", version=loop.version):
-            self.kept.save(lambda folder: align_state.save(folder, loop, self.config, self.counts, self._row))
+            self.kept.save(self._write(loop))
 
-    def _save_result(self) -> None:
-        """The last checkpoint's model under its final name: there completely, or not at all."""
-        last = self.kept.newest()
-        assert last is not None  # the last update is always checkpointed
-        staging = self.out / f".{ALIGNED}"
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(last / "model", staging)
-        shutil.rmtree(self.out / ALIGNED, ignore_errors=True)
-        staging.rename(self.out / ALIGNED)
+    def _write(self, loop: AlignmentLoop) -> Callable[[Path], Path]:
+        return lambda folder: align_state.save(
+            folder, self.kept.run, loop, self.config, self.counts, self._row
+        )
+
+    def _save_result(self, version: int) -> None:
+        """The model of the last update's checkpoint under its final name: there completely, or not at all.
+
+        Raises:
+            UserError: that checkpoint was damaged or exchanged meanwhile.
+        """
+        last = self.kept.of_step(version)
+        with complete_or_absent(self.out / ALIGNED) as writing:
+            shutil.copytree(last.folder / "model", writing, dirs_exist_ok=True)

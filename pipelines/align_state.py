@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from pipelines.align_checkpoints import KEPT
+from pipelines.align_checkpoints import KEPT, RUN
 from pipelines.align_groups import Finished
 from pipelines.align_loop import AlignmentLoop, Crew, Update
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.files import whole_file
 from roboalign_ray.foundation.readers import read_lines, read_object
 
@@ -42,11 +42,17 @@ _MAY_DIFFER_IN = {
 
 
 def save(
-    root: Path, loop: AlignmentLoop, config: JobConfig, counts: Mapping[str, int], row: Mapping | None
+    root: Path,
+    run: str,
+    loop: AlignmentLoop,
+    config: JobConfig,
+    counts: Mapping[str, int],
+    row: Mapping | None,
 ) -> Path:
     """Write a checkpoint of a run whose learner rests.
 
     Args:
+        run: the run's id.
         counts: of the whole run.
         row: the last update's scalars where they wait for an evaluation that was cut short.
 
@@ -73,6 +79,7 @@ def save(
             learner.ask_first("save_files", folder / _STUDENT, *student)
 
     metadata = {
+        RUN: run,
         "version": loop.version,
         "counts": dict(counts),
         "config": config.public(),
@@ -84,41 +91,66 @@ def save(
     return checkpoints.save(root, loop.version, write, metadata=metadata, keep=KEPT)
 
 
-def restore(found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop) -> None:
+def restore(
+    found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop
+) -> tuple[dict[str, int], dict[str, float] | None]:
     """Learner, accounts and finished groups as they were; the learner's weights are published.
+
+    Returns:
+        Counts of the whole run, and the row that waits for its evaluation, as `save` was given them.
 
     Raises:
         RoleLost, RoleFailure: as `Learner.ask`.
-        UserError: the checkpoint is of other settings, or of a version that kept less.
+        CheckpointError: the checkpoint's parts do not belong together.
+        UserError: the checkpoint is of other settings.
     """
-    if "loop" not in found.metadata:
-        raise UserError(
-            "was written by an older version, which kept no accounts",
+    try:
+        state, count = found.metadata["loop"], int(found.metadata["finished_groups"])
+        _restore_learner(found, crew)
+        loading = crew.learner.ask_first("load_groups", found.folder / "groups", count, returns=count + 1)
+        references, records = loading.values, loading.answer
+
+        def unpack(number: int) -> Finished:
+            return Finished(references[number], records[number])
+
+        loop.load_state_dict(state, unpack)
+        loop.weights = crew.learner.publish()
+        if crew.judge is not None:
+            student = found.folder / _STUDENT
+            files = (
+                crew.learner.ask_first("load_files", student, returns=2).values if student.is_dir() else ()
+            )
+            crew.judge.load_state_dict(found.metadata["judge"], files)
+        return dict(found.metadata["counts"]), found.metadata["row"]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise checkpoints.CheckpointError(
+            f"its accounts cannot be taken up ({first_line(error)})",
             where=str(found.folder),
-            remedy="start again in another folder",
+            remedy="use an earlier checkpoint, or start again in another folder",
+        ) from error
+
+
+def _restore_learner(found: checkpoints.Checkpoint, crew: Crew) -> None:
+    versions = set(crew.learner.ask("load_state", found.folder / "state"))
+    if versions != {found.step}:
+        raise checkpoints.CheckpointError(
+            f"the learner's state is of update {min(versions)}, the checkpoint of update {found.step}",
+            where=str(found.folder),
+            remedy="use an earlier checkpoint, or start again in another folder",
         )
-    learner, state, count = crew.learner, found.metadata["loop"], found.metadata["finished_groups"]
-    learner.ask("load_state", found.folder / "state")
-    loading = learner.ask_first("load_groups", found.folder / "groups", count, returns=count + 1)
-    references, records = loading.values, loading.answer
-
-    def unpack(number: int) -> Finished:
-        return Finished(references[number], records[number])
-
-    loop.load_state_dict(state, unpack)
-    loop.weights = crew.learner.publish()
-    if crew.judge is not None:
-        student = found.folder / _STUDENT
-        files = learner.ask_first("load_files", student, returns=2).values if student.is_dir() else ()
-        crew.judge.load_state_dict(found.metadata["judge"], files)
 
 
-def check_same_job(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
+def check_same_job(before: Any, config: JobConfig, where: str) -> None:
     """A run goes on with the settings that it began with; its length and what its result does not rest on may change.
 
+    Args:
+        before: settings as JSON, as somebody wrote them down.
+
     Raises:
-        UserError: something else differs.
+        UserError: something else differs, or they are no settings.
     """
+    if not isinstance(before, dict):
+        raise UserError("names no settings of a job", where=where, remedy="start in another folder")
     unasked = set() if config.judge.relabel.teacher == "vlm" else {"teacher"}
     check_settings(before, config, where, _MAY_DIFFER | unasked, _MAY_DIFFER_IN)
 

@@ -30,6 +30,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.store import open_store, resolve_store
 from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.folder_lock import one_writer
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.shards import StoreCard
 from roboalign_ray.judge.bench.generated import find_generated, generated_pairs
@@ -100,6 +101,7 @@ def bench_source(config: JobConfig, *, rollouts: bool = True) -> BenchSource:
     )
 
 
+@one_writer
 def build_bench(
     config: JobConfig,
     out: Path,

@@ -27,7 +27,8 @@ from roboalign_ray.alignment.audit import Finding, RunRecord, audit
 from roboalign_ray.alignment.prompts import schedule_from_store
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.failures import HostError, UserError, first_line
+from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.foundation.readers import read_lines
 from roboalign_ray.foundation.telemetry import read_rows
 
@@ -56,6 +57,7 @@ class Order:
     seed: int = 0
 
 
+@one_job
 def run_chaos(config: JobConfig, out: Path, order: Order, *, quiet: bool = False) -> ChaosReport:
     """Run a job under fire; the report, which is also written into `out`.
 
@@ -111,7 +113,7 @@ def _run_rounds(config: JobConfig, out: Path, striker: Striker, *, quiet: bool) 
     for _ in range(_ROUNDS):
         try:
             run_align(config, out, resume=(out / JOURNAL).exists(), quiet=quiet, beside=striker.beside)
-        except (OSError, RoleFailure) as error:
+        except (OSError, RoleFailure, HostError) as error:
             if not striker.explains(error):
                 return config, resumed, first_line(error)
             resumed += 1

@@ -10,6 +10,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from pipelines.runtime import RoleFailure, set_environment, start_ray
+from pipelines.signals import StartedProcesses
 from roboalign_ray.config import ClusterConfig, JobConfig, RoleConfig
 from roboalign_ray.foundation.failures import first_line
 
@@ -73,6 +74,7 @@ def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
     store = int(config.cluster.object_store_gb * 1e9)
     head = {"num_cpus": cpus, "object_store_memory": store, "include_dashboard": False}
     # Its hooks for the process's end would have to be set by the main thread, and nodes are added by another one.
+    started = StartedProcesses()
     cluster = Cluster(
         initialize_head=True, shutdown_at_exit=False, head_node_args={**head, "_system_config": _HEALTH}
     )
@@ -85,7 +87,7 @@ def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
         with start_ray(joined, worker_logs=False):
             yield others
     finally:
-        cluster.shutdown()
+        started.end(cluster.shutdown)
 
 
 def _cpus_per_node(cluster: ClusterConfig, nodes: int) -> int:

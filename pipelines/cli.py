@@ -27,6 +27,7 @@ from pipelines import (
     simulation_cli,
 )
 from pipelines.jobs_cli import Json, Overrides, Profile
+from pipelines.signals import asked_to_end, exit_code, handled
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, host_error
 
@@ -184,12 +185,17 @@ def _report(line: str, details: str = "") -> int:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0; 1 for a bug; 2 for bad input or a full disk; 130 for Ctrl-C."""
+    """Run the command line and return its exit code.
+
+    Returns:
+        0; 1 for a bug; 2 for bad input or a full disk; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     try:
         result = app(args=arguments, prog_name="roboalign", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        # Typer makes its own code of a KeyboardInterrupt.
+        return exit_code() if result == EXIT_INTERRUPTED else result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
+        return exit_code()
     except typer.TyperException as error:
         if not error.format_message():  # called without arguments: the help is on the screen
             return EXIT_BAD_INPUT
@@ -205,7 +211,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `roboalign` script."""
-    sys.exit(run())
+    with handled(asked_to_end):
+        code = run()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.align import ALIGNED, JOURNAL, AlignResult, run_align
+from pipelines.align_checkpoints import RUN_FILE
 from pipelines.align_crew import JUDGE
 from pipelines.evaluate import Bench, make_bench, run_one_step, run_policies, run_rollouts
 from pipelines.preflight import Preflight, check_ready
@@ -36,11 +37,12 @@ from roboalign_ray.evaluation.report.tiles import tile
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.environment import hardware, versions
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.folder_lock import LOCK, folder_lock, one_job
 from roboalign_ray.foundation.secrets import masked
 from roboalign_ray.foundation.telemetry import MetricsWriter
 
 REPORT, SUMMARY = "report.html", "summary.json"
-_OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, JUDGE, "checkpoints", "logs"}
+_OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, JUDGE, RUN_FILE, "checkpoints", "logs"}
 _CLIPS = 6
 _PACKAGES = ("roboalign-ray", "torch", "ray", "deepspeed", "transformers")
 _LEARNING = (
@@ -60,18 +62,22 @@ def prepare_folder(out: Path, *, fresh: bool) -> None:
     """Remove an earlier run where asked to; anything that is not such a run stays.
 
     Raises:
-        UserError: `out` holds other things.
+        UserError: `out` holds other things, or another job is at work in it.
     """
     if not fresh or not out.exists():
         return
-    foreign = {entry.name for entry in out.iterdir()} - _OWN
-    if foreign:
-        raise UserError(
-            f"holds '{min(foreign)}', which no run wrote", where=str(out), remedy="choose another folder"
-        )
-    shutil.rmtree(out)
+    with folder_lock(out):
+        entries = {entry.name for entry in out.iterdir()} - {LOCK}
+        if foreign := entries - _OWN:
+            raise UserError(
+                f"holds '{min(foreign)}', which no run wrote", where=str(out), remedy="choose another folder"
+            )
+        for name in entries:
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    out.rmdir()
 
 
+@one_job
 def run_demo(
     config: JobConfig,
     out: Path,

@@ -23,6 +23,7 @@ from pipelines.train_job import TrainJob, check_shares, run_train_job, train_wor
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.splits import group_fraction
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.folder_lock import one_job, store_lock
 from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.pairs import JudgedPair
@@ -33,6 +34,7 @@ _CALIBRATION_SALT = "roboalign_ray/calibration/1"
 _ASSESSMENT_DEADLINE_S = 7200.0
 
 
+@one_job
 def run_distill(
     config: JobConfig,
     pairs: Sequence[str | Path],
@@ -252,4 +254,5 @@ def _publish(out: Path, registry: Path, summary: dict[str, Any]) -> int:
 
     GateResult.from_json(summary["gate"]).assert_open()
     digest = hashlib.sha256((out / ASSESSED / WEIGHTS).read_bytes()).hexdigest()
-    return StudentRegistry(registry).publish(Student.load(out / ASSESSED), summary, key=digest)
+    with store_lock(registry.absolute()):  # jobs of other folders may publish there
+        return StudentRegistry(registry).publish(Student.load(out / ASSESSED), summary, key=digest)

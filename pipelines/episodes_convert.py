@@ -28,6 +28,7 @@ from roboalign_ray.episodes.transforms import (
     unwrap_episode,
 )
 from roboalign_ray.foundation.failures import UserError, raise_if_host
+from roboalign_ray.foundation.folder_lock import one_writer
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.shards import StoreCard
 
@@ -69,6 +70,7 @@ class ConvertOptions:
         return Shaping(self.stride, self.fps, self.height, self.width, self.fit)
 
 
+@one_writer
 def convert(
     source: Path, out: Path, options: ConvertOptions, *, command: str = "", console: Console | None = None
 ) -> StoreSummary:

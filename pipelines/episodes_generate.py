@@ -14,6 +14,7 @@ import os
 import shlex
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipelines.runtime import session
 from roboalign_ray.config import SimulationConfig
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.metaworld import MetaworldSource
 from roboalign_ray.episodes.sources.metaworld_tasks import DEFAULT_TASKS
 from roboalign_ray.episodes.store import StoreSummary, write_store
+from roboalign_ray.foundation.folder_lock import one_writer
 from roboalign_ray.foundation.shards import StoreCard
 
 _AHEAD = 3  # groups in flight per worker: enough to keep it busy, little enough to hold in memory
@@ -52,6 +55,7 @@ class SimulatorWorker:
         return self._source.group(task, index)
 
 
+@one_writer
 def generate(
     config: SimulationConfig,
     out: Path,
@@ -74,10 +78,7 @@ def generate(
         UserError: Meta-World or OpenGL is missing, unknown task or variant, or `out` exists.
     """
     source = MetaworldSource(config)  # checks names and OpenGL here, before any process is started
-    started_ray = not ray.is_initialized()
-    if started_ray:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    try:
+    with nullcontext() if ray.is_initialized() else session(_start_ray):
         workers = config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         items = _simulate(source, workers, show_progress)
         return write_store(
@@ -89,9 +90,10 @@ def generate(
             crf=crf,
             overwrite=overwrite,
         )
-    finally:
-        if started_ray:
-            ray.shutdown()
+
+
+def _start_ray() -> None:
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def _simulate(source: MetaworldSource, workers: int, show_progress: bool) -> Iterator[Item]:

@@ -31,6 +31,7 @@ from roboalign_ray.evaluation.protocols import (
 from roboalign_ray.evaluation.reconstruction import ReconstructionResult, reconstruct
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.engine import RolloutEngine
@@ -111,6 +112,7 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
     return Bench(config, tokenizer, windows, lpips, device)
 
 
+@one_job
 def run_evaluate(
     config: JobConfig,
     out: Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet, run_folder
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.folder_lock import folder_lock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,9 +205,10 @@ def select(
         raise UserError("is a file, not a folder", where=str(out))
     from pipelines.judge_select import models_table, run_select, selection_table, write_selection
 
-    told = run_select(config, samples=samples, models=named, quiet=quiet)
-    if out is not None:
-        write_selection(told, out)
+    with nullcontext() if out is None else folder_lock(out):
+        told = run_select(config, samples=samples, models=named, quiet=quiet)
+        if out is not None:
+            write_selection(told, out)
     typer.echo(json.dumps(told, indent=2) if as_json else f"{selection_table(told)}\n{models_table(told)}")
 
 

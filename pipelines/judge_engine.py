@@ -108,9 +108,9 @@ class DeepSpeedTeacher:
         return {"loss": total, **means, "learning_rate": settings.learning_rate * factor}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the engine's checkpoint of this step stands."""
+        """The step, which names the engine's checkpoint, and whether there is a head that reads scores."""
         reads = bool(self.settings.regression_weight)
-        return {"steps_done": self.steps_done, "tag": self._tag(self.steps_done), "reads": reads}
+        return {"steps_done": self.steps_done, "reads": reads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that `state_dict` gave.
@@ -119,23 +119,15 @@ class DeepSpeedTeacher:
             UserError: the engine's checkpoint is gone or cannot be read, or one has the head that reads scores and
                 the other has not.
         """
+        from actors.deepspeed_state import load_engine
+
         if state.get("reads", False) != bool(self.settings.regression_weight):
             raise UserError(
                 "the run began with regression_weight at zero, or goes on so",
                 where="teacher.training.regression_weight",
                 remedy="resume with the one it began with, or start in another folder",
             )
-        place, _ = self.engine.load_checkpoint(
-            str(self._checkpoints),
-            tag=state["tag"],
-            load_module_strict=self.settings.method == "full",  # frozen weights are not in it
-        )
-        if place is None:
-            raise UserError(
-                f"the engine's checkpoint '{state['tag']}' cannot be read",
-                where=str(self._checkpoints),
-                remedy="start a new run",
-            )
+        load_engine(self.engine, self._checkpoints / self._tag(int(state["steps_done"])))
         self.steps_done = int(state["steps_done"])
 
     def save(self, folder: Path) -> None:
@@ -158,8 +150,9 @@ class DeepSpeedTeacher:
     def _checkpoint(self) -> None:
         import torch.distributed as dist
 
-        tag = self._tag(self.steps_done)
-        self.engine.save_checkpoint(str(self._checkpoints), tag=tag, exclude_frozen_parameters=True)
+        from actors.deepspeed_state import save_engine
+
+        save_engine(self.engine, self._checkpoints / self._tag(self.steps_done))
         if not dist.is_initialized() or dist.get_rank() == 0:
             old = self.steps_done - _KEPT * self.settings.checkpoint_every
             shutil.rmtree(self._checkpoints / self._tag(old), ignore_errors=True)
@@ -172,4 +165,4 @@ def copy_processor(source: str, folder: Path) -> None:
     """The processor as it came, not with the frame limits that training set."""
     from transformers import AutoProcessor
 
-    AutoProcessor.from_pretrained(source).save_pretrained(folder)
+    AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)

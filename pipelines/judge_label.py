@@ -23,6 +23,7 @@ from pipelines.judge_pool import Keyed, Outcome, TeacherPool, teacher_pool
 from pipelines.preflight import Preflight, check_ready
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.agreement import Agreement, agreement
 from roboalign_ray.judge.annotator import labelled
@@ -56,6 +57,7 @@ class LabelReport:
     set_aside: dict[str, str] = field(default_factory=dict)
 
 
+@one_job
 def run_label(
     config: JobConfig,
     source: Path,

@@ -22,6 +22,7 @@ from pipelines.train_job import TrainJob, check_shares, run_train_job, train_wor
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.judge.augmentation import Augmentation
 from roboalign_ray.judge.fresh import FreshExamples
 from roboalign_ray.judge.labels import LabelledPairs
@@ -31,6 +32,7 @@ _START, _ENGINE = "start", "engine"
 _WHITENED_ON = 256  # videos whose patches and tokens are whitened
 
 
+@one_job
 def run_judge_train(
     config: JobConfig, pairs: Sequence[str | Path], out: Path, *, quiet: bool = False
 ) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from pipelines.train_job import SUMMARY, TrainJob, check_shares, run_train_job, 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import fit_action_binner
+from roboalign_ray.foundation.folder_lock import one_job
 
 Stage = Literal["tokenizer", "world_model"]
 STAGES: tuple[Stage, ...] = ("tokenizer", "world_model")
 _SHOWN = ("loss", "accuracy", "psnr_context", "psnr_dynamics")  # beside the progress bar
 
 
+@one_job
 def run_pretrain(
     config: JobConfig, out: Path, stages: tuple[Stage, ...] = STAGES, *, quiet: bool = False
 ) -> dict[str, Any]:

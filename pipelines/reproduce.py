@@ -31,6 +31,7 @@ from roboalign_ray.evaluation.bootstrap import bootstrap_mean
 from roboalign_ray.evaluation.judged import JudgedResult
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import whole_file
+from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.foundation.telemetry import read_curves
 from roboalign_ray.judge.rubric import DIMENSIONS
@@ -78,6 +79,7 @@ class Run:
         return f"{self.arm.replace(' ', '_')}-{self.seed}"
 
 
+@one_job
 def run_alignment(
     config: JobConfig, out: Path, *, seeds: int = 3, single: int = 1, quiet: bool = False
 ) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def run_alignment(
     return told
 
 
+@one_job
 def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = False) -> dict[str, Any]:
     """Align on a weak student, frozen and re-distilled with the same seeds; the teacher's score over the run.
 

@@ -1,17 +1,19 @@
 """Ray, as a job needs it: start or join a cluster, make actors of plain classes, wait with a deadline.
 
 Every remote wait goes through `settle` or `wait`: they end, and their errors name the role and the cause. Bad
-input found by a worker comes back as the `UserError` that it is.
+input, or a full disk, found by a worker comes back as the `ReportedError` that it is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipelines.cluster_view import usable_cpus
 from pipelines.deaths import death_reason, reported_reason
 from pipelines.loopback import bound_to_loopback
 from pipelines.ray_start import check_local_start, check_reachable, start_failure
+from pipelines.signals import StartedProcesses, asked_to_end, deferred, ending
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, ReportedError
 from roboalign_ray.foundation.thread_waits import wait_environment
@@ -78,17 +81,42 @@ def start_ray(
         }
     else:
         check_reachable(cluster.address, _CONNECT_S)
+    with session(partial(_init, cluster, options), starts=cluster.address == "local"):
+        yield
+
+
+@contextmanager
+def session(init: Callable[[], None], *, starts: bool = True) -> Iterator[None]:
+    """Ray for the block; it ends, with all its processes, whenever the block is left, at a signal too.
+
+    Args:
+        init: starts or joins Ray.
+        starts: it starts processes, which are ended.
+
+    Raises:
+        KeyboardInterrupt: this process was asked to end.
+    """
+    started = StartedProcesses() if starts else None
+    with ending():
+        try:
+            with deferred():
+                try:
+                    init()
+                except SystemExit:  # Ray's own answer to SIGTERM while it starts
+                    asked_to_end(signal.SIGTERM)
+            yield
+        finally:
+            with deferred():
+                ray.shutdown() if started is None else started.end(ray.shutdown)
+
+
+def _init(cluster: ClusterConfig, options: Mapping[str, Any]) -> None:
     try:
         loopback = bound_to_loopback(cluster.address == "local" and not cluster.reachable)
         with loopback, _worker_environment(cluster.address) as environment:
             ray.init(address=cluster.address, runtime_env=environment, **options)
     except Exception as error:
-        ray.shutdown()
         raise start_failure(error, cluster.address) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roboalign_ray.config import RoleConfig
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import ReportedError, UserError
 from roboalign_ray.foundation.files import complete_or_absent
 from roboalign_ray.foundation.readers import read_object
 
 SUMMARY = "training.json"
-_STATE = "state.pt"
+_STATE = "state.safetensors"
 _POLL_S = 2.0
 
 
@@ -181,7 +181,7 @@ def _scaling(role: RoleConfig) -> Any:
 
 
 def _fit(trainer: Any, name: str) -> None:
-    """Run the job; what a worker found wrong with the input comes back as the `UserError` that it is."""
+    """Run the job; what a worker found wrong comes back as the `ReportedError` that it is."""
     from ray.train import TrainingFailedError
 
     from pipelines.runtime import RoleFailure
@@ -192,7 +192,7 @@ def _fit(trainer: Any, name: str) -> None:
         failures = getattr(error, "worker_failures", {}).values()
         causes = [getattr(failure, "cause", None) or failure for failure in failures] or [error]
         for cause in causes:
-            if isinstance(cause, UserError):
+            if isinstance(cause, ReportedError):
                 raise cause from error
         [cause, *_] = causes
         raise RoleFailure(
@@ -263,27 +263,29 @@ def _until(job: TrainJob) -> Iterator[dict[str, Any]]:
 
 def _checkpoint(job: TrainJob, metrics: dict[str, float], seconds: float, *, leads: bool) -> None:
     import ray.train
-    import torch
+
+    from roboalign_ray.foundation.state_files import write_state
 
     if not leads:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
         state = {"trainer": job.trainer.state_dict(), "stream": job.stream.state_dict()}
-        torch.save({**state, "seconds": seconds}, Path(folder) / _STATE)
+        write_state(Path(folder) / _STATE, {**state, "seconds": seconds})
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def _resume(job: TrainJob) -> float:
-    """Take up the newest checkpoint; returns the seconds already spent."""
+    """Take up the newest checkpoint, which holds data alone; returns the seconds already spent."""
     import ray.train
-    import torch
+
+    from roboalign_ray.foundation.state_files import read_state
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0.0
     with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / _STATE, weights_only=False)
+        state = read_state(Path(folder) / _STATE)
     job.trainer.load_state_dict(state["trainer"])
     job.stream.load_state_dict(state["stream"])
     return float(state["seconds"])

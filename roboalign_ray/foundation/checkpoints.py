@@ -6,7 +6,8 @@
       .writing-…/                                              a write cut short: ignored, swept by the next one
 
 A checkpoint is written beside its final place, flushed to disk, described by `manifest.json` and only then renamed.
-Whoever finds a `step-` directory therefore finds all of it, or learns which file was damaged since.
+Whoever finds a `step-` directory therefore finds all of it, or learns which file was damaged since, or that it was
+renamed. A checkpoint may come from somebody else: nothing in its manifest is used before it has been checked.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roboalign_ray.foundation.confined import UnsafeName, check_names, plain_files
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import flush
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
-_NAME = re.compile(r"^step-(\d{8,})$")
+_NAME = re.compile(r"step-([0-9]{8,18})")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+LARGEST_MANIFEST = 64 << 20  # bytes
 _TEMPORARY = ".writing-"
 _ABANDONED_S = 3600.0
 _CHUNK = 1 << 20
@@ -109,13 +113,21 @@ def adopt(root: str | Path, fetch: Callable[[Path], None]) -> Path:
 
 
 def load(folder: str | Path) -> Checkpoint:
-    """Verify every file of a checkpoint against its manifest.
+    """Verify every file of a checkpoint against its manifest, and its manifest's step against its name.
 
     Raises:
-        CheckpointError: no manifest, or a file is missing, has another size or other bytes, or is not in the manifest.
+        CheckpointError: no manifest; a file is missing, has another size or other bytes, is not in the manifest, or is
+            a link; or the directory is named after another step.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named[1]) != manifest["step"]:
+        raise CheckpointError(
+            f"holds the checkpoint of step {manifest['step']}: it was renamed or swapped",
+            where=str(folder),
+            remedy="give it its own name back, or use another checkpoint",
+        )
     files: dict[str, dict[str, Any]] = manifest["files"]
     present = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name, entry in files.items():
@@ -132,30 +144,76 @@ def load(folder: str | Path) -> Checkpoint:
         raise CheckpointError(
             "is not part of the checkpoint", where=str(folder / extra[0]), remedy="remove it"
         )
-    return Checkpoint(folder, int(manifest["step"]), manifest["metadata"])
+    return Checkpoint(folder, manifest["step"], manifest["metadata"])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A checkpoint's manifest: its "step", "metadata", "digest", and "files" with size and checksum by name.
 
+    Every name in it leads to a file below the checkpoint's directory, wherever that is.
+
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or it names a file outside.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise CheckpointError(
             f"holds no {MANIFEST}", where=str(folder), remedy="give a checkpoint's directory"
         )
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise CheckpointError("is too large for a checkpoint's manifest", where=str(path), remedy=_REMEDY)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
         body = {key: manifest[key] for key in ("format", "step", "metadata", "files")}
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError("is not a checkpoint's manifest", where=str(path), remedy=_REMEDY) from None
     if body["format"] != _FORMAT:
         raise CheckpointError(f"has format {body['format']}, not {_FORMAT}", where=str(path))
     if set(manifest) != {*body, "digest"} or manifest["digest"] != _digest(body):
         raise CheckpointError("does not match its own digest", where=str(path), remedy=_REMEDY)
+    _check_body(body, str(path))
     return manifest
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, each of whose keys stands there once: of two, readers take different ones."""
+    held = dict(pairs)
+    if len(held) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return held
+
+
+def _check_body(body: Mapping[str, Any], where: str) -> None:
+    """A manifest's digest is no proof of its origin: anybody can compute one.
+
+    Raises:
+        CheckpointError: a value is of the wrong type, or a name leads out of the checkpoint.
+    """
+    step, files = body["step"], body["files"]
+    sound = (
+        type(step) is int
+        and 0 <= step < 10**18
+        and isinstance(body["metadata"], dict)
+        and isinstance(files, dict)
+        and all(_is_entry(entry) for entry in files.values())
+    )
+    if not sound:
+        raise CheckpointError("is not a checkpoint's manifest", where=where, remedy=_REMEDY)
+    try:
+        check_names([*files, MANIFEST], where)
+    except UnsafeName as error:
+        raise CheckpointError(error.what, where=where, remedy=error.remedy) from None
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and set(entry) == {"size", "sha256"}
+        and type(entry["size"]) is int
+        and entry["size"] >= 0
+        and isinstance(entry["sha256"], str)
+        and _DIGEST.fullmatch(entry["sha256"]) is not None
+    )
 
 
 def latest(root: str | Path) -> Path | None:
@@ -228,15 +286,22 @@ def _listed(root: Path) -> list[tuple[Path, int]]:
     """Complete checkpoints, oldest first."""
     if not root.is_dir():
         return []
-    found = [(path, int(match[1])) for path in root.iterdir() if (match := _NAME.match(path.name))]
+    found = [(path, int(match[1])) for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted(
         ((path, step) for path, step in found if (path / MANIFEST).is_file()), key=lambda item: item[1]
     )
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file below a checkpoint's directory but its manifest, in a fixed order."""
-    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / MANIFEST)
+    """Every file below a checkpoint's directory but its manifest, in a fixed order.
+
+    Raises:
+        CheckpointError: something there is a link or no plain file.
+    """
+    try:
+        return [path for path in plain_files(folder) if path != folder / MANIFEST]
+    except UnsafeName as error:
+        raise CheckpointError(error.what, where=error.where, remedy=error.remedy) from None
 
 
 def _sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.files import complete_or_absent
+from roboalign_ray.foundation.folder_lock import store_lock
 from roboalign_ray.foundation.parquet import read_columns
 
 STATISTICS = "statistics.json"
@@ -74,7 +75,7 @@ def new_store(path: Path, what: str, is_one: Callable[[Path], bool], *, overwrit
         raise UserError("already exists", where=str(path), remedy="choose another place or allow overwriting")
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_one(path))):
         raise UserError(f"is not {what}, so it is not overwritten", where=str(path))
-    with complete_or_absent(path) as folder:
+    with store_lock(path), complete_or_absent(path) as folder:
         yield folder
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.model_folders import check_model_folder, needs_code, wants_code
 
 HASHED = "hashed"
 _WORD = re.compile(r"[^\W_]+")
@@ -122,7 +123,7 @@ class PretrainedText(nn.Module):
 
         self.words, self.frozen = words, frozen
         self.model, self.width = load_encoder(name, weights=weights, where="judge.student.text_encoder")
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if frozen:
@@ -160,12 +161,18 @@ def load_encoder(name: str, *, weights: bool, where: str) -> tuple[Any, int]:
     """
     from transformers import AutoConfig, AutoModel
 
+    check_model_folder(name, where)
     try:
         if weights:
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            model = AutoModel.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            )
         else:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(name), dtype=torch.float32)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if wants_code(error):
+            raise needs_code(name, where) from error
         raise UserError(
             f"no encoder '{name}' ({first_line(error)})",
             where=where,

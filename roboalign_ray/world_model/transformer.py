@@ -19,6 +19,7 @@ from torch import Tensor
 
 from roboalign_ray.config import WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.model_folders import check_model_folder
 from roboalign_ray.world_model.layout import LAYOUT_FILE, SequenceLayout, check_same_layout, read_layout
 from roboalign_ray.world_model.rollout import Segment
 
@@ -144,10 +145,16 @@ def _read_model(folder: Path):
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"holds no {name}", where=str(folder), remedy="give a world model folder")
+    check_model_folder(folder, str(folder))
     _quiet_transformers()
     try:
         loaded: Any = LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from roboalign_ray.alignment.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.state_files import StateError, read_state, write_state
 from roboalign_ray.foundation.weights import Receiver
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.layout import SequenceLayout
@@ -136,9 +141,10 @@ def test_deepspeed_takes_the_same_steps_as_plain_adamw(folder, stage, tmp_path):
     assert any(not np.array_equal(weights[name], value.numpy()) for name, value in start.state_dict().items())
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_state_resumes_to_the_same_next_step(folder, stage, tmp_path):
-    config = settings(zero_stage=stage)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_state_resumes_to_the_same_next_step(folder, stage, precision, tmp_path):
+    config = settings(zero_stage=stage, precision=precision)
     first, second = ([make_group(seed) for seed in range(s, s + 4)] for s in (0, 4))
 
     def run(resume):
@@ -157,10 +163,66 @@ def test_state_resumes_to_the_same_next_step(folder, stage, tmp_path):
 
     torch.manual_seed(time.time_ns())  # what a process drew before must not matter
     (version, weights), (again, resumed) = run(False), run(True)
-    torch.testing.assert_close(torch.load(tmp_path / "state" / "rng-0.pt"), torch.manual_seed(0).get_state())
+    extra = read_state(tmp_path / "state" / "rank-0.safetensors")["extra"]
+    torch.testing.assert_close(extra["generator"], torch.manual_seed(0).get_state())
     assert version == again == 2
     for name, value in weights.items():
         np.testing.assert_array_equal(value, resumed[name])
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (type(self.path).touch, (self.path,))
+
+
+def test_pickles_in_place_of_the_state_run_nothing(folder, tmp_path):
+    learner = LearnerActor(folder, settings())
+    learner.join(learner.address())
+    try:
+        learner.save_state(tmp_path / "state")
+        ran = tmp_path / "ran"
+        files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+        for path in files:
+            torch.save({"module": Touch(ran), "version": Touch(ran)}, path)
+        with pytest.raises(StateError, match="is not training state"):
+            learner.load_state(tmp_path / "state")
+        assert not ran.exists()
+        torch.load(files[0].rename(tmp_path / "state.pt"), weights_only=False)  # the file would have run it
+        assert ran.exists()
+    finally:
+        learner.close()
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "stage", "optimizer"])
+def test_state_of_another_model_or_stage_is_one_line(folder, change, tmp_path):
+    learner = LearnerActor(folder, settings(zero_stage=0))
+    learner.join(learner.address())
+    try:
+        learner.update(*[make_group(seed) for seed in range(4)])
+        learner.save_state(tmp_path / "state")
+        rank, model = tmp_path / "state" / "rank-0.safetensors", tmp_path / "state" / "model.safetensors"
+        held, weights = read_state(rank), read_state(model)
+        first = next(iter(weights))
+        if change == "shape":
+            weights[first] = weights[first][:1]
+        elif change == "name":
+            weights["another"] = weights.pop(first)
+        elif change == "stage":
+            held["stage"] = 2
+        else:
+            held["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+        write_state(rank, held)
+        write_state(model, weights)
+        with pytest.raises(StateError, match="does not fit this job") as told:
+            learner.load_state(tmp_path / "state")
+        assert told.value.line().count("\n") == 0
+    finally:
+        learner.close()
 
 
 def test_bfloat16_trains(folder):
@@ -196,3 +258,55 @@ def test_in_bfloat16_the_first_kl_is_exactly_zero_and_frequencies_are_exact(fold
         assert frequencies.dtype == torch.float32
         expected = 10_000.0 ** (-np.arange(0, 16, 2) / 16)
         np.testing.assert_allclose(frequencies.numpy(), expected, rtol=1e-6)
+
+
+TWO_RANKS = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from actors.learner import LearnerActor
+from test_learner import make_group, settings
+
+folder, rank, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+batches = [[make_group(seed) for seed in range(first, first + 4)] for first in (0, 4)]
+for stage in (1, 2, 3):
+    ends = []
+    for resumes in (False, True):
+        learner = LearnerActor(folder / "base", settings(zero_stage=stage), rank=rank, ranks=2)
+        learner.join(address)
+        if resumes:
+            assert learner.load_state(folder / f"state{stage}") == 1
+        else:
+            learner.update(*batches[0])
+            learner.save_state(folder / f"state{stage}")
+            torch.distributed.barrier()
+        learner.update(*batches[1])
+        with learner.policy.whole_weights() as model:
+            ends.append({name: value.clone() for name, value in model.state_dict().items()})
+        learner.close()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items()), stage
+print("equal")
+"""
+
+
+def test_two_ranks_resume_to_the_same_next_step(folder, tmp_path):
+    """Every rank keeps its own part; nothing of DeepSpeed's own format is left in the folder."""
+    address = LearnerActor(folder, settings()).address()
+    command = [sys.executable, "-c", TWO_RANKS, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    told = [rank.communicate(timeout=300) for rank in ranks]
+    assert [out.splitlines()[-1:] for out, _ in told] == [["equal"]] * 2, told
+    for stage in (1, 2, 3):
+        names = sorted(path.name for path in (tmp_path / f"state{stage}").rglob("*"))
+        assert names == ["model.safetensors", "rank-0.safetensors", "rank-1.safetensors"]

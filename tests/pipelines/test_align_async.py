@@ -21,6 +21,7 @@ from tiny_job import make_tiny_job
 from pipelines import align
 from pipelines.align import run_align
 from roboalign_ray.foundation import checkpoints
+from roboalign_ray.foundation.state_files import read_state
 from roboalign_ray.world_model.transformer import load_pretrained
 
 WAIT_S = 300
@@ -174,6 +175,7 @@ import pipelines.align_learner, pipelines.align_loop
 from pipelines.align import run_align
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
+from roboalign_ray.foundation.state_files import read_state
 
 settings, out, owner, name, updates = sys.argv[1:]
 Loop, loops = pipelines.align_loop.AlignmentLoop, []
@@ -267,14 +269,13 @@ def assert_same_state(ours: checkpoints.Checkpoint, theirs: checkpoints.Checkpoi
     assert ours.step == theirs.step
     assert ours.metadata["loop"]["groups"] == theirs.metadata["loop"]["groups"]
     assert ours.metadata["loop"]["controller"] == theirs.metadata["loop"]["controller"]
-    files = sorted(path.relative_to(ours.folder) for path in (ours.folder / "state").rglob("*.pt"))
-    assert any("optim" in path.name for path in files)
-    assert any("rng" in path.name for path in files)
+    files = sorted(path.relative_to(ours.folder) for path in (ours.folder / "state").iterdir())
+    assert [path.name for path in files] == ["model.safetensors", "rank-0.safetensors"]
     for path in files:
-        mine, other = (
-            torch.load(at.folder / path, map_location="cpu", weights_only=False) for at in (ours, theirs)
-        )
+        mine, other = (read_state(at.folder / path) for at in (ours, theirs))
         assert_same(mine, other, str(path))
+    assert mine["optimizer"]
+    assert mine["extra"]["generator"].numel()
 
 
 def assert_same(ours, theirs, where: str) -> None:

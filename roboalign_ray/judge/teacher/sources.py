@@ -9,6 +9,7 @@ from pathlib import Path
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.model_folders import check_model_folder
 from roboalign_ray.foundation.readers import read_object
 from roboalign_ray.judge.training_range import TrainingRange
 
@@ -22,7 +23,7 @@ def model_source(model: str) -> str:
     """A model's name as transformers and vLLM take it: the shipped one's folder, any other unchanged.
 
     Raises:
-        UserError: a folder that holds no model.
+        UserError: a folder that holds no model, or one that would run code.
     """
     folder = _folder(model)
     if folder is not None and not (folder / "config.json").is_file():
@@ -31,7 +32,10 @@ def model_source(model: str) -> str:
             where=str(folder),
             remedy="set teacher.model to a model's name or to a folder written by 'roboalign judge train'",
         )
-    return model if folder is None else str(folder.absolute())
+    if folder is None:
+        return model
+    check_model_folder(folder, str(folder))
+    return str(folder.absolute())
 
 
 def teacher_training_range(config: TeacherConfig) -> TrainingRange | None:
@@ -67,6 +71,13 @@ def check_adapter(adapter: str, model: str) -> None:
     folder = Path(adapter)
     if not (folder / _ADAPTER_FILE).is_file():
         raise UserError(f"no adapter here: {_ADAPTER_FILE} is missing", where=adapter)
+    check_model_folder(folder, adapter)
+    if (folder / "adapter_model.bin").is_file() and not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            "has its weights in adapter_model.bin, a pickle, which can run code",
+            where=adapter,
+            remedy="convert it to safetensors where you trust it",
+        )
     told = read_object(folder / _ADAPTER_FILE, "adapter config")
     trained_on, own = str(told.get("base_model_name_or_path")), folder / _BASE_FILE
     if own.is_file():

@@ -10,6 +10,7 @@ import torch
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
+from roboalign_ray.foundation.model_folders import needs_code, wants_code
 from roboalign_ray.judge.teacher import constrained
 from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
@@ -52,7 +53,7 @@ class VideoPrompter:
         for folder in (source, *([config.adapter] if config.adapter else [])):
             check_asking(folder, config)
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(source)
+            self.processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise _not_loaded(source, error) from error
         self.tokenizer: Any = self.processor.tokenizer
@@ -124,7 +125,9 @@ def load_model(source: str, precision: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, precision))
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, precision), trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise _not_loaded(source, error) from error
     return model.eval()
@@ -247,6 +250,8 @@ def _seed(seed: int, texts: Sequence[str], shown: Sequence[ShownVideo]) -> int:
 
 
 def _not_loaded(source: str, error: Exception) -> UserError:
+    if wants_code(error):
+        return needs_code(source, "teacher.model")
     return UserError(
         f"no model '{source}' to judge with ({first_line(error)})",
         where="teacher.model",

@@ -1,0 +1,97 @@
+"""Every job that writes into a folder refuses one that another job works in, before it looks at anything else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusals import refused
+
+from roboalign_ray.foundation.folder_lock import FolderInUse, folder_lock, store_lock
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUNS = (
+    "align.run_align",
+    "pretrain.run_pretrain",
+    "distill.run_distill",
+    "evaluate.run_evaluate",
+    "judge_train.run_judge_train",
+    "judge_label.run_label",
+    "chaos.run_chaos",
+    "reproduce.run_alignment",
+    "reproduce.run_hacking",
+    "demo.run_demo",
+)
+STORES = ("bench_build.build_bench", "episodes_convert.convert", "episodes_generate.generate")
+
+
+@pytest.fixture
+def in_use(tmp_path: Path) -> Iterator[Path]:
+    """A folder, and a store's place, that another thread has."""
+    import threading
+
+    held, ended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with folder_lock(tmp_path / "out"), store_lock(tmp_path / "out"):
+            held.set()
+            ended.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    yield tmp_path / "out"
+    ended.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", [*RUNS, *STORES])
+def test_a_folder_in_use_is_refused_first(in_use: Path, name: str) -> None:
+    module, function = name.split(".")
+    job: Any = getattr(importlib.import_module(f"pipelines.{module}"), function)
+    needed = [p for p in inspect.signature(job).parameters.values() if p.default is p.empty]
+    arguments = {parameter.name: None for parameter in needed} | {"out": in_use}
+    with pytest.raises(FolderInUse, match="in use"):
+        job(**arguments)
+
+
+def test_no_job_with_a_folder_is_forgotten() -> None:
+    """Public functions of jobs with an argument `out` hold it, or are called by one that does."""
+    inner = {
+        "label_items",
+        "crew_of",
+        "write_report",
+        "write_selection",
+        "prepare_folder",
+        "train_worker",
+        "run_train_job",
+        "command_of",
+        "judged_section",
+    }
+    found = set()
+    for path in sorted((REPOSITORY / "pipelines").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            names = [a.arg for a in [*node.args.args, *node.args.kwonlyargs]]
+            if "out" in names and not path.name.endswith("cli.py"):
+                found.add(f"{path.stem}.{node.name}")
+    assert {name for name in found if name.split(".")[1] not in inner} - {*RUNS, *STORES} == set()
+
+
+def test_the_command_line_refuses_in_one_line(in_use: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["align", "demo", "--out", str(in_use)],
+        ["pretrain", "demo", "--out", str(in_use)],
+        ["evaluate", "demo", "--out", str(in_use)],
+        ["demo", "--fresh", "--out", str(in_use)],
+        ["judge", "select", "--out", str(in_use)],
+    ):
+        line = refused(words, in_use.parent, capsys)
+        assert str(in_use) in line
+        assert "in use" in line
