@@ -39,7 +39,7 @@ def weight_average(model: nn.Module, decay: float) -> AveragedModel | None:
         return None
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], averaged: Tensor | int) -> None:
+    def update(averages: Any, weights: Any, averaged: Tensor | int) -> None:
         kept = min(decay, (1 + int(averaged)) / (10 + int(averaged)))
         torch._foreach_lerp_(averages, weights, 1 - kept)
 
