@@ -14,7 +14,8 @@ from refusals import refused
 from pipelines.cli import run
 from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes import video
-from roboalign_ray.episodes.sources import lerobot_tables, parquet
+from roboalign_ray.episodes.sources import lerobot_tables
+from roboalign_ray.foundation import parquet
 from roboalign_ray.foundation.failures import HostError
 
 DATASETS = {"lerobot": write_lerobot_v2, "rlds": write_rlds, "droid": write_droid}
