@@ -25,7 +25,7 @@ from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.agreement import agreement, agreement_table
-from roboalign_ray.judge.bench.degradations import DEGRADATIONS, degrade
+from roboalign_ray.judge.bench.degradations import WHOLE, degrade
 from roboalign_ray.judge.bench.making import PairMaker, SourceClip
 
 Judged = tuple[str, str, np.ndarray, np.ndarray]  # set, group, measured [6], labels [6]
@@ -50,7 +50,8 @@ def clips(args: argparse.Namespace) -> Iterator[Judged]:
         for other in found.values():
             if other is not None:
                 yield from judged("simulator", maker, expert, other.window.frames, other.score.scores())
-        for name, rule in DEGRADATIONS.items():
+        for rule in WHOLE:
+            name = rule.name
             material = maker.material(expert, rng, rule.needs)
             if name != _UNSEEN and rule.possible(material):
                 window, points = expert.window, expert.reference.scores

@@ -34,7 +34,7 @@ from roboalign_ray.foundation.folder_lock import one_writer
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.shards import StoreCard
 from roboalign_ray.judge.bench.generated import find_generated, generated_pairs
-from roboalign_ray.judge.bench.making import PairMaker
+from roboalign_ray.judge.bench.making import HELD_OUT_FRACTION, PairMaker
 from roboalign_ray.judge.bench.plan import FAMILIES, Balancer, Family, Planner, Proposal, quotas
 from roboalign_ray.judge.pairs import JudgedPair, PairsSummary, encode_pair, write_pairs
 from roboalign_ray.judge.rubric import names
@@ -57,6 +57,7 @@ class BenchSource:
         config: the bench.
         tokenizer, world_model: folders of weights; None makes no rollouts.
         model_name: stands in the kind of rollouts.
+        held_out_fraction: share of groups held out.
     """
 
     store: Path
@@ -65,10 +66,13 @@ class BenchSource:
     tokenizer: Path | None = None
     world_model: Path | None = None
     model_name: str = ""
+    held_out_fraction: float = HELD_OUT_FRACTION
 
     def maker(self) -> PairMaker:
         """Opens the store."""
-        return PairMaker(open_store(self.store), self.spec, self.config)
+        return PairMaker(
+            open_store(self.store), self.spec, self.config, held_out_fraction=self.held_out_fraction
+        )
 
 
 @dataclass
@@ -89,7 +93,7 @@ def bench_source(config: JobConfig, *, rollouts: bool = True) -> BenchSource:
     store = resolve_store(config.episodes.store).absolute()
     spec = WindowSpec(config.bench.frames, stride=config.episodes.frame_stride, view=config.episodes.view)
     if not rollouts or config.bench.rollout == 0:
-        return BenchSource(store, spec, config.bench)
+        return BenchSource(store, spec, config.bench, held_out_fraction=config.episodes.held_out_fraction)
     size = config.tokenizer
     return BenchSource(
         store,
@@ -98,6 +102,7 @@ def bench_source(config: JobConfig, *, rollouts: bool = True) -> BenchSource:
         tokenizer_folder(config),
         world_model_folder(config),
         "shipped" if config.world_model_weights == "shipped" else Path(config.world_model_weights).name,
+        config.episodes.held_out_fraction,
     )
 
 

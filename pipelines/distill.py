@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ def _load_start(config: JobConfig, folder: str) -> Any:
     from roboalign_ray.judge.student import Student
 
     student = Student.load(folder)
+    if config.judge.student.intervals and not student.config.intervals:
+        student = student.with_intervals()
     if student.config != config.judge.student:
         raise UserError(
             "the student to go on from has another shape",
@@ -138,7 +141,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
 
     from pipelines.pair_batches import PairBatches
     from roboalign_ray.judge.clips import prepare_clips
-    from roboalign_ray.judge.fresh import FreshExamples
+    from roboalign_ray.judge.fresh import FreshExamples, fresh_shares
     from roboalign_ray.judge.naive import others_instructions
     from roboalign_ray.judge.student import Student
     from roboalign_ray.judge.training import StudentTrainer
@@ -168,9 +171,11 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         rank=rank,
         world_size=context.get_world_size(),
     )
-    # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
-    asked_else = 0.0 if spec["text_blind"] else settings.asked_else
-    fresh = FreshExamples(settings.spoiled, asked_else, stream.pairs, judge.seed + rank)
+    shares = fresh_shares(settings)
+    if spec["text_blind"]:
+        # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
+        shares = replace(shares, asked_else=0.0)
+    fresh = FreshExamples(shares, stream.pairs, judge.seed + rank)
     return TrainJob(
         trainer=trainer,
         stream=stream,

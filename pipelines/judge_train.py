@@ -24,7 +24,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import complete_or_absent
 from roboalign_ray.foundation.folder_lock import one_job
 from roboalign_ray.judge.augmentation import Augmentation
-from roboalign_ray.judge.fresh import FreshExamples
+from roboalign_ray.judge.fresh import FreshExamples, FreshShares
 from roboalign_ray.judge.labels import LabelledPairs
 
 TEACHER, VISION = "teacher", "vision"
@@ -185,6 +185,8 @@ def _stream(
         world_size=context.get_world_size(),
     )
     seed = config.teacher.seed + rank
-    fresh = FreshExamples(settings.spoiled, settings.asked_else, stream.pairs, seed)
+    fresh = FreshExamples(
+        FreshShares(spoiled=settings.spoiled, asked_else=settings.asked_else), stream.pairs, seed
+    )
     augmentation = Augmentation(shift, light, seed)
     return stream

@@ -175,6 +175,9 @@ def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: 
         card_lines += ["", f"## {title}", "", (run / file).read_text(encoding="utf-8").strip()]
     card_lines += ["", "## The reward gate, as packed", "", gate.table().strip()]
     (student / "README.md").write_text("\n".join(card_lines) + "\n", encoding="utf-8")
+    fraction = config.judge.distillation.held_out_fraction
+    if training_range := fit_training_range(LabelledPairs([replay]), fraction):
+        training_range.save(student)
     sizes = sum(file.stat().st_size for file in student.iterdir())
     return {"student": sizes, "pairs": written.bytes}
 

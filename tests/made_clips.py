@@ -20,4 +20,7 @@ def made_clip() -> tuple[np.ndarray, Material]:
     frames[thing], frames[gripper] = RED, BLUE
     other = np.full_like(frames, 7)
     other[0] = frames[0]
-    return frames, Material(thing, gripper, other, "open the drawer")
+    scene = np.full_like(frames, 220)
+    return frames, Material(
+        thing, gripper, other, "open the drawer", other_scene=scene, other_episode=scene[::-1]
+    )

@@ -16,11 +16,12 @@ from roboalign_ray.config import DistillationConfig, GateConfig, JobConfig, Judg
 from roboalign_ray.judge.agreement import Agreement, agreement, agreement_table
 from roboalign_ray.judge.calibration import calibration_error, fit_calibration
 from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.gate import TOTAL_RANGE, GateClip, GateResult, Question, run_gate
+from roboalign_ray.judge.gate import TOTAL_RANGE, GateResult, run_gate
 from roboalign_ray.judge.labels import LabelledPairs
 from roboalign_ray.judge.naive import NO_INSTRUCTION, ConstantJudge, pixel_l1_scores
 from roboalign_ray.judge.rubric import names, normalise
 from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.trials import GateClip, Question
 
 REAL = "real"
 _BATCH = 32
@@ -136,7 +137,7 @@ def gate_clips(
     for real, other in gate_positions(pairs, positions, config):
         pair = pairs.read(real)
         frames = None if other is None else pairs.read(other).frames
-        clips.append(GateClip(pair.pair_id, pair.frames, pair.instruction, frames))
+        clips.append(GateClip(pair.pair_id, pair.frames, pair.instruction, frames, pair.group_id))
     return clips
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.judge.text import load_encoder
 
+INTERVAL_CHANNELS = (
+    10  # six of `clips.interval_pictures`, and the change right after the sampled frame before
+)
 _SHIFTED = 4  # one channel in so many comes from the frame before, and one from the frame after
 
 
@@ -20,6 +23,7 @@ class Patches(nn.Module):
     Blur, grain, stillness and pace are sizes of differences whose signed mean is nothing: a network that sees signed
     values alone has to find rectification first, and takes many times as many clips to. The energies are roots of
     absolute differences: to the frame before, to the mean of the pixel's neighbours, and to the clip's first frame.
+    Those of the frames in between (`clips.interval_pictures`) come beside them, as roots too.
 
     A gripper is a few pixels wide: whether it touches is found at the scales between square and patch, by layers that
     exchange channels with the frames before and after (temporal shift, arXiv 1811.08383).
@@ -28,7 +32,7 @@ class Patches(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.tokens = (config.height // config.patch) * (config.width // config.patch)
-        channels, side = 9 if config.motion else 5, config.square
+        channels, side = 5 + 4 * config.motion + INTERVAL_CHANNELS * config.intervals, config.square
         self.stages = nn.ModuleList()
         for width in config.stem:
             self.stages.append(_Stage(channels, width, side, config.stem_blocks))
@@ -47,6 +51,10 @@ class Patches(nn.Module):
         if clips.shape[2] > 1:
             change = frames - clips[:, :, 1].flatten(0, 1)
             seen += [4 * change, _energy(change)]
+        if clips.shape[2] > 2:
+            before = torch.cat([clips[:, :1, 0], clips[:, :-1, 0]], dim=1)
+            change = (clips[:, :, 2] - before).flatten(0, 1)
+            seen += [_root(clips[:, :, 3:].flatten(2, 3).flatten(0, 1)), 4 * change, _energy(change)]
         x = torch.cat(seen, dim=1)
         for stage in self.stages:
             x = stage(x, length)
@@ -99,8 +107,13 @@ def _shifted(x: Tensor, length: int) -> Tensor:
 
 
 def _energy(difference: Tensor) -> Tensor:
-    """[B, 3, H, W] to [B, 1, H, W], about 0 to 2; the root gives small differences a say."""
-    return 4 * (difference.abs().mean(dim=1, keepdim=True) + 1e-6).sqrt()
+    """[B, 3, H, W] to [B, 1, H, W], about 0 to 2."""
+    return _root(difference.abs().mean(dim=1, keepdim=True))
+
+
+def _root(differences: Tensor) -> Tensor:
+    """The root gives small differences a say."""
+    return 4 * (differences + 1e-6).sqrt()
 
 
 class PretrainedFrames(nn.Module):

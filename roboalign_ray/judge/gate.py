@@ -1,7 +1,8 @@
 """The reward gate: what any judge must show before it may reward a policy.
 
-A held-out clip as it was must score higher than the same clip spoiled in each of nine ways, by at least a quarter of
-the judge's range. A judge that fails here would teach its own blind spot: pixel L1, for one, hardly minds blur.
+A held-out clip as it was must score higher than the same clip spoiled, as a whole or in any third, or asked for
+otherwise, by at least a quarter of the judge's range in each of the trials; and in other words it must score the same.
+A judge that fails here would teach its own blind spot: pixel L1, for one, hardly minds blur.
 """
 
 from __future__ import annotations
@@ -11,47 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from roboalign_ray.config.judge import GateConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.bench.parts import THIRDS
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.trials import GateClip, Question, is_paraphrase, may_be_left_out, spoil
 
 TOTAL_RANGE = float(maxima().sum())
-_BLUR_SHARE = 1 / 16  # Gaussian radius as a share of the frame's height
 _MOST_FAILED = 0.5
-
-
-@dataclass(frozen=True)
-class GateClip:
-    """A real clip that a judge is tried on.
-
-    Attributes:
-        clip_id: names it.
-        frames: uint8 [T, H, W, 3].
-        instruction: what is done in it.
-        wrong_actions: uint8 [T', H, W, 3], what other actions led to from the same start; None where unknown.
-    """
-
-    clip_id: str
-    frames: np.ndarray
-    instruction: str
-    wrong_actions: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a judge is asked to score.
-
-    Attributes:
-        frames: uint8 [T, H, W, 3].
-        instruction: the sentence.
-        reference: uint8 [T, H, W, 3], the real clip, for judges that compare.
-    """
-
-    frames: np.ndarray
-    instruction: str
-    reference: np.ndarray
+_NAN = float("nan")
 
 
 Judge = Callable[[Sequence[Question]], np.ndarray]
@@ -67,9 +37,12 @@ class GateRow:
         clips: clips that both were scored of.
         failed: clips without a score.
         exact, spoiled: mean scores.
-        gap: their difference as a share of the range.
-        wins: share of clips on which the exact one scores higher; ties count half.
-        passed: whether this opens the gate.
+        gap: their difference as a share of the range; where thirds are spoiled, in the third where it is least; for
+            paraphrases the mean absolute difference, which must be small.
+        wins: share of clips on which the exact one scores higher; ties count half; in the third where it is least.
+        passed: whether this opens the gate; so does a trial for which no clip has what it needs, if it may be left
+            out (`trials.may_be_left_out`): it has no clips and no figures.
+        thirds: the gap in each third, NaN where nothing was tried; empty where clips are spoiled as a whole.
     """
 
     trial: str
@@ -80,6 +53,7 @@ class GateRow:
     gap: float
     wins: float
     passed: bool
+    thirds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,16 +71,22 @@ class GateResult:
 
     def table(self) -> str:
         """Markdown."""
-        lines = ["| trial | clips | exact | spoiled | gap | wins | |", "|---|---|---|---|---|---|---|"]
+        lines = [
+            "| trial | clips | exact | spoiled | gap | in each third | wins | |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         for row in self.rows:
-            verdict = "passed" if row.passed else "FAILED"
-            figures = f"{row.exact:.2f} | {row.spoiled:.2f} | {row.gap:.1%} | {row.wins:.0%}"
-            lines.append(f"| {row.trial} | {row.clips} | {figures} | {verdict} |")
+            verdict = ("passed" if row.clips else "not tried") if row.passed else "FAILED"
+            thirds = ", ".join(f"{gap:.1%}" for gap in row.thirds)
+            same = is_paraphrase(row.trial)
+            gap, wins = (f"±{row.gap:.1%}", "") if same else (f"{row.gap:.1%}", f"{row.wins:.0%}")
+            scores = f"{row.exact:.2f} | {row.spoiled:.2f}"
+            lines.append(f"| {row.trial} | {row.clips} | {scores} | {gap} | {thirds} | {wins} | {verdict} |")
         return "\n".join(lines) + "\n"
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
-        rows = [{k: None if v != v else v for k, v in asdict(row).items()} for row in self.rows]
+        rows = [{key: _told(value) for key, value in asdict(row).items()} for row in self.rows]
         return {"judge": self.judge, "open": self.open, "smallest_gap": self.smallest_gap, "rows": rows}
 
     @classmethod
@@ -114,7 +94,7 @@ class GateResult:
         """What `as_json` gave."""
         rows = []
         for row in told["rows"]:
-            figures: dict[str, Any] = {k: float("nan") if v is None else v for k, v in row.items()}
+            figures: dict[str, Any] = {key: _read(value) for key, value in row.items()}
             rows.append(GateRow(**figures))
         return cls(told["judge"], tuple(rows), told["smallest_gap"])
 
@@ -126,18 +106,17 @@ class GateResult:
         """Let the judge reward.
 
         Raises:
-            UserError: a trial failed; the message holds every trial's gap, its details the table.
+            UserError: a trial failed; the message holds the gaps of those that did, its details the table.
         """
         if self.open:
             return
+        failed = [row for row in self.rows if not row.passed]
         told = ", ".join(
-            f"{row.trial} {row.gap:.1%}{'' if row.passed else ' FAILED'}"
-            if row.clips
-            else f"{row.trial} not tried FAILED"
-            for row in self.rows
+            f"{row.trial} {row.gap:.1%}" if row.clips else f"{row.trial} not tried" for row in failed
         )
         raise UserError(
-            f"the reward gate is closed; gaps to the exact clip (at least {self.smallest_gap:.0%}): {told}",
+            f"the reward gate is closed: {len(failed)} of {len(self.rows)} trials failed, by their gaps to the exact "
+            f"clip (at least {self.smallest_gap:.0%}; in other words small): {told}",
             where=self.judge,
             remedy="train the judge on more or stronger examples of what failed; it must not reward as it is",
             details=self.table(),
@@ -172,43 +151,15 @@ def run_gate(
     rows = []
     for trial in config.trials:
         spoiled = spoil(trial, clips, seed)
+        if may_be_left_out(trial) and not any(spoiled):
+            rows.append(GateRow(trial, 0, 0, _NAN, _NAN, _NAN, _NAN, True))
+            continue
         kept = [n for n, question in enumerate(spoiled) if question is not None]
-        answers = _asked(judge, [q for q in spoiled if q is not None], name) if kept else np.empty(0)
-        rows.append(_row(trial, exact[kept], answers, config, reward_range))
+        questions = [question for question in spoiled if question is not None]
+        answers = _asked(judge, questions, name) if kept else np.empty(0)
+        thirds = [question.third for question in questions]
+        rows.append(_row(trial, exact[kept], answers, thirds, config, reward_range))
     return GateResult(name, tuple(rows), config.smallest_gap)
-
-
-def spoil(trial: str, clips: Sequence[GateClip], seed: int = 0) -> list[Question | None]:
-    """Every clip spoiled in one way; None where that clip cannot be (no partner with another instruction, no record
-    of other actions)."""
-    if trial in _FRAME_TRIALS:
-        change = _FRAME_TRIALS[trial]
-        return [
-            Question(change(clip.frames, np.random.default_rng((seed, n))), clip.instruction, clip.frames)
-            for n, clip in enumerate(clips)
-        ]
-    if trial == "wrong_actions":
-        return [
-            None if c.wrong_actions is None else Question(c.wrong_actions, c.instruction, c.frames)
-            for c in clips
-        ]
-    made: list[Question | None] = []
-    for number, clip in enumerate(clips):
-        other = _partner(clips, number)
-        if other is None:
-            made.append(None)
-        elif trial == "wrong_clip":
-            made.append(Question(other.frames, clip.instruction, clip.frames))
-        else:
-            made.append(Question(clip.frames, other.instruction, clip.frames))
-    return made
-
-
-def _partner(clips: Sequence[GateClip], number: int) -> GateClip | None:
-    """The next clip with another instruction."""
-    told = clips[number].instruction.strip().lower()
-    following = (clips[(number + n) % len(clips)] for n in range(1, len(clips)))
-    return next((clip for clip in following if clip.instruction.strip().lower() != told), None)
 
 
 def _asked(judge: Judge, questions: Sequence[Question], name: str) -> np.ndarray:
@@ -219,43 +170,45 @@ def _asked(judge: Judge, questions: Sequence[Question], name: str) -> np.ndarray
 
 
 def _row(
-    trial: str, exact: np.ndarray, spoiled: np.ndarray, config: GateConfig, reward_range: float
+    trial: str,
+    exact: np.ndarray,
+    spoiled: np.ndarray,
+    thirds: Sequence[int | None],
+    config: GateConfig,
+    reward_range: float,
 ) -> GateRow:
     scored = np.isfinite(exact) & np.isfinite(spoiled)
     failed = int((~scored).sum())
     if not scored.any():
-        nan = float("nan")
-        return GateRow(trial, 0, failed, nan, nan, nan, nan, False)
+        return GateRow(trial, 0, failed, _NAN, _NAN, _NAN, _NAN, False)
     a, b = exact[scored], spoiled[scored]
-    gap = float((a.mean() - b.mean()) / reward_range)
-    wins = float(((a > b) + 0.5 * (a == b)).mean())
+    shares, won = (a - b) / reward_range, (a > b) + 0.5 * (a == b)
+    places = np.array([-1 if third is None else third for third in thirds])[scored]
+    gap, wins = (min(values[places == n].mean() for n in np.unique(places)) for values in (shares, won))
+    by_third = tuple(
+        float(shares[places == n].mean()) if (places == n).any() else _NAN for n in range(THIRDS)
+    )
+    if is_paraphrase(trial):
+        gap = np.abs(shares).mean()
+        passed = gap <= config.largest_change
+    else:
+        passed = gap >= config.smallest_gap and wins >= config.least_wins
     # A judge that fails on every other clip has not been tried, however well it does on the rest.
-    passed = gap >= config.smallest_gap and wins >= config.least_wins and failed <= _MOST_FAILED * len(scored)
-    return GateRow(trial, len(a), failed, float(a.mean()), float(b.mean()), gap, wins, passed)
+    passed = bool(passed) and failed <= _MOST_FAILED * len(scored)
+    told = () if (places < 0).any() else by_third
+    return GateRow(
+        trial, len(a), failed, float(a.mean()), float(b.mean()), float(gap), float(wins), passed, told
+    )
 
 
-def _blurred(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    radius = ImageFilter.GaussianBlur(max(1.0, frames.shape[1] * _BLUR_SHARE))
-    return np.stack([np.asarray(Image.fromarray(frame).filter(radius)) for frame in frames])
+def _told(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, (tuple, list)):
+        return [_told(one) for one in value]
+    return None if value != value else value
 
 
-def _mean(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    mean = np.rint(frames.mean(axis=0, dtype=np.float64)).astype(np.uint8)
-    return np.broadcast_to(mean, frames.shape)
-
-
-def _shuffled(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    order = rng.permutation(len(frames))
-    if (order == np.arange(len(order))).all():
-        order = np.roll(order, 1)
-    return frames[order]
-
-
-_FRAME_TRIALS: Mapping[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "blur": _blurred,
-    "static": lambda frames, rng: np.broadcast_to(frames[:1], frames.shape),
-    "temporal_mean": _mean,
-    "shuffle": _shuffled,
-    "reverse": lambda frames, rng: frames[::-1],
-    "random": lambda frames, rng: rng.integers(0, 256, frames.shape, dtype=np.uint8),
-}
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(one) for one in value)
+    return _NAN if value is None else value

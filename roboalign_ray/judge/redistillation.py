@@ -25,7 +25,7 @@ from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.foundation.files import packed_folder
 from roboalign_ray.judge.assessment import calibrate, try_student
 from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.fresh import FreshExamples
+from roboalign_ray.judge.fresh import FreshExamples, fresh_shares
 from roboalign_ray.judge.gate import GateResult
 from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, PairCache, ReplaySampler
 from roboalign_ray.judge.pairs import JudgedPair
@@ -176,7 +176,7 @@ class Redistiller:
         seed = self.config.seed + round_number
         sampler = ReplaySampler(pairs.rounds[train], settings.pairs_per_step, settings.replay_ratio, seed)
         student.calibration = None
-        fresh = FreshExamples(settings.spoiled, settings.asked_else, pairs, seed)
+        fresh = FreshExamples(fresh_shares(settings), pairs, seed)
         with torch.random.fork_rng():  # dropout, where there is some
             torch.manual_seed(seed)
             trainer = StudentTrainer(student, schedule, device=self.device, keep_statistics=True)

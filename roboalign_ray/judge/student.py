@@ -1,8 +1,9 @@
 """The student judge: a video and a text encoder, fused, with a linear six-way head.
 
-    sampled frames ──► convolutions, patches ─┬─► space-time transformer ──┐
-                                              └─► summary ───────────────┐ ├─► queries: text, then video ──► scores,
-    instruction ─────► word pieces ─────────────► text transformer ──────┴─┘                                 variances
+    sampled frames ─┬► convolutions, patches ─┬─► space-time transformer ──┐
+    and intervals   │                         └─► summary ───────────────┐ ├─► queries: text, then video ──► scores,
+                    └► distances of all pairs ──► order of frames ───────┤ │                                 variances
+    instruction ─────► word pieces ─────────────► text transformer ──────┴─┘
 
 RoboAlign-R1 (arXiv 2605.03821) distils its VLM teacher into such a model of about 98M parameters; encoders and sizes
 are unpublished, ours stand in `StudentConfig`. Inside, scores are shares of each dimension's maximum.
@@ -31,6 +32,7 @@ from roboalign_ray.judge.attention import FusionLayer, SpaceTimeLayer
 from roboalign_ray.judge.calibration import Calibration
 from roboalign_ray.judge.clips import prepare_clips
 from roboalign_ray.judge.frames import Patches, PretrainedFrames
+from roboalign_ray.judge.order import OrderOfFrames
 from roboalign_ray.judge.rubric import DIMENSIONS, denormalise, names
 from roboalign_ray.judge.text import HASHED, HashedText, PretrainedText, TextTokens
 from roboalign_ray.world_model.codec import FrameCodec
@@ -101,10 +103,16 @@ class Student(nn.Module):
         # left. A coarse map of every frame reaches the head by a short way, alone and multiplied with what was asked.
         self.summary = _Summary(self.frames, config)
         self.asked = nn.Sequential(nn.BatchNorm1d(self.text.width), nn.Linear(self.text.width, width))
-        features = (config.fusion_queries + 2) * width
+        self.order = OrderOfFrames(config, _NARROW) if config.intervals else None
+        features = (config.fusion_queries + 2) * width + (_NARROW if config.intervals else 0)
         self.mixture = nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, width), nn.GELU())
         self.head = nn.Linear(width, len(DIMENSIONS))
+        # What the order of frames costs, it costs whatever else is seen: a way of its own, without which the gradient
+        # would have to find it behind all other features.
+        self.order_head = nn.Linear(_NARROW, len(DIMENSIONS), bias=False) if config.intervals else None
         self.variance_head = nn.Linear(width, len(DIMENSIONS))
+        if self.order_head is not None:
+            nn.init.zeros_(self.order_head.weight)
         for head, bias in ((self.head, _FIRST_GUESS), (self.variance_head, _FIRST_LOG_VARIANCE)):
             nn.init.zeros_(head.weight)
             nn.init.constant_(head.bias, bias)
@@ -119,7 +127,8 @@ class Student(nn.Module):
         Returns:
             shares of the maxima [B, 6] (not clipped), and log-variances of them [B, 6].
         """
-        patches_BTNW = self.frames(clips.float() / 255)
+        pixels = clips.float() / 255
+        patches_BTNW = self.frames(pixels)
         summary = self.summary(patches_BTNW)
         video_BMW = self.video(patches_BTNW + self.times + self.places).flatten(1, 2)
         words_BLW, there = self.text(text), text.mask.unsqueeze(-1)
@@ -128,10 +137,17 @@ class Student(nn.Module):
         x = self.queries.expand(len(clips), -1, -1)
         for layer in self.fusion:
             x = layer(x, text_BLW, text.mask, video_BMW)
-        fused = self.mixture(torch.cat([x.flatten(1), summary, summary * asked], dim=1))
+        heard = [x.flatten(1), summary, summary * asked]
+        order_BW = None if self.order is None else self.order(pixels)
+        if order_BW is not None:
+            heard.append(order_BW)
+        fused = self.mixture(torch.cat(heard, dim=1))
+        scores = self.head(fused)
+        if self.order_head is not None:
+            scores = scores + self.order_head(order_BW)
         # The likelihood that teaches the variances grows without bound where a sure student is wrong, as it is on the
         # first fresh rollouts: it must not reach the features that the scores are made of.
-        return self.head(fused), self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)
+        return scores, self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)
 
     def tokenize(self, instructions: Sequence[str]) -> TextTokens:
         """Instructions as the text encoder reads them."""
@@ -199,6 +215,24 @@ class Student(nn.Module):
         videos = with_start(start, codec.decode_group(group))
         return self.score(videos, [group.instruction] * len(videos), batch=batch)
 
+    def with_intervals(self) -> Student:
+        """The same student, but shown the intervals between its frames and their order as well; it makes nothing of
+        them yet, so that its scores stay as they are. Uncalibrated."""
+        student = Student(self.config.model_copy(update={"intervals": True}))
+        state = student.state_dict()
+        for name, value in self.state_dict().items():
+            grown = state[name]
+            if value.ndim > 1:
+                grown.zero_()
+                grown[:, : value.shape[1]] = value
+            elif value.ndim:
+                grown[: len(value)] = value
+            else:
+                state[name] = value
+        student.load_state_dict(state)
+        student.version = self.version
+        return student.eval()
+
     def save(self, folder: Path) -> None:
         """Write weights (safetensors), config, calibration and version into `folder`."""
         folder = Path(folder)
@@ -227,7 +261,8 @@ class Student(nn.Module):
         folder = Path(folder)
         try:
             told = read_description(folder)
-            config = StudentConfig.model_validate(told["config"])
+            settings = {"intervals": False, **told["config"]}  # students of before had none
+            config = StudentConfig.model_validate(settings)
             student = load_module(lambda: cls(config, encoders=folder), folder / WEIGHTS)
             student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
             student.version = int(told["version"])

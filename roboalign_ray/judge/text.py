@@ -1,8 +1,9 @@
 """Instructions to feature sequences: hashed word pieces by default, or a pretrained text model plugged in by name.
 
-The default needs no vocabulary and no download. A word is the mean of the embeddings of its pieces, the word itself
-and its letter trigrams, each hashed to a bucket (subword hashing as in Bojanowski et al., arXiv 1607.04606), so that
-"drawer" and "drawers" start close, a word never seen still has a meaning, and a sentence is a handful of tokens.
+The default needs no vocabulary and no download. Words that say nothing of a task are left out ("please", "the"). A
+word is the mean of the embeddings of its pieces, the word itself and its letter trigrams, each hashed to a bucket
+(subword hashing as in Bojanowski et al., arXiv 1607.04606), so that "drawer" and "drawers" start close, a word never
+seen still has a meaning, and a sentence is a handful of tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +25,16 @@ from roboalign_ray.foundation.model_folders import check_model_folder, needs_cod
 
 HASHED = "hashed"
 _WORD = re.compile(r"[^\W_]+")
+# What people put around an instruction. Words that can change a task stay: "not", "never", "right", "next", and "can",
+# which may be one of cola.
+_EMPTY_WORDS = frozenset(
+    """
+    a an the please pls kindly now just simply hey hi hello ok okay well so then robot could would will you
+    your i we us me my d m s ll re want need like wish thanks thank must should may might ask asked shall
+    try immediately quickly today again carefully gently slowly sir dear um uh er hm hmm this that there here
+    """.split()  # noqa: SIM905 - a list of words is easier to read as a text
+)
+_OPENERS = ("to", "and")  # what is left of "I want you to …"; not read at the beginning alone
 _PIECES = 8  # of a word: itself and its first trigrams
 _EMPTY = 0  # the bucket of padding
 
@@ -46,8 +57,13 @@ class TextTokens:
 
 
 def word_pieces(sentence: str) -> list[list[str]]:
-    """Pieces of every word: "<word>" and its trigrams; case and punctuation are dropped."""
-    words = (f"<{word}>" for word in _WORD.findall(sentence.lower()))
+    """Pieces of every word: "<word>" and its trigrams; case, punctuation and empty words are dropped, unless there are
+    no others."""
+    said = _WORD.findall(sentence.lower())
+    kept = [word for word in said if word not in _EMPTY_WORDS]
+    if len(kept) > 1 and kept[0] in _OPENERS:
+        kept = kept[1:]
+    words = (f"<{word}>" for word in kept or said)
     return [[word, *(word[i : i + 3] for i in range(len(word) - 2))][:_PIECES] for word in words]
 
 

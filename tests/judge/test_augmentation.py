@@ -6,7 +6,7 @@ import numpy as np
 from made_clips import made_clip
 
 from roboalign_ray.judge.augmentation import Augmentation
-from roboalign_ray.judge.fresh import FreshExamples
+from roboalign_ray.judge.fresh import FreshExamples, FreshShares
 from roboalign_ray.judge.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
 
@@ -68,10 +68,13 @@ def test_how_a_video_is_moved_does_not_tell_whether_it_was_spoiled() -> None:
     mark[:, side // 2, side // 2] = 255
 
     class Pairs:
-        instructions, group_ids = ("open the drawer",), ("sim/open/7",)
+        instructions, group_ids, kinds = ("open the drawer",), ("sim/open/7",), ("real",)
 
     spoiled = np.array(
-        [one.total < 10 for one in FreshExamples(0.5, 0.0, Pairs(), 0).batch(pairs(CLIP, many), 0)]
+        [
+            one.total < 10
+            for one in FreshExamples(FreshShares(spoiled=0.5), Pairs(), 0).batch(pairs(CLIP, many), 0)
+        ]
     )
     moved = Augmentation(4 / side, 0.0, 0).batch(pairs(mark, many), 0)
     places = np.array([np.argwhere(one.frames[0, ..., 0])[0] for one in moved])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from roboalign_ray.config.bench import BenchConfig
+from roboalign_ray.episodes.splits import split_of
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.episodes.windows import WindowSpec
@@ -42,6 +43,33 @@ def test_every_degradation_is_made_of_real_episodes(maker: PairMaker) -> None:
         made[pair.kind] = pair
         assert np.array_equal(maker.pair(proposal).frames, pair.frames)
     assert set(made) == {f"degraded/{name}" for name in DEGRADATIONS}
+
+
+def test_what_is_cut_in_is_of_another_start_on_the_same_side_of_the_split() -> None:
+    maker = PairMaker(open_store("shipped"), WindowSpec(13, stride=2), BenchConfig(), held_out_fraction=0.3)
+    store, sides, tried = maker.store, set(), 0
+    for number in range(0, len(store.ids), 17):
+        source = maker.source(number, 0)
+        own = store.group_ids[number]
+        for needs, same_task in (("other_scene", False), ("other_episode", True)):
+            asked = []
+            read = maker._episode
+            maker._episode = lambda n, read=read, asked=asked: asked.append(n) or read(n)
+            other = getattr(maker.material(source, np.random.default_rng(number), (needs,)), needs)
+            maker._episode = read
+            if other is None:
+                continue
+            [donor] = asked
+            whole = store.read(donor).frames["front"]
+            assert any(np.array_equal(whole[n : n + 25 : 2], other) for n in range(len(whole) - 24))
+            group = store.group_ids[donor]
+            assert group != own
+            assert (group.rsplit("/", 1)[0] == own.rsplit("/", 1)[0]) is same_task
+            assert split_of(group, 0.3) == split_of(own, 0.3)
+            sides.add(split_of(own, 0.3))
+            tried += 1
+    assert tried >= 20
+    assert sides == {"train", "held_out"}
 
 
 def test_foreign_videos_are_scored_against_the_real_ones(maker: PairMaker, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_every_patch_becomes_a_token_of_every_frame() -> None:
     for norm in patches.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(norm.weight)  # blocks that are no longer the identity
-    clips = torch.rand(2, 3, 2, 3, 32, 48)
+    clips = torch.rand(2, 3, 5, 3, 32, 48)
     tokens = patches(clips)
     assert tokens.shape == (2, 3, patches.tokens, 16)
     assert patches.tokens == 2 * 3

@@ -10,63 +10,145 @@ import numpy as np
 import pytest
 
 from roboalign_ray.config.base import ConfigError
-from roboalign_ray.config.judge import TRIALS, GateConfig
+from roboalign_ray.config.judge import (
+    CONTRADICTION_TRIALS,
+    LOCAL_TRIALS,
+    PARAPHRASE_TRIALS,
+    TRIALS,
+    WHOLE_TRIALS,
+    GateConfig,
+)
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.alarms import Audit, RewardAlarms, motion_share
-from roboalign_ray.judge.gate import GateClip, GateResult, run_gate, spoil
+from roboalign_ray.judge.bench.degradations import LOCAL
+from roboalign_ray.judge.bench.wording import CONTRADICTIONS, PARAPHRASES
+from roboalign_ray.judge.gate import GateResult, run_gate
 from roboalign_ray.judge.naive import pixel_l1_scores
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.trials import GateClip, spoil
+
+LENGTH = 12
 
 
 def moving_square(number: int) -> np.ndarray:
-    frames = np.full((6, 32, 32, 3), 60, np.uint8)
-    for t in range(6):
-        row, column = (4 + 3 * t, 6) if number % 2 else (6, 4 + 3 * t)
+    """Down where the number is odd, else to the right; a row or column further for every other one."""
+    frames = np.full((LENGTH, 32, 32, 3), 60, np.uint8)
+    for t in range(LENGTH):
+        row, column = (2 + 2 * t, 6 + number) if number % 2 else (6 + number, 2 + 2 * t)
         frames[t, row : row + 6, column : column + 6] = (220, 120, 40)
     return frames
 
 
+ASKED = ("push the puck to the target", "open the drawer by its handle")
 CLIPS = [
-    GateClip(str(n), moving_square(n), ("push down", "push right")[n % 2 - 1], moving_square(n + 1))
-    for n in range(4)
+    GateClip(str(n), moving_square(n), ASKED[n % 2], moving_square(n + 1), f"sim/{ASKED[n % 2][:4]}/{n}")
+    for n in range(6)
 ]
 
 
 def knowing(questions) -> np.ndarray:
-    """Knows every clip and what is done in it."""
+    """Knows every clip and what is done in it, in any words."""
     real = {(c.frames.tobytes(), c.instruction) for c in CLIPS}
+    for trial in PARAPHRASE_TRIALS:
+        real |= {(q.frames.tobytes(), q.instruction) for q in spoil(trial, CLIPS) if q is not None}
     return np.array([10.0 if (q.frames.tobytes(), q.instruction) in real else 4.0 for q in questions])
 
 
 def test_a_judge_that_knows_passes_every_trial() -> None:
-    result = run_gate(knowing, CLIPS, GateConfig())
+    result = run_gate(knowing, CLIPS, GateConfig(trials=TRIALS))
     assert [row.trial for row in result.rows] == list(TRIALS)
-    assert all(row.gap == pytest.approx(0.6) and row.wins == 1 for row in result.rows)
+    for row in result.rows:
+        assert row.clips >= 5, row.trial
+        if row.trial in PARAPHRASE_TRIALS:
+            assert row.gap == 0
+        else:
+            assert row.gap == pytest.approx(0.6)
+            assert row.wins == 1
+        assert row.thirds == (pytest.approx((0.6,) * 3) if row.trial in LOCAL_TRIALS else ())
     result.assert_open()
+
+
+def test_every_rule_of_the_bench_and_every_rewording_is_a_trial() -> None:
+    assert tuple(rule.name for rule in LOCAL) == LOCAL_TRIALS
+    assert tuple(CONTRADICTIONS) == CONTRADICTION_TRIALS
+    assert tuple(PARAPHRASES) == PARAPHRASE_TRIALS
+    assert len(set(TRIALS)) == len(TRIALS)
+
+
+@pytest.mark.parametrize("overlooked", range(3))
+def test_a_judge_that_does_not_look_at_one_third_fails_by_that_third(overlooked: int) -> None:
+    part = (slice(1, 4), slice(4, 8), slice(8, 12))[overlooked]
+    seen_of = {np.delete(c.frames, part, axis=0).tobytes() for c in CLIPS}
+
+    def judge(questions) -> np.ndarray:
+        return np.array(
+            [10.0 if np.delete(q.frames, part, axis=0).tobytes() in seen_of else 2.0 for q in questions]
+        )
+
+    [row] = run_gate(judge, CLIPS, GateConfig(trials=("blank",))).rows
+    assert row.thirds == pytest.approx([0.0 if third == overlooked else 0.8 for third in range(3)])
+    assert (row.gap, row.wins, row.passed) == (0, 0.5, False)
+
+
+def test_a_judge_that_minds_politeness_fails_whichever_way_it_errs() -> None:
+    def judge(sign: float, much: float):
+        def scored(questions) -> np.ndarray:
+            polite = np.array([q.instruction not in ASKED for q in questions])
+            # Half of the clips rise and half fall: the mean stays.
+            ways = np.array([1 if q.instruction.count("puck") else sign for q in questions])
+            return 5.0 + much * polite * ways
+
+        return scored
+
+    for sign in (1.0, -1.0):
+        [row] = run_gate(judge(sign, 0.8), CLIPS, GateConfig(trials=("politeness",))).rows
+        assert (row.gap, row.passed) == (pytest.approx(0.08), False)
+    [row] = run_gate(judge(1.0, 0.19), CLIPS, GateConfig(trials=("politeness",))).rows
+    assert row.passed
+
+
+def test_clips_are_cut_together_with_another_task_or_another_start_of_their_own() -> None:
+    by_frame = {frame.tobytes(): clip for clip in CLIPS for frame in clip.frames[1:]}
+    for trial, same_task in (("scene_cut", False), ("episode_cut", True)):
+        for clip, question in zip(CLIPS, spoil(trial, CLIPS), strict=True):
+            last = by_frame[question.frames[-1].tobytes()]
+            assert (last.task == clip.task) is same_task
+            assert last.group_id != clip.group_id
+    assert [q.third for q in spoil("blank", CLIPS)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_what_needs_words_that_no_list_knows_is_left_out() -> None:
+    odd = [replace(c, instruction=told) for c, told in zip(CLIPS, ("wink", "nod") * 3, strict=True)]
+    trials = ("other_verb", "synonyms", "typos", "episode_cut")
+    alone = [replace(c, group_id="") for c in odd[:2]]
+    result = run_gate(lambda questions: np.zeros(len(questions)), alone, GateConfig(trials=trials))
+    assert all((row.clips, row.passed) == (0, True) for row in result.rows)
+    assert result.table().count("not tried") == len(trials)
+    assert GateResult.from_json(json.loads(json.dumps(result.as_json()))).table() == result.table()
 
 
 def test_pixel_distance_and_a_constant_fail() -> None:
     def pixel_l1(questions) -> np.ndarray:
         return pixel_l1_scores([q.frames for q in questions], [q.reference for q in questions]).sum(1)
 
-    result = run_gate(pixel_l1, CLIPS, GateConfig(), name="pixel L1")
+    result = run_gate(pixel_l1, CLIPS, GateConfig(trials=TRIALS), name="pixel L1")
     failed = {row.trial for row in result.rows if not row.passed}
     assert {"blur", "static", "reverse", "wrong_instruction"} <= failed
     with pytest.raises(
-        UserError, match=r"pixel L1: the reward gate is closed.*blur \d+\.\d% FAILED"
+        UserError, match=r"pixel L1: the reward gate is closed: \d+ of 44 trials failed.*blur \d+\.\d%"
     ) as closed:
         result.assert_open()
     assert pickle.loads(pickle.dumps(closed.value)).details == result.table()  # as Ray hands it on
-    constant = run_gate(lambda questions: np.full(len(questions), 7.0), CLIPS, GateConfig())
-    assert not any(row.passed for row in constant.rows)
+    constant = run_gate(lambda questions: np.full(len(questions), 7.0), CLIPS, GateConfig(trials=TRIALS))
+    assert {row.trial for row in constant.rows if row.passed} == set(PARAPHRASE_TRIALS)
     assert all(row.gap == 0 and row.wins == 0.5 for row in constant.rows)
 
 
 def test_spoiled_clips_are_what_they_are_called() -> None:
     frames = CLIPS[0].frames
-    made = {trial: spoil(trial, CLIPS)[0] for trial in TRIALS}
+    made = {trial: spoil(trial, CLIPS)[0] for trial in WHOLE_TRIALS}
     np.testing.assert_array_equal(made["reverse"].frames, frames[::-1])
-    np.testing.assert_array_equal(made["static"].frames, np.stack([frames[0]] * 6))
+    np.testing.assert_array_equal(made["static"].frames, np.stack([frames[0]] * LENGTH))
     assert (np.ptp(made["temporal_mean"].frames, axis=0) == 0).all()
     assert made["temporal_mean"].frames.mean() == pytest.approx(frames.mean(), abs=0.5)
     shuffled = made["shuffle"].frames
@@ -81,7 +163,8 @@ def test_spoiled_clips_are_what_they_are_called() -> None:
 
 def test_what_could_not_be_tried_keeps_the_gate_shut() -> None:
     alike = [GateClip(c.clip_id, c.frames, "push") for c in CLIPS]
-    result = run_gate(lambda questions: np.arange(len(questions), 0.0, -1), alike, GateConfig())
+    config = GateConfig(trials=WHOLE_TRIALS)
+    result = run_gate(lambda questions: np.arange(len(questions), 0.0, -1), alike, config)
     untried = {row.trial for row in result.rows if row.clips == 0}
     assert untried == {"wrong_clip", "wrong_instruction", "wrong_actions"}
     with pytest.raises(UserError, match="wrong_actions not tried"):
@@ -104,8 +187,8 @@ def test_failed_scores_are_counted_and_too_many_close_it() -> None:
         return judge
 
     few = run_gate(failing(1), CLIPS, GateConfig(trials=("reverse",))).rows[0]
-    assert (few.clips, few.failed, few.passed) == (3, 1, True)
-    assert not run_gate(failing(3), CLIPS, GateConfig(trials=("reverse",))).open
+    assert (few.clips, few.failed, few.passed) == (5, 1, True)
+    assert not run_gate(failing(4), CLIPS, GateConfig(trials=("reverse",))).open
 
 
 # --- alarms --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from pipelines.weights import replay_folder, student_folder
-from roboalign_ray.config.judge import TRIALS
+from roboalign_ray.config.judge import ASKED_TRIALS, LOCAL_TRIALS, PARAPHRASE_TRIALS, UNSOLVED_TRIALS
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.judge.assessment import gate_clips, try_student
 from roboalign_ray.judge.bench.degradations import DEGRADATIONS, degrade
@@ -19,6 +19,7 @@ from roboalign_ray.judge.student import Student
 from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
 from roboalign_ray.judge.teacher.sources import model_source
 from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
+from roboalign_ray.judge.trials import GateClip
 
 CONFIG = load_job("demo")
 
@@ -34,10 +35,62 @@ def pairs() -> LabelledPairs:
 
 
 def test_it_passes_every_trial_of_the_gate(student: Student, pairs: LabelledPairs) -> None:
-    assert tuple(CONFIG.judge.gate.trials) == TRIALS
+    assert tuple(CONFIG.judge.gate.trials) == ASKED_TRIALS
+    assert set(UNSOLVED_TRIALS) == {"local_reverse", "reverse_from", "local_shuffle", "other_verb", "typos"}
     gate = try_student(student, CONFIG.judge, pairs)
     assert gate.open, gate.table()
     assert all(row.clips >= 8 for row in gate.rows)
+    assert all(np.isfinite(row.thirds).all() for row in gate.rows if row.trial in LOCAL_TRIALS)
+    assert all(row.gap <= 0.02 for row in gate.rows if row.trial in PARAPHRASE_TRIALS)
+
+
+def _clips(pairs: LabelledPairs) -> list[GateClip]:
+    return gate_clips(
+        pairs, pairs.split("held_out", CONFIG.judge.distillation.held_out_fraction), CONFIG.judge.gate
+    )
+
+
+def _gaps(student: Student, clips: list[GateClip], spoiled: list[np.ndarray]) -> float:
+    asked = [clip.instruction for clip in clips]
+    exact = student.score([clip.frames for clip in clips], asked).totals
+    return float((exact - student.score(spoiled, asked).totals).mean() / 10)
+
+
+def test_corruptions_made_by_hand_cost_a_quarter_of_the_range(student: Student, pairs: LabelledPairs) -> None:
+    """Apart from the rules that taught it: frames are put together here."""
+    clips = _clips(pairs)
+    assert {len(clip.frames) for clip in clips} == {13}
+    others = [next(o for o in [*clips[n:], *clips] if o.task != c.task).frames for n, c in enumerate(clips)]
+    made = {
+        "another scene from the middle on": [
+            np.concatenate([c.frames[:7], o[7:]]) for c, o in zip(clips, others, strict=True)
+        ],
+        "another scene in the last three frames": [
+            np.concatenate([c.frames[:10], o[10:]]) for c, o in zip(clips, others, strict=True)
+        ],
+        "one frame of another scene": [
+            np.concatenate([c.frames[:6], o[6:7], c.frames[7:]]) for c, o in zip(clips, others, strict=True)
+        ],
+        "two black frames": [
+            np.concatenate([c.frames[:8], 0 * c.frames[8:10], c.frames[10:]]) for c in clips
+        ],
+        "stands still in the middle": [c.frames[[0, 1, 2, 3, 3, 3, 3, 3, 3, 9, 10, 11, 12]] for c in clips],
+        "there and back": [c.frames[[0, 1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1, 0]] for c in clips],
+        "jumps back": [c.frames[[0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 8]] for c in clips],
+    }
+    gaps = {name: _gaps(student, clips, spoiled) for name, spoiled in made.items()}
+    assert min(gaps.values()) >= 0.25, gaps
+
+
+def test_politeness_changes_no_score_and_a_contradiction_does(student: Student, pairs: LabelledPairs) -> None:
+    clips = _clips(pairs)
+    frames = [clip.frames for clip in clips]
+    exact = student.score(frames, [clip.instruction for clip in clips]).totals
+    for frame in ("please {} now", "Could you {}, please?", "now, {}!", "I want you to {}", "{} NOW PLEASE"):
+        told = student.score(frames, [frame.format(clip.instruction) for clip in clips]).totals
+        assert np.abs(told - exact).mean() <= 0.2, frame
+    forbidden = student.score(frames, [f"do not {clip.instruction}" for clip in clips]).totals
+    assert (exact - forbidden).mean() >= 2.5
 
 
 def test_more_of_what_is_wrong_scores_less(student: Student, pairs: LabelledPairs) -> None:

@@ -15,7 +15,7 @@ from roboalign_ray.config.loading import load_job
 from roboalign_ray.config.tokenizer import TokenizerConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.calibration import fit_calibration
-from roboalign_ray.judge.clips import prepare_clips, sampled_positions
+from roboalign_ray.judge.clips import interval_pictures, prepare_clips, sampled_positions
 from roboalign_ray.judge.naive import TextBlindStudent
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.student import DESCRIPTION, Student, parameter_count
@@ -92,15 +92,98 @@ def test_a_stutter_between_sampled_frames_is_seen() -> None:
 
 
 def test_clips_hold_the_sampled_frames_and_those_before(videos) -> None:
-    clip = prepare_clips(videos[:1], StudentConfig.small(**TINY))[0]  # [3, 2, 3, 16, 16]
+    clip = prepare_clips(videos[:1], StudentConfig.small(**TINY))[0]  # [3, 5, 3, 16, 16]
     np.testing.assert_array_equal(clip[:, 0].transpose(0, 2, 3, 1), videos[0, [0, 2, 4]])
     np.testing.assert_array_equal(clip[:, 1].transpose(0, 2, 3, 1), videos[0, [0, 1, 3]])
+    np.testing.assert_array_equal(clip[:, 2].transpose(0, 2, 3, 1), videos[0, [0, 1, 3]])
+    longer = np.concatenate([videos[0], videos[1]])  # sampled: 0, 4 (of 4.5), 9
+    clip = prepare_clips([longer], StudentConfig.small(**TINY))[0]
+    np.testing.assert_array_equal(clip[:, 1].transpose(0, 2, 3, 1), longer[[0, 3, 8]])
+    np.testing.assert_array_equal(clip[:, 2].transpose(0, 2, 3, 1), longer[[0, 1, 5]])
     assert sampled_positions(2, 8).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 13, 70, 131])
+def test_intervals_hold_what_happens_in_all_frames(length: int) -> None:
+    """Against the definition, computed in floating point frame by frame; 70 and 131 frames go by in several parts."""
+    video = np.random.default_rng(length).integers(0, 256, (length, 9, 8, 3), dtype=np.uint8)
+    positions = sampled_positions(length, 3)
+    found = interval_pictures(video.transpose(0, 3, 1, 2), positions)
+    values = video.astype(float)
+    wider = np.pad(values, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+    around = sum(wider[:, i : i + 9, j : j + 8] for i in range(3) for j in range(3)) / 9
+    for number, position in enumerate(positions):
+        first = positions[number - 1] + 1 if number and positions[number - 1] < position else position
+        changes, bends, returns, details = [], [], [], []
+        for t in range(first, position + 1):
+            one, two = values[max(t - 1, 0)], values[max(t - 2, 0)]
+            changes.append(np.abs(values[t] - one).mean(-1))
+            bends.append(np.abs(values[t] - 2 * one + two).mean(-1) / 2 if t > 1 else np.zeros((9, 8)))
+            returns.append(np.abs(values[t] - (two if t > 1 else one)).mean(-1))
+            details.append(np.abs(values[t] - around[t]).mean(-1))
+        expected = [
+            np.max(changes, axis=0),
+            np.min(changes, axis=0),
+            np.max(bends, axis=0),
+            np.min(returns, axis=0),
+            np.max(details, axis=0),
+            np.min(details, axis=0),
+        ]
+        assert np.abs(found[number].reshape(6, 9, 8) - np.stack(expected)).max() <= 0.51
+
+
+def test_one_frame_of_a_long_clip_is_seen_wherever_it_is() -> None:
+    config = StudentConfig.small(**TINY)
+    video = np.full((60, 16, 16, 3), 120, np.uint8)
+    sampled = sampled_positions(60, config.frames)
+    plain = prepare_clips([video], config)
+    for place in range(1, 60):
+        flashed = video.copy()
+        flashed[place] = 0
+        changed = (prepare_clips([flashed], config) != plain)[0].any(axis=(2, 3, 4))
+        interval = int(np.searchsorted(sampled, place))
+        assert changed[interval, 3], place
+
+
+def test_a_student_without_intervals_gains_them_and_scores_as_before(videos, tmp_path) -> None:
+    old = tiny_student(intervals=False)
+    widened = old.with_intervals()
+    assert widened.config == StudentConfig.small(**TINY)
+    np.testing.assert_array_equal(
+        old.score(videos, SENTENCES).scores, widened.score(videos, SENTENCES).scores
+    )
+    old.save(tmp_path)
+    told = json.loads((tmp_path / DESCRIPTION).read_text())
+    del told["config"]["intervals"]  # as written before there were any
+    (tmp_path / DESCRIPTION).write_text(json.dumps(told))
+    assert Student.load(tmp_path).config == old.config
+    with pytest.raises(ConfigError, match="intervals without motion"):
+        StudentConfig.small(**TINY, motion=False)
+
+
+def test_words_around_an_instruction_are_not_read(videos) -> None:
+    student = tiny_student()
+    plain = student.score(videos, SENTENCES).scores
+    for frame in (
+        "Please {} now.",
+        "could you just {}",
+        "OK robot, {}, thanks!",
+        "hey, would you kindly {}?",
+    ):
+        asked = [frame.format(told) for told in SENTENCES]
+        np.testing.assert_array_equal(student.score(videos, asked).scores, plain)
+    assert word_pieces("I would like you to open it") == word_pieces("open it")
+    assert word_pieces("go to it") != word_pieces("go it")
+    assert word_pieces("please open the can") == word_pieces("open can")
+    assert word_pieces("do not open it") != word_pieces("open it")
+    assert word_pieces("please, please") == [["<please>", "<pl", "ple", "lea", "eas", "ase", "se>"]] * 2
 
 
 def test_other_sizes_are_resized(videos) -> None:
     flat = np.full((1, 4, 40, 24, 3), 100, np.uint8)
-    assert (prepare_clips(flat, StudentConfig.small(**TINY)) == 100).all()
+    prepared = prepare_clips(flat, StudentConfig.small(**TINY))
+    assert (prepared[:, :, :3] == 100).all()
+    assert (prepared[:, :, 3:] == 0).all()  # nothing happens in between, and no pixel stands out
 
 
 def test_saved_student_answers_the_same(videos, tmp_path) -> None:

@@ -3,6 +3,9 @@
 Every rule is a pure function of (frames, strength in [0, 1], generator, material); strength 0 changes nothing. What it
 costs stands in `TABLE`: the share of each dimension's points that is lost at strength 1; in between, the loss grows in
 proportion to the strength. A clip that had no points in a dimension can lose none there.
+
+Rules of `local` spoil a third of a clip or less. They cost the same however short the part is, since one moment that
+cannot be makes a recording no evidence; but only as far as it can be seen (`parts.seen`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench import spoiling
+from roboalign_ray.judge.bench import local, spoiling
+from roboalign_ray.judge.bench.parts import seen
 from roboalign_ray.judge.bench.spoiling import Material
 from roboalign_ray.judge.rubric import check_scores
 
@@ -32,6 +36,7 @@ class Degradation:
         lost: shares of the six dimensions lost at strength 1, in the rubric's order.
         needs: what of the material it cannot do without.
         graded: False: any strength above 0 costs all of it.
+        local: a part of the clip alone is spoiled; costs all of it, as far as it can be seen.
     """
 
     name: str
@@ -39,19 +44,21 @@ class Degradation:
     lost: tuple[float, float, float, float, float, float]
     needs: tuple[str, ...] = ()
     graded: bool = True
+    local: bool = False
 
     def possible(self, material: Material) -> bool:
         """Whether the material has what it needs."""
         return all(getattr(material, name) is not None for name in self.needs)
 
-    def scores(self, scores: np.ndarray, strength: float) -> np.ndarray:
-        """Points float32 [6] of a clip with these points [6] once it is spoiled this much."""
-        weight = strength if self.graded else float(strength > 0)
+    def scores(self, scores: np.ndarray, strength: float, visible: float = 1.0) -> np.ndarray:
+        """Points float32 [6] of a clip with these points [6] once it is spoiled this much; `visible`, 0 to 1, is how
+        well that can be seen."""
+        weight = visible * (strength if self.graded else float(strength > 0))
         return check_scores(scores) * (1 - weight * np.array(self.lost, dtype=np.float32))
 
 
 # [ours] Columns: instruction, success, action-outcome, temporal, contact, physics. The reasoning stands above each row.
-TABLE: tuple[Degradation, ...] = (
+WHOLE: tuple[Degradation, ...] = (
     # What happens can still be guessed, but edges, hence touching and solidity, cannot be seen, and nothing is proven.
     Degradation("blur", spoiling.blur, (0.3, 0.35, 0.4, 0.4, 0.8, 0.8)),
     # Independent grain in each frame: light is not steady; the action remains readable.
@@ -104,6 +111,51 @@ TABLE: tuple[Degradation, ...] = (
     Degradation("loop", spoiling.loop, (0.5, 0.9, 0.6, 0.7, 0.3, 0.5)),
 )
 
+_SCENE, _EPISODE = ("other_scene",), ("other_episode",)
+
+
+def _local(
+    rule: Rule, lost: tuple[float, float, float, float, float, float], needs: tuple[str, ...] = ()
+) -> Degradation:
+    return Degradation(rule.__name__, rule, lost, needs, graded=False, local=True)
+
+
+# [ours] Columns as above. What breaks off is worse than what comes back; a cut proves nothing of what follows.
+LOCAL: tuple[Degradation, ...] = (
+    # What follows the cut is another recording: it shows neither task nor outcome of this one.
+    _local(local.scene_cut, (0.6, 0.8, 0.8, 1.0, 0.6, 0.9), _SCENE),
+    _local(local.episode_cut, (0.5, 0.7, 0.7, 0.9, 0.5, 0.8), _EPISODE),
+    # The recording comes back, but what happened meanwhile is not known.
+    _local(local.scene_inserted, (0.4, 0.5, 0.6, 1.0, 0.5, 0.8), _SCENE),
+    _local(local.episode_inserted, (0.35, 0.45, 0.5, 0.9, 0.4, 0.75), _EPISODE),
+    _local(local.double_exposure, (0.4, 0.5, 0.5, 0.9, 0.6, 0.8), _SCENE),
+    _local(local.split_picture, (0.4, 0.5, 0.6, 0.9, 0.6, 0.85), _SCENE),
+    _local(local.blank, (0.4, 0.5, 0.6, 1.0, 0.6, 0.8)),
+    # Effects precede their causes; where the end runs backwards, done becomes undone.
+    _local(local.local_reverse, (0.6, 0.8, 0.7, 0.9, 0.5, 0.7)),
+    _local(local.reverse_from, (0.6, 0.9, 0.7, 0.7, 0.5, 0.7)),
+    _local(local.boomerang, (0.7, 1.0, 0.8, 0.5, 0.5, 0.7)),
+    _local(local.local_shuffle, (0.5, 0.6, 0.8, 1.0, 0.7, 0.8)),
+    _local(local.jump_back, (0.5, 0.9, 0.6, 0.9, 0.5, 0.6)),
+    # Nothing that has a mass stands still and is elsewhere at once; what happened meanwhile is left out.
+    _local(local.local_freeze, (0.5, 0.6, 0.7, 0.9, 0.5, 0.6)),
+    _local(local.stutter, (0.4, 0.5, 0.6, 0.9, 0.5, 0.6)),
+    _local(local.skip, (0.5, 0.6, 0.7, 0.9, 0.5, 0.7)),
+    _local(local.rush, (0.4, 0.5, 0.6, 0.9, 0.5, 0.7)),
+    # What happens can still be followed before and after, not in between.
+    _local(local.light_jump, (0.2, 0.2, 0.4, 1.0, 0.3, 0.6)),
+    _local(local.colour_jump, (0.2, 0.25, 0.4, 1.0, 0.35, 0.7)),
+    _local(local.local_blur, (0.25, 0.3, 0.4, 0.9, 0.5, 0.7)),
+    _local(local.local_noise, (0.25, 0.3, 0.4, 1.0, 0.5, 0.7)),
+    _local(local.pixelated, (0.3, 0.3, 0.4, 0.9, 0.5, 0.75)),
+    _local(local.occluded, (0.4, 0.5, 0.5, 0.9, 0.6, 0.7)),
+    _local(local.view_jump, (0.4, 0.5, 0.7, 1.0, 0.6, 0.85)),
+    # Arm and object are gone, or elsewhere, and back again.
+    _local(local.things_vanish, (0.5, 0.7, 0.7, 0.9, 0.8, 0.9)),
+    _local(local.things_jump, (0.35, 0.6, 0.7, 0.9, 0.7, 0.9)),
+)
+
+TABLE: tuple[Degradation, ...] = (*WHOLE, *LOCAL)
 DEGRADATIONS: dict[str, Degradation] = {degradation.name: degradation for degradation in TABLE}
 
 
@@ -151,4 +203,5 @@ def degrade(
     asked = instruction
     if "other_instruction" in degradation.needs and strength > 0:
         asked = str(material.other_instruction)
-    return Degraded(spoiled, asked, degradation.scores(scores, strength))
+    visible = seen(frames, spoiled) if degradation.local else 1.0
+    return Degraded(spoiled, asked, degradation.scores(scores, strength, visible))

@@ -11,6 +11,7 @@ import numpy as np
 
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.episodes.splits import split_of
 from roboalign_ray.episodes.store import EpisodeStore, check_action_kinds
 from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window
 from roboalign_ray.foundation.failures import Failed
@@ -29,6 +30,7 @@ from roboalign_ray.judge.privileged import (
 )
 from roboalign_ray.judge.rubric import maxima
 
+HELD_OUT_FRACTION = 0.1
 _EPISODES_KEPT = 8
 _DIFFERENT = 2.0  # grey levels of mean difference below which two variants show the same
 
@@ -69,14 +71,23 @@ class PairMaker:
         store: the episodes.
         spec: length, stride, view and size of a clip.
         config: seed and thresholds.
+        held_out_fraction: share of groups held out; what is cut into a clip comes from its own side of the split.
 
     Raises:
         UserError: the spec skips frames of actions whose kinds are not known.
     """
 
-    def __init__(self, store: EpisodeStore, spec: WindowSpec, config: BenchConfig) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        spec: WindowSpec,
+        config: BenchConfig,
+        *,
+        held_out_fraction: float = HELD_OUT_FRACTION,
+    ) -> None:
         check_action_kinds(store, spec.stride)
         self.store, self.spec, self.config = store, spec, config
+        self._splits = [split_of(group, held_out_fraction) for group in store.group_ids]
         self.teacher = PrivilegedTeacher(config.privileged)
         self._episode = lru_cache(_EPISODES_KEPT)(store.read)
         self._members: dict[str, list[int]] = {}
@@ -210,7 +221,7 @@ class PairMaker:
         )
 
     def material(self, source: SourceClip, rng: np.random.Generator, needs: tuple[str, ...]) -> Material:
-        """Masks, another variant's frames, another task's sentence: what of `needs` can be found."""
+        """Masks, another variant's frames, other clips, another task's sentence: what of `needs` can be found."""
         reference = source.reference
         return Material(
             object_mask=None if reference is None else reference.object_mask,
@@ -218,6 +229,8 @@ class PairMaker:
             other_frames=self._other_frames(source, rng) if "other_frames" in needs else None,
             other_instruction=self._other_sentence(source, rng) if "other_instruction" in needs else None,
             done=source.done,
+            other_scene=self._other_clip(source, rng, same_task=False) if "other_scene" in needs else None,
+            other_episode=self._other_clip(source, rng, same_task=True) if "other_episode" in needs else None,
         )
 
     def _other_frames(self, source: SourceClip, rng: np.random.Generator) -> np.ndarray | None:
@@ -235,15 +248,39 @@ class PairMaker:
                 return frames
         return None
 
+    def _other_clip(
+        self, source: SourceClip, rng: np.random.Generator, *, same_task: bool
+    ) -> np.ndarray | None:
+        """A clip of another task, or of the same one from another start, on the same side of the split."""
+        split = self._splits[self._members[source.group_id][0]]
+        others = [
+            number
+            for number, group in enumerate(self.store.group_ids)
+            if group != source.group_id
+            and (_task(group) == _task(source.group_id)) == same_task
+            and self._splits[number] == split
+            and self.store.lengths[number] >= self.spec.span
+        ]
+        if not others:
+            return None
+        number = int(rng.choice(others))
+        start = int(rng.integers(self.store.lengths[number] - self.spec.span + 1))
+        return cut_window(self._episode(number), self.spec, start, start).frames
+
     def _other_sentence(self, source: SourceClip, rng: np.random.Generator) -> str | None:
         """A sentence of another task: of a group whose name differs before its last part."""
-        task = source.group_id.rsplit("/", 1)[0]
+        task = _task(source.group_id)
         sentences = sorted(
             {
                 sentence
                 for sentence, group in zip(self.store.instructions, self.store.group_ids, strict=True)
-                if group.rsplit("/", 1)[0] != task and sentence.strip()
+                if _task(group) != task and sentence.strip()
             }
             - {source.window.instruction}
         )
         return str(rng.choice(sentences)) if sentences else None
+
+
+def _task(group_id: str) -> str:
+    """A group's name without its last part, the number of the start state."""
+    return group_id.rsplit("/", 1)[0]

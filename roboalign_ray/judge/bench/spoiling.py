@@ -22,6 +22,9 @@ class Material:
         other_frames: uint8 [T, H, W, 3], same start and length, other actions.
         other_instruction: a sentence that asks for something else.
         done: frame in which the task counts as done.
+        other_scene: uint8 [T', H', W', 3], a clip of another task.
+        other_episode: uint8 [T', H', W', 3], a clip of the same task from another start.
+        third: of the clip, 0 to 2, that a local rule spoils; None draws one.
     """
 
     object_mask: np.ndarray | None = None
@@ -29,6 +32,9 @@ class Material:
     other_frames: np.ndarray | None = None
     other_instruction: str | None = None
     done: int | None = None
+    other_scene: np.ndarray | None = None
+    other_episode: np.ndarray | None = None
+    third: int | None = None
 
 
 def _onset(frames: np.ndarray, strength: float) -> int:
@@ -37,7 +43,8 @@ def _onset(frames: np.ndarray, strength: float) -> int:
     return int(np.clip(round(1 + (1 - strength) * (last - 1)), 1, last))
 
 
-def _pixels(values: np.ndarray) -> np.ndarray:
+def pixels(values: np.ndarray) -> np.ndarray:
+    """Grey levels, rounded and held within 0 to 255."""
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
@@ -61,12 +68,12 @@ def blur(frames: np.ndarray, strength: float, rng: np.random.Generator, material
         values = np.zeros_like(values)
         for shift, weight in enumerate(weights):
             values += np.float32(weight) * np.take(padded, range(shift, shift + length), axis=axis)
-    return _pixels(values)
+    return pixels(values)
 
 
 def noise(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
     """Gaussian grain of up to 60 grey levels."""
-    return _pixels(frames + rng.normal(0, 60 * strength, frames.shape))
+    return pixels(frames + rng.normal(0, 60 * strength, frames.shape))
 
 
 def freeze(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
@@ -116,7 +123,7 @@ def slow_down(
     low = np.floor(place).astype(int)
     share = (place - low)[:, None, None, None]
     high = np.minimum(low + 1, len(frames) - 1)
-    return _pixels((1 - share) * frames[low] + share * frames[high])
+    return pixels((1 - share) * frames[low] + share * frames[high])
 
 
 def texture_drift(
@@ -143,7 +150,7 @@ def texture_drift(
 def flicker(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
     """Every other frame is darker, by 30 to 60 % at strength 1."""
     gain = 1 - strength * rng.uniform(0.3, 0.6, len(frames)) * (np.arange(len(frames)) % 2)
-    return _pixels(frames * gain[:, None, None, None])
+    return pixels(frames * gain[:, None, None, None])
 
 
 def object_vanish(
@@ -199,12 +206,12 @@ def static_noise(
 ) -> np.ndarray:
     """Pictures give way to independent noise; at strength 1 nothing else is seen."""
     grain = rng.integers(0, 256, frames.shape)
-    return _pixels((1 - strength) * frames + strength * grain)
+    return pixels((1 - strength) * frames + strength * grain)
 
 
 def ghosting(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
     """A mixture with the temporal mean."""
-    return _pixels((1 - strength) * frames + strength * frames.mean(axis=0, keepdims=True))
+    return pixels((1 - strength) * frames + strength * frames.mean(axis=0, keepdims=True))
 
 
 def loop(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
