@@ -13,7 +13,7 @@ from roboalign_ray.episodes.action_kinds import ActionCard, check_stride
 from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.shaping import Shaping
-from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined, printable
+from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
 from roboalign_ray.episodes.sources.droid import DroidSource
 from roboalign_ray.episodes.sources.folder import open_folder
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
@@ -27,7 +27,7 @@ from roboalign_ray.episodes.transforms import (
     target_size,
     unwrap_episode,
 )
-from roboalign_ray.foundation.failures import UserError, raise_if_host
+from roboalign_ray.foundation.failures import UserError, printable, raise_if_host
 from roboalign_ray.foundation.folder_lock import one_writer
 from roboalign_ray.foundation.progress import Progress
 from roboalign_ray.foundation.shards import StoreCard
@@ -109,8 +109,11 @@ def convert(
             overwrite=options.overwrite,
         )
         turned = [f"{name}: jumps by full turns taken out of {n} episodes" for name, n in unwrapped.items()]
-        told = tuple(printable(f"actions: {line}") for line in (*actions.lines(), *turned))
-        return replace(summary, notes=told)
+        told = [
+            *getattr(episodes, "notes", ()),
+            *(f"actions: {line}" for line in (*actions.lines(), *turned)),
+        ]
+        return replace(summary, notes=tuple(map(printable, told)))
     except OSError as error:
         raise_if_host(error, where=str(out))
         raise UserError(
@@ -173,8 +176,6 @@ def _converted(
     usable = quarantined = 0
     total = len(source) if isinstance(source, Sized) and options.limit is None else None
     with Progress(f"converting {source.name}", total, unit="episode", console=console) as progress:
-        for note in getattr(source, "notes", ()):
-            progress.note(note)
         for item in source.episodes():
             if isinstance(item, Episode):
                 item = _transformed(item, options, actions)

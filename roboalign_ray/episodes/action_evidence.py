@@ -24,6 +24,7 @@ _LEAST_ROWS = 6
 _EDGE = 0.6  # of half a turn: wrapped angles jump between values beyond this on both sides
 _SMOOTH = 0.25  # of a turn: the largest step of an angle that is taken as one without being declared
 _LEAST_TURNED = 0.005  # of a turn: what an angle moves at least, its jumps taken out
+_FLOAT32 = 4e-7  # rounding of a sum of four squares
 _TURNS = (2 * np.pi, 360.0)
 
 
@@ -131,6 +132,8 @@ def gripper_kind(samples: Sequence[ActionSample], dim: int) -> tuple[Literal["ho
     if np.ptp(values) < 1e-9:
         return "hold", "a gripper whose command never changes"
     if values.min() >= -1e-6:
+        if set(np.unique(values).tolist()) in ({0.0, 1.0, 2.0}, {0.0, 2.0}, {1.0, 2.0}):
+            return None, "a gripper's 0, 1 and 2: steps of its opening, or commands to close, stay and open"
         if len(np.unique(values)) == 2 and values.min() < 1e-6 and _all_alone(samples, dim):
             return None, "single frames of 1 among zeros: a command or its moment"
         return "hold", "a gripper's opening, never negative"
@@ -157,16 +160,33 @@ def two_valued_command(samples: Sequence[ActionSample], dim: int) -> bool:
     return len(values) == 2 and values in ({-1.0, 1.0}, {0.0, 1.0})
 
 
+def always_one(samples: Sequence[ActionSample], dim: int) -> bool:
+    """Whether a dimension is 1 throughout, or -1."""
+    return set(np.unique(_column(samples, dim)).tolist()) in ({1.0}, {-1.0})
+
+
 def quaternion_dims(samples: Sequence[ActionSample]) -> set[int]:
     """Dimensions of four neighbours that are of length 1 in every row, of which two or more change."""
     rows = np.concatenate([sample.actions for sample in samples]).astype(np.float64)
     found: set[int] = set()
     for first in range(rows.shape[1] - 3):
         part = rows[:, first : first + 4]
-        moving = int((np.ptp(part, axis=0) > 1e-6).sum())
-        if moving >= 2 and np.allclose(np.linalg.norm(part, axis=1), 1.0, atol=1e-3):
+        if int((np.ptp(part, axis=0) > 1e-6).sum()) >= 2 and _of_length_one(part):
             found |= set(range(first, first + 4))
     return found
+
+
+def _of_length_one(rows: np.ndarray) -> bool:
+    """Whether rows [N, 4] are of length 1 because their numbers belong together.
+
+    Small increments beside a gripper's 1 or -1 are nearly of length 1, but the gripper gives nothing up for them.
+    """
+    if (np.abs(rows) == 1.0).all(axis=0).any():
+        return False
+    squares = rows**2
+    off = np.abs(squares.sum(axis=1) - 1.0)
+    given_up = 1.0 - squares.max(axis=1)
+    return bool(off.max() < 2e-3 and off.mean() <= max(0.1 * given_up.mean(), _FLOAT32))
 
 
 def _column(samples: Sequence[ActionSample], dim: int) -> np.ndarray:

@@ -6,11 +6,13 @@ the data decide if they can (see `action_evidence`); what stays open is "unknown
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from roboalign_ray.episodes.action_evidence import (
     ActionSample,
     Evidence,
+    always_one,
     evidence,
     gripper_kind,
     is_constant,
@@ -28,10 +30,12 @@ from roboalign_ray.episodes.action_names import (
     plain_name,
     words_of,
 )
+from roboalign_ray.foundation.failures import printable
 
 Decision = tuple[ActionKind, str]
 _POSITIONS = ("absolute", "angle", "hold")
 _INCREMENTS = ("delta", "delta_angle")
+_BEHIND_A_POSE = re.compile(r"\[(?:6|13)\]$")  # a pose has six numbers, with one arm or two
 _LEANING = 0.4  # least correlation of a dimension that is taken as its neighbours are
 
 
@@ -52,6 +56,7 @@ def resolve_actions(
         state_names: names of the state's dimensions, where known.
         notes: for the card.
     """
+    names = [printable(name) for name in names]
     samples = [sample for sample in samples if sample.actions.shape[1] == len(names)]
     published = published or {}
     quaternions = _quaternions(names, samples)
@@ -62,7 +67,9 @@ def resolve_actions(
     ]
     decisions = []
     for dim, name in enumerate(names):
-        declared = published.get(dim) or _declared(name, dim in quaternions)
+        declared = published.get(dim) or _declared(name)
+        if declared is not None and dim in quaternions and declared[0] in _INCREMENTS:
+            declared = "delta_rotation", declared[1]
         if declared is not None:
             decisions.append(_checked(declared, name, dim, samples, found[dim]))
         elif is_gripper(name):
@@ -99,13 +106,9 @@ def _state_dims(
     return {dim: dim for dim in range(size)} if size == len(names) else {}
 
 
-def _declared(name: str, quaternion: bool) -> Decision | None:
+def _declared(name: str) -> Decision | None:
     kind = kind_from_name(name)
-    if kind is None:
-        return None
-    if quaternion and kind in _INCREMENTS:
-        kind = "delta_rotation"
-    return kind, "its name says so"
+    return None if kind is None else (kind, "its name says so")
 
 
 def _checked(
@@ -118,9 +121,21 @@ def _checked(
         return UNKNOWN, f"{says} its values follow the state itself"
     if kind in _POSITIONS and found.follows == "change":
         return UNKNOWN, f"{says} its values follow the state's change"
-    if kind in _INCREMENTS and samples and name.endswith("]") and two_valued_command(samples, dim):
-        return UNKNOWN, f"{says} it holds two values only, as a gripper's command does"
+    if kind in _INCREMENTS and samples and _like_a_gripper(name, dim, samples):
+        return UNKNOWN, f"{says} it holds the values of a gripper's command"
     return declared
+
+
+def _like_a_gripper(name: str, dim: int, samples: Sequence[ActionSample]) -> bool:
+    """Whether an increment's numbers are those of a command: two of -1, 0 and 1, or always 1 or -1 behind a pose.
+
+    A name that stands for one number (`delta_x`) is believed; one of a whole vector, or of a gripper, may be loose.
+    """
+    if is_gripper(name) or name.endswith("]"):
+        if two_valued_command(samples, dim):
+            return True
+        return bool(_BEHIND_A_POSE.search(name)) and always_one(samples, dim)
+    return False
 
 
 def _gripper(dim: int, samples: Sequence[ActionSample], found: Evidence) -> Decision:

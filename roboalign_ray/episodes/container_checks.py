@@ -26,9 +26,11 @@ def check_container(file: BinaryIO) -> None:
     """Look at a file's structure; it is left at its beginning.
 
     Raises:
-        ValueError: the file is cut off, or its tables name more samples than it can hold.
+        ValueError: the file is empty or cut off, or its tables name more samples than it can hold.
     """
     size = file.seek(0, io.SEEK_END)
+    if not size:
+        raise ValueError("the file is empty")
     file.seek(0)
     head = file.read(12)
     if head[:4] == _EBML.to_bytes(4, "big"):

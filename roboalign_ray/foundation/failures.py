@@ -36,9 +36,9 @@ class ReportedError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The one line a person reads, with secrets inside URIs masked."""
+        """The one line a person reads: secrets inside URIs are masked, control characters are escapes."""
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return masked(" ".join((f"{text}; {self.remedy}" if self.remedy else text).split()))
+        return printable(masked(" ".join((f"{text}; {self.remedy}" if self.remedy else text).split())))
 
     def __reduce__(self):
         # Exceptions cross process boundaries (Ray); keep the keyword-only parts through pickling.
@@ -57,12 +57,19 @@ def _rebuild(cls: type[ReportedError], what: str, where: str, remedy: str, detai
     return cls(what, where=where, remedy=remedy, details=details)
 
 
+def printable(text: str) -> str:
+    """Text that every terminal and file takes: control characters and half characters become escapes."""
+    safe = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in safe)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 _SPACE = "free space there, or choose another folder (TMPDIR sets the temporary one)"
+_SIZE = "raise the limit of file sizes (ulimit -f)"
 _HANDLES = "raise the limit of open files (ulimit -n)"
 _MEMORY = "free memory, or ask for less at once"
 _ACCESS = "allow access, or choose another place"
@@ -71,6 +78,7 @@ _TASKS = "raise the limit of processes and threads (ulimit -u)"
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SIZE,
     errno.EMFILE: _HANDLES,
     errno.ENFILE: _HANDLES,
     errno.ENOMEM: _MEMORY,

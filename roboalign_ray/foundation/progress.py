@@ -80,10 +80,6 @@ class Progress:
         elif self._clock() - self._last_line >= self._every:
             self._line()
 
-    def note(self, message: str) -> None:
-        """One line that stays, above the bar."""
-        self.console.print(message, markup=False, highlight=False)
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

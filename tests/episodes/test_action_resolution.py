@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from action_sets import write_lerobot, write_rlds_action
+from episode_files import example_bytes, frame_record
 from made_episodes import made_episode
+from refusals import refused
 
 from pipelines.cli import run
 from pipelines.episodes_convert import ConvertOptions, convert
@@ -21,6 +24,7 @@ from roboalign_ray.episodes.action_names import flat_names, kind_from_name
 from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.sources.rlds import RldsSource
+from roboalign_ray.episodes.sources.tfrecord import parse_example, read_records
 from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.episodes.windows import WindowSpec, fit_action_binner, held_out_windows
 from roboalign_ray.foundation.failures import UserError
@@ -142,6 +146,8 @@ def gripper(values: list[float]) -> tuple[str, str]:
         ([1, 1, 1, 1], "hold"),
         ([0, 0, -1, 0, 0, 1, 0], "unknown"),
         ([0, 0, 1, 0, 0, 1, 0], "unknown"),
+        ([1, 1, 2, 1, 1, 0, 1], "unknown"),  # close, stay, open
+        ([0, 0, 0.5, 1, 2, 1, 0], "hold"),
     ],
 )
 def test_a_gripper_that_may_be_toggled_is_asked_for(values: list[float], kind: str) -> None:
@@ -216,6 +222,111 @@ def test_rt1_s_gripper_is_one_shot(tmp_path: Path) -> None:
     assert RldsSource(tmp_path).action_card.kinds == ("toggle",)
 
 
+def test_rt1_s_mode_stays_one_of_several(tmp_path: Path) -> None:
+    """terminate_episode is (terminate, go on, arm or base): after skipped frames exactly one of them is 1."""
+    mode = np.tile(np.int32([0, 1, 0]), (T, 1))
+    mode[-1] = [1, 0, 0]
+    write_rlds_action(tmp_path / "set", {"terminate_episode": mode}, "fractal20220817_data")
+    convert(tmp_path / "set", tmp_path / "store", ConvertOptions(stride=4))
+    kept = open_store(tmp_path / "store").read(0).actions
+    assert kept.sum(axis=1).tolist() == [1] * len(kept)
+    assert kept[-1].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_rotations_that_do_not_add_up_are_no_angles_whatever_their_leaf_is_called(
+    size: int, tmp_path: Path
+) -> None:
+    half = np.random.default_rng(0).normal(scale=0.02, size=(T, size - 1))
+    turns = np.hstack([half, np.sqrt(1 - (half**2).sum(1, keepdims=True))]).astype(np.float32)
+    write_rlds_action(tmp_path, {"rotation_delta": turns}, "fractal20220817_data")
+    assert set(RldsSource(tmp_path).action_card.kinds) == {"delta_rotation"}
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0, None])
+def test_the_number_behind_a_pose_is_no_increment_where_it_looks_like_a_gripper(
+    value: float | None, tmp_path: Path
+) -> None:
+    poses = np.random.default_rng(0).normal(scale=0.01, size=(T, 6))
+    grip = np.full(T, value) if value else np.where(np.arange(T) < 8, -1, 1)
+    leaf = np.hstack([poses, grip[:, None]]).astype(np.float32)
+    write_rlds_action(tmp_path, {"rel_actions_world": leaf})
+    assert RldsSource(tmp_path, fps=5.0).action_card.kinds == (*("delta",) * 6, "unknown")
+
+
+@pytest.mark.parametrize("grip", [1.0, 0.99, -1.0])
+def test_small_increments_beside_a_closed_gripper_are_no_quaternion(grip: float, tmp_path: Path) -> None:
+    poses = np.random.default_rng(0).normal(scale=0.01, size=(T, 3))
+    actions = np.hstack([poses, np.full((T, 1), grip)]).astype(np.float32)
+    write_lerobot(tmp_path, "v2.1", actions, ["delta_x", "delta_y", "delta_z", "gripper"])
+    assert LeRobotSource(tmp_path).action_card.kinds == ("delta", "delta", "delta", "hold")
+
+
+@pytest.mark.parametrize("values", [(-1, 1), (0, 1)])
+def test_a_gripper_called_an_increment_that_holds_two_values_is_asked_for(
+    values: tuple[int, int], tmp_path: Path
+) -> None:
+    actions = np.repeat(values, T // 2).astype(np.float32)[:, None]
+    write_lerobot(tmp_path, "v2.1", actions, ["delta_gripper"])
+    assert LeRobotSource(tmp_path).action_card.kinds == ("unknown",)
+
+
+@pytest.mark.parametrize("feature", [{"classLabel": {"numClasses": "2"}}, {"text": {}}, {"boundingBox": {}}])
+def test_no_leaf_of_an_action_is_lost_without_a_word(feature: dict, tmp_path: Path) -> None:
+    write_rlds_action(tmp_path, {"x": np.ones(T, np.float32), "gripper": np.arange(T) % 2})
+    tree = json.loads((tmp_path / "features.json").read_text())
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    steps["action"]["featuresDict"]["features"]["gripper"] = feature
+    (tmp_path / "features.json").write_text(json.dumps(tree))
+    source = RldsSource(tmp_path, fps=5.0)
+    (episode,) = source.episodes()
+    if "classLabel" in feature:
+        assert dict(zip(episode.action_names, episode.actions.T.tolist(), strict=True))["gripper"] == [
+            t % 2 for t in range(T)
+        ]
+    else:
+        assert [note for note in source.notes if "steps/action/gripper" in note and "left out" in note]
+
+
+def test_an_action_called_actions_is_read_and_another_name_is_told(tmp_path: Path) -> None:
+    write_rlds_action(tmp_path, {"": np.ones((T, 2), np.float32)})
+    path, (shard,) = tmp_path / "features.json", tmp_path.glob("*.tfrecord*")
+    example = parse_example(next(read_records(shard)))
+    for name in ("actions", "command"):
+        path.write_text(path.read_text().replace('"action"', f'"{name}"').replace('"actions"', f'"{name}"'))
+        renamed = {
+            key.replace("steps/action", f"steps/{name}"): list(value) for key, value in example.items()
+        }
+        shard.write_bytes(frame_record(example_bytes(renamed)))
+        if name == "actions":
+            (episode,) = RldsSource(tmp_path, fps=5.0).episodes()
+            assert episode.action_names == ("action[0]", "action[1]")
+        else:
+            with pytest.raises(UserError, match=r"steps/actions; its steps hold .*steps/command"):
+                RldsSource(tmp_path, fps=5.0)
+
+
+def test_actions_beside_the_one_that_is_read_are_told(tmp_path: Path) -> None:
+    write_lerobot(tmp_path, "v2.1", np.ones((T, 2)), ["delta_x", "delta_y"])
+    path = tmp_path / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action.wrist"] = {"dtype": "float32", "shape": [1]}
+    path.write_text(json.dumps(info))
+    assert "action.wrist: beside 'action', left out" in LeRobotSource(tmp_path).action_card.lines()
+
+
+def test_names_that_a_terminal_acts_on_are_stored_and_told_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lerobot(tmp_path / "set", "v2.1", np.ones((T, 2)), ["a\x1b[31m", "b\nc"])
+    assert LeRobotSource(tmp_path / "set").action_card.names == ("a\\x1b[31m", "b\\nc")
+    assert "\x1b" not in refused(
+        ["episodes", "convert", str(tmp_path / "set"), str(tmp_path / "out"), "--stride", "2"],
+        tmp_path,
+        capsys,
+    )
+
+
 def test_an_action_of_absurd_width_is_set_aside(tmp_path: Path) -> None:
     write_rlds_action(tmp_path, {"": np.zeros((2, 5000), np.float32)})
     source = RldsSource(tmp_path, fps=5.0)
@@ -286,7 +397,8 @@ def older_store(folder: Path, names: tuple[str, ...]) -> EpisodeStore:
     write_store(episodes, folder, held_out_fraction=0.4)
     for shard in folder.glob("*.parquet"):
         table = pq.read_table(shard).drop_columns(["action_kinds"])
-        pq.write_table(table.append_column("angle_dims", [[[]] * len(table)]), shard)
+        none = pa.array([[]] * len(table), pa.list_(pa.int32()))
+        pq.write_table(table.append_column("angle_dims", none), shard)
     statistics = json.loads((folder / "statistics.json").read_text())
     del statistics["actions"]["3"]["kinds"]
     (folder / "statistics.json").write_text(json.dumps(statistics))

@@ -14,7 +14,7 @@ import pytest
 from corruption import measured
 from episode_files import CAMERA, clip, lerobot_info, lerobot_rows, png, write_lerobot_v2, write_lerobot_v3
 
-from roboalign_ray.episodes.episode import Episode, EpisodeError
+from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.foundation.failures import UserError
@@ -104,6 +104,36 @@ def test_several_tasks_in_the_rows_are_noted_and_the_first_is_the_instruction(tm
     (episode,) = read(tmp_path)
     assert episode.instruction == "push"
     assert episode.provenance["tasks"] == ["push", "stack"]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85"])
+def test_ends_of_lines_inside_a_sentence_are_part_of_it(tmp_path, end):
+    write_lerobot_v2(tmp_path, [4, 4])
+    rows = [
+        {"episode_index": 0, "length": 4, "tasks": [f"lift{end}it"]},
+        {"episode_index": 1, "length": 4, "tasks": [1]},
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "meta/episodes.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    task = json.dumps({"task_index": 1, "task": f"push{end}it"}, ensure_ascii=False)
+    (tmp_path / "meta/tasks.jsonl").write_text(task, encoding="utf-8")
+    assert [episode.instruction for episode in read(tmp_path)] == [f"lift{end}it", f"push{end}it"]
+
+
+def test_task_numbers_may_stand_in_lists_of_one(tmp_path):
+    write_lerobot_v2(tmp_path, [4])
+    change_columns(tmp_path / DATA, task_index=[[1]] * 4)
+    (tmp_path / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 4}')
+    (tmp_path / "meta/tasks.jsonl").write_text('{"task_index": 1, "task": "push"}')
+    assert read(tmp_path)[0].instruction == "push"
+
+
+def test_a_missing_task_table_is_told(tmp_path):
+    write_lerobot_v2(tmp_path, [4])
+    (tmp_path / "meta/tasks.jsonl").unlink(missing_ok=True)
+    (tmp_path / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 4}')
+    assert read(tmp_path)[0].instruction == ""
+    assert any("no task table" in note for note in LeRobotSource(tmp_path).notes)
 
 
 def test_a_task_number_without_a_sentence_is_a_reason(tmp_path):
@@ -396,7 +426,7 @@ def test_a_table_of_many_equal_rows_is_refused_before_it_is_unpacked(tmp_path):
     assert path.stat().st_size < 100_000
 
     cost = measured(lambda: read_columns(path, {"action"}.__contains__, most_bytes=1 << 20))
-    assert isinstance(cost.error, EpisodeError)
+    assert isinstance(cost.error, UserError)
     assert "its rows unpack to more than 1 MB" in str(cost.error)
     assert cost.megabytes < 10
     assert len(read_columns(path, {"action"}.__contains__)) == 4_000_000
@@ -432,6 +462,6 @@ def test_rows_that_repeat_one_large_value_are_bounded(tmp_path):
     )
     assert path.stat().st_size < 1 << 20
     cost = measured(lambda: read_columns(path, {"picture"}.__contains__, most_bytes=64 << 20))
-    assert isinstance(cost.error, EpisodeError)
+    assert isinstance(cost.error, UserError)
     assert "unpack to more than 64 MB" in str(cost.error)
     assert cost.megabytes < 400

@@ -13,6 +13,7 @@ import torch
 from corruption import measured, zlib_bomb
 from episode_files import clip, example_bytes, frame_record, png, write_rlds
 
+from pipelines.cli import run
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.rlds import RldsSource
@@ -179,6 +180,26 @@ def test_another_wording_is_taken_where_the_first_is_empty(tmp_path):
     assert read(tmp_path).instruction == "push"
 
 
+def test_a_text_that_only_later_steps_hold_is_taken(tmp_path):
+    write(tmp_path, {}, {"language_instruction": [b"", b"", b"push", b"push"]})
+    assert read(tmp_path).instruction == "push"
+
+
+def test_texts_that_are_not_taken_for_instructions_are_told(tmp_path):
+    write(tmp_path, {}, {})
+    path = tmp_path / "features.json"
+    path.write_text(path.read_text().replace("language_instruction", "goal"))
+    (note,) = RldsSource(tmp_path).notes
+    assert "steps/goal" in note
+
+
+def test_what_is_left_out_is_told_by_the_command_also_without_a_bar(tmp_path, capsys):
+    write(tmp_path / "set", {"observation/depth": image(1)}, {"observation/depth": [b"x"] * LENGTH})
+    words = ["episodes", "convert", str(tmp_path / "set"), str(tmp_path / "out"), "--json", "--quiet"]
+    assert run(words) == 0
+    assert any("depth" in note for note in json.loads(capsys.readouterr().out)["notes"])
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [([b"False"], False), ([b"true"], True), ([0], False), ([1], True), ([b"maybe"], None)],
@@ -203,6 +224,14 @@ def test_two_pictures_of_one_name_are_both_read(tmp_path):
     assert np.array_equal(episode.frames["left.rgb"], clip(LENGTH, 1))
     assert np.array_equal(episode.frames["right.rgb"], clip(LENGTH, 2))
     assert np.array_equal(episode.frames["image_0"], clip(LENGTH))
+
+
+def test_pictures_whose_paths_read_alike_are_all_read(tmp_path):
+    tints = {"left/rgb": 1, "left.rgb": 2, "rgb": 3}
+    pictures = {f"observation/{path}": [png(frame) for frame in clip(LENGTH, n)] for path, n in tints.items()}
+    write(tmp_path, dict.fromkeys(pictures, image()), pictures)
+    frames = read(tmp_path).frames.values()
+    assert all(any(np.array_equal(view, clip(LENGTH, n)) for view in frames) for n in tints.values())
 
 
 @pytest.mark.parametrize("feature", [image(1), image(1, "uint16"), image(3, "uint16"), image(4, "float32")])

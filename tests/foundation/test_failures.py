@@ -15,6 +15,7 @@ from roboalign_ray.foundation.failures import HostError, UserError, host_error, 
 OF_THE_HOST = [
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from roboalign_ray.episodes.episode import Episode
-from roboalign_ray.foundation.failures import ReportedError, UserError, first_line, raise_if_host
+from roboalign_ray.foundation.failures import ReportedError, UserError, first_line, printable, raise_if_host
 
 _LONGEST_REASON = 400
 
@@ -93,9 +93,3 @@ def unforeseen(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"unforeseen {type(error).__name__}{place}: {first_line(error)}"
-
-
-def printable(text: str) -> str:
-    """Text that every terminal and file takes: control characters and half characters become escapes."""
-    safe = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in safe)

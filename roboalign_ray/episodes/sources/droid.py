@@ -34,13 +34,13 @@ from roboalign_ray.episodes.action_kinds import ActionCard
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS, WHOLE, Shaping
-from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
+from roboalign_ray.episodes.sources.base import Quarantined, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.known_actions import CARTESIAN_DELTA_KINDS, CARTESIAN_DELTAS
 from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.episodes.video import video_rate
 from roboalign_ray.episodes.video_frames import read_frames
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, printable
 
 VIEWS = ("exterior_1", "exterior_2", "wrist")
 ANGLE_DIMS = (3, 4, 5)

@@ -104,11 +104,19 @@ def _oxe(dataset: str, leaves: Sequence[ActionLeaf], samples: Sequence[ActionSam
         base = leaf.name.rsplit("/", 1)[-1]
         for place in range(dim, dim + leaf.size):
             if base in _OXE_LEAVES:
-                published[place] = _OXE_LEAVES[base], "the leaf's meaning in Open X-Embodiment"
+                published[place] = _kind_of(base, leaf.size), "the leaf's meaning in Open X-Embodiment"
             elif base == "gripper_closedness_action" and _is_one_shot(dataset, samples, place):
                 published[place] = "toggle", "one-shot commands with 0 for none, as published"
         dim += leaf.size
     return published
+
+
+def _kind_of(leaf: str, size: int) -> ActionKind:
+    if leaf == "terminate_episode" and size > 1:  # one mode of several is 1: the last row counts as a whole
+        return "hold"
+    if leaf == "rotation_delta" and size > 3:  # a quaternion or a matrix
+        return "delta_rotation"
+    return _OXE_LEAVES[leaf]
 
 
 def _is_one_shot(dataset: str, samples: Sequence[ActionSample], dim: int) -> bool:

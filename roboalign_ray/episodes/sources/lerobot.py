@@ -22,7 +22,7 @@ from roboalign_ray.episodes.action_evidence import ActionSample
 from roboalign_ray.episodes.action_kinds import ActionCard
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, Shaping
-from roboalign_ray.episodes.sources.base import Quarantined, opened, printable, read_or_quarantine
+from roboalign_ray.episodes.sources.base import Quarantined, opened, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_actions import action_keys, lerobot_card
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, read_entries
@@ -32,7 +32,7 @@ from roboalign_ray.episodes.sources.lerobot_tables import check_timestamps, epis
 from roboalign_ray.episodes.sources.lerobot_tasks import read_tasks, sentences, task_numbers
 from roboalign_ray.episodes.sources.lerobot_videos import SharedVideos, video_frames
 from roboalign_ray.episodes.sources.metadata import read_metadata
-from roboalign_ray.foundation.failures import UserError, raise_if_host
+from roboalign_ray.foundation.failures import UserError, printable, raise_if_host
 
 _STATE = "observation.state"
 _SAMPLED = 8  # episodes whose actions are looked at before the first one is read
@@ -107,6 +107,8 @@ class LeRobotSource:
             key for key, feature in self.features.items() if feature.is_picture and is_depth(key, feature)
         ]
         lines = [f"{key}: a depth map, left out" for key in depth]
+        if not self._tasks and not all(entry.tasks for entry in self.entries):
+            lines.append("there is no task table (meta/tasks.*): instructions that only it tells stay empty")
         stated = self.info.total_episodes
         if stated is not None and stated != len(self):
             lines.append(f"info.json counts {stated} episodes, the episode table {len(self)}")

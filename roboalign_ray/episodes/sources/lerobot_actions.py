@@ -31,11 +31,11 @@ def action_keys(features: Mapping[str, NamedFeature]) -> tuple[str, ...]:
     for key in _WHOLE:
         if key in features:
             return (key,)
-    return tuple(
-        key
-        for key, feature in features.items()
-        if key.startswith(_PART) and feature.dtype not in _NOT_NUMBERS
-    )
+    return tuple(key for key, feature in features.items() if _is_action(key, feature))
+
+
+def _is_action(key: str, feature: NamedFeature) -> bool:
+    return (key in _WHOLE or key.startswith(_PART)) and feature.dtype not in _NOT_NUMBERS
 
 
 def lerobot_card(
@@ -60,6 +60,9 @@ def lerobot_card(
         if given is not None and not own:
             notes.append(f"the names of '{key}' are not those of its {size} numbers, so they are not used")
         names += _prefixed(key, own, size, alone=len(sizes) == 1)
+    beside = [key for key in features if _is_action(key, features[key]) and key not in sizes]
+    if beside and sizes:
+        notes.append(f"{', '.join(beside)}: beside '{', '.join(sizes)}', left out")
     samples = list(samples)
     state_names: Sequence[str] = ()
     if state_key in features and samples and samples[0].state is not None:

@@ -117,7 +117,7 @@ def _without_doubles(entries: list[EpisodeEntry]) -> list[Entry]:
 def _rows_v2(folder: DatasetFolder) -> Iterator[tuple[str, Row | Exception]]:
     """Rows of meta/episodes.jsonl."""
     text = read_small(folder.file("meta/episodes.jsonl"), _MOST_TABLE_BYTES).decode("utf-8-sig")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # sentences may hold other ends of lines
         if not line.strip():
             continue
         name = f"meta/episodes.jsonl line {number}"

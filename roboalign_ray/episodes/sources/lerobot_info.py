@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PositiveInt
 
+from roboalign_ray.foundation.failures import printable
+
 _DEEP_FORMATS = ("gray9", "gray10", "gray12", "gray14", "gray16", "gbrp16", "grayf32")
 
 
@@ -72,4 +74,6 @@ def view_names(keys: Iterable[str]) -> dict[str, str]:
     keys = list(keys)
     short = {key: key.removeprefix("observation.images.").removeprefix("observation.") for key in keys}
     uses = Counter(short.values())
-    return {short[key] if uses[short[key]] == 1 and short[key] else key: key for key in keys}
+    names = {short[key] if uses[short[key]] == 1 and short[key] else key: key for key in keys}
+    names = names if len(names) == len(keys) else {key: key for key in keys}
+    return {printable(name): key for name, key in names.items()}

@@ -35,9 +35,9 @@ def episode_rows(folder: DatasetFolder, entry: EpisodeEntry, columns: Collection
     try:
         table = _read_data_file(path, _stamp(path), frozenset(wanted), _groups_of(path, entry.index))
         if "episode_index" in table.column_names:
-            table = table.filter(pc.equal(_scalars(table, "episode_index"), entry.index))
+            table = table.filter(pc.equal(whole_numbers(table, "episode_index"), entry.index))
         if "frame_index" in table.column_names:
-            frame = _scalars(table, "frame_index")
+            frame = whole_numbers(table, "frame_index")
             order = pc.sort_indices(frame)
             _check_frames(frame.take(order).to_pylist())
             table = table.take(order)
@@ -101,8 +101,12 @@ def _read_data_file(
     )
 
 
-def _scalars(table: pa.Table, column: str) -> pa.ChunkedArray:
-    """A column of whole numbers; lists of one number count as that number."""
+def whole_numbers(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column of whole numbers; lists of one number count as that number.
+
+    Raises:
+        EpisodeError: anything else, or a gap.
+    """
     values = table[column].combine_chunks()
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
         flat = values.flatten()

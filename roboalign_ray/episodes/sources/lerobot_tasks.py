@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
+from roboalign_ray.episodes.sources.lerobot_tables import whole_numbers
 from roboalign_ray.episodes.sources.metadata import read_small
 from roboalign_ray.foundation.parquet import read_columns
 
@@ -57,7 +58,8 @@ def _parquet_rows(folder: DatasetFolder, name: str) -> list[tuple[Any, Any]]:
 def _json_rows(folder: DatasetFolder, name: str) -> list[tuple[Any, Any]]:
     rows = []
     text = read_small(folder.file(name), _MOST_TABLE_BYTES).decode("utf-8-sig")
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+    lines = text.split("\n")  # sentences may hold other ends of lines
+    for number, line in enumerate(filter(str.strip, lines), 1):
         try:
             row = json.loads(line)
             rows.append((row["task_index"], row["task"]))
@@ -84,7 +86,4 @@ def task_numbers(rows: pa.Table) -> list[int]:
     """The different values of `task_index` in the rows, in order; [] without that column."""
     if "task_index" not in rows.column_names:
         return []
-    numbers = dict.fromkeys(rows["task_index"].to_pylist())
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-        raise EpisodeError("'task_index' holds no whole numbers")
-    return list(numbers)
+    return list(dict.fromkeys(whole_numbers(rows, "task_index").to_pylist()))

@@ -23,19 +23,20 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.episodes.action_evidence import ActionSample
-from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_kinds import ActionCard, listed
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, FrameCollector, Shaping
-from roboalign_ray.episodes.sources.base import Quarantined, printable, read_or_quarantine
+from roboalign_ray.episodes.sources.base import Quarantined, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.known_actions import ActionLeaf, rlds_card
 from roboalign_ray.episodes.sources.pictures import decode_picture
 from roboalign_ray.episodes.sources.rlds_features import read_features, view_keys
+from roboalign_ray.episodes.sources.rlds_notes import dataset_notes
 from roboalign_ray.episodes.sources.rlds_shards import Shard, find_shards
 from roboalign_ray.episodes.sources.rlds_tensors import tensor_rows
 from roboalign_ray.episodes.sources.rlds_texts import is_number, read_labels, text_keys, text_of, truth
 from roboalign_ray.episodes.sources.tfrecord import CorruptRecord, FeatureValue, parse_example, read_records
-from roboalign_ray.foundation.failures import UserError, raise_if_host
+from roboalign_ray.foundation.failures import UserError, printable, raise_if_host
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ KNOWN_DATASETS: Mapping[str, KnownDataset] = {
     "fractal": KnownDataset(3.0, "google_robot"),
     "droid": KnownDataset(15.0, "franka"),
 }
+_ACTIONS = ("steps/action", "steps/actions")
 _SAMPLED = 10  # records whose actions are looked at before the first one is read
 
 
@@ -101,9 +103,15 @@ class RldsSource:
             )
         self.fps = fps if fps is not None else known.fps if known else 0.0
         self.embodiment = embodiment or (known.embodiment if known else "unknown")
-        self._action_keys = self._numeric_keys("steps/action")
+        self._action = next((key for key in _ACTIONS if self._numeric_keys(key)), "")
+        self._action_keys = self._numeric_keys(self._action) if self._action else []
         if not self._action_keys:
-            raise UserError("features.json names no numeric steps/action", where=str(self.root))
+            steps = listed([key for key, feature in self.features.items() if key.startswith("steps/")])
+            raise UserError(
+                f"features.json names no numbers as {' or '.join(_ACTIONS)}",
+                where=str(self.root),
+                remedy=f"its steps hold {steps}",
+            )
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -113,20 +121,7 @@ class RldsSource:
     @property
     def notes(self) -> list[str]:
         """What the user should know of the dataset as a whole, a line each."""
-        missing = self._shards.missing
-        lines = [f"{len(missing)} shards are missing, the first is {missing[0]}"] if missing else []
-        lines += [f"split '{split}' has no shard here" for split in self._shards.absent_splits]
-        lines += [
-            f"{key}: pictures of {feature.dtype} {list(feature.shape)}, not of a colour camera, left out"
-            for key, feature in self.features.items()
-            if feature.kind == "image" and key.startswith("steps/") and not feature.is_camera
-        ]
-        lines += [
-            f"{key}: holds numbers, and the dataset does not tell their sentences; instructions stay empty"
-            for key in self._texts
-            if is_number(self.features[key]) and key not in self._labels
-        ]
-        return lines
+        return dataset_notes(self.features, self._shards, self._action, self._texts, self._labels)
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes shard by shard. Damaged records are quarantined by shard and byte, missing shards by name."""
@@ -188,7 +183,7 @@ class RldsSource:
         if not samples:  # no record is usable, and features.json alone is not believed
             return ActionCard((), (), ())
         leaves = [
-            ActionLeaf(key.removeprefix("steps/action").lstrip("/"), max(0, prod(self.features[key].shape)))
+            ActionLeaf(key.removeprefix(self._action).lstrip("/"), max(0, prod(self.features[key].shape)))
             for key in self._action_keys
         ]
         return rlds_card(self.name, leaves, samples)

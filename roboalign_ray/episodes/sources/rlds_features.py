@@ -10,7 +10,7 @@ from typing import Any
 
 from roboalign_ray.episodes.sources.base import opened
 from roboalign_ray.episodes.sources.metadata import read_small
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, printable
 
 _MOST_LEAVES = 10_000
 
@@ -20,7 +20,7 @@ class Feature:
     """One leaf of features.json.
 
     Attributes:
-        kind: "image", "text", "tensor" or "label" (a number that stands for a name).
+        kind: "image", "text", "tensor", "label" (a number that stands for a name), or "other", which is not read.
         shape: of one step; a size that is not fixed is -1.
         dtype, encoding: as TensorFlow Datasets names them.
         ragged: a sequence inside the steps: each step may hold another number of items.
@@ -34,8 +34,8 @@ class Feature:
 
     @property
     def is_numeric(self) -> bool:
-        """A tensor of numbers or truth values (0 and 1), fit for an action or state vector."""
-        return self.kind == "tensor"
+        """Numbers or truth values (0 and 1), fit for an action or state vector."""
+        return self.kind in ("tensor", "label")
 
     @property
     def is_camera(self) -> bool:
@@ -80,7 +80,9 @@ def view_keys(features: Mapping[str, Feature]) -> dict[str, str]:
             name = ".".join(parts[-used:])
             if sum(("." + other.replace("/", ".")).endswith(f".{name}") for other in keys) == 1:
                 break
-        names[name] = key
+        else:
+            name = key  # "left/rgb" beside "left.rgb"
+        names[printable(name)] = key
     return names
 
 
@@ -92,12 +94,10 @@ def _leaves(node: Mapping[str, Any], name: str, *, depth: int) -> Iterator[tuple
     elif "sequence" in node:
         yield from _leaves(node["sequence"]["feature"], name, depth=depth + 1)
     else:
-        leaf = _leaf(node)
-        if leaf is not None:
-            yield name, replace(leaf, ragged=depth > 1)
+        yield name, replace(_leaf(node), ragged=depth > 1)
 
 
-def _leaf(node: Mapping[str, Any]) -> Feature | None:
+def _leaf(node: Mapping[str, Any]) -> Feature:
     if "image" in node:
         return Feature("image", _shape(node["image"]), _text(node["image"], "dtype", "uint8"))
     if "text" in node:
@@ -105,7 +105,7 @@ def _leaf(node: Mapping[str, Any]) -> Feature | None:
     if "classLabel" in node:
         return Feature("label", dtype="int64")
     if "tensor" not in node:
-        return None
+        return Feature("other")
     tensor = node["tensor"]
     dtype = _text(tensor, "dtype", "float32")
     kind = "text" if dtype in ("string", "object") else "tensor"

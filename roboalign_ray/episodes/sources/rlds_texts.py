@@ -44,7 +44,7 @@ def text_keys(features: Mapping[str, Feature]) -> tuple[str, ...]:
     return tuple(
         key
         for key, feature in features.items()
-        if feature.kind != "image"
+        if feature.kind in ("text", "tensor", "label")
         and _INSTRUCTION.fullmatch(key.rsplit("/", 1)[-1])
         and not _is_float(feature)
     )
@@ -81,14 +81,15 @@ def truth(value: Any) -> bool | None:
 
 
 def text_of(value: FeatureValue, feature: Feature, key: str) -> str:
-    """The text of a feature at the first step: a string, or the codes of its characters as integers, ended by zeros.
+    """The text of a feature: the first string that is not empty, or the first step's characters as integers, ended by
+    zeros.
 
     Raises:
         EpisodeError: integers that are no characters.
     """
     if isinstance(value, list):
         if feature.kind == "text":
-            return value[0].decode(errors="replace").strip() if value else ""
+            return next(filter(None, (text.decode(errors="replace").strip() for text in value)), "")
         value = tensor_rows(value, feature, key).ravel()
     codes = value[: math.prod(feature.shape)].astype(np.int64)
     codes = codes[: int(np.argmax(codes == 0))] if (codes == 0).any() else codes
