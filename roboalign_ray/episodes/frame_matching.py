@@ -56,8 +56,10 @@ def match_frames(
         fps: rate at which the table counts.
 
     Raises:
-        EpisodeError: neither the times nor the counts tell the frames without doubt. Names both.
+        EpisodeError: neither the times nor the counts tell the frames without doubt, which names both; or the table
+            gives some of the frames to another episode too.
     """
+    _check_alone(stretches, own, fps)
     counted = _Counted(times_s, stretches, own, fps)
     right = np.clip(np.searchsorted(times_s, rows_s), 0, len(times_s) - 1)
     left = np.maximum(right - 1, 0)
@@ -79,6 +81,19 @@ def match_frames(
         f"{counted.told()}",
         remedy=f"at most {TOLERANCE:g} of a frame, and clocks that agree, leave no doubt which frame is meant",
     )
+
+
+def _check_alone(stretches: Sequence[Stretch], own: Stretch, fps: float) -> None:
+    def end(one: Stretch) -> float:  # by its rows, or by the table where its clock runs faster
+        return min(one.end, one.start + one.length / fps)
+
+    sharing = [
+        one for one in stretches if min(end(one), end(own)) - max(one.start, own.start) > _ALLOWED / fps
+    ]
+    if len(sharing) > 1 and own in sharing:
+        raise EpisodeError(
+            f"the episode table gives {len(sharing)} episodes frames between {own.start:.4f} and {end(own):.4f} s"
+        )
 
 
 class _Counted:

@@ -171,3 +171,18 @@ def test_rows_beyond_their_stretch_do_not_take_the_next_episodes_frames() -> Non
     with pytest.raises(EpisodeError, match=r"300 frames at 30 Hz.*201 rows at 30 Hz") as told:
         match_frames(times, episodes, episodes[0], np.arange(100) / 30, 30)
     assert "\n" not in told.value.line()
+
+
+@pytest.mark.parametrize("start", [0.0, 5 / 30, 99 / 30])
+def test_frames_that_the_table_gives_to_two_episodes_are_nobodys(start: float) -> None:
+    times = np.arange(300) / 30
+    episodes = [
+        Stretch(0.0, 100 / 30, 100),
+        Stretch(start, start + 100 / 30, 100),
+        Stretch(200 / 30, 10.0, 100),
+    ]
+    assert matched(times, episodes, 0, 30) is None
+    assert matched(times, episodes, 1, 30) is None
+    kept = matched(times, episodes, 2, 30)
+    assert kept is not None
+    assert kept.positions[0] == 200

@@ -67,12 +67,14 @@ def v3(folder: Path, tasks: tuple[int, ...] = (1, 0)) -> None:
 # --- instructions -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("column", ["task", "__index_level_0__", "sentence"])
+@pytest.mark.parametrize("column", ["task", "__index_level_0__", "sentence", "category"])
 def test_v3_without_tasks_takes_the_sentence_from_the_rows_and_the_task_table(tmp_path, column):
     v3(tmp_path)
     table = pq.read_table(tmp_path / V3_TABLE)
     pq.write_table(table.drop_columns(["tasks"]), tmp_path / V3_TABLE)
-    tasks = pa.table({"task_index": [1, 0], column: [" stack the cups ", "push"]})
+    sentences = pa.array([" stack the cups ", "push"])
+    sentences = sentences.dictionary_encode() if column == "category" else sentences
+    tasks = pa.table({"task_index": [1, 0], column: sentences})
     pq.write_table(tasks, tmp_path / "meta/tasks.parquet")
     assert [episode.instruction for episode in read(tmp_path)] == ["stack the cups", "push"]
 
@@ -372,6 +374,34 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, name):
     change_info(folder, video_path=name)
     (item,) = read(folder)
     assert isinstance(item, Quarantined)
+
+
+@pytest.mark.parametrize(
+    ("version", "template"),
+    [
+        ("v2.1", "videos/chunk-000/{video_key}/episode_000000.mp4"),
+        ("v2.1", "videos/chunk-000/episode_{episode_index:06d}.mp4"),
+        ("v3.0", "videos/{video_key}/chunk-{chunk_index:03d}/file-000.mp4"),
+        ("v3.0", "videos/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"),
+    ],
+)
+def test_a_template_that_gives_one_video_to_several_is_refused(tmp_path, version, template):
+    if version == "v2.1":
+        write_lerobot_v2(tmp_path, [4, 4])
+    else:
+        v3(tmp_path)
+        change_columns(tmp_path / V3_TABLE, **{f"videos/{CAMERA}/file_index": [0, 1]})
+        table = pq.read_table(tmp_path / V3_TABLE)
+        second = {
+            name.replace(CAMERA, "observation.front"): table[name].to_pylist()
+            for name in table.column_names
+            if name.startswith(f"videos/{CAMERA}/")
+        }
+        change_columns(tmp_path / V3_TABLE, **second)
+    change_features(tmp_path, **{"observation.front": {"dtype": "video"}})
+    change_info(tmp_path, video_path=template)
+    with pytest.raises(UserError, match="names the same file for different videos"):
+        LeRobotSource(tmp_path)
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_followed(tmp_path):

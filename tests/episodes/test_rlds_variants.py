@@ -169,7 +169,7 @@ def test_numbered_sentences_are_looked_up_in_their_file(tmp_path):
 def test_numbers_without_sentences_are_told(tmp_path, feature):
     write(tmp_path, {"language_instruction": feature}, {"language_instruction": [1] * LENGTH})
     assert read(tmp_path).instruction == ""
-    (note,) = RldsSource(tmp_path).notes
+    (note,) = RldsSource(tmp_path, fps=5.0).notes
     assert "does not tell their sentences" in note
 
 
@@ -189,7 +189,7 @@ def test_texts_that_are_not_taken_for_instructions_are_told(tmp_path):
     write(tmp_path, {}, {})
     path = tmp_path / "features.json"
     path.write_text(path.read_text().replace("language_instruction", "goal"))
-    (note,) = RldsSource(tmp_path).notes
+    (note,) = RldsSource(tmp_path, fps=5.0).notes
     assert "steps/goal" in note
 
 
@@ -267,7 +267,13 @@ def test_missing_shards_are_listed(tmp_path):
     assert missing.episode_id == "bridge/train-00001-of-00003"
     assert "missing" in missing.reason
     assert len(episodes) == 2
-    assert RldsSource(tmp_path).notes == ["1 shards are missing, the first is train-00001-of-00003"]
+    assert RldsSource(tmp_path, fps=5.0).notes == ["1 shards are missing, the first is train-00001-of-00003"]
+
+
+def test_a_rate_that_is_known_by_the_name_alone_is_told(tmp_path):
+    shards(tmp_path, SHARD)
+    assert any("5 Hz" in note and "bridge" in note for note in RldsSource(tmp_path).notes)
+    assert not any("Hz" in note for note in RldsSource(tmp_path, fps=7.0).notes)
 
 
 def test_several_splits_are_read_side_by_side(tmp_path):

@@ -22,9 +22,10 @@ _LARGEST_INDEX = 10**12
 
 @dataclass(frozen=True)
 class Clip:
-    """Where one view of one episode lies: a file, and in v3.0 the seconds within it."""
+    """Where one view of one episode lies: a file, its numbers in the table, and in v3.0 the seconds within it."""
 
     file: str
+    place: tuple[int, ...]
     start: float | None = None
     end: float | None = None
 
@@ -86,7 +87,25 @@ def read_entries(
     usable = sorted((item for item in good if isinstance(item, EpisodeEntry)), key=lambda item: item.index)
     if not usable:
         raise ValueError(bad[0].reason if bad else "no episode in them")
+    _check_videos(usable, info)
     return usable, bad
+
+
+def _check_videos(entries: Iterable[EpisodeEntry], info: Info) -> None:
+    """A template without a place for the key or the number would give one video to all.
+
+    Raises:
+        UserError: the template names one file for different views, or for what the table tells apart.
+    """
+    owners: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for entry in entries:
+        for key, clip in entry.clips.items():
+            if owners.setdefault(clip.file, (key, clip.place)) != (key, clip.place):
+                raise UserError(
+                    f"the template '{info.video_path}' names the same file for different videos",
+                    where="meta/info.json: video_path",
+                    remedy="it needs {video_key}, and the number that tells the files apart",
+                )
 
 
 def _entry_or_bad(name: str, row: Row | Exception, entry: Callable[[Row], EpisodeEntry]) -> Entry:
@@ -145,7 +164,7 @@ def _entry_v2(
 ) -> EpisodeEntry:
     index = _whole(row, "episode_index")
     place = {"episode_index": index, "episode_chunk": index // info.chunks_size}
-    clips = {key: Clip(video.fill({"video_key": key, **place})) for key in video_keys}
+    clips = {key: Clip(video.fill({"video_key": key, **place}), (index,)) for key in video_keys}
     return EpisodeEntry(index, _whole(row, "length"), _tasks(row.get("tasks")), data.fill(place), clips)
 
 
@@ -159,7 +178,7 @@ def _entry_v3(
         start, end = (_seconds(row, f"{at}{name}_timestamp") for name in ("from", "to"))
         if end <= start:
             raise ValueError(f"'{at}to_timestamp' {end:g} is not after its from_timestamp {start:g}")
-        clips[key] = Clip(video.fill({"video_key": key, **place}), start, end)
+        clips[key] = Clip(video.fill({"video_key": key, **place}), tuple(place.values()), start, end)
     place = {name: _whole(row, f"data/{name}") for name in ("chunk_index", "file_index")}
     return EpisodeEntry(
         _whole(row, "episode_index"),

@@ -42,17 +42,19 @@ def read_tasks(folder: DatasetFolder) -> dict[int, str]:
 
 def _parquet_rows(folder: DatasetFolder, name: str) -> list[tuple[Any, Any]]:
     table = read_columns(folder.file(name), lambda column: True)
-    texts = [
-        field.name
-        for field in table.schema
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
+    texts = [field.name for field in table.schema if _is_text(field.type)]
     column = next(
         (known for known in _SENTENCE_COLUMNS if known in texts), texts[0] if len(texts) == 1 else ""
     )
     if "task_index" not in table.column_names or not column:
         raise EpisodeError("holds no 'task_index' with a column of sentences", where=name)
     return list(zip(table["task_index"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # a category of pandas
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _json_rows(folder: DatasetFolder, name: str) -> list[tuple[Any, Any]]:

@@ -94,7 +94,12 @@ class RldsSource:
         self.name = printable(self._shards.name)
         self._texts = text_keys(self.features)
         self._labels = read_labels(self.folder, self.features, self._texts)
-        known = next((known for key, known in KNOWN_DATASETS.items() if self.name.startswith(key)), None)
+        key = next((key for key in KNOWN_DATASETS if self.name.startswith(key)), "")
+        known = KNOWN_DATASETS.get(key)
+        self._assumed = []
+        if known is not None and fps is None:
+            told = f"{known.fps:g} Hz and the robot {known.embodiment}, as published for {key}"
+            self._assumed.append(f"{told}; another rate is given with --source-fps")
         if fps is None and known is None:
             raise UserError(
                 f"RLDS holds no frame rate and '{self.name}' is not a dataset whose rate is known",
@@ -121,7 +126,9 @@ class RldsSource:
     @property
     def notes(self) -> list[str]:
         """What the user should know of the dataset as a whole, a line each."""
-        return dataset_notes(self.features, self._shards, self._action, self._texts, self._labels)
+        return self._assumed + dataset_notes(
+            self.features, self._shards, self._action, self._texts, self._labels
+        )
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes shard by shard. Damaged records are quarantined by shard and byte, missing shards by name."""
