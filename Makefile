@@ -4,7 +4,7 @@
 #   make test     set up what the tests need, then run them
 #
 # Set-up is done once: a second call sees the stamp in .venv and starts at once. It is done again when pyproject.toml
-# changes. PYTHON=… picks the interpreter; DEMO_ARGS=… and PYTEST_ARGS=… are handed on.
+# or constraints.txt changes. PYTHON=… picks the interpreter; DEMO_ARGS=… and PYTEST_ARGS=… are handed on.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,12 +17,12 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-STATE := $(shell cksum pyproject.toml .ci/setup 2>/dev/null | cksum | cut -d' ' -f1)
+STATE := $(shell cksum pyproject.toml constraints.txt .ci/setup 2>/dev/null | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.ready-$(STATE)
 TEST := $(VENV)/.ready-test-$(STATE)
 ASSETS := $(VENV)/.assets-$(STATE)
 
-.PHONY: help demo test setup setup-test assets opengl lint format bench clean
+.PHONY: help demo test setup setup-test assets opengl lint format bench constraints clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,12 @@ format: $(TEST) ## Put the code in order
 
 bench: $(TEST) assets ## Run the benchmarks behind BENCHMARKS.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+constraints: $(TEST) ## Resolve the versions of constraints.txt anew, for all extras together
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet --no-header \
+	    --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.new
+	@{ head -n 1 constraints.txt; cat constraints.new; } > constraints.next
+	@mv constraints.next constraints.txt && rm constraints.new
 
 clean: ## Remove .venv, caches and build outputs; runs/ stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
