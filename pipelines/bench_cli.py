@@ -71,6 +71,7 @@ def build(
       roboalign bench build stores/mine --no-rollouts --out bench
       roboalign bench build demo --generated videos/other_model --set bench.temperatures=[0.7,1.0] --out bench
     """
+    quiet = quiet or as_json
     config = bench_job(source, overrides or (), pairs)
     from pipelines.bench_build import bench_source, build_bench, write_degradation_sheets
 

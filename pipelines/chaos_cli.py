@@ -49,6 +49,7 @@ def chaos(
       roboalign chaos chaos --nodes 3 --fault node:2
       roboalign chaos chaos --minutes 30 --out runs/soak
     """
+    quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
     from pipelines.chaos import Order, run_chaos
     from pipelines.chaos_report import figures, markdown

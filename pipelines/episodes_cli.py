@@ -39,7 +39,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 SHOWN_REASONS = 10
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the store that stands at OUT.")]
 ActionKinds = Annotated[
     list[str] | None,
@@ -109,6 +109,7 @@ def convert(
       roboalign episodes convert g1 stores/g1 --fps 10 --height 64 --width 64 --fit crop
       roboalign episodes convert arm stores/arm --stride 3 --action-kind 'joint_*=absolute,gripper=hold'
     """
+    quiet = quiet or as_json
     from pipelines.episodes_convert import ConvertOptions
     from pipelines.episodes_convert import convert as run
 
@@ -180,6 +181,7 @@ def generate(
       roboalign episodes generate stores/two --task drawer-open --task push --starts 5
       roboalign episodes generate stores/far --set camera_distance=1.4 --set tasks=push,reach
     """
+    quiet = quiet or as_json
     given = {
         "tasks": task,
         "variants": variant,

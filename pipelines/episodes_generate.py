@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,7 +29,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipelines.runtime import session
+from pipelines.loopback import bound_to_loopback
+from pipelines.runtime import session, set_environment
 from roboalign_ray.config import SimulationConfig
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
@@ -93,7 +95,9 @@ def generate(
 
 
 def _start_ray() -> None:
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    set_environment()
+    with bound_to_loopback(True):
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def _simulate(source: MetaworldSource, workers: int, show_progress: bool) -> Iterator[Item]:
@@ -108,7 +112,7 @@ def _simulate(source: MetaworldSource, workers: int, show_progress: bool) -> Ite
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[bad]} quarantined"))
     try:
-        with Progress(*columns, *times, disable=not show_progress) as progress:
+        with Progress(*columns, *times, console=Console(stderr=True), disable=not show_progress) as progress:
             total = len(groups) * len(source.config.variants)
             bar = progress.add_task("simulating episodes", total=total, bad=0)
             submitted = 0

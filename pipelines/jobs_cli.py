@@ -33,7 +33,7 @@ Out = Annotated[
     typer.Option("--out", metavar="DIR", help="Run directory.", show_default="runs/<profile's name>"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint in OUT.")]
 
 
@@ -57,6 +57,7 @@ def demo(
       roboalign demo
       roboalign demo --out runs/longer --set alignment.updates=60
     """
+    quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
     if resume and fresh:
         raise UserError("--resume and --fresh exclude each other", where="roboalign demo")
@@ -92,6 +93,7 @@ def pretrain(
       roboalign pretrain shipped --out runs/shipped
       roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
     """
+    quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
     from pipelines.pretrain import STAGES, run_pretrain
 
@@ -136,6 +138,7 @@ def align(
       roboalign align single_gpu --checkpoints s3://bucket/first --resume
       roboalign align demo --replay runs/demo --groups 16
     """
+    quiet = quiet or as_json
     if checkpoints:
         overrides = [*(overrides or ()), f"alignment.checkpoints={checkpoints}"]
     config, folder = job_and_folder(profile, overrides, out)
@@ -191,6 +194,7 @@ def evaluate(
       roboalign evaluate demo
       roboalign evaluate demo --model runs/demo/model --protocol long_horizon
     """
+    quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
     from pipelines.evaluate import PROTOCOLS, run_evaluate
 
@@ -238,6 +242,7 @@ def distill(
       roboalign distill demo --pairs bench --out runs/student
       roboalign distill demo --pairs bench --pairs runs/labels --start runs/student/assessed --out runs/student2
     """
+    quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
     from pipelines.distill import run_distill
 
@@ -295,12 +300,13 @@ _COLUMNS = {
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     """One line per refresh policy; "end" is the mean over the last ten frames. The JSON file has every figure."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for name, title in _COLUMNS.items():
-        table.add_column(title, justify="left" if name == "policy" else "right", no_wrap=True)
-    for row in rows:
-        values = (row.get(name, "") for name in _COLUMNS)
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
-    Console().print(table)
+    from pipelines.tables import Column, print_columns
+
+    def cell(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    names, *columns = (
+        Column(title, [cell(row.get(name, "")) for row in rows]) for name, title in _COLUMNS.items()
+    )
+    print_columns(Console(markup=False), names, columns)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet, run_folder
+from pipelines.tables import Column, print_columns
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.folder_lock import folder_lock
@@ -199,6 +199,7 @@ def select(
       roboalign judge select --set judge.weights=runs/student/assessed --samples 16
       roboalign judge select --model judged=runs/r/judged-0/aligned --model judged=runs/r/judged-1/aligned
     """
+    quiet = quiet or as_json
     config = resolve_job(profile, overrides or ())
     named = _named(models or ())
     if out is not None and out.exists() and not out.is_dir():
@@ -249,6 +250,7 @@ def train(
       roboalign judge train teacher --pairs bench --out runs/teacher
       roboalign judge train paper_rt1 --pairs bench --set teacher.training.lora_rank=64
     """
+    quiet = quiet or as_json
     config = resolve_job(profile, overrides or ())
     from pipelines.judge_train import run_judge_train
 
@@ -328,15 +330,11 @@ def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
     typer.echo(f"judge: {scored.judge}" + ("" if scored.version is None else f", version {scored.version}"))
 
     # A dimension a row: seven columns of a mean and a spread are wider than most terminals.
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for path in videos:
-        table.add_column(path.name, justify="right", overflow="fold")
-    titles = [f"{dimension.title} /{dimension.maximum}" for dimension in DIMENSIONS]
-    cells = [_column(outcome) for outcome in outcomes]
-    for title, *row in zip([*titles, "Total /10"], *cells, strict=True):
-        table.add_row(title, *row)
-    Console(markup=False).print(table)  # names of files are text, whatever signs they hold
+    titles = Column(
+        "", [*(f"{dimension.title} /{dimension.maximum}" for dimension in DIMENSIONS), "Total /10"]
+    )
+    columns = [Column(path.name, _column(outcome)) for path, outcome in zip(videos, outcomes, strict=True)]
+    print_columns(Console(markup=False), titles, columns)  # names of files are text, whatever signs they hold
     for path, outcome in zip(videos, outcomes, strict=True):
         if isinstance(outcome, Failed):
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")

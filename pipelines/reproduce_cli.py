@@ -45,6 +45,7 @@ def alignment(
       roboalign reproduce alignment
       roboalign reproduce alignment --seeds 5 --single 5 --out runs/five
     """
+    quiet = quiet or as_json
     config = resolve_job(profile, overrides or ())
     from pipelines.reproduce import alignment_table, run_alignment
 
@@ -68,6 +69,7 @@ def hacking(
     [bold]Examples[/bold]
       roboalign reproduce hacking
     """
+    quiet = quiet or as_json
     config = resolve_job(profile, overrides or ())
     from pipelines.reproduce import hacking_table, run_hacking
 

@@ -25,6 +25,7 @@ from pipelines import own_packages
 from pipelines.cluster_view import usable_cpus
 from pipelines.deaths import death_reason, reported_reason
 from pipelines.loopback import bound_to_loopback
+from pipelines.ray_messages import hide_worker_messages, quieten_driver
 from pipelines.ray_start import check_local_start, check_reachable, start_failure
 from pipelines.signals import StartedProcesses, asked_to_end, deferred, ending
 from roboalign_ray.config import ClusterConfig, RoleConfig
@@ -82,7 +83,11 @@ def start_ray(
     else:
         check_reachable(cluster.address, _CONNECT_S)
     with session(partial(_init, cluster, options), starts=cluster.address == "local"):
-        yield
+        hide_worker_messages(not worker_logs)
+        try:
+            yield
+        finally:
+            hide_worker_messages(False)
 
 
 @contextmanager
@@ -143,6 +148,7 @@ def set_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _interpreter_on_path()
+    quieten_driver()
 
 
 def _interpreter_on_path() -> None:
