@@ -192,7 +192,7 @@ def evaluate(
     \b
     [bold]Examples[/bold]
       roboalign evaluate demo
-      roboalign evaluate demo --model runs/demo/model --protocol long_horizon
+      roboalign evaluate demo --model runs/demo/aligned --protocol long_horizon
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
@@ -240,7 +240,7 @@ def distill(
     \b
     [bold]Examples[/bold]
       roboalign distill demo --pairs bench --out runs/student
-      roboalign distill demo --pairs bench --pairs runs/labels --start runs/student/assessed --out runs/student2
+      roboalign distill demo --pairs bench --pairs labels --start runs/student/assessed --out runs/student2
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)

@@ -197,7 +197,7 @@ def select(
     [bold]Examples[/bold]
       roboalign judge select
       roboalign judge select --set judge.weights=runs/student/assessed --samples 16
-      roboalign judge select --model judged=runs/r/judged-0/aligned --model judged=runs/r/judged-1/aligned
+      roboalign judge select --model judged=runs/reproduce/judged-0/aligned --model judged=runs/reproduce/judged-1/aligned
     """
     quiet = quiet or as_json
     config = resolve_job(profile, overrides or ())
@@ -280,7 +280,7 @@ def serve(
 
     \b
     [bold]Examples[/bold]
-      roboalign judge serve --judge student --set judge.weights=runs/student
+      roboalign judge serve --judge student --set judge.weights=runs/student/assessed
       roboalign judge serve --judge teacher --profile paper_rt1 --port 8080 --set serving.max_replicas=8
       curl --data-binary @a.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/score?instruction=open+the+drawer'
     """
