@@ -196,8 +196,8 @@ def select(
     \b
     [bold]Examples[/bold]
       roboalign judge select
-      roboalign judge select --set judge.weights=runs/student/assessed --samples 16
-      roboalign judge select --model judged=runs/reproduce/judged-0/aligned --model judged=runs/reproduce/judged-1/aligned
+      roboalign judge select --set judge.weights=runs/student/assessed
+      roboalign judge select --model judged=runs/reproduce/judged-0/aligned --samples 16
     """
     quiet = quiet or as_json
     config = resolve_job(profile, overrides or ())
