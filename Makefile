@@ -30,7 +30,7 @@ help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: setup ## Set up, then align the shipped world model and write the report (10 minutes on two cores)
-	@$(BIN)/roboalign demo --fresh $(if $(wildcard $(ASSETS)),,$(WITHOUT_LPIPS)) $(DEMO_ARGS)
+	@$(BIN)/roboalign demo --fresh $$([ -e $(ASSETS) ] || echo "$(WITHOUT_LPIPS)") $(DEMO_ARGS)
 
 test: setup-test ## Set up, then run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

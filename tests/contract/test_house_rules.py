@@ -16,7 +16,7 @@ MODULE_LINES, FUNCTION_LINES = 500, 80
 
 # Folders of one person's machine, and places that only one network has. Written so that they do not find themselves.
 MACHINE_PATH = re.compile(r"(?<![\w.$~{}>-])/(?:work|opt|root|home|Users|mnt|media|scratch)/[\w.-]+")
-ADDRESS = re.compile(r"(?<![\w.])(?!127\.0\.0\.1|0\.0\.0\.0)\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
+ADDRESS = re.compile(r"(?<![\w.=])(?!127\.0\.0\.1|0\.0\.0\.0)\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
 INDEX_HOST = re.compile(r"(?:pypi|pythonhosted|huggingface)\.(?:org|co)\b", re.IGNORECASE)
 
 
