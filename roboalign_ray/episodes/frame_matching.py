@@ -73,7 +73,9 @@ def match_frames(
         return Match(nearest)
     if counted.proven:
         return Match(np.arange(counted.first, counted.first + own.length), counted.note)
-    if fits and counted.begins and _clocks_agree(times_s, nearest, rows_s, fps):
+    # Where the counts are complete they must say the same: else the times or the counts are wrong, nobody knows which.
+    alike = not counted.complete or nearest[0] == counted.first
+    if fits and alike and counted.begins and _clocks_agree(times_s, nearest, rows_s, fps):
         return Match(nearest)
     worst = int(off.argmax())
     raise EpisodeError(

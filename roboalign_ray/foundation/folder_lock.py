@@ -175,9 +175,8 @@ def _made(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            "is a file, not a folder", where=str(error.filename or folder), remedy="choose another place"
-        ) from error
+        file = next(path for path in (folder, *folder.parents) if path.exists())
+        raise UserError("is a file, not a folder", where=str(file), remedy="choose another place") from error
     except OSError as error:
         raise_if_host(error, where=str(folder))
         raise UserError(

@@ -138,12 +138,13 @@ def _spoiled(pair: JudgedPair, rng: np.random.Generator) -> JudgedPair:
 
 
 def _spoiled_locally(pair: JudgedPair, batch: Sequence[JudgedPair], rng: np.random.Generator) -> JudgedPair:
-    scenes, episodes = [], []
+    scenes: list[np.ndarray] = []
+    episodes: list[np.ndarray] = []
     for other in batch:
         if _faultless(other) and other.group_id != pair.group_id:
             same_task = _task(other.group_id) == _task(pair.group_id)
             (episodes if same_task else scenes).append(other.frames)
-    scene, episode = (found[rng.integers(len(found))] if found else None for found in (scenes, episodes))
+    scene, episode = (found[int(rng.integers(len(found)))] if found else None for found in (scenes, episodes))
     material = Material(done=pair.provenance.get("done"), other_scene=scene, other_episode=episode)
     rules = [
         rule
@@ -157,7 +158,7 @@ def _spoiled_locally(pair: JudgedPair, batch: Sequence[JudgedPair], rng: np.rand
 def _by_rule(
     pair: JudgedPair, rules: Sequence[Degradation], rng: np.random.Generator, material: Material
 ) -> JudgedPair:
-    rule, strength = rules[rng.integers(len(rules))], float(rng.choice(STRENGTHS))
+    rule, strength = rules[int(rng.integers(len(rules)))], float(rng.choice(STRENGTHS))
     made = degrade(rule.name, pair.frames, pair.instruction, pair.scores, strength, rng, material)
     return replace(pair, frames=made.frames, scores=made.scores)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.files import whole_file
 from roboalign_ray.foundation.readers import parse_json
 from roboalign_ray.judge.clips import sampled_positions
@@ -128,9 +128,10 @@ class TrainingRange:
                 raise ValueError("the bound is not positive")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError) as error:
+        except (UserError, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+            said = error.what if isinstance(error, UserError) else f"cannot be read ({first_line(error)})"
             raise UserError(
-                f"cannot be read ({type(error).__name__}: {error})",
+                said,
                 where=str(path),
                 remedy="write it again with: roboalign assets range",
             ) from error

@@ -157,5 +157,5 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     from roboalign_ray.config.yaml_source import parse_value
 
     with pytest.raises(Exception, match="python/object"):
-        parse_value(f"a: !!python/object/apply:pathlib.Path.touch ['{tmp_path / 'ran'}']")
+        parse_value(f"a: !!python/object/apply:pathlib.Path.touch ['{tmp_path / 'ran'}']", "override")
     assert not (tmp_path / "ran").exists()

@@ -219,10 +219,11 @@ def test_a_student_that_fails_the_gate_ends_the_job_before_any_rollout(ray_clust
 
 
 def test_a_missing_student_is_told_before_ray_starts(job, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(
         UserError, match=r"no student here: student.safetensors is missing.*roboalign distill"
     ):
-        run_align(changed(job, "judge", weights=str(tmp_path)), tmp_path / "out", quiet=True)
+        run_align(changed(job, "judge", weights=str(tmp_path / "empty")), tmp_path / "out", quiet=True)
 
 
 @pytest.mark.slow

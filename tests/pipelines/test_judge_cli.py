@@ -133,7 +133,7 @@ def test_scores_come_as_a_table_and_as_json(
     ("sidecar", "line"),
     [
         (None, "has no 'a.json' beside it"),
-        ("{", "is not valid JSON"),
+        ("{", "cannot be read as description of a video"),
         ("{}", "names no instruction"),
     ],
 )

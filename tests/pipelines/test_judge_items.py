@@ -29,7 +29,7 @@ BAD = {
     "infinite": (None, {"instruction": "open it", "fps": float("inf")}, "fps is inf, not a number above 0"),
     "silent": (None, {"fps": 10}, "names no instruction"),
     "number": (None, {"instruction": 3}, "names no instruction"),
-    "listed": (None, ["open it"], "names no instruction"),
+    "listed": (None, ["open it"], "holds no object"),
 }
 
 
@@ -65,8 +65,8 @@ def test_every_bad_video_has_its_reason_and_the_others_their_frames(videos: Path
         assert reason in items[name].reason, name
         assert f"{name}." in items[name].reason
     assert "no 'alone.json' beside it" in items["alone"].reason
-    assert "is not valid JSON" in items["torn"].reason
-    assert "is not valid JSON" in items["deep"].reason
+    assert "cannot be read as description of a video" in items["torn"].reason
+    assert "nested too deeply" in items["deep"].reason
     assert not any("\n" in item.reason for item in items.values() if isinstance(item, Unreadable))
 
 

@@ -89,7 +89,14 @@ def episodes(count: int, dims: int = 2) -> Callable[[Path], None]:
             made = square_episode(number)
             actions = np.zeros((FRAMES, dims), np.float32)
             names = tuple(f"delta_{n}" for n in range(dims))
-            return made.__class__(**{**vars(made), "actions": actions, "action_names": names})
+            return made.__class__(
+                **{
+                    **vars(made),
+                    "actions": actions,
+                    "action_names": names,
+                    "action_kinds": ("delta",) * len(names),
+                }
+            )
 
         write_store(map(episode, range(count)), folder / "store", held_out_fraction=0.3, overwrite=True)
 
