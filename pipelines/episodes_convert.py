@@ -99,20 +99,17 @@ def convert(
         command=command,
         settings={key: value for key, value in asdict(options).items() if value not in (None, (), False, "")},
     )
-    unwrapped: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
     try:
         summary = write_store(
-            _converted(episodes, options, actions, unwrapped, console),
+            _converted(episodes, options, actions, remarks, console),
             out,
             card=card,
             held_out_fraction=options.held_out_fraction,
             overwrite=options.overwrite,
         )
-        turned = [f"{name}: jumps by full turns taken out of {n} episodes" for name, n in unwrapped.items()]
-        told = [
-            *getattr(episodes, "notes", ()),
-            *(f"actions: {line}" for line in (*actions.lines(), *turned)),
-        ]
+        counted = [f"{remark} ({n} episode{'s' * (n != 1)})" for remark, n in remarks.items()]
+        told = [*getattr(episodes, "notes", ()), *(f"actions: {line}" for line in actions.lines()), *counted]
         return replace(summary, notes=tuple(map(printable, told)))
     except OSError as error:
         raise_if_host(error, where=str(out))
@@ -169,10 +166,10 @@ def _converted(
     source: EpisodeSource,
     options: ConvertOptions,
     actions: ActionCard,
-    unwrapped: Counter[str],
+    remarks: Counter[str],
     console: Console | None,
 ) -> Iterator[Episode | Quarantined]:
-    """The episodes as the store takes them; counts in `unwrapped` those whose angles jumped, by dimension."""
+    """The episodes as the store takes them; counts in `remarks` what was done to them that the user should know."""
     usable = quarantined = 0
     total = len(source) if isinstance(source, Sized) and options.limit is None else None
     with Progress(f"converting {source.name}", total, unit="episode", console=console) as progress:
@@ -180,13 +177,20 @@ def _converted(
             if isinstance(item, Episode):
                 item = _transformed(item, options, actions)
             if isinstance(item, Episode):
-                unwrapped.update(item.provenance.get("unwrapped", ()))
+                remarks.update(_remarks(item))
             usable += isinstance(item, Episode)
             quarantined += isinstance(item, Quarantined)
             yield item
             progress.advance(usable=usable, quarantined=quarantined)
             if usable == options.limit:
                 return
+
+
+def _remarks(episode: Episode) -> Iterator[str]:
+    for name in episode.provenance.get("unwrapped", ()):
+        yield f"actions: {name}: jumps by full turns taken out"
+    for view, found in episode.provenance.get("frames", {}).items():
+        yield f"frames of {view}: {found}"
 
 
 def _transformed(episode: Episode, options: ConvertOptions, actions: ActionCard) -> Episode | Quarantined:

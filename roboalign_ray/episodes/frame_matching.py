@@ -56,8 +56,8 @@ def match_frames(
         fps: rate at which the table counts.
 
     Raises:
-        EpisodeError: neither the times nor the counts tell the frames without doubt, which names both; or the table
-            gives some of the frames to another episode too.
+        EpisodeError: neither the times nor the counts tell the frames without doubt, which names both; frames are
+            missing without a gap; or the table gives some of them to another episode too.
     """
     _check_alone(stretches, own, fps)
     counted = _Counted(times_s, stretches, own, fps)
@@ -69,6 +69,8 @@ def match_frames(
     if counted.complete:
         fits &= bool((np.diff(nearest) == 1).all())  # every frame belongs to a row
     fits &= (rows_s[-1] - own.end) * fps + 1 <= _ALLOWED  # its last frame is not the next episode's first
+    if counted.shortened:
+        raise EpisodeError(f"{counted.told()}: frames are missing, and no gap shows where")
     if counted.starts_agree and fits and nearest[0] == counted.first:
         return Match(nearest)
     if counted.proven:
@@ -76,7 +78,7 @@ def match_frames(
     # Where the counts are complete they must say the same: else the times or the counts are wrong, nobody knows which.
     alike = not counted.complete or nearest[0] == counted.first
     if fits and alike and counted.begins and _clocks_agree(times_s, nearest, rows_s, fps):
-        return Match(nearest)
+        return Match(nearest, counted.surplus)
     worst = int(off.argmax())
     raise EpisodeError(
         f"row {worst} at {rows_s[worst]:.4f} s is {off[worst]:.2f} frames from the nearest frame; "
@@ -105,6 +107,10 @@ class _Counted:
         first: number of the episode's first frame, by count.
         complete: the file shows as many frames as these episodes have rows.
         begins: the first frame is shown at the second at which the table begins, or at 0.
+        gapless: the table counts from each episode's start to the next by its own clock.
+        shortened: a few frames are missing, and the file ends early by them: they may be missing anywhere, and the
+            times may have been counted anew behind them.
+        shortest: rows of the shortest episode.
         starts_agree: count and time say the same of every episode's start.
         proven: the file holds exactly the frames of these episodes, evenly spaced, and the table counts on without a
             gap, by its own clock or by the video's: then the order alone tells each frame.
@@ -122,9 +128,21 @@ class _Counted:
         self.begins = min(abs(times_s[0]), abs(times_s[0] - starts[0])) <= within
         self.complete = self.total == self.frames and bool((lengths > 0).all())
         self.starts_agree = self.complete and bool((np.abs(times_s[firsts] - starts) <= within).all())
-        by_table = self.complete and bool((np.abs(starts - starts[0] - firsts / fps) <= within).all())
+        self.gapless = bool((np.abs(starts - starts[0] - firsts / fps) <= within).all())
+        self.shortest = int(lengths.min())
+        late = (starts[0] + (self.total - 1) / fps - times_s[-1]) * fps
+        few = 0 < self.total - self.frames < self.shortest
+        self.shortened = few and self.gapless and late > 0.5
+        by_table = self.complete and self.gapless
         inside = times_s[self.first : self.first + own.length]
         self.proven = (self.starts_agree and _even(inside)) or (by_table and _even(times_s))
+
+    @property
+    def surplus(self) -> str:
+        """A remark where a few frames belong to no row, fewer than an episode has; else ""."""
+        if 0 < self.frames - self.total < self.shortest and self.gapless:
+            return f"by time: {self.told()}"
+        return ""
 
     @property
     def note(self) -> str:

@@ -89,7 +89,7 @@ def test_where_the_table_names_only_some_episodes_times_decide_or_nothing(
             assert video_fps != 30.0
 
 
-@pytest.mark.parametrize("place", [0, 57, 150, 299])
+@pytest.mark.parametrize("place", [0, 57, 150, 298])
 @pytest.mark.parametrize("kind", ["missing", "double"])
 def test_a_missing_or_double_frame_never_moves_the_others(place: int, kind: str) -> None:
     """A frame that the recorder dropped leaves a gap; one that it wrote twice lies between two others."""
@@ -107,6 +107,27 @@ def test_a_missing_or_double_frame_never_moves_the_others(place: int, kind: str)
             assert not (kind == "missing" and number == place // 100)
         else:
             assert number >= place // 100
+
+
+@pytest.mark.parametrize("missing", [1, 3])
+def test_frames_that_are_missing_without_a_gap_may_be_anybodys(missing: int) -> None:
+    """A file that was written anew without some frames looks like one that lacks its last ones."""
+    episodes = table([100, 100, 100], 30)
+    for number in range(3):
+        assert matched(np.arange(300 - missing) / 30, episodes, number, 30) is None
+
+
+def test_a_file_that_lacks_whole_episodes_at_its_end_keeps_the_others() -> None:
+    episodes = table([100, 100, 100], 30)
+    assert [matched(np.arange(200) / 30, episodes, n, 30) is None for n in range(3)] == [False, False, True]
+
+
+def test_a_few_frames_too_many_are_told() -> None:
+    episodes = table([100, 100, 100], 30)
+    for more, told in ((1, True), (0, False), (100, False)):
+        match = matched(np.arange(300 + more) / 30, episodes, 1, 30)
+        assert match is not None
+        assert ("301 frames" in match.note) is told
 
 
 def test_counts_that_only_happen_to_fit_prove_nothing() -> None:

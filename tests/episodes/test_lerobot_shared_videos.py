@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_videos import film, numbers, picture
 
+from pipelines.cli import run
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.shaping import Shaping
 from roboalign_ray.episodes.sources.base import Quarantined
@@ -145,3 +146,12 @@ def test_thinned_frames_are_those_of_their_rows(tmp_path: Path) -> None:
         number = int(item.episode_id[-6:])
         shown = [numbers(frame) for frame in item.view()[::4]]
         assert shown == [(number, t) for t in range(0, item.length, 4)]
+
+
+def test_frames_that_were_found_by_count_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "set", [100] * 6, video_fps=NTSC)
+    words = ["episodes", "convert", str(tmp_path / "set"), str(tmp_path / "out"), "--json", "--quiet"]
+    assert run(words) == 0
+    (note,) = [note for note in json.loads(capsys.readouterr().out)["notes"] if note.startswith("frames of")]
+    assert "by count" in note
+    assert "29.97 Hz" in note
