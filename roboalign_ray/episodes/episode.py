@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.episodes.action_kinds import ACTION_KINDS, ActionKind
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, printable
 
 
 class EpisodeError(UserError):
@@ -85,6 +85,7 @@ class Episode:
         if self.actions.ndim != 2 or not np.isfinite(self.actions).all():
             raise EpisodeError("actions are not a finite [T, A] array", where=self.episode_id)
         self._check_kinds()
+        self._check_texts()
         if self.state is not None and len(self.state) != len(self.actions):
             raise EpisodeError(
                 f"{len(self.state)} states for {len(self.actions)} frames", where=self.episode_id
@@ -103,6 +104,14 @@ class Episode:
         for kind in self.action_kinds:
             if kind not in ACTION_KINDS:
                 raise EpisodeError(f"no kind of action is named '{kind}'", where=self.episode_id)
+
+    def _check_texts(self) -> None:
+        """No file takes half a character, as JSON may hold it ("\\ud800")."""
+        texts = {"instruction": self.instruction, "robot": self.embodiment, "group": self.group_id}
+        names = ((f"name {text!r}", text) for text in (self.episode_id, *self.frames, *self.action_names))
+        for what, text in (*texts.items(), *names):
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise EpisodeError(f"its {what} holds half a character", where=printable(self.episode_id))
 
     @property
     def angle_dims(self) -> tuple[int, ...]:

@@ -14,9 +14,11 @@ import pytest
 from corruption import measured
 from episode_files import CAMERA, clip, lerobot_info, lerobot_rows, png, write_lerobot_v2, write_lerobot_v3
 
+from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
+from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.parquet import read_columns
 from roboalign_ray.foundation.parquet_pages import page_sizes
@@ -120,6 +122,18 @@ def test_ends_of_lines_inside_a_sentence_are_part_of_it(tmp_path, end):
     task = json.dumps({"task_index": 1, "task": f"push{end}it"}, ensure_ascii=False)
     (tmp_path / "meta/tasks.jsonl").write_text(task, encoding="utf-8")
     assert [episode.instruction for episode in read(tmp_path)] == [f"lift{end}it", f"push{end}it"]
+
+
+def test_half_a_character_costs_its_episode_alone(tmp_path):
+    write_lerobot_v2(tmp_path, [4, 4])
+    rows = [
+        {"episode_index": 0, "length": 4, "tasks": ["lift \ud800"]},
+        {"episode_index": 1, "length": 4, "tasks": ["push"]},
+    ]
+    (tmp_path / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "its instruction holds half a character" in reason(tmp_path)
+    convert(tmp_path, tmp_path.with_name("store"), ConvertOptions())
+    assert [open_store(tmp_path.with_name("store")).read(0).instruction] == ["push"]
 
 
 def test_task_numbers_may_stand_in_lists_of_one(tmp_path):
@@ -252,6 +266,19 @@ def test_rows_that_contradict_themselves_are_a_reason(tmp_path, columns, clue):
 
 
 TABLE = np.arange(8, dtype=np.float32).reshape(4, 2)
+
+
+@pytest.mark.parametrize("fps", [10, 10.5, 9])
+def test_jitter_of_a_short_episode_is_no_other_rate_and_another_rate_is_no_jitter(tmp_path, fps):
+    write_lerobot_v2(tmp_path, [16])
+    jitter = 0.2 * np.where(np.arange(16) % 3, 1, -1)  # frames; late at the end, early at the beginning
+    jitter[-1] = 0.2
+    change_columns(tmp_path / DATA, timestamp=(np.arange(16) + jitter) / fps)
+    if fps == 10:
+        assert len(read(tmp_path)[0].actions) == 16
+    else:
+        change_columns(tmp_path / DATA, timestamp=(np.arange(16) + jitter / 10) / fps)
+        assert "timestamps tell" in reason(tmp_path)
 
 
 @pytest.mark.parametrize(
