@@ -24,6 +24,7 @@ from pipelines.align_checkpoints import RunCheckpoints
 from pipelines.align_crew import JUDGE, crew_of, replace_learner
 from pipelines.align_learner import Weights
 from pipelines.align_loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
+from pipelines.align_state import COUNTED
 from pipelines.align_watch import Watch
 from pipelines.align_workers import RoleLost
 from pipelines.preflight import Preflight, check_ready
@@ -41,7 +42,6 @@ from roboalign_ray.foundation.tracking import check_tracking
 
 JOURNAL, ALIGNED, LOGS, CHECKPOINTS = "rollouts.jsonl", "aligned", "logs/align", "checkpoints"
 EVENTS = f"{JUDGE}/events.jsonl"
-_COUNTED = ("groups", "samples", "failed_samples", "failed_groups", "dropped_groups")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Job:
     ) -> None:
         self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
         self.stopped, self.watch, self.kept = stopped, watch, kept
-        self.counts = dict.fromkeys(_COUNTED, 0)
+        self.counts = dict.fromkeys(COUNTED, 0)
         self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
 
     def run(self, found: checkpoints.Checkpoint | None) -> AlignResult:
@@ -189,7 +189,7 @@ class _Job:
     def _resume(self, found: checkpoints.Checkpoint | None, loop: AlignmentLoop) -> None:
         """Everything as it was at the checkpoint, or at the beginning."""
         if found is None:
-            self.counts, self._row = dict.fromkeys(_COUNTED, 0), {}
+            self.counts, self._row = dict.fromkeys(COUNTED, 0), {}
             # Workers may hold weights of a learner that was lost.
             loop.weights = Weights(era=self.crew.learner.era)
             if self.crew.judge is not None:
@@ -207,7 +207,7 @@ class _Job:
         """Journal and counts of an update; its scalars."""
         align_state.write_journal(self.out / JOURNAL, update)
         self.counts["groups"] += len(update.groups)
-        for name in _COUNTED[1:]:
+        for name in COUNTED[1:]:
             self.counts[name] += int(update.scalars[name])
         return dict(update.scalars)
 

@@ -21,11 +21,12 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.files import whole_file
-from roboalign_ray.foundation.readers import read_lines, read_object
+from roboalign_ray.foundation.readers import pick, read_lines, read_object
 
 TOLD = "told"  # in the judge's events: after which update each was written down
 _STUDENT = "student"
 SETTINGS = "settings.json"
+COUNTED = ("groups", "samples", "failed_samples", "failed_groups", "dropped_groups")
 _MAY_DIFFER = {
     "name",
     "output",
@@ -121,13 +122,28 @@ def restore(
                 crew.learner.ask_first("load_files", student, returns=2).values if student.is_dir() else ()
             )
             crew.judge.load_state_dict(found.metadata["judge"], files)
-        return dict(found.metadata["counts"]), found.metadata["row"]
+        counts, row = found.metadata["counts"], found.metadata["row"]
+        counts = _numbers({name: counts[name] for name in COUNTED}, int)
+        return counts, None if row is None else _numbers(row, (int, float))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise checkpoints.CheckpointError(
             f"its accounts cannot be taken up ({first_line(error)})",
             where=str(found.folder),
             remedy="use an earlier checkpoint, or start again in another folder",
         ) from error
+
+
+def _numbers(values: Any, kind: type | tuple[type, ...]) -> dict[str, Any]:
+    """A mapping of numbers, as it was read from a checkpoint that may be anybody's.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    held = dict(values.items())
+    for name, value in held.items():
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"'{name}' is {value!r:.40}, not a number")
+    return held
 
 
 def _restore_learner(found: checkpoints.Checkpoint, crew: Crew) -> None:
@@ -243,10 +259,10 @@ def cut_journal(path: Path, updates_done: int, key: str = "update") -> None:
     """
     if not path.exists():
         return
-    kept = [
-        json.dumps(line) + "\n"
-        for line in read_lines(path, "journal line")
-        if line.get(key, line.get("update", updates_done)) < updates_done
-    ]
+    kept = []
+    for line in read_lines(path, "journal line"):
+        written = key if key in line else "update"
+        if written in line and pick(line, written, int, where=str(path), what="journal line") < updates_done:
+            kept.append(json.dumps(line) + "\n")
     with whole_file(path) as draft:  # a full disk, or an end here, must not cost the lines that are kept
         draft.write_text("".join(kept), encoding="utf-8")

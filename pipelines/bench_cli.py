@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.jobs_cli import Json, Overrides, Quiet
+from pipelines.jobs_cli import Json, Overrides, Quiet, folder_to_write
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.secrets import masked
 
@@ -42,7 +42,12 @@ def build(
             metavar="PROFILE|STORE", help="A profile, or an episode store (demo's settings then)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder to write the judged pairs to.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="OUT", help="Folder to write the judged pairs to.", parser=folder_to_write
+        ),
+    ],
     pairs: Annotated[int | None, typer.Option(help="Pairs in all.", show_default="the profile's")] = None,
     rollouts: Annotated[
         bool, typer.Option("--rollouts/--no-rollouts", help="Also roll the world model out.")
@@ -120,7 +125,9 @@ def bench_job(source: str, overrides: list[str] | tuple[str, ...], pairs: int | 
 @app.command()
 def annotate(
     store: PairsPath,
-    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder to write to.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="OUT", help="Folder to write to.", parser=folder_to_write)
+    ],
     count: Annotated[int, typer.Option(help="Videos on the sheet, spread over the kinds.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the choice and the order.")] = 0,
     table: Annotated[

@@ -7,7 +7,9 @@ traceback and exits 1.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -29,7 +31,8 @@ from pipelines import (
 from pipelines.jobs_cli import Json, Overrides, Profile
 from pipelines.signals import asked_to_end, exit_code, handled
 from roboalign_ray.config.loading import resolve_job
-from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, host_error
+from roboalign_ray.config.paths import absolute_path
+from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, UserError, host_error
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -75,7 +78,7 @@ app.command(rich_help_panel=LOOK)(chaos_cli.chaos)
 
 @app.callback(help=HELP)
 def _root() -> None:
-    pass
+    absolute_path(".", "roboalign")  # torch ends the process where the current folder is gone
 
 
 @app.command(rich_help_panel=LOOK)
@@ -149,8 +152,21 @@ def reported_error_in(error: BaseException | None) -> ReportedError | None:
     told = (cause for cause in causes if isinstance(cause, ReportedError) and "what" in vars(cause))
     if (found := next(told, None)) is not None:
         return found
-    bare = (cause for cause in causes if not isinstance(vars(cause).get("cause"), BaseException))
-    return next(filter(None, map(host_error, bare)), None)
+    bare = [cause for cause in causes if not isinstance(vars(cause).get("cause"), BaseException)]
+    return next(filter(None, map(host_error, bare)), None) or next(
+        filter(None, map(_unusable_path, bare)), None
+    )
+
+
+def _unusable_path(error: BaseException) -> UserError | None:
+    """The system's answer to a path that no file can have, wherever it was first used."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+        return None
+    return UserError(
+        f"cannot be used ({os.strerror(error.errno)})",
+        where=f"{error.filename:.200}",
+        remedy="give another path",
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -14,6 +14,18 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import UserError
 
+
+def folder_to_write(text: str) -> Path:
+    """The value of --out. An empty one, as of a shell's unset variable, would stand for the current folder.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not text.strip():
+        raise UserError("is empty", where="--out", remedy="name a folder; '.' is the current one")
+    return Path(text)
+
+
 Profile = Annotated[
     str,
     typer.Argument(
@@ -30,7 +42,13 @@ Overrides = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Run directory.", show_default="runs/<profile's name>"),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Run directory.",
+        show_default="runs/<profile's name>",
+        parser=folder_to_write,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet, run_folder
+from pipelines.jobs_cli import Json, Out, Overrides, Profile, Quiet, folder_to_write, run_folder
 from pipelines.tables import Column, print_columns
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import Failed, UserError
@@ -108,7 +108,10 @@ def label(
             metavar="PAIRS|FOLDER", help="Judged pairs, or videos NAME.mp4 with NAME.json {instruction}."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The distillation set to add to.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="The distillation set to add to.", parser=folder_to_write),
+    ],
     profile: WithProfile = "demo",
     round_number: Annotated[int, typer.Option("--round", min=1, help="Round of the labels.")] = 1,
     split: Annotated[
@@ -183,7 +186,10 @@ def select(
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where selection.json and .md are written.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where selection.json and .md are written.", parser=folder_to_write
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -228,7 +228,7 @@ class _Search:
         depth = len(self.chosen)
         self.deepest = max(self.deepest, depth)
         state = (depth, *sorted(free.key for free in self.free))
-        if state in self.dead or self.steps > _SEARCH_STEPS:
+        if state in self.dead or self.steps > _SEARCH_STEPS + len(self.bundles):
             return
         self.steps += 1
         tried = set()

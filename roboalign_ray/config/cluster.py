@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from roboalign_ray.config.base import FrozenConfig
+
+# What Ray refuses when a worker is placed, long after the job has started, is refused with the profile.
+_LEAST_SHARE = 1e-4  # Ray counts resources in these steps
+_SETTINGS_OF = {  # what Ray does not take as a custom resource, and the setting that stands for it
+    "CPU": "set num_cpus",
+    "GPU": "set num_gpus",
+    "memory": "leave it out: the memory of a worker is not reserved",
+    "object_store_memory": "set cluster.object_store_gb",
+}
+
+
+def _countable(amount: float) -> float:
+    if 0 < amount < _LEAST_SHARE:
+        text = f"{amount:g} is less than Ray counts; give 0, or at least {_LEAST_SHARE:g}"
+        raise PydanticCustomError("amount", "{text}", {"text": text})
+    return amount
+
+
+def _custom(resources: dict[str, float]) -> dict[str, float]:
+    for name, remedy in _SETTINGS_OF.items():
+        if name in resources:
+            raise PydanticCustomError(
+                "resource", "{text}", {"text": f"{name} is no custom resource; {remedy}"}
+            )
+    return resources
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_countable)]
+ResourceName = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 class RoleConfig(FrozenConfig):
@@ -20,12 +52,12 @@ class RoleConfig(FrozenConfig):
         deadline_s: longest wait for one reply, in seconds.
     """
 
-    workers: PositiveInt = 1
-    num_cpus: float = Field(1.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    threads: NonNegativeInt = 0
-    resources: dict[str, float] = {}
-    accelerator_type: str | None = None
+    workers: int = Field(1, ge=1, le=10_000)
+    num_cpus: Amount = 1.0
+    num_gpus: Amount = 0.0
+    threads: int = Field(0, ge=0, le=1024)
+    resources: Annotated[dict[ResourceName, Amount], AfterValidator(_custom)] = {}
+    accelerator_type: ResourceName | None = None
     max_restarts: NonNegativeInt = 2
     deadline_s: float = Field(600.0, gt=0)
 
@@ -48,4 +80,4 @@ class ClusterConfig(FrozenConfig):
     trainer: RoleConfig = RoleConfig(max_restarts=0)
     teacher: RoleConfig = RoleConfig()
     distiller: RoleConfig = RoleConfig()
-    object_store_gb: float = Field(1.0, gt=0)
+    object_store_gb: float = Field(1.0, ge=0.08)  # Ray starts none below 78,643,200 bytes

@@ -252,9 +252,11 @@ def _single_path(value: Any) -> list[str]:
 
 
 def _frozen(value: Any, path: str, origins: Mapping[str, str]) -> Any:
-    """Lists as tuples, so that strict validation takes them; infinite and undefined numbers are refused."""
+    """Lists as tuples, so that strict validation takes them; infinite, undefined and huge numbers are refused."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path}: expected a finite number, got {value}", where=origins.get(path, ""))
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{path}: expected an integer of at most 64 bits", where=origins.get(path, ""))
     if isinstance(value, list):
         return tuple(_frozen(item, path, origins) for item in value)
     if isinstance(value, Mapping):

@@ -23,6 +23,7 @@ from roboalign_ray.foundation.failures import UserError, first_line, raise_if_ho
 MOST_JSON_BYTES = 64 << 20
 MOST_ARRAY_BYTES = 4 << 30
 
+_HALF_CHARACTER = ("\\ud", "\\uD")  # how escapes of one begin
 _NUMBER_KINDS = frozenset("biuf")
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
 
@@ -39,10 +40,16 @@ def parse_json(data: bytes | str, *, where: str, what: str = "JSON") -> Any:
         what: what the text should be, with no article ("a checkpoint's manifest" becomes "checkpoint manifest").
 
     Raises:
-        UserError: not UTF-8, not JSON, nested too deeply, or a number with too many digits.
+        UserError: not UTF-8, not JSON, nested too deeply, a number with too many digits, or a text that is no Unicode.
     """
     try:
-        return json.loads(data)
+        text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+        value = json.loads(text)
+        if any(escape in text for escape in _HALF_CHARACTER):
+            json.dumps(value, ensure_ascii=False).encode()  # fails where the other half is missing
+        return value
+    except UnicodeEncodeError:
+        raise UserError(f"cannot be read as {what} (a text holds half a character)", where=where) from None
     except RecursionError:
         raise UserError(f"cannot be read as {what} (nested too deeply)", where=where) from None
     except ValueError as error:

@@ -11,18 +11,23 @@ from typing import Any
 
 MASK = "***"
 
-_USER = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^/\s'\"?#]+)@")
+_SCHEME = r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*:"
+_USER = re.compile(_SCHEME + r"//)(?P<user>[^/\s'\"?#]+)@")
+# Passwords are often written as they are, with slashes in them; "host:80/" is a port. A path has one slash of two.
+_PASSWORD = re.compile(_SCHEME + r"//?)(?P<user>[^/\s'\"?#:@]*:(?!\d{1,5}[/?#])[^\s'\"]+)@")
 _QUERY = re.compile(
-    r"(?P<name>[?&][^=&\s'\"]*(?:key|secret|token|passw|pwd|credential|sig|auth)[^=&\s'\"]*=)(?P<value>[^&\s'\"#]+)",
+    r"(?P<name>[?&;#][^=&\s'\"]*(?:key|secret|token|pass|pwd|credential|sig|auth|jwt)[^=&\s'\"]*=)(?P<value>[^&\s'\"#]+)",
     re.IGNORECASE,
 )
 
 
 def masked(text: str) -> str:
     """The text with every user part and every secret of a query masked, in all URIs that it holds."""
-    if "://" not in text:
+    if ":/" not in text:
         return text
-    return _QUERY.sub(rf"\g<name>{MASK}", _USER.sub(rf"\g<scheme>{MASK}@", text))
+    for user in (_PASSWORD, _USER):
+        text = user.sub(rf"\g<scheme>{MASK}@", text)
+    return _QUERY.sub(rf"\g<name>{MASK}", text)
 
 
 def masked_tree(value: Any) -> Any:

@@ -39,6 +39,9 @@ MEGABYTE = 1 << 20
         (b"\xff\xfe\x00", "codec"),
         (b"{'a': 1}", "Expecting property name"),
         (b"", "Expecting value"),
+        (rb'{"a": "\ud800"}', "holds half a character"),
+        (rb'["\uDC00 and \ud83d\ude00"]', "holds half a character"),
+        (b'"\xed\xa0\x80"', "codec"),
     ],
 )
 def test_text_that_is_no_json_is_one_line(text: bytes, told: str) -> None:
@@ -46,6 +49,12 @@ def test_text_that_is_no_json_is_one_line(text: bytes, told: str) -> None:
         parse_json(text, where="a.json", what="manifest")
     assert told in caught.value.line()
     assert "\n" not in caught.value.line()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_whole_characters_are_read(encoding: str) -> None:
+    text = json.dumps(["\N{GRINNING FACE}", "\\ud800"])  # two halves, and a backslash before letters
+    assert parse_json(text.encode(encoding), where="a.json") == ["\N{GRINNING FACE}", "\\ud800"]
 
 
 def test_a_file_over_its_bound_is_refused_unread(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -118,6 +119,39 @@ def test_a_full_disk_is_one_line_however_wrapped(
     assert line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words", [["align", "demo", "--out", "x" * 300], ["plan", "demo", "--set", "episodes.store=" + "x" * 300]]
+)
+def test_a_name_longer_than_files_have_is_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(words) == 2
+    line = capsys.readouterr().err
+    assert "cannot be used (File name too long); give another path" in line
+    assert line.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["align", "demo"],
+        ["judge", "label", "videos"],
+        ["judge", "select", "demo", "runs/x"],
+        ["bench", "build", "demo"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_folder_to_write_is_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run([*words, "--out", ""]) == 2
+    assert capsys.readouterr().err == "error: --out: is empty; name a folder; '.' is the current one\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
 def test_a_failure_of_the_host_inside_a_ray_worker_is_one_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -177,6 +211,19 @@ def test_bad_input_behind_a_bug_does_not_hide_it(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), typer.Abort()])
 def test_an_interrupted_run_says_so(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ends_with(error, monkeypatch) == 130
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path) -> None:
+    """torch ends a process that it is imported into there, with words of its own."""
+    code = (
+        "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
+        "from pipelines.cli import run; sys.exit(run(['plan', 'demo']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: roboalign: the current folder has been removed; change into another folder\n"
+    )
 
 
 def test_a_command_may_choose_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import ray
 from ray import cloudpickle
 
 from pipelines.judge_items import items_of, items_of_dataset
-from pipelines.judge_label import JOURNAL, label_items
+from pipelines.judge_label import JOURNAL, _events, label_items
 from pipelines.judge_pool import TeacherPool
 from pipelines.runtime import RoleFailure
 from roboalign_ray.config import JobConfig, RoleConfig, TeacherConfig
@@ -164,6 +164,12 @@ def test_a_restarted_run_asks_for_nothing_twice(tmp_path: Path) -> None:
     events = [json.loads(line) for line in (tmp_path / "set" / JOURNAL).read_text().splitlines()]
     tries = [event["item"] for event in events if event["event"] == "begun"]
     assert max(tries.count(item.pair_id) for item in items) <= 2 * (CONFIG.teacher.labelling.retries + 1)
+
+
+def test_damaged_lines_of_the_journal_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    path.write_bytes(b'\xff\xfe\n[]\n{"event": "begun"}\n{"event": "begun", "item": "a"}\n{"event": "fai')
+    assert _events(path) == [{"event": "begun", "item": "a"}]
 
 
 def test_a_pool_judges_in_order_and_gives_failures_their_place() -> None:

@@ -204,6 +204,14 @@ def test_a_large_job_is_decided_quickly() -> None:
     assert not place(bundles_of("rollout", RoleConfig(workers=65, num_gpus=0.6)), nodes).fits
 
 
+def test_thousands_of_workers_that_need_nothing_find_room() -> None:
+    bundles = bundles_of("rollout", RoleConfig(workers=10_000, num_cpus=0))
+    bundles += bundles_of("scorer", RoleConfig(workers=10_000, num_cpus=0)) + bundles_of(
+        "learner", RoleConfig()
+    )
+    assert place(bundles, [node(2)]).fits
+
+
 # --- clusters and the whole plan -------------------------------------------------------------------------------
 
 
