@@ -11,6 +11,7 @@ damaged, renamed or of another run is passed over for its copy or the one before
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -25,6 +26,7 @@ from roboalign_ray.foundation.checkpoint_mirror import CheckpointMirror
 from roboalign_ray.foundation.checkpoints import Checkpoint, CheckpointError
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.files import require_room, whole_file
+from roboalign_ray.foundation.readers import parse_json, read_bytes
 
 KEPT = 2
 RUN, RUN_FILE = "run", "run.json"
@@ -49,11 +51,15 @@ class RunCheckpoints:
 
     Raises:
         CheckpointError: the file system of the copies cannot be opened.
-        UserError: the file with the run's id is damaged.
+        UserError: the file with the run's id is damaged, or the folder is a file.
     """
 
     def __init__(self, folder: Path, mirror: str = "", tell: Callable[[str], None] = tell) -> None:
         self.folder, self._tell = folder, tell
+        if folder.exists() and not folder.is_dir():
+            raise UserError(
+                "is a file, not the folder of checkpoints", where=str(folder), remedy="move it elsewhere"
+            )
         self._mirror = CheckpointMirror.at(mirror) if mirror else None
         self._passed_over: list[Path] = []
         self.run = _read_id(folder.parent / RUN_FILE)
@@ -222,13 +228,13 @@ def _read_id(path: Path) -> str:
     Raises:
         UserError: the file holds something else.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return ""
     try:
-        run = json.loads(path.read_bytes()[:4096])[RUN]
+        run = parse_json(read_bytes(path, "run's id", most_bytes=4096), where=str(path))[RUN]
         if isinstance(run, str) and _ID.fullmatch(run):
             return run
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, KeyError, TypeError):
         pass
     raise UserError(
         "does not hold a run's id",

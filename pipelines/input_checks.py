@@ -207,6 +207,13 @@ def check_world_model(job: Preflight) -> None:
                 f"holds no {name}", where=str(job.world_model), remedy="give a world model folder"
             )
     check_weights_file(job.world_model / "model.safetensors")
+    size = read_object(job.world_model / "config.json", "model config").get("vocab_size")
+    if size != layout.vocabulary:
+        raise UserError(
+            f"config.json has a vocabulary of {size!r:.40}, layout.json of {layout.vocabulary}",
+            where=str(job.world_model),
+            remedy="both must come from one pre-training",
+        )
     actions = job.config.world_model.model_copy(update={"action_dims": layout.action_tokens})
     expected = SequenceLayout.from_config(job.tokenizer, actions, layout.action_bins)
     check_same_layout(layout, expected, job.world_model)

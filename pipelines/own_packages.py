@@ -1,12 +1,15 @@
 """Imports the project's packages from where they are installed, whatever else the import path holds.
 
 Top-level packages called `actors` or `pipelines` are common. Ray puts the driver's working folder first on its workers'
-import path, and PYTHONPATH comes before installed packages: a user's package of the same name would hide ours.
+import path, and PYTHONPATH comes before installed packages: a user's package of the same name would hide ours. A user's
+`numpy.py` or `random.py` would hide a library, in the workers alone: they import from where the driver does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 PACKAGES = ("roboalign_ray", "actors", "pipelines", "cluster_configs")
@@ -38,3 +41,15 @@ def pin_packages(root: str = ROOT, names: Sequence[str] = PACKAGES) -> None:
         except BaseException:
             del sys.modules[name]
             raise
+
+
+class DriversPath(list[str]):
+    """What Ray is to put first on its workers' import path: of the folders that it adds, those that this process has.
+
+    Ray adds the working folder always, and the script's folder where that is on the path here.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Take those folders that this process imports from."""
+        here = set(map(os.path.abspath, sys.path))
+        super().extend(folder for folder in folders if os.path.abspath(folder) in here)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from roboalign_ray.config.paths import absolute_path
 from roboalign_ray.foundation.failures import HostError, ReportedError, UserError, first_line, host_error
+from roboalign_ray.foundation.files import require_room
 
 _SOCKET_PATH_BYTES = 107  # longest path of a Unix socket on Linux
 # What Ray appends to its temporary folder: the longest name of a session and of a socket in it.
 _SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SESSION_BYTES = (
+    16_000_000  # logs and sockets of a short session; without room for them Ray waits for half a minute
+)
 _START_ONE = "use 'local', or start one with: ray start --head"
 
 
@@ -39,6 +43,7 @@ def check_local_start(metrics_port: int = 0) -> None:
             remedy=f"set RAY_TMPDIR to a folder whose path has at most {longest} characters",
         )
     _check_writable(folder, "the temporary folder", "set RAY_TMPDIR to a folder that can be written")
+    require_room(folder, _SESSION_BYTES)
     _check_token_folder()
     if metrics_port:
         _check_port(metrics_port)

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.job_config import JobConfig
 
 from pipelines import own_packages
 from pipelines.cluster_view import usable_cpus
@@ -119,9 +120,17 @@ def _init(cluster: ClusterConfig, options: Mapping[str, Any]) -> None:
     try:
         loopback = bound_to_loopback(cluster.address == "local" and not cluster.reachable)
         with loopback, _worker_environment(cluster.address) as environment:
+            if not cluster.address.startswith("ray://"):
+                options = {**options, "job_config": _job_config()}
             ray.init(address=cluster.address, runtime_env=environment, **options)
     except Exception as error:
         raise start_failure(error, cluster.address) from error
+
+
+def _job_config() -> JobConfig:
+    config = JobConfig()
+    config._py_driver_sys_path = own_packages.DriversPath()  # Ray has no public setting for it
+    return config
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import inspect
 import json
 import os
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from roboalign_ray.foundation.failures import UserError, raise_if_host
+from roboalign_ray.foundation.failures import HostError, UserError, raise_if_host
 
 LOCK = ".job.lock"
 _RENEWED_S, _STALE_S = 15.0, 60.0
@@ -196,8 +197,15 @@ def _taken(path: Path, shown: Path) -> int:
                 f"cannot be locked ({error.strerror})", where=str(path), remedy="choose another place"
             ) from error
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(
+                    "is no plain file", where=str(path), remedy="remove it, or choose another place"
+                )
             if _try(descriptor, path, shown):
                 return descriptor
+        except HostError:  # the file is locked and could not be written: nothing of it stays
+            _removed(path, descriptor)
+            raise
         except BaseException:
             os.close(descriptor)
             raise

@@ -147,6 +147,23 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
     assert (tmp_path / "mine").read_text() == "kept"
 
 
+def test_a_pipe_in_its_place_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(UserError, match="is no plain file"), folder_lock(tmp_path):
+        pass
+    assert (tmp_path / LOCK).is_fifo()
+
+
+def test_a_full_disk_leaves_neither_lock_nor_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(HostError, match="No space left"), folder_lock(tmp_path / "new" / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_thread_takes_it_again_and_another_does_not(tmp_path):
     caught: list[BaseException] = []
 

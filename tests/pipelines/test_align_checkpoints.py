@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines.align_checkpoints import KEPT, RUN, RunCheckpoints
+from pipelines.align_checkpoints import KEPT, RUN, RUN_FILE, RunCheckpoints
 from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.checkpoints import CheckpointError
 from roboalign_ray.foundation.failures import UserError
@@ -202,3 +203,23 @@ def test_a_copy_that_cannot_be_written_is_told_and_the_one_here_stands(tmp_path)
     with pytest.raises(CheckpointError, match="cannot be read or written"):
         kept.save(write(4))
     assert text_of(kept, copies=False) == "weights 4"
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match="is a file, not the folder of checkpoints"):
+        RunCheckpoints(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loose link", "text"])
+def test_something_else_in_place_of_the_runs_id_is_one_line(kind, tmp_path):
+    path = tmp_path / RUN_FILE
+    made = {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "loose link": lambda: path.symlink_to(tmp_path / "nowhere"),
+        "text": lambda: path.write_text("[" * 3000),
+    }
+    made[kind]()
+    with pytest.raises(UserError, match="does not hold a run's id"):
+        RunCheckpoints(tmp_path / "checkpoints")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 import subprocess
 import sys
@@ -24,8 +25,8 @@ from roboalign_ray.config import ClusterConfig
 
 @ray.remote(num_cpus=0)
 def where():
-    import actors.rollout, cluster_configs, pipelines.feed, roboalign_ray.config
-    return [module.__file__ for module in (actors, pipelines, cluster_configs, roboalign_ray)]
+    import actors.rollout, cluster_configs, colorsys, pipelines.feed, roboalign_ray.config, torch
+    return [module.__file__ for module in (actors, pipelines, cluster_configs, roboalign_ray, colorsys)]
 
 with start_ray(ClusterConfig(object_store_gb=0.2)):
     told = ray.get([where.remote(), where.options(runtime_env={"env_vars": {"A": "1"}}).remote()])
@@ -54,10 +55,21 @@ def started(
 
 
 def test_workers_import_our_packages(mine: Path) -> None:
+    """The same holds of libraries: the user's modules of their names are on no import path of this process."""
+    for name in ("numpy", "torch", "random", "colorsys"):
+        (mine / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
     done = started(ASK, mine)
     assert done.returncode == 0, done.stderr
-    expected = [str(REPOSITORY / name / "__init__.py") for name in OURS]
+    expected = [*(str(REPOSITORY / name / "__init__.py") for name in OURS), colorsys.__file__]
     assert done.stdout.strip().splitlines()[-1] == str([expected, expected])
+
+
+def test_workers_import_what_a_users_script_does(mine: Path) -> None:
+    """A script's own folder is on its import path: its modules are the user's in workers too."""
+    (mine / "colorsys.py").write_text("")
+    done = started(ASK, mine, path=(REPOSITORY, mine))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(mine / "colorsys.py")) == 2
 
 
 def test_a_package_in_the_import_path_hides_ours_neither(mine: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,14 @@ def test_the_longest_path_that_fits_is_what_sockets_take() -> None:
         with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError) as caught:
             probe.bind(path)  # its folder does not exist: a path that fits fails by that
         assert ("too long" in str(caught.value)) != fits
+
+
+def test_a_full_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/tmp")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # pytest's own folders are too long for sockets
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        assert f"{short}/ray: has 1.0 MB left on its disk" in told()
 
 
 def test_a_temporary_folder_that_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
