@@ -52,7 +52,7 @@ class RoleConfig(FrozenConfig):
         deadline_s: longest wait for one reply, in seconds.
     """
 
-    workers: int = Field(1, ge=1, le=10_000)
+    workers: int = Field(1, gt=0, le=10_000)
     num_cpus: Amount = 1.0
     num_gpus: Amount = 0.0
     threads: int = Field(0, ge=0, le=1024)

@@ -141,6 +141,16 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         (),
         "holds no layout.json",
     ),
+    "a world model with a torn config": (
+        torn("world_model/config.json"),
+        (),
+        "config.json: cannot be read as model config",
+    ),
+    "a world model with another's config": (
+        lambda folder: (folder / "world_model/config.json").write_text('{"vocab_size": 7}') and None,
+        (),
+        "config.json has a vocabulary of 7, layout.json of",
+    ),
     "a world model without action bins": (
         lambda folder: (folder / "world_model/action_bins.json").unlink(),
         (),
