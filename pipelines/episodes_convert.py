@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sized
 from dataclasses import asdict, dataclass, replace
@@ -143,12 +144,11 @@ def _check(options: ConvertOptions) -> None:
         raise UserError(f"unknown fit '{options.fit}'", where="--fit", remedy=f"one of {', '.join(FITS)}")
     if options.stride < 1:
         raise UserError(f"stride is {options.stride}", where="--stride", remedy="1 keeps every frame")
-    if options.fps is not None and (options.fps <= 0 or options.stride != 1):
-        fault = (
-            f"frame rate is {options.fps:g}" if options.fps <= 0 else "--stride says the same in another way"
-        )
+    if options.fps is not None and (not 0 < options.fps < math.inf or options.stride != 1):
+        sound = 0 < options.fps < math.inf
+        fault = "--stride says the same in another way" if sound else f"frame rate is {options.fps:g}"
         raise UserError(fault, where="--fps", remedy="give one of them, above 0")
-    if options.source_fps is not None and options.source_fps <= 0:
+    if options.source_fps is not None and not 0 < options.source_fps < math.inf:
         raise UserError(
             f"frame rate is {options.source_fps:g}", where="--source-fps", remedy="give one above 0"
         )

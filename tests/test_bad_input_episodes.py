@@ -148,6 +148,9 @@ BAD = {
         lerobot, f"{CONVERT} --stride 9 --action-kind absolute*4", "too few for stride 9"
     ),
     "stride of unknown actions": Bad(lerobot, f"{CONVERT} --stride 2", "it is not known what a, b, c are"),
+    "rate no number": Bad(lerobot, f"{CONVERT} --fps nan", "--fps: frame rate is nan"),
+    "rate without end": Bad(lerobot, f"{CONVERT} --fps inf", "--fps: frame rate is inf"),
+    "source's rate no number": Bad(unknown_rate, f"{CONVERT} --source-fps nan", "--source-fps"),
     "stride and rate": Bad(lerobot, f"{CONVERT} --stride 2 --fps 5", "--fps"),
     "rate that does not divide": Bad(lerobot, f"{CONVERT} --fps 4", "does not divide"),
     "limit zero": Bad(lerobot, f"{CONVERT} --limit 0", "limit is 0"),

@@ -35,6 +35,7 @@ from roboalign_ray.foundation.failures import printable
 Decision = tuple[ActionKind, str]
 _POSITIONS = ("absolute", "angle", "hold")
 _INCREMENTS = ("delta", "delta_angle")
+_FOLLOWS_STATE = "its values follow the state itself"
 _BEHIND_A_POSE = re.compile(r"\[(?:6|13)\]$")  # a pose has six numbers, with one arm or two
 _LEANING = 0.4  # least correlation of a dimension that is taken as its neighbours are
 
@@ -76,6 +77,7 @@ def resolve_actions(
             decisions.append(_gripper(dim, samples, found[dim]))
         else:
             decisions.append(_observed(name, dim in quaternions, found[dim], dim in pairs))
+    _doubt_alike(decisions, found)
     _join_neighbours(decisions, names, quaternions, samples, found)
     _find_angles(decisions, samples, quaternions)
     kinds, reasons = tuple(kind for kind, _ in decisions), tuple(reason for _, reason in decisions)
@@ -118,12 +120,22 @@ def _checked(
     kind, reason = declared
     says = f"{reason.removesuffix(' says so')} says {kind}, but"
     if kind in (*_INCREMENTS, "velocity") and found.follows == "state":
-        return UNKNOWN, f"{says} its values follow the state itself"
+        return UNKNOWN, f"{says} {_FOLLOWS_STATE}"
     if kind in _POSITIONS and found.follows == "change":
         return UNKNOWN, f"{says} its values follow the state's change"
     if kind in _INCREMENTS and samples and _like_a_gripper(name, dim, samples):
         return UNKNOWN, f"{says} it holds the values of a gripper's command"
     return declared
+
+
+def _doubt_alike(decisions: list[Decision], found: Sequence[Evidence]) -> None:
+    """Where the data show that some increments are positions, the others are believed only if the data confirm them."""
+    if not any(kind == UNKNOWN and reason.endswith(_FOLLOWS_STATE) for kind, reason in decisions):
+        return
+    for dim, (kind, reason) in enumerate(decisions):
+        if kind in (*_INCREMENTS, "velocity") and found[dim].follows not in ("change", "scaled_change"):
+            says = reason.removesuffix(" says so")
+            decisions[dim] = UNKNOWN, f"{says} says {kind}, but others of the action follow the state itself"
 
 
 def _like_a_gripper(name: str, dim: int, samples: Sequence[ActionSample]) -> bool:

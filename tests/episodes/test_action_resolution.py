@@ -233,6 +233,15 @@ def test_rt1_s_mode_stays_one_of_several(tmp_path: Path) -> None:
     assert kept[-1].tolist() == [1, 0, 0]
 
 
+def test_what_the_data_contradict_in_part_is_not_believed_in_the_rest(tmp_path: Path) -> None:
+    """Positions under a name of increments; one of them hardly moves, so that its numbers alone show nothing."""
+    state = np.cumsum(np.random.default_rng(1).normal(scale=0.01, size=(T, 3)), axis=0)
+    state[:, 1] = 0.0
+    positions = np.vstack([state[1:], state[-1:]]).astype(np.float32)
+    write_rlds_action(tmp_path, {"world_vector": positions}, state=state.astype(np.float32))
+    assert RldsSource(tmp_path, fps=5.0).action_card.kinds == ("unknown",) * 3
+
+
 @pytest.mark.parametrize("size", [4, 9])
 def test_rotations_that_do_not_add_up_are_no_angles_whatever_their_leaf_is_called(
     size: int, tmp_path: Path
