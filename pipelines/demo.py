@@ -59,7 +59,7 @@ _LEARNING = (
 
 
 def prepare_folder(out: Path, *, fresh: bool) -> None:
-    """Remove an earlier run where asked to; anything that is not such a run stays.
+    """Empty the folder of an earlier run where asked to; anything that is not such a run stays.
 
     Raises:
         UserError: `out` holds other things, or another job is at work in it.
@@ -74,7 +74,6 @@ def prepare_folder(out: Path, *, fresh: bool) -> None:
             )
         for name in entries:
             shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
-    out.rmdir()
 
 
 @one_job

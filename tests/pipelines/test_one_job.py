@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from refusals import refused
 
-from roboalign_ray.foundation.folder_lock import FolderInUse, folder_lock, store_lock
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.folder_lock import LOCK, FolderInUse, folder_lock, store_lock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = (
@@ -95,3 +96,19 @@ def test_the_command_line_refuses_in_one_line(in_use: Path, capsys: pytest.Captu
         line = refused(words, in_use.parent, capsys)
         assert str(in_use) in line
         assert "in use" in line
+
+
+def test_a_fresh_demo_empties_the_folder_that_it_has_locked(tmp_path: Path) -> None:
+    from pipelines.demo import JOURNAL, prepare_folder
+
+    out = tmp_path / "demo"
+    for _ in range(2):  # a folder that is new, and one of an earlier run
+        with folder_lock(out):
+            prepare_folder(out, fresh=True)
+            assert [path.name for path in out.iterdir()] == [LOCK]
+        (out / "logs").mkdir()
+        (out / JOURNAL).write_text("{}\n")
+    (out / "mine.txt").write_text("kept")
+    with folder_lock(out), pytest.raises(UserError, match=r"holds 'mine\.txt', which no run wrote"):
+        prepare_folder(out, fresh=True)
+    assert (out / "logs").is_dir()
