@@ -106,7 +106,7 @@ def test_a_fresh_demo_empties_the_folder_that_it_has_locked(tmp_path: Path) -> N
         with folder_lock(out):
             prepare_folder(out, fresh=True)
             assert [path.name for path in out.iterdir()] == [LOCK]
-        (out / "logs").mkdir()
+        (out / "logs").mkdir(parents=True)  # a folder that was made for the lock alone went with it
         (out / JOURNAL).write_text("{}\n")
     (out / "mine.txt").write_text("kept")
     with folder_lock(out), pytest.raises(UserError, match=r"holds 'mine\.txt', which no run wrote"):
