@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.cache import KeyValueCache
+from roboalign_ray.world_model.native.thread_choice import ThreadChoice
 
 # A forked child has none of the threads that its parent's pool counts on, and would wait for them for ever.
 _forked = False
@@ -123,6 +125,12 @@ class NativeDecoder:
         self._model.fill(heads=heads, kv_heads=kv_heads, head_dim=self._head_dim, codes=self._codes)
         self._model.fill(embedding=embedding.data_ptr(), head=head.data.data_ptr())
         self._model.layer = ctypes.addressof(self._layers)
+        self._choices: dict[tuple[int, int], ThreadChoice] = {}
+
+    def _choice(self, rows: int) -> ThreadChoice | None:
+        """Who decides on the threads of passes with so many rows; None where there is but one."""
+        most = 1 if _forked else torch.get_num_threads()
+        return None if most < 2 else self._choices.setdefault((rows, most), ThreadChoice(most))
 
     def forward(self, ids: Tensor, cache: KeyValueCache, phases: Tensor) -> Tensor:
         """As `PackedTransformer.forward`, with the phases complex64 [chunk, d/2] of this pass's positions."""
@@ -131,7 +139,8 @@ class NativeDecoder:
         ids, phases = ids.contiguous(), phases.contiguous()
         logits = torch.empty((rows, self._codes), dtype=torch.float32)
         call = _Pass(rows=rows, chunk=chunk, samples=cache.samples, prefix=cache.prefix, length=cache.length)
-        call.threads = 1 if _forked else torch.get_num_threads()
+        choice = self._choice(rows)
+        call.threads = 1 if choice is None else choice.threads()
         if cache.shared is not None:
             strides = cache.shared.stride()
             assert strides[4:] == (self._head_dim, 1)
@@ -141,7 +150,10 @@ class NativeDecoder:
         call.own = cache.own.data_ptr() + cache.own.element_size() * strides[4]  # slot 0 is not a token
         call.own_layer, call.own_pair, call.own_row, call.own_head = strides[:4]
         call.ids, call.phases, call.logits = ids.data_ptr(), phases.data_ptr(), logits.data_ptr()
+        began = time.perf_counter()
         failure = self._library.forward(ctypes.byref(self._model), ctypes.byref(call))
+        if choice is not None and chunk == 1:  # passes of one token are alike; a prompt's are not
+            choice.took(call.threads, time.perf_counter() - began)
         if failure == 1:
             raise UserError("a token id is outside the vocabulary", where="rollout engine")
         if failure:
