@@ -73,6 +73,11 @@ class _Held:
     depth: int
 
 
+class _FolderGone(Exception):
+    """The folder of the lock was removed after it was made."""
+
+
+_ATTEMPTS = 100
 _held: dict[str, _Held] = {}
 _held_lock = threading.Lock()
 
@@ -132,10 +137,10 @@ def _lock(shown: Path, path: Path, folder: Path) -> Iterator[None]:
         finally:
             _given_back(key)
         return
-    descriptor, made = None, []
+    descriptor: int | None = None
+    made: list[Path] = []
     try:
-        made = _made(folder)
-        descriptor = _taken(path, shown)
+        descriptor = _opened(folder, path, shown, made)
         with _renewed(descriptor):
             yield
     finally:
@@ -186,11 +191,26 @@ def _made(folder: Path) -> list[Path]:
     return missing
 
 
+def _opened(folder: Path, path: Path, shown: Path, made: list[Path]) -> int:
+    """`_taken` in a folder that is made where absent; adds to `made` what was made."""
+    for _ in range(_ATTEMPTS):
+        made += _made(folder)
+        try:
+            return _taken(path, shown)
+        except _FolderGone:  # another job ended just now, and its folder with it
+            continue
+    raise UserError(
+        "cannot be locked: it is removed again and again", where=str(path), remedy="choose another place"
+    )
+
+
 def _taken(path: Path, shown: Path) -> int:
     """An open file with the lock on it, which names this process."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError as error:
+            raise _FolderGone from error
         except OSError as error:
             raise_if_host(error, where=str(path))
             raise UserError(
