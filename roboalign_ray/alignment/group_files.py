@@ -70,7 +70,7 @@ def load_group(path: Path) -> ScoredGroup:
             arrays["seconds_per_frame"],
         )
         scores = tuple(_score(entry, number, arrays) for number, entry in enumerate(header["scores"]))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"is not a scored group ({first_line(error)})", where=str(path)) from error
     return ScoredGroup(rollout, scores)
 

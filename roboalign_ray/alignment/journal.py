@@ -82,7 +82,7 @@ def read_journal(path: Path) -> list[JournalGroup]:
         if "scores" in entry:
             try:
                 groups.append(_group(entry))
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, OverflowError) as error:
                 where = f"{path}, group {entry.get('group')}"
                 raise UserError(f"is no line of a journal ({first_line(error)})", where=where) from error
     return groups

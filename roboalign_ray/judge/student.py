@@ -272,7 +272,7 @@ class Student(nn.Module):
                 where=str(folder),
                 remedy="give a folder written by 'roboalign distill'",
             ) from error
-        except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
                 f"student cannot be read: {first_line(error)}",
                 where=str(folder),

@@ -65,6 +65,16 @@ def test_no_journal_and_a_damaged_one_are_told(tmp_path):
         read_journal(path)
 
 
+@pytest.mark.parametrize("number", ["1e999", "NaN", '"x"', "null"])
+def test_a_number_that_is_none_is_told(tmp_path, number):
+    path = tmp_path / "journal"
+    path.write_text(
+        json.dumps(line()).replace('"group": 9', f'"group": {number}') + "\n" + json.dumps(line()) + "\n"
+    )
+    with pytest.raises(UserError, match="is no line of a journal"):
+        read_journal(path)
+
+
 def of(scores) -> JournalGroup:
     return JournalGroup(0, 0, "p", tuple(range(len(scores))), (0,), tuple(scores), (0,))
 
