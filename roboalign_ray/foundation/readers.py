@@ -89,15 +89,6 @@ def read_object(path: Path, what: str, *, keys: Collection[str] = (), remedy: st
     return value
 
 
-def read_model(path: Path, model: type[Model], what: str, *, remedy: str = "") -> Model:
-    """A JSON file as a pydantic model; keys that the model does not name follow the model's own rule.
-
-    Raises:
-        UserError: as `read_json`, or a field is missing or wrong; the first one is named.
-    """
-    return validated(read_json(path, what, remedy=remedy), model, what, where=str(path), remedy=remedy)
-
-
 def validated(value: Any, model: type[Model], what: str, *, where: str, remedy: str = "") -> Model:
     """A parsed value as a pydantic model.
 

@@ -23,8 +23,8 @@ from roboalign_ray.foundation.readers import (
     read_arrays,
     read_json,
     read_lines,
-    read_model,
     read_object,
+    validated,
 )
 
 MEGABYTE = 1 << 20
@@ -100,7 +100,7 @@ def test_models_name_the_first_fault(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"sizes": [1, "two"]}')
     with pytest.raises(UserError, match=r"a\.json: cannot be read as card \(sizes\.1: "):
-        read_model(path, _Card, "card")
+        validated(read_json(path, "card"), _Card, "card", where=str(path))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.foundation.failures import raise_if_host
+from roboalign_ray.foundation.readers import first_fault
 
 Model = TypeVar("Model", bound=BaseModel)
 MOST_JSON_BYTES = 32 << 20
@@ -47,10 +48,3 @@ def read_small(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
     if len(data) > most:
         raise ValueError(f"larger than {most >> 20} MB")
     return data
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing wrong, with the place of it."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
