@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.teacher import open_judge
-from roboalign_ray.alignment.prompts import prompt_spec
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.actors.teacher import open_judge
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.annotator import Annotation, RolloutAnnotator
-from roboalign_ray.judge.bench.making import PairMaker
-from roboalign_ray.judge.pairs import encode_pair
+from roboalign_ray.judge.bench.pair_maker import PairMaker
+from roboalign_ray.judge.data.pairs import encode_pair
+from roboalign_ray.judge.online.rollout_annotator import Annotation, RolloutAnnotator
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.codec import FrameCodec
+from roboalign_ray.world_model.prompts import prompt_spec
+from roboalign_ray.world_model.token.codec import FrameCodec
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roboalign_ray.alignment.batch import MicroBatch
-from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.objectives.token_batch import MicroBatch
+from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.foundation.optimisation import decayed_parameters
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from roboalign_ray.foundation.failures import UserError, first_line
-from roboalign_ray.foundation.state_files import StateError, read_state, write_state
+from roboalign_ray.foundation.storage.state_files import StateError, read_state, write_state
 
 _MODEL = "model.safetensors"
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.judge.gate import GateResult
-from roboalign_ray.judge.redistillation import Published, Redistiller
+from roboalign_ray.judge.online.redistillation import Published, Redistiller
+from roboalign_ray.judge.validation.gate import GateResult
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
                 400 401 404 405 413 415                   408                              400 · 500 502 · 503
 
 Nothing of a request reaches a replica before its body is there, so slow connections hold no replica. `roboalign judge
-serve` runs this in a web server of its own (`pipelines.judge_http`); a Serve config file puts `JudgeIngress` behind
-Serve's.
+serve` runs this in a web server of its own (`pipelines/serve/web_server.py`); a Serve config file puts `JudgeIngress`
+behind Serve's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from actors.serve_ports import keep_serve_port_on_loopback
+from roboalign_ray.actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import ServingConfig
 from roboalign_ray.foundation.failures import UserError, first_line
-from roboalign_ray.judge.admission import Admission
-from roboalign_ray.judge.served import INSTRUCTION, check_content_type
+from roboalign_ray.judge.serving.admission import Admission
+from roboalign_ray.judge.serving.http import INSTRUCTION, check_content_type
 
 Answer = tuple[int, dict[str, Any]]
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.serve_ports import keep_serve_port_on_loopback
+from roboalign_ray.actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.pixel_budget import PixelBudget, PixelsBusyError
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
-from roboalign_ray.judge.served import (
+from roboalign_ray.judge.protocol import BROKEN, JudgeRequest
+from roboalign_ray.judge.serving.http import (
     ServedJudge,
     ServedJudgement,
     ServedStudent,
@@ -26,7 +27,6 @@ from roboalign_ray.judge.served import (
     read_question,
     status_of,
 )
-from roboalign_ray.judge.teacher.protocol import BROKEN, JudgeRequest
 
 JudgeKind = Literal["student", "teacher"]
 Outcome = ServedJudgement | Failed
@@ -136,13 +136,13 @@ def _opened(judge: JudgeKind, config: JobConfig, student: Path | None, threads: 
     import torch
 
     if judge == "teacher":
-        from actors.teacher import TeacherActor
-        from roboalign_ray.judge.teacher.sources import teacher_training_range
+        from roboalign_ray.actors.teacher import TeacherActor
+        from roboalign_ray.judge.teacher.model_sources import teacher_training_range
 
         teacher = TeacherActor(config.teacher, threads)
         return ServedTeacher(teacher.ready(), teacher, teacher_training_range(config.teacher))
-    from roboalign_ray.judge.student import Student
-    from roboalign_ray.judge.training_range import TrainingRange
+    from roboalign_ray.judge.student.model import Student
+    from roboalign_ray.judge.student.training_range import TrainingRange
 
     torch.set_num_threads(threads)
     assert student is not None

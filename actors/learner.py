@@ -17,22 +17,22 @@ from typing import Any
 
 import torch
 
-from actors.deepspeed_state import load_engine, save_engine
-from roboalign_ray.alignment.batch import MicroBatch
-from roboalign_ray.alignment.group_files import load_group, save_group
-from roboalign_ray.alignment.off_policy import build_objective
-from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
-from roboalign_ray.alignment.scored import GroupRecord, ScoredGroup
+from roboalign_ray.actors.deepspeed_state import load_engine, save_engine
+from roboalign_ray.alignment.objectives.off_policy import build_objective
+from roboalign_ray.alignment.objectives.token_batch import MicroBatch
+from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.records.group_files import load_group, save_group
+from roboalign_ray.alignment.records.scored import GroupRecord, ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
-from roboalign_ray.foundation.files import packed_folder, unpack_folder
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
-from roboalign_ray.foundation.weights import Receiver, pack
-from roboalign_ray.foundation.weights_format import Manifest
-from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
+from roboalign_ray.foundation.storage.files import packed_folder, unpack_folder
+from roboalign_ray.foundation.weight_sync.manifest import Manifest
+from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.world_model.token.transformer import load_pretrained, save_pretrained
 
 
 class LearnerActor:
@@ -84,7 +84,7 @@ class LearnerActor:
         Raises:
             UserError: the weights cannot be read.
         """
-        from actors.deepspeed_policy import DeepSpeedPolicy
+        from roboalign_ray.actors.deepspeed_policy import DeepSpeedPolicy
 
         model, layout = load_pretrained(self.world_model)
         frozen, _ = load_pretrained(self.world_model)

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from roboalign_ray.alignment.prompts import PromptName, PromptReader
 from roboalign_ray.config import EpisodesConfig, RolloutConfig
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.foundation.weights import Receiver
-from roboalign_ray.foundation.weights_board import Parcel
+from roboalign_ray.foundation.weight_sync.packing import Receiver
+from roboalign_ray.foundation.weight_sync.versions import Parcel
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.engine import RolloutEngine
-from roboalign_ray.world_model.rollout import Prompt, RolloutGroup, RolloutReport
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, RolloutReport
+from roboalign_ray.world_model.token.engine import RolloutEngine
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 _FETCH_S = 600.0  # for a version of the weights
 

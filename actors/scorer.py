@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
-from roboalign_ray.alignment.prompts import PromptName, PromptReader
-from roboalign_ray.alignment.scored import GroupRecord, ScoredGroup
+from roboalign_ray.alignment.records.scored import GroupRecord, ScoredGroup
 from roboalign_ray.config import EpisodesConfig, RewardConfig
+from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.foundation.files import unpack_folder
-from roboalign_ray.judge.student import Student
-from roboalign_ray.rewards.building import build_reward
+from roboalign_ray.foundation.storage.files import unpack_folder
+from roboalign_ray.judge.student.model import Student
 from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
+from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.codec import FrameCodec
-from roboalign_ray.world_model.rollout import RolloutGroup
+from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.protocol import RolloutGroup
+from roboalign_ray.world_model.token.codec import FrameCodec
 
 _FETCH_S = 600.0  # for a student
 

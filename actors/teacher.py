@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.teacher.opening import open_teacher
-from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.privileged.judge import PrivilegedJudge
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.teacher.backends import open_teacher
 
 
 class TeacherActor:
@@ -45,7 +45,7 @@ def open_vlm(config: TeacherConfig) -> TeacherJudge:
     """
     if config.backend != "vllm":
         return open_teacher(config)
-    from actors.teacher_engine import EngineTeacher
+    from roboalign_ray.actors.teacher_engine import EngineTeacher
 
     return EngineTeacher(config)
 

@@ -12,14 +12,14 @@ from typing import Any
 from roboalign_ray.config import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.foundation.torchvision_guard import guard_children
-from roboalign_ray.judge.teacher.prompt import answer_grammar
-from roboalign_ray.judge.teacher.protocol import (
+from roboalign_ray.judge.protocol import (
     JudgeRequest,
     TeacherJudgement,
     judge_each,
     judgement_of,
 )
-from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
+from roboalign_ray.judge.teacher.model_sources import check_adapter, model_source, teacher_name
+from roboalign_ray.judge.teacher.prompt import answer_grammar
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter
 
 # Reasoning ends at </think>, whether the template or the model opens it.

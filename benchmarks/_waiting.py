@@ -20,19 +20,20 @@ import numpy as np
 import ray
 from ray import cloudpickle
 
-from pipelines.align_groups import Numbering
-from pipelines.align_learner import Learner
-from pipelines.align_loop import AlignmentLoop, Crew
-from pipelines.align_workers import WorkerPool, Workforce
-from pipelines.simulation import Simulation
-from pipelines.simulation_workers import draw
-from roboalign_ray.alignment.prompts import PromptName, PromptSchedule
-from roboalign_ray.alignment.scored import GroupRecord
+from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.asynchrony import StageTimeConfig, WorkloadConfig
 from roboalign_ray.config.weights import WeightsConfig
+from roboalign_ray.episodes.window_names import PromptName
+from roboalign_ray.pipelines.align.groups import Numbering
+from roboalign_ray.pipelines.align.learner import Learner
+from roboalign_ray.pipelines.align.loop import AlignmentLoop, Crew
+from roboalign_ray.pipelines.capacity.simulated_workers import draw
+from roboalign_ray.pipelines.capacity.simulation import Simulation
+from roboalign_ray.pipelines.cluster.workforce import WorkerPool, Workforce
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.rollout import RolloutReport
+from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
+from roboalign_ray.world_model.protocol import RolloutReport
 
 # This file is no module that workers could import: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -73,7 +74,7 @@ class Waiting:
             payload: bytes of a group.
         """
         import roboalign_ray.alignment.update
-        import roboalign_ray.foundation.weights_board  # noqa: F401  (now, and not within the run that is measured)
+        import roboalign_ray.foundation.weight_sync.versions  # noqa: F401  (now, and not within the run that is measured)
 
         self.work, self.frame_s, self.payload = work, frame_s, payload
         self.version = self.steps = 0
@@ -131,7 +132,7 @@ class WaitingLearner(Waiting):
 
     def update(self, *groups: Any) -> Any:
         """No update."""
-        from roboalign_ray.alignment.batch import BatchCounts
+        from roboalign_ray.alignment.objectives.token_batch import BatchCounts
         from roboalign_ray.alignment.update import UpdateResult
 
         for _, seeds, *_ in groups:
@@ -142,7 +143,7 @@ class WaitingLearner(Waiting):
 
     def publish(self) -> tuple[int, Any]:
         """A thousand numbers."""
-        from roboalign_ray.foundation.weights import pack
+        from roboalign_ray.foundation.weight_sync.packing import pack
 
         manifest, self.buckets = pack({"w": np.zeros(1000, np.float32)}, self.version, WeightsConfig())
         return self.version, manifest

@@ -21,9 +21,9 @@ from typing import Any
 
 from _waiting import measure, replayed, show, waiting_crew, waiting_job
 
-from pipelines.runtime import start_ray
-from roboalign_ray.alignment.prompts import HorizonDraw
 from roboalign_ray.config import JobConfig, RolloutConfig
+from roboalign_ray.pipelines.cluster.runtime import start_ray
+from roboalign_ray.scheduling.prompt_schedule import HorizonDraw
 
 SAMPLES = 4  # of a group
 LONGEST = 48

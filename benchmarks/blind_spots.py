@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.weights import replay_folder, student_folder
 from roboalign_ray.config.judge import LOCAL_TRIALS
 from roboalign_ray.config.loading import load_job
-from roboalign_ray.judge.assessment import gate_clips
 from roboalign_ray.judge.bench.parts import THIRDS, third_of
-from roboalign_ray.judge.gate import TOTAL_RANGE
-from roboalign_ray.judge.labels import LabelledPairs
-from roboalign_ray.judge.student import Student
-from roboalign_ray.judge.trials import GateClip, Question, is_paraphrase, spoil
+from roboalign_ray.judge.data.label_store import LabelledPairs
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.validation.assessment import gate_clips
+from roboalign_ray.judge.validation.gate import TOTAL_RANGE
+from roboalign_ray.judge.validation.trials import GateClip, Question, is_paraphrase, spoil
+from roboalign_ray.pipelines.cluster.weight_folders import replay_folder, student_folder
 
 RESAMPLES = 1000
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import ray
 from _waiting import WaitingCrew, show, waiting_crew, waiting_job
 
-from pipelines.align_workers import Observer
-from pipelines.runtime import start_ray
 from roboalign_ray.config import JobConfig
+from roboalign_ray.pipelines.cluster.runtime import start_ray
+from roboalign_ray.pipelines.cluster.workforce import Observer
 
 WEIGHTS = 50_000  # bytes at most of the newest weights and what describes them: they stay
 _SETTLE_S = 60.0  # until what nobody refers to is freed

@@ -26,8 +26,8 @@ import torch
 
 from roboalign_ray.config import StudentConfig
 from roboalign_ray.config.loading import load_job
-from roboalign_ray.judge.student import Student, parameter_count
-from roboalign_ray.judge.teacher.protocol import JudgeRequest
+from roboalign_ray.judge.protocol import JudgeRequest
+from roboalign_ray.judge.student.model import Student, parameter_count
 from roboalign_ray.judge.teacher.small import make_small_teacher
 from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from _waiting import show
 
-from pipelines.align import AlignResult, run_align
-from pipelines.runtime import start_ray
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.pipelines.align.job import AlignResult, run_align
+from roboalign_ray.pipelines.cluster.runtime import start_ray
 
 CURVE = "held_out/reward_mean"
 

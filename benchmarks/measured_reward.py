@@ -18,21 +18,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.scorer import ScorerActor
-from pipelines import align_crew
-from pipelines.align import ALIGNED, run_align
-from pipelines.align_workers import WorkerPool
-from pipelines.judge_select import models_table, run_select
-from roboalign_ray.alignment.prompts import prompt_spec
+from roboalign_ray.actors.scorer import ScorerActor
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.annotator import RolloutAnnotator
-from roboalign_ray.judge.bench.making import PairMaker
-from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
+from roboalign_ray.judge.bench.pair_maker import PairMaker
+from roboalign_ray.judge.online.rollout_annotator import RolloutAnnotator
+from roboalign_ray.judge.privileged.judge import PrivilegedJudge
+from roboalign_ray.pipelines.align import launch as align_crew
+from roboalign_ray.pipelines.align.job import ALIGNED, run_align
+from roboalign_ray.pipelines.cluster.workforce import WorkerPool
+from roboalign_ray.pipelines.evaluate.best_of_n_study import models_table, run_select
 from roboalign_ray.rewards.protocol import Reward, Score, Scored
-from roboalign_ray.world_model.rollout import RolloutGroup
+from roboalign_ray.world_model.prompts import prompt_spec
+from roboalign_ray.world_model.protocol import RolloutGroup
 
 
 def measuring(config: JobConfig) -> type[ScorerActor]:

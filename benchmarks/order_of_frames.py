@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
-from roboalign_ray.judge.bench.degradations import degrade
+from roboalign_ray.judge.bench.corruptions import Material
+from roboalign_ray.judge.bench.degradation_table import degrade
 from roboalign_ray.judge.bench.parts import THIRDS
-from roboalign_ray.judge.bench.spoiling import Material
-from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.fresh import OF_ORDER, STRENGTHS
-from roboalign_ray.judge.labels import LabelledPairs
-from roboalign_ray.judge.order import PICTURES, OrderOfFrames
+from roboalign_ray.judge.data.label_store import LabelledPairs
 from roboalign_ray.judge.rubric import maxima, normalise
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student.clips import prepare_clips
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.on_the_fly_examples import OF_ORDER, STRENGTHS
+from roboalign_ray.judge.student.order import PICTURES, OrderOfFrames
 
 HELD_OUT, BATCH, ROUNDS, RATE = 0.1, 64, 60, 2e-3
 FAULTLESS = ("real", "counterfactual")

@@ -24,9 +24,9 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.agreement import agreement, agreement_table
-from roboalign_ray.judge.bench.degradations import WHOLE, degrade
-from roboalign_ray.judge.bench.making import PairMaker, SourceClip
+from roboalign_ray.judge.bench.degradation_table import WHOLE, degrade
+from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
+from roboalign_ray.judge.validation.agreement import agreement, agreement_table
 
 Judged = tuple[str, str, np.ndarray, np.ndarray]  # set, group, measured [6], labels [6]
 _LEAST = 3  # frames of a clip that is measured

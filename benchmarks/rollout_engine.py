@@ -38,12 +38,12 @@ import numpy as np
 import torch
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig, WorldModelConfig
-from roboalign_ray.world_model.engine import RolloutEngine
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.packed import PackedTransformer, Workspace
-from roboalign_ray.world_model.rollout import Prompt
-from roboalign_ray.world_model.sampling import Sampler, uniforms
-from roboalign_ray.world_model.transformer import build_model
+from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.token.engine import RolloutEngine
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.packed import PackedTransformer, Workspace
+from roboalign_ray.world_model.token.sampling import Sampler, uniforms
+from roboalign_ray.world_model.token.transformer import build_model
 
 SIZES = {
     "demo": (WorldModelConfig(), SequenceLayout(64, 16, 4, 4375, 256)),

@@ -249,7 +249,15 @@ def service(settings: list[str]) -> Iterator[tuple[int, int]]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.cli", "judge", "serve", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "roboalign_ray.pipelines.cli.main",
+        "judge",
+        "serve",
+        "--port",
+        str(port),
+    ]
     command += [part for value in settings for part in ("--set", value)]
     with tempfile.TemporaryFile("w+") as log:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -278,10 +286,10 @@ def _answers(port: int) -> bool:
 
 def clip() -> bytes:
     """A simulated clip of those that come along, encoded anew."""
-    from pipelines.weights import replay_folder
     from roboalign_ray.config.loading import load_job
     from roboalign_ray.episodes.video import encode_video
-    from roboalign_ray.judge.labels import LabelledPairs
+    from roboalign_ray.judge.data.label_store import LabelledPairs
+    from roboalign_ray.pipelines.cluster.weight_folders import replay_folder
 
     pair = LabelledPairs([replay_folder(load_job("demo"))]).read(0)
     return encode_video(pair.frames, pair.fps)

@@ -16,9 +16,9 @@ from typing import Any
 
 from _waiting import measure, replayed, show, waiting_crew, waiting_job
 
-from pipelines.runtime import start_ray
-from pipelines.simulation import SimulationResult, simulate
 from roboalign_ray.config import JobConfig
+from roboalign_ray.pipelines.capacity.simulation import SimulationResult, simulate
+from roboalign_ray.pipelines.cluster.runtime import start_ray
 
 WORKERS = 8
 SHAPES: dict[str, dict[str, Any]] = {

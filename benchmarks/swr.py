@@ -22,10 +22,10 @@ import torch
 from roboalign_ray.config import RefreshConfig, RolloutConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.engine import RolloutEngine
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.rollout import Prompt, RolloutGroup
-from roboalign_ray.world_model.transformer import build_model, load_pretrained
+from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
+from roboalign_ray.world_model.token.engine import RolloutEngine
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import build_model, load_pretrained
 
 
 def load(arguments: argparse.Namespace):

@@ -28,12 +28,12 @@ from typing import Any
 import ray
 import torch
 
-from pipelines.sizes import layout_of
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.config.weights import WeightsConfig
-from roboalign_ray.foundation.weights import Receiver, pack
-from roboalign_ray.foundation.weights_format import Manifest
-from roboalign_ray.world_model.transformer import build_model, token_logprobs
+from roboalign_ray.foundation.weight_sync.manifest import Manifest
+from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.pipelines.capacity.sizes import layout_of
+from roboalign_ray.world_model.token.transformer import build_model, token_logprobs
 
 SIZES = {
     "smoke": ("demo", ["world_model.hidden=64", "world_model.ffn=176", "world_model.layers=2"]),

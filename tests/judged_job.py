@@ -12,11 +12,11 @@ from tiny_job import EPISODES, SIZE, make_tiny_job, square_episode
 from roboalign_ray.config import JobConfig, StudentConfig
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.store import write_store
-from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.rubric import maxima
-from roboalign_ray.judge.student import Student
-from roboalign_ray.judge.training import StudentTrainer
+from roboalign_ray.judge.student.clips import prepare_clips
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.training import StudentTrainer
 
 TINY = {
     "height": 32,

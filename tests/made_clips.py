@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from roboalign_ray.judge.bench.spoiling import Material
+from roboalign_ray.judge.bench.corruptions import Material
 
 FRAMES, SIZE = 12, 32
 GREY, RED, BLUE = 100, (200, 20, 20), (20, 20, 200)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import RolloutGroup, Segment
 
 
 def make_group(seed: int, samples: int = 3, lengths: tuple[int, ...] = (2, 1)) -> ScoredGroup:

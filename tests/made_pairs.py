@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
 
 
 def made_pair(number: int, group: int = 0, **changes) -> JudgedPair:

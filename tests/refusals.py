@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import run
+from roboalign_ray.pipelines.cli.main import run
 
 
 def tree(folder: Path) -> dict[str, bytes]:

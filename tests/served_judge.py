@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.judge_front import JudgeFront
-from pipelines.judge_http import HttpLimits, WebServer
+from roboalign_ray.actors.judge_front import JudgeFront
 from roboalign_ray.config import JobConfig, ServingConfig, StudentConfig
 from roboalign_ray.episodes.video import encode_video
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.pipelines.serve.web_server import HttpLimits, WebServer
 
 HOST = "127.0.0.1"
 SIZES = {"height": 16, "width": 16, "frames": 3, "hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
@@ -39,7 +39,7 @@ def film(seed: int, frames: int = 6, side: int = 16) -> bytes:
 
 def replica(folder: Path, **serving: Any) -> Any:
     """A replica's object, as Ray would hold it."""
-    from actors.judge_service import JudgeService
+    from roboalign_ray.actors.judge_service import JudgeService
 
     return JudgeService("student", JobConfig(serving=ServingConfig(**serving)), folder)
 

@@ -192,8 +192,8 @@ def test_damaged_files_are_refused_in_one_line(
 
 @pytest.mark.parametrize("damage", [truncate, scribble, Path.unlink])
 def test_damaged_checkpoints_name_the_file(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    from roboalign_ray.foundation import checkpoints
     from roboalign_ray.foundation.failures import UserError
+    from roboalign_ray.foundation.storage import checkpoints
 
     folder = checkpoints.save(tmp_path, 1, lambda path: (path / "model.bin").write_bytes(b"w" * 500) and None)
     damage(folder / "model.bin")

@@ -21,8 +21,8 @@ from episode_files import (
 )
 from refusals import refused
 
-from pipelines.cli import run
-from pipelines.episodes_convert import ConvertOptions, convert
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
 
 
 @dataclass(frozen=True)

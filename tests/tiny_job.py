@@ -12,8 +12,8 @@ from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import open_store, write_store
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.transformer import build_model, save_pretrained
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import build_model, save_pretrained
 
 SIZE, FRAMES, EPISODES = 32, 10, 12
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from roboalign_ray.config.judge import StudentConfig
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student.model import Student
 
 TINY = {
     "height": 16,

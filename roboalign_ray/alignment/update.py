@@ -16,19 +16,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from roboalign_ray.alignment.batch import (
+from roboalign_ray.alignment.objectives.grpo import Metrics, Objective, TokenBatch, merge_metrics
+from roboalign_ray.alignment.objectives.kl import EXPONENT_BOUND
+from roboalign_ray.alignment.objectives.off_policy import EVERY_VERSION, OffPolicyObjective, stale_masks
+from roboalign_ray.alignment.objectives.token_batch import (
     BatchCounts,
     MicroBatch,
     micro_batches,
     token_count,
     training_sequences,
 )
-from roboalign_ray.alignment.grpo import Metrics, Objective, TokenBatch, merge_metrics
-from roboalign_ray.alignment.kl import EXPONENT_BOUND
-from roboalign_ray.alignment.off_policy import EVERY_VERSION, OffPolicyObjective, stale_masks
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.config import AlignmentConfig
-from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.token.layout import SequenceLayout
 
 logger = logging.getLogger(__name__)
 

@@ -111,7 +111,7 @@ def known_paths(model: type[FrozenConfig] = JobConfig, prefix: str = "") -> Iter
 def _profile_folder() -> Traversable:
     # Found by name at run time: the library never imports the package that holds the profiles.
     try:
-        folder = resources.files("cluster_configs") / "profiles"
+        folder = resources.files("roboalign_ray") / "cluster_configs" / "profiles"
     except ModuleNotFoundError:
         folder = None
     if folder is None or not folder.is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.readers import read_object
+from roboalign_ray.foundation.storage.readers import read_object
 
 ACTION_BINS = "action_bins.json"
 

@@ -13,8 +13,8 @@ from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.action_resolution import resolve_actions
 from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.files import whole_file
-from roboalign_ray.foundation.shards import STATISTICS, write_json
+from roboalign_ray.foundation.storage.files import whole_file
+from roboalign_ray.foundation.storage.shards import STATISTICS, write_json
 
 _SAMPLED = 20  # episodes that are looked at
 

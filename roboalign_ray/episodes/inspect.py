@@ -19,7 +19,7 @@ from roboalign_ray.episodes.actions import unwrap_angles
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.foundation.failures import UserError, first_line
-from roboalign_ray.foundation.readers import read_json
+from roboalign_ray.foundation.storage.readers import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from roboalign_ray.episodes.action_names import as_target, kind_from_name
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS
 from roboalign_ray.episodes.video import decode_video, encode_video
-from roboalign_ray.foundation.readers import parse_json
+from roboalign_ray.foundation.storage.readers import parse_json
 
 SCHEMA_VERSION = 1
 INDEX_COLUMNS = ("episode_id", "group_id", "instruction", "length")

@@ -36,8 +36,8 @@ from roboalign_ray.episodes.splits import positions_in
 from roboalign_ray.episodes.statistics_form import StatisticsForm
 from roboalign_ray.episodes.store_statistics import StoreStatistics, common_kind
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.readers import read_object, validated
-from roboalign_ray.foundation.shards import (
+from roboalign_ray.foundation.storage.readers import read_object, validated
+from roboalign_ray.foundation.storage.shards import (
     STATISTICS,
     ShardedRows,
     ShardWriter,

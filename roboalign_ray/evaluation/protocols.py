@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from roboalign_ray.config import EvaluationConfig, RefreshConfig
-from roboalign_ray.evaluation.metrics import FRAME_METRICS, ClipMetrics, clip_metrics
-from roboalign_ray.evaluation.perceptual import PerceptualDistance
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.rollout import Prompt, RolloutGroup, WorldModel
+from roboalign_ray.metrics.frame_metrics import FRAME_METRICS, ClipMetrics, clip_metrics
+from roboalign_ray.metrics.perceptual import PerceptualDistance
+from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, WorldModel
 
 POLICY_NAMES = {
     "none": "plain autoregression",
@@ -236,7 +236,7 @@ def evaluate_rollouts(
 
 
 def _fvd(frames_ETHWC: np.ndarray, windows: Sequence[EvaluationWindow]) -> float:
-    from roboalign_ray.evaluation.fvd import fvd, load_i3d
+    from roboalign_ray.metrics.fvd import fvd, load_i3d
 
     return fvd(frames_ETHWC, np.stack([window.real for window in windows]), load_i3d())
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
-from roboalign_ray.evaluation.metrics import psnr, ssim, to_images
-from roboalign_ray.evaluation.perceptual import PerceptualDistance
 from roboalign_ray.evaluation.protocols import EvaluationWindow
+from roboalign_ray.metrics.frame_metrics import psnr, ssim, to_images
+from roboalign_ray.metrics.perceptual import PerceptualDistance
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 
 BRANCHES = ("context", "dynamics")

@@ -9,7 +9,7 @@ import numpy as np
 
 from roboalign_ray.config import RefreshConfig
 from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
-from roboalign_ray.evaluation.metrics import FRAME_METRICS
+from roboalign_ray.metrics.frame_metrics import FRAME_METRICS
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from roboalign_ray.config import FidelityRewardConfig
-from roboalign_ray.evaluation.metrics import LPIPS_CHUNK, psnr, ssim, to_images
-from roboalign_ray.evaluation.perceptual import PerceptualDistance, load_lpips
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.metrics.frame_metrics import LPIPS_CHUNK, psnr, ssim, to_images
+from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
 from roboalign_ray.rewards.protocol import RewardInput, Score, Scored
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from roboalign_ray.config import TokenizerConfig
 from roboalign_ray.foundation.failures import UserError, first_line
-from roboalign_ray.foundation.module_files import load_module
-from roboalign_ray.foundation.readers import parse_json
+from roboalign_ray.foundation.storage.module_files import load_module
+from roboalign_ray.foundation.storage.readers import parse_json
 from roboalign_ray.tokenizer.fsq import FSQ
 from roboalign_ray.tokenizer.modules import Decoder, Encoder
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from roboalign_ray.config import RefreshConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.codec import FrameCodec
-from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.token.codec import FrameCodec
+from roboalign_ray.world_model.token.layout import SequenceLayout
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learner import LearnerActor
-from roboalign_ray.alignment.grpo import GrpoObjective
-from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.actors.learner import LearnerActor
+from roboalign_ray.alignment.objectives.grpo import GrpoObjective
+from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.episodes.actions import ActionBinner
-from roboalign_ray.foundation.state_files import StateError, read_state, write_state
-from roboalign_ray.foundation.weights import Receiver
+from roboalign_ray.foundation.storage.state_files import StateError, read_state, write_state
+from roboalign_ray.foundation.weight_sync.packing import Receiver
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
-from roboalign_ray.world_model.transformer import build_model, load_pretrained, save_pretrained
+from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import build_model, load_pretrained, save_pretrained
 
 LAYOUT = SequenceLayout(context_tokens=4, dynamics_tokens=3, action_tokens=2, codes=12, action_bins=5)
 
@@ -265,7 +265,7 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from actors.learner import LearnerActor
+from roboalign_ray.actors.learner import LearnerActor
 from test_learner import make_group, settings
 
 folder, rank, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

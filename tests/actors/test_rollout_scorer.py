@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from tiny_job import make_tiny_job, square_episode
 
-from actors.rollout import RolloutActor
-from actors.scorer import ScorerActor
-from roboalign_ray.alignment.prompts import PromptName, PromptReader, schedule_from_store
+from roboalign_ray.actors.rollout import RolloutActor
+from roboalign_ray.actors.scorer import ScorerActor
 from roboalign_ray.episodes.actions import ActionBinner
-from roboalign_ray.evaluation.metrics import ssim, to_images
+from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.metrics.frame_metrics import ssim, to_images
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 SEEDS = [(1, 2, 3), (4, 5, 6)]
 

@@ -19,12 +19,12 @@ import torch
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-from actors.teacher import TeacherActor  # noqa: E402
+from roboalign_ray.actors.teacher import TeacherActor  # noqa: E402
 from roboalign_ray.config import RoleConfig, SmallTeacherConfig, TeacherConfig  # noqa: E402
 from roboalign_ray.foundation.failures import Failed  # noqa: E402
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement  # noqa: E402
 from roboalign_ray.judge.rubric import maxima  # noqa: E402
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer  # noqa: E402
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement  # noqa: E402
 from roboalign_ray.judge.teacher.small import make_small_teacher  # noqa: E402
 
 INSTRUCTIONS = ["open the drawer", "press the button", "reach the ball"]
@@ -139,7 +139,7 @@ def check_five(outcome: TeacherJudgement | Failed) -> None:
 def test_an_engine_in_an_actor_draws_five_answers_that_fit_the_grammar(folder: Path) -> None:
     import ray
 
-    from pipelines.judge_pool import TeacherPool
+    from roboalign_ray.pipelines.label.teacher_pool import TeacherPool
 
     drawn = config(backend="vllm", model=str(folder), temperature=0.6, samples=5)
     ray.init(
@@ -166,7 +166,7 @@ def taught(settings: TeacherConfig, place: Path) -> None:
     """A tiny model that knows two videos by heart, with its reasons."""
     from transformers import AutoProcessor
 
-    from roboalign_ray.judge.pairs import JudgedPair
+    from roboalign_ray.judge.data.pairs import JudgedPair
     from roboalign_ray.judge.teacher.learning import answer_batch, answer_loss
     from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
 

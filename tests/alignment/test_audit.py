@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.audit import RunRecord, audit
-from roboalign_ray.alignment.ledger import Outcome, StalenessLedger
+from roboalign_ray.alignment.records.audit import RunRecord, audit
+from roboalign_ray.scheduling.staleness_ledger import Outcome, StalenessLedger
 
 BATCH, BOUND, UPDATES = 3, 1, 5
 

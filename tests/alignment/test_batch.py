@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign_ray.alignment.advantages import frame_advantages, group_advantages
-from roboalign_ray.alignment.batch import (
+from roboalign_ray.alignment.objectives.token_batch import (
     check_trainable,
     micro_batches,
     token_count,
     training_sequences,
 )
-from roboalign_ray.alignment.scored import ScoredGroup, reward_scalars
+from roboalign_ray.alignment.records.scored import ScoredGroup, reward_scalars
 from roboalign_ray.config import AlignmentConfig, RefreshConfig, RolloutConfig, SamplingConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
-from roboalign_ray.world_model.transformer import segment_ids
+from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import segment_ids
 
 LAYOUT = SequenceLayout(context_tokens=5, dynamics_tokens=3, action_tokens=2, codes=11, action_bins=7)
 

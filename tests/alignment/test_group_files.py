@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_groups import make_group
 
-from roboalign_ray.alignment.group_files import load_group, save_group
+from roboalign_ray.alignment.records.group_files import load_group, save_group
 from roboalign_ray.foundation.failures import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.grpo import GrpoObjective, TokenBatch, grpo_loss, merge_metrics
+from roboalign_ray.alignment.objectives.grpo import GrpoObjective, TokenBatch, grpo_loss, merge_metrics
 from roboalign_ray.config import AlignmentConfig
 
 

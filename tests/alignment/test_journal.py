@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.journal import JournalGroup, Verdict, compare_scores, read_journal
-from roboalign_ray.alignment.scored import GroupRecord
+from roboalign_ray.alignment.records.journal import JournalGroup, Verdict, compare_scores, read_journal
+from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.protocol import Scored
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.kl import EXPONENT_BOUND, kl_bounded, kl_estimate
+from roboalign_ray.alignment.objectives.kl import EXPONENT_BOUND, kl_bounded, kl_estimate
 from roboalign_ray.foundation.failures import UserError
 
 logprob = st.floats(-15, 0)

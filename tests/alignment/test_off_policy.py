@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign_ray.alignment.batch import TrainingSequence, micro_batches
-from roboalign_ray.alignment.grpo import GrpoObjective, TokenBatch
-from roboalign_ray.alignment.off_policy import (
+from roboalign_ray.alignment.objectives.grpo import GrpoObjective, TokenBatch
+from roboalign_ray.alignment.objectives.off_policy import (
     DecoupledObjective,
     TruncatedObjective,
     build_objective,
     importance_weights,
     stale_masks,
 )
-from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.alignment.objectives.token_batch import TrainingSequence, micro_batches
+from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
-from roboalign_ray.world_model.transformer import build_model
+from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import build_model
 
 CONFIG = AlignmentConfig(clip=0.2, dual_clip=3.0, kl_coefficient=0.02)
 DECOUPLED, TRUNCATED = (OffPolicyConfig(correction=c, truncation=1.5) for c in ("decoupled", "truncated"))

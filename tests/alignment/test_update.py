@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign_ray.alignment.grpo import GrpoObjective, merge_metrics
-from roboalign_ray.alignment.policy import TokenPolicy, predict_batch
-from roboalign_ray.alignment.scored import ScoredGroup
+from roboalign_ray.alignment.objectives.grpo import GrpoObjective, merge_metrics
+from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
-from roboalign_ray.world_model.transformer import build_model
+from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import build_model
 
 LAYOUT = SequenceLayout(context_tokens=4, dynamics_tokens=3, action_tokens=2, codes=12, action_bins=5)
 

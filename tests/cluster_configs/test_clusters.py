@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster_view import described_nodes
-from pipelines.placement import GPU, bundles_of, place
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.pipelines.capacity.cluster_nodes import described_nodes
+from roboalign_ray.pipelines.capacity.placement import GPU, bundles_of, place
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster_configs"
 SHAPES = {"single_gpu": 1, "node_8gpu": 8, "paper_rt1": 8, "mixed_64": 64, "fleet_1000": 1000}
@@ -112,7 +112,7 @@ def test_the_service_names_applications_that_fit_their_pools() -> None:
     from ray._common.utils import import_attr
     from ray.serve.schema import ServeDeploySchema
 
-    from pipelines.judge_serve import ServedJob, application
+    from roboalign_ray.pipelines.serve.judge import ServedJob, application
 
     spec = read(FOLDER / "kuberay" / "rayservice.yaml")["spec"]
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
@@ -300,7 +300,7 @@ def test_roles_keep_pace_with_each_other(profile: str) -> None:
 
 
 def test_simulation_finds_64_gpus_busy() -> None:
-    from pipelines.simulation import simulate
+    from roboalign_ray.pipelines.capacity.simulation import simulate
 
     job = load_job("mixed_64")
     found = simulate(job, 10)

@@ -20,22 +20,22 @@ from made_pairs import made_pairs
 from tiny_job import make_tiny_job
 from tiny_student import tiny_student
 
-from roboalign_ray.alignment.group_files import load_group, save_group
-from roboalign_ray.alignment.journal import read_journal
+from roboalign_ray.alignment.records.group_files import load_group, save_group
+from roboalign_ray.alignment.records.journal import read_journal
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.inspect import store_figures
 from roboalign_ray.episodes.store import open_store, write_store
-from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.chrome_trace import read_trace
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.telemetry import JSONL, read_curves
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.telemetry.chrome_trace import read_trace
+from roboalign_ray.foundation.telemetry.metrics import JSONL, read_curves
 from roboalign_ray.judge.bench.generated import find_generated
-from roboalign_ray.judge.labels import DistillationSet
-from roboalign_ray.judge.pairs import open_pairs, write_pairs
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.data.label_store import DistillationSet
+from roboalign_ray.judge.data.pairs import open_pairs, write_pairs
+from roboalign_ray.judge.student.model import Student
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 JOURNAL_LINE = {
     "update": 5,

@@ -17,8 +17,8 @@ import pytest
 import typer
 import typer.main
 
-from pipelines.cli import app, run
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.pipelines.cli.main import app, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_episodes import made_episode
 
-from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes.action_kinds import accumulate_actions
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import open_store, write_store
 from roboalign_ray.episodes.transforms import stride_episode, unwrap_episode
 from roboalign_ray.episodes.windows import WindowSpec, cut_window
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
 
 # One dimension of every kind that a name can declare, beside what the name says.
 NAMED = {

@@ -15,9 +15,6 @@ from episode_files import example_bytes, frame_record
 from made_episodes import made_episode
 from refusals import refused
 
-from pipelines.cli import run
-from pipelines.episodes_convert import ConvertOptions, convert
-from pipelines.pretrain import run_pretrain
 from roboalign_ray.config import EpisodesConfig, JobConfig
 from roboalign_ray.episodes.action_kinds import ActionCard
 from roboalign_ray.episodes.action_names import flat_names, kind_from_name
@@ -28,6 +25,9 @@ from roboalign_ray.episodes.sources.tfrecord import parse_example, read_records
 from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.episodes.windows import WindowSpec, fit_action_binner, held_out_windows
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
+from roboalign_ray.pipelines.train.world_model import run_pretrain
 
 T = 24
 

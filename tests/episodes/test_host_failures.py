@@ -11,12 +11,12 @@ import pytest
 from episode_files import write_droid, write_lerobot_v2, write_rlds
 from refusals import refused
 
-from pipelines.cli import run
-from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes import video
 from roboalign_ray.episodes.sources import lerobot_tables
-from roboalign_ray.foundation import parquet
 from roboalign_ray.foundation.failures import HostError
+from roboalign_ray.foundation.storage import parquet
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
 
 DATASETS = {"lerobot": write_lerobot_v2, "rlds": write_rlds, "droid": write_droid}
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines.episodes_cli import app
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.inspect import contact_sheet, picture_change, spread, state_speed, store_figures
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.store import open_store, write_store
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.cli.episodes import app
 
 
 def episode(number: int = 0, length: int = 9, views: int = 1) -> Episode:

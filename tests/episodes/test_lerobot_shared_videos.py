@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from made_videos import film, numbers, picture
 
-from pipelines.cli import run
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.shaping import Shaping
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
+from roboalign_ray.pipelines.cli.main import run
 
 KEY = "observation.images.cam"
 NTSC = Fraction(30000, 1001)

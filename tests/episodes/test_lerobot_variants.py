@@ -14,14 +14,14 @@ import pytest
 from corruption import measured
 from episode_files import CAMERA, clip, lerobot_info, lerobot_rows, png, write_lerobot_v2, write_lerobot_v3
 
-from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.parquet import read_columns
-from roboalign_ray.foundation.parquet_pages import page_sizes
+from roboalign_ray.foundation.storage.parquet import read_columns
+from roboalign_ray.foundation.storage.parquet_pages import page_sizes
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
 
 DATA = "data/chunk-000/episode_000000.parquet"
 V3_DATA = "data/chunk-000/file-000.parquet"

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from episode_files import CAMERA, clip, write_droid, write_lerobot_v2, write_mp4
 
-from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.droid import DroidSource
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
 
 LEROBOT_VIDEO = f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
 LEROBOT_DATA = "data/chunk-000/episode_000001.parquet"

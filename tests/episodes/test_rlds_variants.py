@@ -13,11 +13,11 @@ import torch
 from corruption import measured, zlib_bomb
 from episode_files import clip, example_bytes, frame_record, png, write_rlds
 
-from pipelines.cli import run
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.sources.rlds import RldsSource
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.cli.main import run
 
 SHARD = "bridge_dataset-train.tfrecord-00000-of-00001"
 LENGTH = 4

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_videos import film, picture
 
-from pipelines.episodes_convert import ConvertOptions, convert
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.shaping import FrameCollector, Kept, Shaping
 from roboalign_ray.episodes.sources.folder import open_folder
@@ -22,6 +21,7 @@ from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.transforms import resize_episode, resize_frames, stride_episode
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.episodes.video_frames import read_frames
+from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
 
 
 @given(

@@ -17,7 +17,7 @@ from roboalign_ray.episodes.sources.base import Quarantined
 from roboalign_ray.episodes.splits import split_of
 from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.shards import StoreCard
+from roboalign_ray.foundation.storage.shards import StoreCard
 
 
 @pytest.fixture(scope="module")

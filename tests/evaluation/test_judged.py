@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from roboalign_ray.evaluation.judged import JudgedResult, compare_judged, judged_table
+from roboalign_ray.evaluation.judge_scores import JudgedResult, compare_judged, judged_table
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from roboalign_ray.config import EvaluationConfig, RefreshConfig
-from roboalign_ray.evaluation import metrics, protocols
-from roboalign_ray.evaluation.perceptual import PerceptualDistance, load_lpips
+from roboalign_ray.evaluation import protocols
 from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.rollout import Prompt, RolloutGroup, Segment
+from roboalign_ray.metrics import frame_metrics as metrics
+from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
+from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, Segment
 
 SIDE = 32
 

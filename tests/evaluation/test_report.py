@@ -29,7 +29,7 @@ from roboalign_ray.evaluation.report.html import curve_title, number
 from roboalign_ray.evaluation.report.tiles import tile
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.rollout import Prompt
+from roboalign_ray.world_model.protocol import Prompt
 
 EPISODES, FRAMES = 8, 12
 METRICS = ("psnr", "ssim", "lpips", "roi_lpips", "mse")

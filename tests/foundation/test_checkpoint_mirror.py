@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
 
-from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.checkpoint_mirror import CheckpointMirror
-from roboalign_ray.foundation.checkpoints import CheckpointError
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.checkpoint_mirror import CheckpointMirror
+from roboalign_ray.foundation.storage.checkpoints import CheckpointError
 
 WRITES = {"create_dir", "open_output_stream", "move", "delete_file", "delete_dir"}
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.checkpoints import CheckpointError
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.checkpoints import CheckpointError
 
 CONTENT = {"model.safetensors": b"weights" * 11, "state/buffer.json": b'{"position": 3}', "empty.bin": b""}
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.foundation.chrome_trace import TraceFile, previous, read_trace
+from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile, previous, read_trace
 
 
 def timed(events):
@@ -103,7 +103,7 @@ def test_a_full_file_is_kept_once_and_another_begins_with_the_lanes_names(tmp_pa
 KILLED = """
 import sys, time
 from pathlib import Path
-from roboalign_ray.foundation.chrome_trace import TraceFile
+from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile
 trace = TraceFile(Path(sys.argv[1]), 1_000_000)
 for number in range(10**9):
     trace.span("work", (1, 1), number, number + 1, about={"groups": list(range(20))})
@@ -130,7 +130,7 @@ def test_a_killed_writer_leaves_a_file_that_loads(tmp_path):
 QUOTA = """
 import resource, sys
 from pathlib import Path
-from roboalign_ray.foundation.chrome_trace import TraceFile
+from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 with TraceFile(Path(sys.argv[1]), 1000) as trace:
     for number in range(100):

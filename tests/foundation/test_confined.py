@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
-from roboalign_ray.foundation import checkpoints, files
-from roboalign_ray.foundation.checkpoint_mirror import CheckpointMirror
-from roboalign_ray.foundation.checkpoints import CheckpointError
-from roboalign_ray.foundation.confined import UnsafeName, check_names
 from roboalign_ray.foundation.failures import ReportedError
+from roboalign_ray.foundation.storage import checkpoints, files
+from roboalign_ray.foundation.storage.checkpoint_mirror import CheckpointMirror
+from roboalign_ray.foundation.storage.checkpoints import CheckpointError
+from roboalign_ray.foundation.storage.confined import UnsafeName, check_names
 
 OUTSIDE = [
     "/etc/passwd",

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from roboalign_ray.foundation import folder_lock as locks
 from roboalign_ray.foundation.failures import HostError, UserError
-from roboalign_ray.foundation.folder_lock import LOCK, FolderInUse, folder_lock, store_lock
+from roboalign_ray.foundation.storage import folder_lock as locks
+from roboalign_ray.foundation.storage.folder_lock import LOCK, FolderInUse, folder_lock, store_lock
 
 HOLD = """
 import sys, time
@@ -189,7 +189,7 @@ def test_many_processes_hold_it_one_at_a_time(tmp_path):
     program = """
 import sys, time
 from pathlib import Path
-from roboalign_ray.foundation.folder_lock import FolderInUse, folder_lock
+from roboalign_ray.foundation.storage.folder_lock import FolderInUse, folder_lock
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from roboalign_ray.foundation.progress import Progress, seconds
+from roboalign_ray.foundation.telemetry.progress import Progress, seconds
 
 
 class Clock:

@@ -16,8 +16,8 @@ from corruption import measured
 from pydantic import BaseModel
 
 from roboalign_ray.foundation.failures import HostError, UserError
-from roboalign_ray.foundation.parquet import read_columns
-from roboalign_ray.foundation.readers import (
+from roboalign_ray.foundation.storage.parquet import read_columns
+from roboalign_ray.foundation.storage.readers import (
     parse_json,
     pick,
     read_arrays,

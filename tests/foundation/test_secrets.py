@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from pipelines.plan import make_plan
 from roboalign_ray.config.loading import dump_yaml, load_job
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.secrets import masked, masked_tree
+from roboalign_ray.pipelines.capacity.plan import make_plan
 
 SECRET = "hUsh0"
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from roboalign_ray.foundation.failures import HostError
-from roboalign_ray.foundation.state_files import StateError, read_state, write_state
+from roboalign_ray.foundation.storage.state_files import StateError, read_state, write_state
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 TENSORS = st.sampled_from(
@@ -86,7 +86,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_args: object, **_kwargs: object) -> None:
         raise SafetensorError(f"Error while serializing: I/O error: x (os error {code})")  # as it says it
 
-    monkeypatch.setattr("roboalign_ray.foundation.state_files.save_file", full)
+    monkeypatch.setattr("roboalign_ray.foundation.storage.state_files.save_file", full)
     with pytest.raises(HostError, match=os.strerror(code)) as told:
         write_state(tmp_path / "state", {})
     assert str(tmp_path / "state") in told.value.line()

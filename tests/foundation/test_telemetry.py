@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from roboalign_ray.foundation.telemetry import JSONL, MetricsWriter, read_curves, read_rows
+from roboalign_ray.foundation.telemetry.metrics import JSONL, MetricsWriter, read_curves, read_rows
 
 
 def _board(folder: Path) -> EventAccumulator:

@@ -22,7 +22,9 @@ def child(code: str, **chosen: str) -> str:
     return done.stdout.strip() + done.stderr.strip()
 
 
-@pytest.mark.parametrize("package", ["roboalign_ray", "actors", "pipelines.cli"])
+@pytest.mark.parametrize(
+    "package", ["roboalign_ray", "roboalign_ray.actors", "roboalign_ray.pipelines.cli.main"]
+)
 def test_entering_by_any_package_says_how_to_wait_before_torch_is_there(package: str) -> None:
     look = f"import sys, os, {package}; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
     assert child(look) == "False 1000"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.tracking import WandbRun, check_tracking
+from roboalign_ray.foundation.telemetry.tracking import WandbRun, check_tracking
 
 INSTALLED = importlib.util.find_spec("wandb") is not None
 

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.weights import Receiver, pack
-from roboalign_ray.foundation.weights_board import Parcel, VersionBoard
-from roboalign_ray.foundation.weights_format import BaseMissing, CorruptVersion, TornVersion, WeightsRefused
+from roboalign_ray.foundation.weight_sync.manifest import (
+    BaseMissing,
+    CorruptVersion,
+    TornVersion,
+    WeightsRefused,
+)
+from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.foundation.weight_sync.versions import Parcel, VersionBoard
 
 State = dict[str, np.ndarray]
 TYPES = ["float32", "float64", "float16", "int64", "int8", "bool"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.judge.admission import Admission
+from roboalign_ray.judge.serving.admission import Admission
 
 
 def simulated(

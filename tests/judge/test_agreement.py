@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from roboalign_ray.judge.agreement import (
+from roboalign_ray.judge.rubric import maxima, names
+from roboalign_ray.judge.validation.agreement import (
     agreement,
     agreement_table,
     mean_absolute_error,
@@ -19,8 +20,7 @@ from roboalign_ray.judge.agreement import (
     ranks,
     spearman,
 )
-from roboalign_ray.judge.naive import ConstantJudge, pixel_l1_scores
-from roboalign_ray.judge.rubric import maxima, names
+from roboalign_ray.judge.validation.baselines import ConstantJudge, pixel_l1_scores
 
 TIED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=25)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from made_clips import made_clip
 
-from roboalign_ray.judge.augmentation import Augmentation
-from roboalign_ray.judge.fresh import FreshExamples, FreshShares
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.student.augmentation import Augmentation
+from roboalign_ray.judge.student.on_the_fly_examples import FreshExamples, FreshShares
 
 CLIP, _ = made_clip()
 COUNT = 200

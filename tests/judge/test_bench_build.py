@@ -12,7 +12,6 @@ import pytest
 from refusals import refused
 from tiny_job import make_tiny_job, square_episode
 
-from pipelines.bench_build import bench_source, build_bench, write_degradation_sheets
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.splits import split_of
@@ -20,8 +19,9 @@ from roboalign_ray.episodes.store import open_store, write_store
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.bench.plan import Proposal
-from roboalign_ray.judge.pairs import PairStore, open_pairs
+from roboalign_ray.judge.data.pairs import PairStore, open_pairs
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.pipelines.label.build_bench import bench_source, build_bench, write_degradation_sheets
 
 BENCH = {
     "pairs": 60,

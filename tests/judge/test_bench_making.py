@@ -14,12 +14,12 @@ from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench.degradations import DEGRADATIONS
+from roboalign_ray.judge.bench.degradation_table import DEGRADATIONS
 from roboalign_ray.judge.bench.generated import find_generated, generated_pairs
-from roboalign_ray.judge.bench.making import PairMaker
+from roboalign_ray.judge.bench.pair_maker import PairMaker
 from roboalign_ray.judge.bench.plan import Planner
 from roboalign_ray.judge.bench.sheets import contact_sheet
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import cli
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.bench.annotate import COLUMNS, annotated, choose, read_table, write_sheet
 from roboalign_ray.judge.bench.table import method_table, table_cells
-from roboalign_ray.judge.pairs import JudgedPair, PairStore, open_pairs, write_pairs
+from roboalign_ray.judge.data.pairs import JudgedPair, PairStore, open_pairs, write_pairs
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
+from roboalign_ray.pipelines.cli import main as cli
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench.degradations import TABLE
+from roboalign_ray.judge.bench.degradation_table import TABLE
 from roboalign_ray.judge.bench.plan import FAMILIES, Balancer, EpisodeIndex, Planner, quotas
 
 GROUPS, VARIANTS = 7, ("expert", "noisy", "wander")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.calibration import (
+from roboalign_ray.judge.student.calibration import (
     Calibration,
     calibration_error,
     fit_calibration,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from made_clips import BLUE, FRAMES, GREY, RED, made_clip
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench.degradations import DEGRADATIONS, TABLE, Degraded, degrade
-from roboalign_ray.judge.bench.spoiling import Material
+from roboalign_ray.judge.bench.corruptions import Material
+from roboalign_ray.judge.bench.degradation_table import DEGRADATIONS, TABLE, Degraded, degrade
 from roboalign_ray.judge.rubric import maxima
 
 CLIP, MATERIAL = made_clip()

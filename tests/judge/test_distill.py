@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from tiny_student import TINY
 
-from pipelines.distill import run_distill
-from pipelines.pack import pack_judge, replayed_positions
-from pipelines.pair_batches import PairBatches
 from roboalign_ray.config import GateConfig, JobConfig, StudentConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.assessment import gate_clips, gate_positions
-from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, PairCache, ReplaySampler
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
-from roboalign_ray.judge.registry import StudentRegistry
+from roboalign_ray.judge.data.label_store import DistillationSet, LabelledPairs, PairCache, ReplaySampler
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.rubric import maxima
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.registry import StudentRegistry
+from roboalign_ray.judge.validation.assessment import gate_clips, gate_positions
+from roboalign_ray.pipelines.release.pack_assets import pack_judge, replayed_positions
+from roboalign_ray.pipelines.train.pair_stream import PairBatches
+from roboalign_ray.pipelines.train.student import run_distill
 
 GROUPS = 40
 

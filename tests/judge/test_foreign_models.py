@@ -12,10 +12,10 @@ import torch
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.teacher.sources import check_adapter, model_source
+from roboalign_ray.judge.student.text_encoder import PretrainedText, load_encoder
+from roboalign_ray.judge.teacher.model_sources import check_adapter, model_source
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
-from roboalign_ray.judge.text import PretrainedText, load_encoder
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 WHERE = "judge.student.text_encoder"
 CODE = """

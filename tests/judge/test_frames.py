@@ -7,7 +7,7 @@ import torch
 
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import StudentConfig
-from roboalign_ray.judge.frames import Patches, _ShiftBlock, _shifted
+from roboalign_ray.judge.student.frame_encoder import Patches, _ShiftBlock, _shifted
 
 CONFIG = StudentConfig.small(height=32, width=48, frames=3, hidden=16, heads=2, stem=(4, 8))
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from made_clips import made_clip
 
-from roboalign_ray.judge.fresh import FreshExamples, FreshShares
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.student.on_the_fly_examples import FreshExamples, FreshShares
 
 CLIP, _ = made_clip()
 TASKS = {"open": ("open the drawer", "pull it out"), "press": ("press the button",)}

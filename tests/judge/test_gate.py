@@ -19,13 +19,13 @@ from roboalign_ray.config.judge import (
     GateConfig,
 )
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.alarms import Audit, RewardAlarms, motion_share
-from roboalign_ray.judge.bench.degradations import LOCAL
+from roboalign_ray.judge.bench.degradation_table import LOCAL
 from roboalign_ray.judge.bench.wording import CONTRADICTIONS, PARAPHRASES
-from roboalign_ray.judge.gate import GateResult, run_gate
-from roboalign_ray.judge.naive import pixel_l1_scores
 from roboalign_ray.judge.rubric import maxima
-from roboalign_ray.judge.trials import GateClip, spoil
+from roboalign_ray.judge.validation.alarms import Audit, RewardAlarms, motion_share
+from roboalign_ray.judge.validation.baselines import pixel_l1_scores
+from roboalign_ray.judge.validation.gate import GateResult, run_gate
+from roboalign_ray.judge.validation.trials import GateClip, spoil
 
 LENGTH = 12
 

@@ -16,9 +16,9 @@ import pytest
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.protocol import JudgeRequest
 from roboalign_ray.judge.teacher.http_call import LARGEST_REPLY, ServerError, call_json
 from roboalign_ray.judge.teacher.parsing import parse_answer
-from roboalign_ray.judge.teacher.protocol import JudgeRequest
 from roboalign_ray.judge.teacher.server_backend import ServerTeacher
 
 MODELS = b'{"data": [{"id": "small"}]}'

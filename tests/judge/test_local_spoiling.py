@@ -7,9 +7,9 @@ import pytest
 from made_clips import BLUE, RED, made_clip
 
 from roboalign_ray.judge.bench import local
-from roboalign_ray.judge.bench.degradations import LOCAL, degrade
+from roboalign_ray.judge.bench.corruptions import Material
+from roboalign_ray.judge.bench.degradation_table import LOCAL, degrade
 from roboalign_ray.judge.bench.parts import THIRDS, part_of, seen, third_of
-from roboalign_ray.judge.bench.spoiling import Material
 from roboalign_ray.judge.rubric import maxima
 
 LENGTH = 12

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from roboalign_ray.config.judge import StudentConfig
-from roboalign_ray.judge.clips import prepare_clips, sampled_positions
-from roboalign_ray.judge.order import OrderOfFrames
+from roboalign_ray.judge.student.clips import prepare_clips, sampled_positions
+from roboalign_ray.judge.student.order import OrderOfFrames
 
 CONFIG = StudentConfig.small(height=32, width=32, frames=4)
 

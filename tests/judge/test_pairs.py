@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from made_pairs import made_pair, made_pairs
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.shards import StoreCard
-from roboalign_ray.judge.pairs import JudgedPair, PairStore, encode_pair, open_pairs, write_pairs
+from roboalign_ray.foundation.storage.shards import StoreCard
+from roboalign_ray.judge.data.pairs import JudgedPair, PairStore, encode_pair, open_pairs, write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from made_clips import FRAMES, made_clip
 
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.bench.degradations import degrade
-from roboalign_ray.judge.privileged import (
+from roboalign_ray.judge.bench.degradation_table import degrade
+from roboalign_ray.judge.privileged.measure import (
     ClipLabels,
     PrivilegedTeacher,
     Reference,

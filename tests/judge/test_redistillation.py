@@ -11,13 +11,13 @@ from judged_job import toy_pairs, trained_student
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge import redistillation
-from roboalign_ray.judge.assessment import try_student
-from roboalign_ray.judge.gate import GateResult
-from roboalign_ray.judge.pairs import encode_pair, write_pairs
-from roboalign_ray.judge.redistillation import Published, Redistiller
+from roboalign_ray.judge.data.pairs import encode_pair, write_pairs
+from roboalign_ray.judge.online import redistillation
+from roboalign_ray.judge.online.redistillation import Published, Redistiller
 from roboalign_ray.judge.rubric import maxima
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.validation.assessment import try_student
+from roboalign_ray.judge.validation.gate import GateResult
 
 
 @pytest.fixture(scope="module")

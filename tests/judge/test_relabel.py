@@ -11,9 +11,9 @@ from scipy import stats
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import RelabelConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.labels import DistillationSet, LabelledPairs, ReplaySampler
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
-from roboalign_ray.judge.relabel import Drift, RelabelSchedule, measure_drift
+from roboalign_ray.judge.data.label_store import DistillationSet, LabelledPairs, ReplaySampler
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.online.relabel_schedule import Drift, RelabelSchedule, measure_drift
 from roboalign_ray.judge.rubric import maxima
 
 CONFIGS = st.builds(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from roboalign_ray.judge.selection import mean_known, picked, rank_within
+from roboalign_ray.judge.validation.selection import mean_known, picked, rank_within
 
 
 def test_the_best_liked_sample_is_worth_what_another_says_of_it():

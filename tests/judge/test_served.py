@@ -13,23 +13,23 @@ from roboalign_ray.config import ServingConfig, StudentConfig
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.rubric import names
-from roboalign_ray.judge.served import (
-    ServedJudgement,
-    ServedStudent,
-    ServedTeacher,
-    read_question,
-    status_of,
-)
-from roboalign_ray.judge.student import Student
-from roboalign_ray.judge.teacher.protocol import (
+from roboalign_ray.judge.protocol import (
     BROKEN,
     JudgeRequest,
     TeacherJudgement,
     judge_each,
     judgement_of,
 )
-from roboalign_ray.judge.training_range import TrainingRange, clip_statistics
+from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.serving.http import (
+    ServedJudgement,
+    ServedStudent,
+    ServedTeacher,
+    read_question,
+    status_of,
+)
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.training_range import TrainingRange, clip_statistics
 
 SIZES = {"height": 16, "width": 16, "frames": 3, "hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
 TEXT = {"text_hidden": 8, "text_layers": 1, "text_heads": 2, "text_ffn": 8, "fusion_layers": 1}

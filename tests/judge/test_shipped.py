@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from pipelines.weights import replay_folder, student_folder
 from roboalign_ray.config.judge import ASKED_TRIALS, LOCAL_TRIALS, PARAPHRASE_TRIALS, UNSOLVED_TRIALS
 from roboalign_ray.config.loading import load_job
-from roboalign_ray.judge.assessment import gate_clips, try_student
-from roboalign_ray.judge.bench.degradations import DEGRADATIONS, degrade
-from roboalign_ray.judge.bench.spoiling import Material
-from roboalign_ray.judge.labels import LabelledPairs
-from roboalign_ray.judge.student import Student
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
-from roboalign_ray.judge.teacher.sources import model_source
+from roboalign_ray.judge.bench.corruptions import Material
+from roboalign_ray.judge.bench.degradation_table import DEGRADATIONS, degrade
+from roboalign_ray.judge.data.label_store import LabelledPairs
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.teacher.model_sources import model_source
 from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
-from roboalign_ray.judge.trials import GateClip
+from roboalign_ray.judge.validation.assessment import gate_clips, try_student
+from roboalign_ray.judge.validation.trials import GateClip
+from roboalign_ray.pipelines.cluster.weight_folders import replay_folder, student_folder
 
 CONFIG = load_job("demo")
 

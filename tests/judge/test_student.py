@@ -14,15 +14,15 @@ from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.config.tokenizer import TokenizerConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.calibration import fit_calibration
-from roboalign_ray.judge.clips import interval_pictures, prepare_clips, sampled_positions
-from roboalign_ray.judge.naive import TextBlindStudent
 from roboalign_ray.judge.rubric import maxima
-from roboalign_ray.judge.student import DESCRIPTION, Student, parameter_count
-from roboalign_ray.judge.text import word_pieces
+from roboalign_ray.judge.student.calibration import fit_calibration
+from roboalign_ray.judge.student.clips import interval_pictures, prepare_clips, sampled_positions
+from roboalign_ray.judge.student.model import DESCRIPTION, Student, parameter_count
+from roboalign_ray.judge.student.text_encoder import word_pieces
+from roboalign_ray.judge.validation.baselines import TextBlindStudent
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.codec import FrameCodec
-from roboalign_ray.world_model.rollout import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.token.codec import FrameCodec
 
 SENTENCES = ["push the red button", "open the drawer", "push the red button", "close it"]
 

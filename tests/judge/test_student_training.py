@@ -13,14 +13,14 @@ from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import DistillationConfig, StudentConfig
 from roboalign_ray.config.rewards import JudgedRewardConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.clips import prepare_clips
-from roboalign_ray.judge.naive import TextBlindStudent, others_instructions
-from roboalign_ray.judge.registry import StudentRegistry
 from roboalign_ray.judge.rubric import maxima, names
-from roboalign_ray.judge.student import Student
-from roboalign_ray.judge.training import StudentTrainer, gaussian_nll, weighted_huber
-from roboalign_ray.rewards.judged import JudgedReward
+from roboalign_ray.judge.student.clips import prepare_clips
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.registry import StudentRegistry
+from roboalign_ray.judge.student.training import StudentTrainer, gaussian_nll, weighted_huber
+from roboalign_ray.judge.validation.baselines import TextBlindStudent, others_instructions
 from roboalign_ray.rewards.protocol import RewardInput, Scored
+from roboalign_ray.rewards.student_judge import JudgedReward
 from roboalign_ray.rewards.weighted import WeightedReward
 
 SETTINGS = DistillationConfig(steps=40, warmup_steps=2, learning_rate=3e-3, ema_decay=0.5, pairs_per_step=8)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from roboalign_ray.config import ConfigError, TeacherConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.protocol import TeacherJudgement, judgement_of
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
-from roboalign_ray.judge.teacher.asking import check_asking, write_asking
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer
 from roboalign_ray.judge.teacher.prompt import (
     answer_grammar,
@@ -24,7 +24,7 @@ from roboalign_ray.judge.teacher.prompt import (
     prompt_text,
     target_answer,
 )
-from roboalign_ray.judge.teacher.protocol import TeacherJudgement, judgement_of
+from roboalign_ray.judge.teacher.prompt_contract import check_asking, write_asking
 
 CONFIG = TeacherConfig()
 FULL = {name: float(top) for name, top in zip(names(), maxima(), strict=True)}

@@ -16,16 +16,16 @@ import torch
 
 from roboalign_ray.config import SmallTeacherConfig, TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.pairs import JudgedPair
-from roboalign_ray.judge.privileged import Reference
+from roboalign_ray.judge.data.pairs import JudgedPair
+from roboalign_ray.judge.privileged.judge import PrivilegedJudge
+from roboalign_ray.judge.privileged.measure import Reference
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.teacher.frames import shown_size, shown_video
-from roboalign_ray.judge.teacher.privileged import PrivilegedJudge
+from roboalign_ray.judge.teacher.model_sources import check_adapter, describe_base
 from roboalign_ray.judge.teacher.prompt import answer_grammar, target_answer
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
 from roboalign_ray.judge.teacher.server_backend import ServerTeacher
 from roboalign_ray.judge.teacher.small import make_small_teacher
-from roboalign_ray.judge.teacher.sources import check_adapter, describe_base
 
 INSTRUCTIONS = ["open the drawer", "press the button"]
 BRIEF = {"opening": "", "rubric": "none", "closing": "", "describe_answer": False}

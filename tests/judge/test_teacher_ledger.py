@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.judge.teacher.ledger import LabelLedger
+from roboalign_ray.judge.teacher.label_ledger import LabelLedger
 
 
 class Died(Exception):

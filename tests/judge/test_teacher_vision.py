@@ -11,7 +11,7 @@ import torch
 
 from roboalign_ray.config import SmallTeacherConfig, TeacherConfig
 from roboalign_ray.config.base import ConfigError
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.teacher.small import make_small_teacher
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from made_clips import made_clip
 
-from pipelines.cli import run
-from pipelines.weights import replay_folder, student_folder
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.labels import LabelledPairs
-from roboalign_ray.judge.training_range import (
+from roboalign_ray.judge.data.label_store import LabelledPairs
+from roboalign_ray.judge.student.training_range import (
     FILE,
     STATISTICS,
     TrainingRange,
     clip_statistics,
     fit_training_range,
 )
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.cluster.weight_folders import replay_folder, student_folder
 
 CONFIG = load_job("demo")
 RANGES = {"frames": (4.0, 13.0), "fps": (5.0, 5.0), "aspect": (1.0, 1.0)}

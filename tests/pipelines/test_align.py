@@ -13,17 +13,17 @@ import pytest
 import ray
 from tiny_job import make_tiny_job
 
-from actors.learner import LearnerActor
-from actors.rollout import RolloutActor
-from actors.scorer import ScorerActor
-from pipelines.align import AlignResult, run_align
-from pipelines.align_groups import split_evenly
-from roboalign_ray.alignment.prompts import schedule_from_store
-from roboalign_ray.alignment.scored import reward_scalars
+from roboalign_ray.actors.learner import LearnerActor
+from roboalign_ray.actors.rollout import RolloutActor
+from roboalign_ray.actors.scorer import ScorerActor
+from roboalign_ray.alignment.records.scored import reward_scalars
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.weights import Receiver
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.foundation.weight_sync.packing import Receiver
+from roboalign_ray.pipelines.align.groups import split_evenly
+from roboalign_ray.pipelines.align.job import AlignResult, run_align
+from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ import ray
 import torch
 from tiny_job import make_tiny_job
 
-from pipelines import align
-from pipelines.align import run_align
-from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.state_files import read_state
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.state_files import read_state
+from roboalign_ray.pipelines.align import job as align
+from roboalign_ray.pipelines.align.job import run_align
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 WAIT_S = 300
 
@@ -171,21 +171,21 @@ def test_a_learner_that_hangs_in_mid_checkpoint_is_noticed_by_its_silence(ray_cl
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import pipelines.align_learner, pipelines.align_loop
-from pipelines.align import run_align
+import roboalign_ray.pipelines.align.learner, roboalign_ray.pipelines.align.loop
+from roboalign_ray.pipelines.align.job import run_align
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.state_files import read_state
+from roboalign_ray.foundation.storage.state_files import read_state
 
 settings, out, owner, name, updates = sys.argv[1:]
-Loop, loops = pipelines.align_loop.AlignmentLoop, []
+Loop, loops = roboalign_ray.pipelines.align.loop.AlignmentLoop, []
 begin = Loop.__init__
 def began(self, *args, **kwargs):
     loops.append(self)
     begin(self, *args, **kwargs)
 Loop.__init__ = began
 
-owner = {"loop": Loop, "learner": pipelines.align_learner.Learner, "checkpoints": checkpoints}[owner]
+owner = {"loop": Loop, "learner": roboalign_ray.pipelines.align.learner.Learner, "checkpoints": checkpoints}[owner]
 method = getattr(owner, name)
 def struck(*args, **kwargs):
     if loops[-1].version == int(updates):

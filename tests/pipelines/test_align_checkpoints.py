@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.align_checkpoints import KEPT, RUN, RUN_FILE, RunCheckpoints
-from roboalign_ray.foundation import checkpoints
-from roboalign_ray.foundation.checkpoints import CheckpointError
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.checkpoints import CheckpointError
+from roboalign_ray.pipelines.align.run_checkpoints import KEPT, RUN, RUN_FILE, RunCheckpoints
 
 OURS, THEIRS = "a" * 32, "b" * 32
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.align_groups import Finished, HeldOutGroups, TrainingGroups, split_evenly
-from pipelines.runtime import RoleFailure
-from roboalign_ray.alignment.prompts import PromptSchedule
-from roboalign_ray.alignment.scored import GroupRecord
+from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.config import JobConfig, RolloutConfig
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.pipelines.align.groups import Finished, HeldOutGroups, TrainingGroups, split_evenly
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.rewards.protocol import Scored
+from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 
 FAILED = Failed("gone", "worker_lost")
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from judged_job import make_judged_job
 
-from pipelines import align
-from pipelines.align import run_align
-from pipelines.align_loop import AlignmentLoop
-from pipelines.align_replay import run_replay
-from pipelines.align_state import check_same_job, keep_settings
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.labels import DistillationSet
-from roboalign_ray.judge.registry import StudentRegistry
+from roboalign_ray.judge.data.label_store import DistillationSet
 from roboalign_ray.judge.rubric import names
-from roboalign_ray.judge.student import Student
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.registry import StudentRegistry
+from roboalign_ray.pipelines.align import job as align
+from roboalign_ray.pipelines.align.job import run_align
+from roboalign_ray.pipelines.align.loop import AlignmentLoop
+from roboalign_ray.pipelines.align.replay import run_replay
+from roboalign_ray.pipelines.align.run_state import check_same_job, keep_settings
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 
 @pytest.fixture(scope="module")

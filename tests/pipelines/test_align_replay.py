@@ -11,18 +11,18 @@ import pytest
 import torch
 from tiny_job import make_tiny_job
 
-from actors.rollout import RolloutActor
-from actors.scorer import ScorerActor
-from pipelines import cli
-from pipelines.align_groups import Numbering
-from pipelines.align_replay import run_replay
-from roboalign_ray.alignment.journal import Verdict
-from roboalign_ray.alignment.prompts import schedule_from_store
+from roboalign_ray.actors.rollout import RolloutActor
+from roboalign_ray.actors.scorer import ScorerActor
+from roboalign_ray.alignment.records.journal import Verdict
 from roboalign_ray.config import JobConfig
-from roboalign_ray.foundation import checkpoints
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.weights import Receiver, pack
-from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.pipelines.align.groups import Numbering
+from roboalign_ray.pipelines.align.replay import run_replay
+from roboalign_ray.pipelines.cli import main as cli
+from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.world_model.token.transformer import load_pretrained, save_pretrained
 
 CALLS = {0: [(0, 1), (2, 3)], 1: [(4, 5, 6), (7,)]}  # groups rolled out together, by version
 

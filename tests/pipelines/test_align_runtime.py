@@ -10,9 +10,9 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipelines.runtime import RoleFailure, settle, spawn, start_ray, stop, wait
 from roboalign_ray.config import ClusterConfig, RoleConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure, settle, spawn, start_ray, stop, wait
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

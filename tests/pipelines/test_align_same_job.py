@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.align_state import check_same_job, keep_settings
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.align.run_state import check_same_job, keep_settings
 
 PROFILE = "reproduce"  # measurement labels: nobody asks the teacher
 BEGUN = load_job(PROFILE).model_dump(mode="json")

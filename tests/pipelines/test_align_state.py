@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.align_state import COUNTED, cut_journal, restore
-from roboalign_ray.foundation.checkpoints import Checkpoint, CheckpointError
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.readers import read_lines
+from roboalign_ray.foundation.storage.checkpoints import Checkpoint, CheckpointError
+from roboalign_ray.foundation.storage.readers import read_lines
+from roboalign_ray.pipelines.align.run_state import COUNTED, cut_journal, restore
 
 
 @pytest.fixture

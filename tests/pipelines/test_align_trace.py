@@ -12,14 +12,14 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipelines.align_meter import Meters
-from pipelines.align_trace import DRIVER, PAUSES, UPDATES, RunTrace
-from pipelines.align_workers import Observer, WorkerPool, Workforce
-from pipelines.runtime import OFFER
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.config.asynchrony import LivenessConfig
-from roboalign_ray.foundation.chrome_trace import TraceFile, read_trace
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile, read_trace
+from roboalign_ray.pipelines.cluster.runtime import OFFER
+from roboalign_ray.pipelines.cluster.workforce import Observer, WorkerPool, Workforce
+from roboalign_ray.pipelines.monitor.call_trace import DRIVER, PAUSES, UPDATES, RunTrace
+from roboalign_ray.pipelines.monitor.utilisation import Meters
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipelines.align_meter import RoleMeter, RoleState
-from pipelines.align_view import LiveView, PlainView, ViewState, render, spark
 from roboalign_ray.judge.rubric import names
+from roboalign_ray.pipelines.monitor.terminal_view import LiveView, PlainView, ViewState, render, spark
+from roboalign_ray.pipelines.monitor.utilisation import RoleMeter, RoleState
 
 STATE = ViewState(
     title="demo",

@@ -15,13 +15,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_job import make_tiny_job
 
-from pipelines.align import AlignResult, run_align
-from pipelines.align_replay import run_replay
-from pipelines.align_watch import History
-from pipelines.metrics_export import RayMetrics, metrics_url
-from roboalign_ray.alignment.journal import Verdict
+from roboalign_ray.alignment.records.journal import Verdict
 from roboalign_ray.config import JobConfig
-from roboalign_ray.foundation.chrome_trace import read_trace
+from roboalign_ray.foundation.telemetry.chrome_trace import read_trace
+from roboalign_ray.pipelines.align.job import AlignResult, run_align
+from roboalign_ray.pipelines.align.replay import run_replay
+from roboalign_ray.pipelines.monitor.monitor import History
+from roboalign_ray.pipelines.monitor.prometheus import RayMetrics, metrics_url
 
 PAGE_S = 90  # Ray hands metrics on every ten seconds or so
 

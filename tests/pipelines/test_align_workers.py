@@ -11,13 +11,13 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipelines.align_crew import joined
-from pipelines.align_workers import RoleLost, WorkerPool, Workforce
-from pipelines.runtime import RoleFailure
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.foundation.weights_format import CorruptVersion
+from roboalign_ray.foundation.weight_sync.manifest import CorruptVersion
+from roboalign_ray.pipelines.align.launch import joined
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+from roboalign_ray.pipelines.cluster.workforce import RoleLost, WorkerPool, Workforce
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

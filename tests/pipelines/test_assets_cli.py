@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.assets_cli import app
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.cli.assets import app
 
 
 @pytest.fixture

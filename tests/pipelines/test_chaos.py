@@ -9,9 +9,9 @@ import pytest
 from refusals import refused
 from tiny_job import make_tiny_job
 
-from pipelines import chaos
-from pipelines.cli import run
 from roboalign_ray.config.loading import dump_yaml
+from roboalign_ray.pipelines.chaos import job as chaos
+from roboalign_ray.pipelines.cli.main import run
 
 RESTARTS = {"threads": 1, "num_cpus": 0.25, "max_restarts": 100, "deadline_s": 120}
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import chaos_faults
-from pipelines.align_workers import Call, Worker, WorkerPool
-from pipelines.chaos import _longer
-from pipelines.chaos_faults import Striker, alive
-from pipelines.chaos_nodes import Nodes
-from pipelines.runtime import RoleFailure
-from roboalign_ray.alignment.scored import GroupRecord
+from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.faults import Fault, FaultPlan
+from roboalign_ray.pipelines.chaos import injector as chaos_faults
+from roboalign_ray.pipelines.chaos.injector import Striker, alive
+from roboalign_ray.pipelines.chaos.job import _longer
+from roboalign_ray.pipelines.chaos.nodes import Nodes
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+from roboalign_ray.pipelines.cluster.workforce import Call, Worker, WorkerPool
 from roboalign_ray.rewards.protocol import Scored
 
 LOST = Failed("learner 1: worker lost", "worker_lost")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.chaos_plan import KINDS, SOAK_GAP_S, count_faults, draw_plan, draw_soak
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.chaos.plan import KINDS, SOAK_GAP_S, count_faults, draw_plan, draw_soak
 
 COUNTS = st.dictionaries(st.sampled_from(sorted(KINDS)), st.integers(1, 6), min_size=1)
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from pipelines.chaos_record import Strike
-from pipelines.chaos_report import ChaosReport, figures, markdown, write_report
-from roboalign_ray.alignment.audit import Finding
+from roboalign_ray.alignment.records.audit import Finding
 from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.faults import Fault, FaultPlan
+from roboalign_ray.pipelines.chaos.record import Strike
+from roboalign_ray.pipelines.chaos.report import ChaosReport, figures, markdown, write_report
 
 
 def strike(kind: str, after: float | None, **more) -> Strike:

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines import cli
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.cli import main as cli
 
 HEAVY = ("torch", "ray", "transformers", "matplotlib", "metaworld", "pyarrow", "av")
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom pipelines.cli import run\n"
+        "import sys\nfrom roboalign_ray.pipelines.cli.main import run\n"
         f"code = run(['--help'])\nprint([name for name in {HEAVY!r} if name in sys.modules], code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -217,7 +217,7 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path) -> None:
     """torch ends a process that it is imported into there, with words of its own."""
     code = (
         "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
-        "from pipelines.cli import run; sys.exit(run(['plan', 'demo']))"
+        "from roboalign_ray.pipelines.cli.main import run; sys.exit(run(['plan', 'demo']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2

@@ -9,10 +9,10 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipelines.deaths import death_reason, reported_reason
-from pipelines.runtime import settle, spawn, stop
 from roboalign_ray.config import RoleConfig
 from roboalign_ray.foundation.failures import Failed, HostError, ReportedError, UserError
+from roboalign_ray.pipelines.cluster.actor_deaths import death_reason, reported_reason
+from roboalign_ray.pipelines.cluster.runtime import settle, spawn, stop
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -106,5 +106,5 @@ def test_a_lost_process_has_ray_s_own_words() -> None:
 
 def test_a_name_of_another_project_is_not_imported() -> None:
     assert reported_reason("os.error: x", "start") is None
-    assert reported_reason("roboalign_ray.foundation.files.Path: x", "start") is None
+    assert reported_reason("roboalign_ray.foundation.storage.files.Path: x", "start") is None
     assert reported_reason("roboalign_ray.no.such.Thing: x", "start") is None

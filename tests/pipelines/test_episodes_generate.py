@@ -28,7 +28,7 @@ def source() -> MetaworldSource:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_write_what_one_process_simulates(source: MetaworldSource, tmp_path: Path) -> None:
-    from pipelines.episodes_generate import generate
+    from roboalign_ray.pipelines.episodes.generate import generate
 
     summary = generate(CONFIG, tmp_path / "made", show_progress=False)
     store = open_store(tmp_path / "made")
@@ -40,8 +40,8 @@ def test_two_workers_write_what_one_process_simulates(source: MetaworldSource, t
 
 
 def test_the_card_s_command_makes_the_same_configuration() -> None:
-    from pipelines.episodes_cli import simulation_config
-    from pipelines.episodes_generate import command_of
+    from roboalign_ray.pipelines.cli.episodes import simulation_config
+    from roboalign_ray.pipelines.episodes.generate import command_of
 
     words = shlex.split(command_of(CONFIG, "made"))
     assert words[:4] == ["roboalign", "episodes", "generate", "made"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.cli import run
 from roboalign_ray.config import SmallTeacherConfig, TeacherConfig
 from roboalign_ray.config.teacher import TeacherPromptConfig
 from roboalign_ray.episodes.store import open_store
@@ -17,6 +16,7 @@ from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.episodes.windows import WindowSpec, cut_window
 from roboalign_ray.judge.rubric import DIMENSIONS, names
 from roboalign_ray.judge.teacher.small import make_small_teacher
+from roboalign_ray.pipelines.cli.main import run
 
 SETTINGS = (
     "teacher.frames=4",
@@ -188,8 +188,8 @@ def test_every_command_that_scores_has_the_same_judge_and_names_it(
 ) -> None:
     from inspect import signature
 
-    from pipelines import judge_cli
-    from pipelines.judge_serve import ServedJob
+    from roboalign_ray.pipelines.cli import judge as judge_cli
+    from roboalign_ray.pipelines.serve.judge import ServedJob
 
     defaults = {
         signature(command).parameters["judge"].default for command in (judge_cli.score, judge_cli.serve)

@@ -19,7 +19,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from served_judge import HOST, exchange, film, front, replica, request, small_student, status
 
-from actors.judge_front import LOOPBACK_NAMES, bearer_token
+from roboalign_ray.actors.judge_front import LOOPBACK_NAMES, bearer_token
 from roboalign_ray.config import ServingConfig
 from roboalign_ray.foundation.failures import UserError
 
@@ -413,7 +413,7 @@ def test_a_replica_that_hangs_is_noticed_although_no_call_fails() -> None:
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
-    from pipelines.judge_http import WebServer
+    from roboalign_ray.pipelines.serve.web_server import WebServer
 
     with socket.create_server((HOST, 0)) as taken:
         number = taken.getsockname()[1]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from pipelines.cli import run
-from pipelines.judge_items import Unreadable, items_of
-from pipelines.judge_label import label_items
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import HostError, UserError
-from roboalign_ray.judge.labels import DistillationSet
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.data.label_store import DistillationSet
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.label.job import label_items
+from roboalign_ray.pipelines.label.videos import Unreadable, items_of
 
 BAD = {
     "empty": (b"", {"instruction": "open it"}, "cannot be decoded"),
@@ -100,7 +100,7 @@ def test_a_machine_that_denies_access_is_no_bad_video(videos: Path, monkeypatch:
     def denied(path: Path) -> np.ndarray:
         raise HostError("Too many open files", where=str(path))
 
-    monkeypatch.setattr("pipelines.judge_items.decode_video", denied)
+    monkeypatch.setattr("roboalign_ray.pipelines.label.videos.decode_video", denied)
     with pytest.raises(HostError):
         list(items_of(videos))
 

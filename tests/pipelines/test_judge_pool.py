@@ -16,17 +16,17 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipelines.judge_items import items_of, items_of_dataset
-from pipelines.judge_label import JOURNAL, _events, label_items
-from pipelines.judge_pool import TeacherPool
-from pipelines.runtime import RoleFailure
 from roboalign_ray.config import JobConfig, RoleConfig, TeacherConfig
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.labels import DistillationSet
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.data.label_store import DistillationSet
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement, judgement_of
 from roboalign_ray.judge.teacher.prompt import target_answer
-from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement, judgement_of
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+from roboalign_ray.pipelines.label.job import JOURNAL, _events, label_items
+from roboalign_ray.pipelines.label.teacher_pool import TeacherPool
+from roboalign_ray.pipelines.label.videos import items_of, items_of_dataset
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -11,9 +11,14 @@ import pytest
 from judged_job import labelled_episode, make_judged_job
 from tiny_job import EPISODES
 
-from pipelines import judge_select
-from pipelines.cli import run
-from pipelines.judge_select import (
+from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.store import write_store
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.rubric import names
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
+from roboalign_ray.pipelines.evaluate import best_of_n_study as judge_select
+from roboalign_ray.pipelines.evaluate.best_of_n_study import (
     MEASUREMENT,
     Rollouts,
     models_table,
@@ -23,11 +28,6 @@ from pipelines.judge_select import (
     together,
     write_selection,
 )
-from pipelines.weights import world_model_folder
-from roboalign_ray.episodes.episode import Episode
-from roboalign_ray.episodes.store import write_store
-from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.rubric import names
 
 WINDOWS, SAMPLES = 3, 4
 NOTHING = {"mean": 0.0, "low": 0.0, "high": 0.0}

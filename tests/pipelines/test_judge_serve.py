@@ -26,14 +26,14 @@ import psutil
 import pytest
 from served_judge import film, replica, small_student
 
-from pipelines.cli import run
-from pipelines.judge_serve import NAME, application, ingress_application, judge_application
 from roboalign_ray.config import JobConfig, SmallTeacherConfig
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.episodes.video import decode_video, encode_video
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.rubric import maxima, names
-from roboalign_ray.judge.student import Student
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.serve.judge import NAME, application, ingress_application, judge_application
 
 START_S, ANSWER_S = 300, 60
 
@@ -75,7 +75,15 @@ def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "serving.largest_body_mb": 1,
     }
     port = free_port()
-    command = [sys.executable, "-m", "pipelines.cli", "judge", "serve", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "roboalign_ray.pipelines.cli.main",
+        "judge",
+        "serve",
+        "--port",
+        str(port),
+    ]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     log = tmp_path_factory.mktemp("log") / "serve.log"
     with log.open("w") as file:

@@ -13,12 +13,12 @@ import pytest
 import ray
 import torch
 
-from pipelines.judge_engine import MERGED
-from pipelines.judge_train import TEACHER, VISION, run_judge_train
-from pipelines.pair_batches import PairBatches
 from roboalign_ray.config import JobConfig, RoleConfig, SmallTeacherConfig, TeacherConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
+from roboalign_ray.pipelines.train.pair_stream import PairBatches
+from roboalign_ray.pipelines.train.teacher import TEACHER, VISION, run_judge_train
+from roboalign_ray.pipelines.train.teacher_engine import MERGED
 
 STEPS = 6
 
@@ -128,7 +128,7 @@ def cluster() -> Iterator[None]:
 def test_a_teacher_is_trained_resumed_and_loaded(cluster: None, pairs: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from roboalign_ray.judge.teacher.protocol import JudgeRequest
+    from roboalign_ray.judge.protocol import JudgeRequest
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
 
     plain = {"vision_steps": 3, "vision_pairs_per_step": 8, "regression_weight": 1.0}
@@ -219,9 +219,9 @@ def test_the_merged_model_is_the_adapters(adapted: Adapted, tmp_path: Path) -> N
 def test_vllm_loads_the_adapter_and_the_merged_model(adapted: Adapted) -> None:
     """At temperature 0 it answers word by word as transformers does with the same files."""
     pytest.importorskip("vllm")
-    from pipelines.judge_pool import TeacherPool
-    from roboalign_ray.judge.teacher.protocol import JudgeRequest, TeacherJudgement
+    from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
+    from roboalign_ray.pipelines.label.teacher_pool import TeacherPool
 
     clips = [np.full((4, 32, 32, 3), shade, np.uint8) for shade in (10, 120, 220)]
     requests = [JudgeRequest(clip, 5.0, "open the drawer") for clip in clips]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.judged import told_events
+from roboalign_ray.pipelines.evaluate.judge_panel import told_events
 
 GATE = {"rows": [{"gap": 0.5}, {"gap": 0.264}]}
 

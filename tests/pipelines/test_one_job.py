@@ -13,22 +13,22 @@ import pytest
 from refusals import refused
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.folder_lock import LOCK, FolderInUse, folder_lock, store_lock
+from roboalign_ray.foundation.storage.folder_lock import LOCK, FolderInUse, folder_lock, store_lock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = (
-    "align.run_align",
-    "pretrain.run_pretrain",
-    "distill.run_distill",
-    "evaluate.run_evaluate",
-    "judge_train.run_judge_train",
-    "judge_label.run_label",
-    "chaos.run_chaos",
-    "reproduce.run_alignment",
-    "reproduce.run_hacking",
-    "demo.run_demo",
+    "align.job.run_align",
+    "train.world_model.run_pretrain",
+    "train.student.run_distill",
+    "evaluate.job.run_evaluate",
+    "train.teacher.run_judge_train",
+    "label.job.run_label",
+    "chaos.job.run_chaos",
+    "evaluate.reproduce.run_alignment",
+    "evaluate.reproduce.run_hacking",
+    "evaluate.demo.run_demo",
 )
-STORES = ("bench_build.build_bench", "episodes_convert.convert", "episodes_generate.generate")
+STORES = ("label.build_bench.build_bench", "episodes.convert.convert", "episodes.generate.generate")
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def in_use(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", [*RUNS, *STORES])
 def test_a_folder_in_use_is_refused_first(in_use: Path, name: str) -> None:
-    module, function = name.split(".")
-    job: Any = getattr(importlib.import_module(f"pipelines.{module}"), function)
+    module, _, function = name.rpartition(".")
+    job: Any = getattr(importlib.import_module(f"roboalign_ray.pipelines.{module}"), function)
     needed = [p for p in inspect.signature(job).parameters.values() if p.default is p.empty]
     arguments = {parameter.name: None for parameter in needed} | {"out": in_use}
     with pytest.raises(FolderInUse, match="in use"):
@@ -80,9 +80,9 @@ def test_no_job_with_a_folder_is_forgotten() -> None:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
             names = [a.arg for a in [*node.args.args, *node.args.kwonlyargs]]
-            if "out" in names and not path.name.endswith("cli.py"):
-                found.add(f"{path.stem}.{node.name}")
-    assert {name for name in found if name.split(".")[1] not in inner} - {*RUNS, *STORES} == set()
+            if "out" in names and path.parent.name != "cli":
+                found.add(f"{path.parent.name}.{path.stem}.{node.name}")
+    assert {name for name in found if name.split(".")[-1] not in inner} - {*RUNS, *STORES} == set()
 
 
 def test_the_command_line_refuses_in_one_line(in_use: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_the_command_line_refuses_in_one_line(in_use: Path, capsys: pytest.Captu
 
 
 def test_a_fresh_demo_empties_the_folder_that_it_has_locked(tmp_path: Path) -> None:
-    from pipelines.demo import JOURNAL, prepare_folder
+    from roboalign_ray.pipelines.evaluate.demo import JOURNAL, prepare_folder
 
     out = tmp_path / "demo"
     for _ in range(2):  # a folder that is new, and one of an earlier run

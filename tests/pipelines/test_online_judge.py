@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from judged_job import judge_section
 
-from actors.annotator import AnnotationRecord
-from actors.distiller import StudentRecord
-from pipelines.align_groups import Finished
-from pipelines.align_judge import OnlineJudge, StudentVersion
-from pipelines.align_samples import spread_samples
-from pipelines.runtime import RoleFailure
-from roboalign_ray.alignment.scored import GroupRecord
+from roboalign_ray.actors.annotator import AnnotationRecord
+from roboalign_ray.actors.distiller import StudentRecord
+from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.gate import GateResult
 from roboalign_ray.judge.rubric import maxima, names
+from roboalign_ray.judge.validation.gate import GateResult
+from roboalign_ray.pipelines.align.groups import Finished
+from roboalign_ray.pipelines.align.online_judge import OnlineJudge, StudentVersion
+from roboalign_ray.pipelines.align.sample_selection import spread_samples
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.rewards.protocol import Scored
 
 GATE = GateResult("student", (), 0.25)

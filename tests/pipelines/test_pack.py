@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.pack import pack_teacher
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.labels import DistillationSet
-from roboalign_ray.judge.pairs import JudgedPair, write_pairs
+from roboalign_ray.judge.data.label_store import DistillationSet
+from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.pipelines.release.pack_assets import pack_teacher
 
 PAIRS = 24
 

@@ -11,13 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cluster_view import described_nodes, local_node
-from pipelines.placement import Bundle, Node, bundles_of, place
-from pipelines.plan import make_plan
-from pipelines.sizes import byte_sizes, layout_of, parameter_counts, peak_tokens, token_sizes
 from roboalign_ray.config import JobConfig, RefreshConfig, RoleConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.capacity.cluster_nodes import described_nodes, local_node
+from roboalign_ray.pipelines.capacity.placement import Bundle, Node, bundles_of, place
+from roboalign_ray.pipelines.capacity.plan import make_plan
+from roboalign_ray.pipelines.capacity.sizes import (
+    byte_sizes,
+    layout_of,
+    parameter_counts,
+    peak_tokens,
+    token_sizes,
+)
 
 PROFILES = ("demo", "shipped", "single_gpu", "node_8gpu", "paper_rt1")
 BIG = "nodes: [{cpus: 64, gpus: 8, memory_gb: 512}]\n"
@@ -57,9 +63,9 @@ def test_peak_and_bytes_against_the_engine(policy: str, horizon: int, tmp_path: 
     from tiny_job import make_tiny_job
 
     from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-    from roboalign_ray.world_model.engine import RolloutEngine
-    from roboalign_ray.world_model.rollout import Prompt
-    from roboalign_ray.world_model.transformer import load_pretrained
+    from roboalign_ray.world_model.protocol import Prompt
+    from roboalign_ray.world_model.token.engine import RolloutEngine
+    from roboalign_ray.world_model.token.transformer import load_pretrained
 
     refresh = {"policy": policy, "window": 3, "recent": 2, "sink_tokens": 4}
     job = make_tiny_job(tmp_path, rollout={"horizon": horizon, "refresh": refresh})

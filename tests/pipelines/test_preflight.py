@@ -14,14 +14,14 @@ import ray
 from refusals import refused
 from tiny_job import FRAMES, square_episode
 
-from pipelines import cluster_view
-from pipelines.cluster_view import ClusterView, cluster_of, usable_cpus
-from pipelines.placement import Node, placement_of, roles_of
-from pipelines.plan import make_plan
-from pipelines.preflight import Preflight, check_ready, find_fault
 from roboalign_ray.config.loading import dump_yaml, load_job
 from roboalign_ray.episodes.store import write_store
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.capacity import cluster_nodes as cluster_view
+from roboalign_ray.pipelines.capacity.cluster_nodes import ClusterView, cluster_of, usable_cpus
+from roboalign_ray.pipelines.capacity.placement import Node, placement_of, roles_of
+from roboalign_ray.pipelines.capacity.plan import make_plan
+from roboalign_ray.pipelines.preflight.job import Preflight, check_ready, find_fault
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_every_job_refuses_before_ray_starts(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipelines.input_checks._installed", lambda name: False)
+    monkeypatch.setattr("roboalign_ray.pipelines.preflight.inputs._installed", lambda name: False)
     assert expected in refused(words(command, *settings), job, capsys)
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny_job import make_tiny_job
 
-from pipelines.evaluate import run_evaluate
-from pipelines.pack import pack
-from pipelines.pretrain import run_pretrain
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.telemetry import read_curves
+from roboalign_ray.foundation.telemetry.metrics import read_curves
+from roboalign_ray.pipelines.evaluate.job import run_evaluate
+from roboalign_ray.pipelines.release.pack_assets import pack
+from roboalign_ray.pipelines.train.world_model import run_pretrain
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.transformer import load_pretrained
+from roboalign_ray.world_model.token.transformer import load_pretrained
 
 TRAINING = {
     "tokenizer_training": {

@@ -10,7 +10,7 @@ import pytest
 from ray._private import worker
 from ray._private.authentication import authentication_token_setup as tokens
 
-from pipelines.ray_messages import hide_worker_messages, quieten_driver
+from roboalign_ray.pipelines.cluster.ray_messages import hide_worker_messages, quieten_driver
 
 DIED = {"pid": "raylet", "is_err": False}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines.ray_start import start_failure
-from pipelines.runtime import start_ray
 from roboalign_ray.config import ClusterConfig
 from roboalign_ray.foundation.failures import HostError, ReportedError, UserError
+from roboalign_ray.pipelines.cluster.ray_start import start_failure
+from roboalign_ray.pipelines.cluster.runtime import start_ray
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_a_path_too_long_for_sockets(variable: str, tmp_path: Path, monkeypatch:
 
 def test_the_longest_path_that_fits_is_what_sockets_take() -> None:
     """A Unix socket's path has 107 bytes: the advice's length and one more, tried with a socket."""
-    from pipelines.ray_start import _SESSION, _SOCKET_PATH_BYTES
+    from roboalign_ray.pipelines.cluster.ray_start import _SESSION, _SOCKET_PATH_BYTES
 
     for surplus, fits in ((0, True), (1, False)):
         root = "/" + "x" * (_SOCKET_PATH_BYTES - len(_SESSION) - len("/ray") - 1 + surplus)

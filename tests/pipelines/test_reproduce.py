@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from judged_job import make_judged_job
 
-from pipelines import reproduce
-from pipelines.cli import run
-from pipelines.reproduce import (
+from roboalign_ray.config.loading import load_job
+from roboalign_ray.evaluation.judge_scores import JudgedResult
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.evaluate import reproduce
+from roboalign_ray.pipelines.evaluate.reproduce import (
     ALIGNMENT_ARMS,
     HACKING_ARMS,
     alignment_table,
@@ -21,9 +24,6 @@ from pipelines.reproduce import (
     run_hacking,
     total_gain,
 )
-from roboalign_ray.config.loading import load_job
-from roboalign_ray.evaluation.judged import JudgedResult
-from roboalign_ray.foundation.failures import UserError
 
 
 def leaves(tree, prefix: str = "") -> dict:

@@ -16,9 +16,16 @@ import psutil
 import pytest
 from tiny_job import make_tiny_job
 
-from pipelines.align import interruptions
-from pipelines.cli import run
-from pipelines.signals import StartedProcesses, asked_to_end, deferred, ending, exit_code, handled
+from roboalign_ray.pipelines.align.job import interruptions
+from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.cluster.signals import (
+    StartedProcesses,
+    asked_to_end,
+    deferred,
+    ending,
+    exit_code,
+    handled,
+)
 
 WAIT_S = 120
 # Names of processes whose presence says how far the start has come.
@@ -73,7 +80,16 @@ def interrupted() -> Iterator[None]:
 )
 def test_a_job_that_is_asked_to_end_while_it_starts_ends_cleanly(job: Path, tmp_path: Path, number, moment):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "pipelines.cli", "align", str(job), "--out", str(out), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "roboalign_ray.pipelines.cli.main",
+        "align",
+        str(job),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -100,22 +116,25 @@ def test_a_job_that_is_asked_to_end_while_it_starts_ends_cleanly(job: Path, tmp_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["/somewhere/bin/roboalign", "-m"])
 def test_a_command_that_is_asked_to_end_while_it_imports_says_nothing(number, name):
-    program = (
-        f"import os, sys; sys.argv[:] = [{name!r}]; import pipelines; os.kill(os.getpid(), {int(number)})"
-    )
+    program = f"import os, sys; sys.argv[:] = [{name!r}]; import roboalign_ray.pipelines; "
+    program += f"os.kill(os.getpid(), {int(number)})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT_S)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 def test_importing_the_package_elsewhere_changes_no_handler():
-    program = "import signal, pipelines; print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15))"
+    program = """
+import signal
+import roboalign_ray.pipelines
+print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT_S)
     assert done.stdout.split() == ["True", "0"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_returns_the_signals_code(monkeypatch, number, code):
-    from pipelines import judge_select
+    from roboalign_ray.pipelines.evaluate import best_of_n_study as judge_select
 
     def asked(*_args, **_kwargs):
         os.kill(os.getpid(), number)

@@ -9,11 +9,11 @@ import random
 import numpy as np
 import pytest
 
-from pipelines.simulation import Simulation, simulate, stage_rates
-from pipelines.simulation_workers import draw
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.asynchrony import AsynchronyConfig, StageTimeConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.pipelines.capacity.simulated_workers import draw
+from roboalign_ray.pipelines.capacity.simulation import Simulation, simulate, stage_rates
 
 
 def job(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipelines.cli import run
+from roboalign_ray.pipelines.cli.main import run
 
 TIMES = [
     "--set=asynchrony.staleness=0",

@@ -26,7 +26,7 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _stream(path: Path, **options):
-    from pipelines.streaming import WindowStream
+    from roboalign_ray.pipelines.train.window_stream import WindowStream
 
     return WindowStream(path, CONFIG, SPEC, 4, seed=7, **options)
 

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines.jobs_cli import _COLUMNS, _print_rows
-from pipelines.tables import Column, print_columns
+from roboalign_ray.pipelines.cli.jobs import _COLUMNS, _print_rows
+from roboalign_ray.pipelines.cli.tables import Column, print_columns
 
 
 def printed(width: int, names: Column, columns: list[Column]) -> list[str]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from roboalign_ray.config import FidelityRewardConfig
-from roboalign_ray.evaluation import metrics
-from roboalign_ray.evaluation.perceptual import load_lpips
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.metrics import frame_metrics as metrics
+from roboalign_ray.metrics.perceptual import load_lpips
 from roboalign_ray.rewards.fidelity import FidelityReward
 from roboalign_ray.rewards.protocol import RewardInput, Scored
 
@@ -91,7 +91,7 @@ def test_images_too_small_for_lpips_fail(reward: FidelityReward) -> None:
 
 
 def test_a_random_backbone_rewards_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roboalign_ray.evaluation.perceptual.load_backbone", lambda _network: None)
+    monkeypatch.setattr("roboalign_ray.metrics.perceptual.load_backbone", lambda _network: None)
     with pytest.raises(UserError, match=r"the alex backbone of LPIPS is not on this machine; .*random-alex"):
         FidelityReward(FidelityRewardConfig())
     assert not FidelityReward(FidelityRewardConfig(lpips_network="random-alex")).lpips.real

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig, WorldModelConfig
-from roboalign_ray.world_model.engine import RolloutEngine
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.rollout import Prompt
-from roboalign_ray.world_model.transformer import build_model
+from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.token.engine import RolloutEngine
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import build_model
 
 LAYOUT = SequenceLayout(context_tokens=16, dynamics_tokens=4, action_tokens=3, codes=37, action_bins=11)
 CONFIG = WorldModelConfig(hidden=32, layers=3, heads=4, kv_heads=4, ffn=48, action_dims=3)

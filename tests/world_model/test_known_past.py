@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.rollout import Prompt
-from roboalign_ray.world_model.transformer import segment_ids, token_logprobs
+from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.token.transformer import segment_ids, token_logprobs
 
 
 def with_past(prompt: Prompt, frames: np.ndarray, known: int) -> Prompt:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.token.layout import SequenceLayout
 
 layouts = st.builds(
     SequenceLayout,

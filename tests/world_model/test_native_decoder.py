@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.native import build
-from roboalign_ray.world_model.packed import PackedTransformer, Workspace
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.native import build
+from roboalign_ray.world_model.token.packed import PackedTransformer, Workspace
 
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler on this machine")
 
@@ -199,7 +199,7 @@ def test_the_kernel_of_avx_512_gives_the_same_bits(data):
         patch.setattr(build, "COMMON_FLAGS", (*build.COMMON_FLAGS, "-DWIDE"))
         compiler = build._compiler(os.environ["PATH"])
         library = build._opened(build._built(compiler))
-        patch.setattr("roboalign_ray.world_model.packed.native_library", lambda *_: library)
+        patch.setattr("roboalign_ray.world_model.token.packed.native_library", lambda *_: library)
         wide = packed(shape, layout, native=True)
     own_width = packed(shape, layout, native=True)
     assert library.panel_width() == 32

@@ -13,9 +13,9 @@ from roboalign_ray.config import PretrainingConfig, TokenizerConfig, WorldModelC
 from roboalign_ray.foundation.optimisation import learning_rate_factor
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.tokenizer.training import to_unit_frames
-from roboalign_ray.world_model.layout import SequenceLayout
-from roboalign_ray.world_model.pretraining import SlotPredictor, WorldModelTrainer, tokenize_windows
-from roboalign_ray.world_model.transformer import build_model
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.pretraining import SlotPredictor, WorldModelTrainer, tokenize_windows
+from roboalign_ray.world_model.token.transformer import build_model
 
 TOKENIZER = TokenizerConfig(
     height=16, width=16, stem=4, downsample=4, channels=(16,), blocks=1, latent=8, levels=(4, 4)

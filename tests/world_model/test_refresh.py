@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from roboalign_ray.config import RefreshConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.layout import SequenceLayout
+from roboalign_ray.world_model.protocol import Prompt
 from roboalign_ray.world_model.refresh import make_refresh
-from roboalign_ray.world_model.rollout import Prompt
-from roboalign_ray.world_model.transformer import slot_logits
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import slot_logits
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -167,7 +167,7 @@ def test_plan_covers_the_horizon(policy, window, horizon):
 
 @torch.no_grad()
 def test_slot_logits_are_the_full_models_logits(model, layout, make_engine, make_prompt):
-    from roboalign_ray.world_model.transformer import segment_ids
+    from roboalign_ray.world_model.token.transformer import segment_ids
 
     segment = make_engine().rollout([make_prompt(0, 4)], [(1, 2)])[0].segments[0]
     ids = torch.from_numpy(segment_ids(segment, layout))

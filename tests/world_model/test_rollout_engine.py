@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.rollout import Prompt
-from roboalign_ray.world_model.transformer import segment_ids, token_logprobs
+from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.token.transformer import segment_ids, token_logprobs
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from roboalign_ray.config import SamplingConfig
-from roboalign_ray.world_model.sampling import Sampler, uniforms
+from roboalign_ray.world_model.token.sampling import Sampler, uniforms
 
 
 def draw(logits, count, **config):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roboalign_ray.world_model.native.thread_choice import FIRST, TRIED, ThreadChoice
+from roboalign_ray.world_model.token.native.thread_choice import FIRST, TRIED, ThreadChoice
 
 ALONE, BESIDE = {2: 1.0, 1: 1.6}, {2: 3.0, 1: 2.0}
 

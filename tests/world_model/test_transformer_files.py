@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.transformer import load_pretrained, save_pretrained
+from roboalign_ray.world_model.token.transformer import load_pretrained, save_pretrained
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder, PathTem
 from roboalign_ray.episodes.sources.lerobot_info import Info
 from roboalign_ray.episodes.sources.metadata import read_small
 from roboalign_ray.foundation.failures import UserError, first_line
-from roboalign_ray.foundation.parquet import read_columns
+from roboalign_ray.foundation.storage.parquet import read_columns
 
 _MOST_TABLE_BYTES = 256 << 20
 _LARGEST_INDEX = 10**12

@@ -16,7 +16,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry
 from roboalign_ray.foundation.failures import UserError, first_line, raise_if_host
-from roboalign_ray.foundation.parquet import open_parquet, read_columns
+from roboalign_ray.foundation.storage.parquet import open_parquet, read_columns
 
 INDEX_COLUMNS = frozenset({"episode_index", "frame_index", "timestamp", "task_index", "next.success"})
 _RATE_TOLERANCE = 0.01  # by how much the timestamps' rate may differ from fps

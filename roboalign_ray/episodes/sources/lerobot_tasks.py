@@ -15,7 +15,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_tables import whole_numbers
 from roboalign_ray.episodes.sources.metadata import read_small
-from roboalign_ray.foundation.parquet import read_columns
+from roboalign_ray.foundation.storage.parquet import read_columns
 
 _MOST_TABLE_BYTES = 64 << 20
 _SENTENCE_COLUMNS = ("task", "__index_level_0__", "tasks", "index")

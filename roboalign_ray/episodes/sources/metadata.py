@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.foundation.failures import raise_if_host
-from roboalign_ray.foundation.readers import first_fault
+from roboalign_ray.foundation.storage.readers import first_fault
 
 Model = TypeVar("Model", bound=BaseModel)
 MOST_JSON_BYTES = 32 << 20

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
-from roboalign_ray.evaluation.metrics import LOWER_IS_BETTER
 from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, Table
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+from roboalign_ray.metrics.frame_metrics import LOWER_IS_BETTER
 
 SHOWN_CURVES = ("psnr", "ssim", "lpips")
 _TITLES = {

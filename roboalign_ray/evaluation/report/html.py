@@ -18,8 +18,8 @@ import numpy as np
 from roboalign_ray.evaluation.plots import Series, interval_bar, line_chart
 from roboalign_ray.evaluation.report.data import Comparison, JudgedSection, ReportData, Table
 from roboalign_ray.evaluation.report.tiles import PANELS, frames_uri, video_uri
-from roboalign_ray.foundation.files import whole_file
-from roboalign_ray.foundation.progress import seconds
+from roboalign_ray.foundation.storage.files import whole_file
+from roboalign_ray.foundation.telemetry.progress import seconds
 from roboalign_ray.judge.rubric import DIMENSIONS
 
 _METRIC_TITLES = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from roboalign_ray.episodes.video import encode_browser_video
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.pairs import JudgedPair, PairStore
+from roboalign_ray.judge.data.pairs import JudgedPair, PairStore
 from roboalign_ray.judge.rubric import DIMENSIONS, names
 
 COLUMNS = ("pair_id", "instruction", *names())

@@ -20,10 +20,10 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.foundation.readers import read_object
-from roboalign_ray.judge.bench.making import PairMaker
+from roboalign_ray.foundation.storage.readers import read_object
+from roboalign_ray.judge.bench.pair_maker import PairMaker
 from roboalign_ray.judge.bench.plan import Proposal
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from roboalign_ray.judge.bench import spoiling
+from roboalign_ray.judge.bench import corruptions as spoiling
+from roboalign_ray.judge.bench.corruptions import Material
 from roboalign_ray.judge.bench.parts import THIRDS, Part, part_of
-from roboalign_ray.judge.bench.spoiling import Material
 
 _MOVING = 16.0  # grey levels from the clip's median that make a pixel one of a moving thing
 

@@ -17,7 +17,7 @@ import numpy as np
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.episodes.windows import completing_starts
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench.degradations import TABLE
+from roboalign_ray.judge.bench.degradation_table import TABLE
 
 Family = Literal["real", "counterfactual", "degraded", "rollout"]
 FAMILIES: tuple[Family, ...] = ("real", "counterfactual", "degraded", "rollout")

@@ -11,10 +11,10 @@ from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.bench.making import PairMaker, SourceClip
+from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
 from roboalign_ray.judge.bench.plan import Proposal
-from roboalign_ray.judge.pairs import JudgedPair
-from roboalign_ray.world_model.rollout import Prompt, WorldModel
+from roboalign_ray.judge.data.pairs import JudgedPair
+from roboalign_ray.world_model.protocol import Prompt, WorldModel
 
 MakeModel = Callable[[RolloutConfig], WorldModel]
 

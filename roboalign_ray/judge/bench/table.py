@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.pairs import PairStore
+from roboalign_ray.judge.data.pairs import PairStore
 from roboalign_ray.judge.rubric import check_scores, names
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.episodes.transforms import resize_frames
-from roboalign_ray.judge.clips import sampled_positions
+from roboalign_ray.judge.student.clips import sampled_positions
 
 _PAIR = 2  # the encoder takes two frames as one
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roboalign_ray.config.teacher import TeacherConfig
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
+from roboalign_ray.judge.protocol import JudgeRequest
 from roboalign_ray.judge.rubric import DIMENSIONS, normalise
 from roboalign_ray.judge.teacher.prompt import opened, target_answer
-from roboalign_ray.judge.teacher.protocol import JudgeRequest
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, import_peft
 
 _SCORE = re.compile(r'": ([0-9.]+)')

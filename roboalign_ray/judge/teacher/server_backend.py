@@ -19,18 +19,18 @@ from PIL import Image
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.teacher.asking import check_asking
-from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
-from roboalign_ray.judge.teacher.http_call import ServerError, call_json
-from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
-from roboalign_ray.judge.teacher.prompt import answer_grammar, answer_schema, prompt_text
-from roboalign_ray.judge.teacher.protocol import (
+from roboalign_ray.judge.protocol import (
     JudgeRequest,
     TeacherJudgement,
     input_failure,
     judgement_of,
 )
-from roboalign_ray.judge.teacher.sources import teacher_name
+from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
+from roboalign_ray.judge.teacher.http_call import ServerError, call_json
+from roboalign_ray.judge.teacher.model_sources import teacher_name
+from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
+from roboalign_ray.judge.teacher.prompt import answer_grammar, answer_schema, prompt_text
+from roboalign_ray.judge.teacher.prompt_contract import check_asking
 
 _GREETING_S = 10.0  # longest wait for the list of models
 _LEAST_ATTEMPT_S = 0.05

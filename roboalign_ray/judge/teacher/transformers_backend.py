@@ -10,10 +10,16 @@ import torch
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
-from roboalign_ray.foundation.model_folders import needs_code, wants_code
+from roboalign_ray.foundation.storage.model_folders import needs_code, wants_code
+from roboalign_ray.judge.protocol import (
+    JudgeRequest,
+    TeacherJudgement,
+    judge_each,
+    judgement_of,
+)
 from roboalign_ray.judge.teacher import constrained
-from roboalign_ray.judge.teacher.asking import check_asking
 from roboalign_ray.judge.teacher.frames import ShownVideo, shown_video, size_limits
+from roboalign_ray.judge.teacher.model_sources import check_adapter, model_source, teacher_name
 from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import (
     CHATML_MARKS,
@@ -23,13 +29,7 @@ from roboalign_ray.judge.teacher.prompt import (
     prompt_text,
     template_opens_thinking,
 )
-from roboalign_ray.judge.teacher.protocol import (
-    JudgeRequest,
-    TeacherJudgement,
-    judge_each,
-    judgement_of,
-)
-from roboalign_ray.judge.teacher.sources import check_adapter, model_source, teacher_name
+from roboalign_ray.judge.teacher.prompt_contract import check_asking
 
 
 class VideoPrompter:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.optimisation import AveragedTrainer, decayed_parameters
-from roboalign_ray.judge.pairs import JudgedPair
+from roboalign_ray.judge.data.pairs import JudgedPair
+from roboalign_ray.judge.protocol import JudgeRequest
 from roboalign_ray.judge.rubric import DIMENSIONS, normalise
-from roboalign_ray.judge.teacher.protocol import JudgeRequest
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
 
 _FLOOR = 0.02  # added to a component's deviation (of tokens: times the largest): the faintest ones are noise

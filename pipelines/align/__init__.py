@@ -1,0 +1,1 @@
+"""The alignment job: the loop, its workers, checkpoints, replay."""

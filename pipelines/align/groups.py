@@ -1,0 +1,295 @@
+"""Groups on their way through the alignment loop: which come next, and what becomes of those that return.
+
+Two sources give the loop work and take back what came of it: the groups of training, whose accounts the staleness
+ledger and the experience buffer keep, and those of an evaluation on held-out prompts. Both name their groups by number,
+and a group's prompt and seeds are functions of its number: a group started again, or in a resumed run, is the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any, Protocol
+
+from roboalign_ray.alignment.advantages import rewards_of
+from roboalign_ray.alignment.records.scored import GroupRecord, reward_scalars
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.window_names import PromptName
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+from roboalign_ray.scheduling.experience_buffer import ExperienceBuffer
+from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
+from roboalign_ray.scheduling.staleness_ledger import Outcome, StalenessLedger
+
+_HELD_OUT = -1  # the "update" that names the held-out prompts' seeds
+_FAR = 100  # updates ahead in which a prompt that is not set aside must be found
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One attempt at one group."""
+
+    number: int
+    attempt: int
+    name: PromptName
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A scored group: the reference to its tokens and scores, and its numbers."""
+
+    reference: Any
+    record: GroupRecord
+
+
+class Source(Protocol):
+    """Who gives out groups and takes them back: every ticket comes back once, finished or failed."""
+
+    training: bool
+
+    def next_call(self) -> list[Ticket]:
+        """Groups for one rollout worker to run as one batch; empty where none may start now."""
+        ...
+
+    def finish(self, ticket: Ticket, finished: Finished) -> None:
+        """It was rolled out and scored."""
+        ...
+
+    def fail(self, ticket: Ticket, failed: Failed) -> None:
+        """It was not."""
+        ...
+
+
+def split_evenly(items: int, workers: int) -> list[range]:
+    """Contiguous shares, so that the order of groups does not depend on how many workers there are."""
+    edges = [items * worker // workers for worker in range(workers + 1)]
+    return [range(edges[w], edges[w + 1]) for w in range(workers)]
+
+
+class Numbering:
+    """Prompt and seeds of every group of training, by its number."""
+
+    def __init__(self, schedule: PromptSchedule, batch: int, samples: int) -> None:
+        self.batch = batch
+        self.name = lru_cache(8 * batch)(lambda number: schedule.train(number, 1)[0])
+        self._seeds = lru_cache(8)(lambda update: schedule.seeds(update, batch, samples))
+
+    def ticket(self, number: int, attempt: int) -> Ticket:
+        """A group's ticket."""
+        update, place = divmod(number, self.batch)
+        return Ticket(number, attempt, self.name(number), self._seeds(update)[place])
+
+
+class TrainingGroups:
+    """The groups that are trained on.
+
+    Which groups are rolled out together depends on their numbers alone, not on who is free: with staleness 0 a batch,
+    and with it the last bit of every log-probability, is the same in every run.
+
+    Attributes:
+        ledger, buffer: the accounts.
+        last: updates of the whole run; groups that none of them would train are not started.
+        failures: (ticket, why) of all attempts that failed since the last update.
+    """
+
+    training = True
+
+    def __init__(self, config: JobConfig, schedule: PromptSchedule) -> None:
+        settings, batch = config.asynchrony, config.alignment.prompts_per_update
+        self.ledger = StalenessLedger(
+            batch,
+            settings.staleness,
+            stale=settings.stale,
+            overtaking=settings.overtaking,
+            concurrency=settings.concurrency or None,
+            tries=settings.tries,
+        )
+        self.buffer = ExperienceBuffer(settings.flat_groups, resample_limit=settings.resample_limit)
+        self.failures: list[tuple[Ticket, Failed]] = []
+        self.last = config.alignment.updates
+        size = settings.groups_per_call
+        shares = -(-batch // size) if size else min(config.cluster.rollout.workers, batch)
+        edges = [share[-1] + 1 for share in split_evenly(batch, shares)]
+        self._share_end = {place: min(e for e in edges if e > place) for place in range(batch)}
+        self._numbering = Numbering(schedule, batch, config.alignment.group_size)
+        self._training: list[tuple[int, Finished]] = []
+        self._together: dict[int, tuple[int, ...]] = {}  # groups of the batch that each was rolled out in
+        self._alone: set[int] = (
+            set()
+        )  # failed in company: tried again without, so that each answers for itself
+        self._barren = 0  # prompts set aside in a row
+
+    def next_call(self) -> list[Ticket]:
+        """Waiting groups first, then new ones; at most those of one share of an update."""
+        ledger = self.ledger
+        wanted = self.last * ledger.batch - ledger.accepted - ledger.running
+        room = min(ledger.capacity(), wanted)
+        if room < 1:
+            return []
+        waiting = ledger.waiting
+        numbers = (self._share(waiting) if waiting else self._share(self._new_numbers()))[:room]
+        for batch in self._batches(numbers):
+            self._together |= dict.fromkeys(batch, batch)
+        return [self._start(number) for number in numbers]
+
+    def _batches(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
+        """A call's groups as the engine runs them together: those of one horizon."""
+        batches: dict[int, list[int]] = defaultdict(list)
+        for number in numbers:
+            batches[self._numbering.name(number).horizon].append(number)
+        return [tuple(batch) for batch in batches.values()]
+
+    def _share(self, numbers: Iterable[int]) -> list[int]:
+        """The first of them, and those after it in the same share."""
+        found = iter(numbers)
+        first = next(found, None)
+        if first is None:
+            raise RoleFailure("every prompt is set aside: none could be rolled out and scored")
+        if first in self._alone:
+            return [first]
+        update, place = divmod(first, self.ledger.batch)
+        end = update * self.ledger.batch + self._share_end[place]
+        return [first, *takewhile(lambda n: n < end and n not in self._alone, found)]
+
+    def _new_numbers(self) -> Iterator[int]:
+        """Numbers never started whose prompts are not set aside."""
+        first, barred = self.ledger.position, self.ledger.set_aside
+        numbers = range(first, first + _FAR * self.ledger.batch)
+        return (number for number in numbers if self._numbering.name(number).prompt_id not in barred)
+
+    def _start(self, number: int) -> Ticket:
+        attempt = self.ledger.start(number, self._numbering.name(number).prompt_id)
+        return self._numbering.ticket(number, attempt)
+
+    def finish(self, ticket: Ticket, finished: Finished) -> None:
+        """Into the buffer; a group of which no sample could be scored has failed."""
+        scores = finished.record.scores
+        reasons = [score for score in scores if isinstance(score, Failed)]
+        if len(reasons) == len(scores):
+            self.fail(ticket, reasons[0])
+            return
+        outcome = self.ledger.finish(ticket.number, ticket.attempt, finished.record.versions)
+        if outcome is Outcome.ACCEPTED:
+            self._alone.discard(ticket.number)
+            self._barren = 0
+            if not self.buffer.add(ticket.number, finished, rewards_of(scores).tolist()):
+                self.ledger.drop(ticket.number, "flat")
+
+    def fail(self, ticket: Ticket, failed: Failed) -> None:
+        """It waits to be started again, or its prompt is set aside.
+
+        Raises:
+            RoleFailure: as many prompts in a row as an update has groups were set aside.
+        """
+        outcome = self.ledger.fail(ticket.number, ticket.attempt)
+        if outcome in (Outcome.LATE, Outcome.DUPLICATE):
+            return
+        self.failures.append((ticket, failed))
+        self._alone.add(ticket.number)
+        if outcome is Outcome.SET_ASIDE:
+            self._alone.discard(ticket.number)
+            self._barren += 1
+            if self._barren >= self.ledger.batch:
+                raise RoleFailure(f"no rollout could be scored; the last reason: {failed.reason}")
+
+    def begin_update(self) -> list[Finished] | None:
+        """What the next update trains on, in the order that the ledger gives; None while it has to wait."""
+        numbers = self.ledger.begin_update()
+        if numbers is None:
+            return None
+        self._training = [(held.group, held.reference) for held in self.buffer.take(numbers)]
+        return [finished for _, finished in self._training]
+
+    def commit_update(self) -> list[tuple[int, Finished]]:
+        """The update is done: every group in it, by number. References to their tokens are let go here."""
+        done, self._training = self._training, []
+        trained = [(number, self._told(number, group)) for number, group in done]
+        self.buffer.commit()
+        self.buffer.remove(self.ledger.commit_update())
+        live = {number for number, _, _ in self.ledger.prompts()}
+        self._together = {number: call for number, call in self._together.items() if number in live}
+        return trained
+
+    def _told(self, number: int, group: Finished) -> Finished:
+        """With the groups that it was rolled out together with."""
+        record = replace(group.record, together=self._together.get(number, (number,)))
+        return replace(group, record=record)
+
+    def state_dict(self, pack: Callable[[Finished], Any]) -> dict[str, Any]:
+        """Ledger, buffer and position, JSON types; `pack` names a finished group's file."""
+        return {
+            "ledger": self.ledger.state_dict(),
+            "buffer": self.buffer.state_dict(pack),
+            "alone": sorted(self._alone),
+            "together": sorted(self._together.items()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], unpack: Callable[[Any], Finished]) -> None:
+        """Take up what `state_dict` gave; what was under way waits to be started again."""
+        self.ledger.load_state_dict(state["ledger"])
+        self.buffer.load_state_dict(state["buffer"], unpack)
+        self.ledger.recover()
+        self.buffer.rollback()
+        self._alone = set(state["alone"])
+        self._together = {number: tuple(call) for number, call in state.get("together", [])}
+
+
+class HeldOutGroups:
+    """One evaluation: the same prompts and seeds every time, an even share for each worker."""
+
+    training = False
+
+    def __init__(self, config: JobConfig, schedule: PromptSchedule) -> None:
+        settings = config.alignment
+        self._names = schedule.held_out(settings.held_out_prompts)
+        self._seeds = schedule.seeds(_HELD_OUT, len(self._names), settings.held_out_samples)
+        shares = split_evenly(len(self._names), config.cluster.rollout.workers)
+        self._waiting = deque([self._ticket(n, 1) for n in share] for share in shares if share)
+        self._tries = config.asynchrony.tries
+        self._finished: dict[int, Finished] = {}
+        self._failed: dict[int, Failed] = {}
+
+    def _ticket(self, number: int, attempt: int) -> Ticket:
+        return Ticket(number, attempt, self._names[number], self._seeds[number])
+
+    @property
+    def done(self) -> bool:
+        """Whether every group has come back for good."""
+        return len(self._finished) + len(self._failed) == len(self._names)
+
+    def next_call(self) -> list[Ticket]:
+        """A worker's share, or one group to be tried again."""
+        return self._waiting.popleft() if self._waiting else []
+
+    def finish(self, ticket: Ticket, finished: Finished) -> None:
+        """Kept until the evaluation is forgotten."""
+        self._finished[ticket.number] = finished
+
+    def fail(self, ticket: Ticket, failed: Failed) -> None:
+        """Tried again by itself, as often as a group of training."""
+        if ticket.attempt < self._tries:
+            self._waiting.append([self._ticket(ticket.number, ticket.attempt + 1)])
+        else:
+            self._failed[ticket.number] = failed
+
+    @property
+    def groups(self) -> list[Finished]:
+        """Those that came back with scores, in order."""
+        return [finished for _, finished in sorted(self._finished.items())]
+
+    def scalars(self) -> dict[str, float]:
+        """Rewards and failures, by the names that their curves have.
+
+        Raises:
+            RoleFailure: nothing could be scored.
+        """
+        if not self._finished:
+            reason = next(iter(self._failed.values())).reason
+            raise RoleFailure(f"no held-out rollout could be scored; first reason: {reason}")
+        records = [finished.record for finished in self.groups]
+        values = {**reward_scalars(records), "failed_groups": float(len(self._failed))}
+        return {f"held_out/{name}": value for name, value in values.items()}

@@ -1,0 +1,276 @@
+"""The alignment job: actors up, the loop, held-out curves, checkpoints, the aligned model.
+
+out/
+  logs/align/          metrics.jsonl and TensorBoard events
+  logs/trace.json      what every worker did and when: a Chrome trace
+  rollouts.jsonl       one line per group: prompt, seeds, versions, scores
+  run.json             the run's id, which its checkpoints name
+  checkpoints/         complete checkpoints, from which --resume goes on to the same result
+  judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
+  aligned/             the result, a plain Hugging Face directory
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roboalign_ray.alignment.objectives.token_batch import check_trainable
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.files import complete_or_absent
+from roboalign_ray.foundation.storage.folder_lock import one_job
+from roboalign_ray.foundation.telemetry.metrics import MetricsWriter, read_curves
+from roboalign_ray.foundation.telemetry.tracking import check_tracking
+from roboalign_ray.pipelines.align import run_state as align_state
+from roboalign_ray.pipelines.align.launch import JUDGE, crew_of, replace_learner
+from roboalign_ray.pipelines.align.learner import Weights
+from roboalign_ray.pipelines.align.loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
+from roboalign_ray.pipelines.align.run_checkpoints import RunCheckpoints
+from roboalign_ray.pipelines.align.run_state import COUNTED
+from roboalign_ray.pipelines.cluster.runtime import start_ray
+from roboalign_ray.pipelines.cluster.signals import asked_to_end, handled
+from roboalign_ray.pipelines.cluster.workforce import RoleLost
+from roboalign_ray.pipelines.monitor.monitor import Watch
+from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
+from roboalign_ray.scheduling.prompt_schedule import PromptSchedule, schedule_from_store
+
+JOURNAL, ALIGNED, LOGS, CHECKPOINTS = "rollouts.jsonl", "aligned", "logs/align", "checkpoints"
+EVENTS = f"{JUDGE}/events.jsonl"
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """What came of a job.
+
+    Attributes:
+        model: folder of the aligned world model.
+        logs: folder of its telemetry.
+        curves: name -> (updates int64 [N], values float64 [N]); "held_out/…" are those of held-out prompts.
+        counts: groups, samples and failures over the whole run.
+    """
+
+    model: Path
+    logs: Path
+    curves: dict[str, tuple[Any, Any]] = field(repr=False)
+    counts: dict[str, int]
+
+
+@one_job
+def run_align(
+    config: JobConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    beside: Callable[[Crew], AbstractContextManager[None]] | None = None,
+) -> AlignResult:
+    """Align the configured world model with GRPO.
+
+    Args:
+        config: the job.
+        out: run directory.
+        resume: continue from the last complete checkpoint in `out`, or at `alignment.checkpoints` where that one is
+            newer; without one, start.
+        quiet: no progress on the terminal.
+        beside: a block around all that the crew does, for whoever looks on.
+
+    Raises:
+        UserError: settings that cannot be trained with, missing weights or store, or `out` holds another run.
+        RoleFailure: workers were lost for good, or a deadline passed.
+        KeyboardInterrupt: the job was asked to end, and has left a checkpoint.
+    """
+    out = out.absolute()
+    check_trainable(config.rollout)
+    kept = RunCheckpoints(out / CHECKPOINTS, config.alignment.checkpoints)
+    if not resume and ((out / ALIGNED).exists() or kept.begun()):
+        raise UserError(
+            "holds an alignment run already", where=str(out), remedy="add --resume, or choose another"
+        )
+    config = check_ready(Preflight("align", config, out))
+    check_tracking(config.telemetry.wandb)
+    # Checked before any process is started: a damaged checkpoint is told at once.
+    found = kept.load(copies=True) if resume else None
+    if found is not None:
+        align_state.check_same_job(found.metadata.get("config"), config, str(found.folder))
+    elif config.reward.needs_judge:
+        # Students and labels of an attempt that ended before its first checkpoint are taken up.
+        judge = out / JUDGE
+        made = [*judge.glob("versions/step-*"), *judge.glob("labels/*.parquet")]
+        align_state.keep_settings(judge, config, align_state.check_same_job, made)
+    schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
+    kept.keep_id(found)
+    with (
+        start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
+        crew_of(config, out) as crew,
+        Watch(config, (out / LOGS).parent, out / LOGS, crew.workforce, quiet=quiet) as watch,
+        beside(crew) if beside else nullcontext(),
+        interruptions() as stopped,  # last: Ray sets handlers of its own
+    ):
+        return _Job(config, out, crew, schedule, stopped, watch, kept).run(found)
+
+
+@contextmanager
+def interruptions() -> Iterator[Stopped]:
+    """Whether Ctrl-C was pressed or the process was asked to end; pressed twice, it ends the block at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            asked_to_end(number, frame)
+
+    with handled(ask):
+        try:
+            yield lambda: bool(asked)
+        except KeyboardInterrupt:
+            if asked:
+                asked_to_end(asked[0])
+            raise
+
+
+class _Job:
+    """One run: the loop's surroundings."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        out: Path,
+        crew: Crew,
+        schedule: PromptSchedule,
+        stopped: Stopped,
+        watch: Watch,
+        kept: RunCheckpoints,
+    ) -> None:
+        self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
+        self.stopped, self.watch, self.kept = stopped, watch, kept
+        self.counts = dict.fromkeys(COUNTED, 0)
+        self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
+
+    def run(self, found: checkpoints.Checkpoint | None) -> AlignResult:
+        """To the last update; from the last checkpoint again where the learner was lost, as often as its role says."""
+        lost = 0
+        while True:
+            try:
+                if lost:
+                    replace_learner(self.config, self.crew)
+                    found = self.kept.load()
+                version = self._run_from(found)
+                break
+            except RoleLost:
+                lost += 1
+                if lost > self.config.cluster.learner.max_restarts or self.stopped():
+                    raise
+        self._save_result(version)
+        logs = self.out / LOGS
+        return AlignResult(self.out / ALIGNED, logs, read_curves(logs), dict(self.counts))
+
+    def _run_from(self, found: checkpoints.Checkpoint | None) -> int:
+        """To the last update, whose number it returns."""
+        loop = AlignmentLoop(self.config, self.crew, self.schedule)
+        self._resume(found, loop)
+        with MetricsWriter(self.out / LOGS, resume_at=self._told(loop)) as writer, self.watch.over(loop):
+            try:
+                self._complete(loop, writer)
+                for update in loop.updates(self.stopped):
+                    self._row = self._observe(update)
+                    self._judge(loop, update)
+                    self._complete(loop, writer)
+            except Interrupted:
+                self._leave(loop)
+                raise KeyboardInterrupt from None
+        return loop.version
+
+    def _resume(self, found: checkpoints.Checkpoint | None, loop: AlignmentLoop) -> None:
+        """Everything as it was at the checkpoint, or at the beginning."""
+        if found is None:
+            self.counts, self._row = dict.fromkeys(COUNTED, 0), {}
+            # Workers may hold weights of a learner that was lost.
+            loop.weights = Weights(era=self.crew.learner.era)
+            if self.crew.judge is not None:
+                self.crew.judge.begin()
+        else:
+            self.counts, self._row = align_state.restore(found, self.crew, loop)
+        align_state.cut_journal(self.out / JOURNAL, loop.version)
+        align_state.cut_journal(self.out / EVENTS, self._told(loop), align_state.TOLD)
+
+    def _told(self, loop: AlignmentLoop) -> int:
+        """The first update whose row is still to be written: one that waits for its evaluation, or else the next."""
+        return loop.version + (self._row is None)
+
+    def _observe(self, update: Update) -> dict[str, float]:
+        """Journal and counts of an update; its scalars."""
+        align_state.write_journal(self.out / JOURNAL, update)
+        self.counts["groups"] += len(update.groups)
+        for name in COUNTED[1:]:
+            self.counts[name] += int(update.scalars[name])
+        return dict(update.scalars)
+
+    def _complete(self, loop: AlignmentLoop, writer: MetricsWriter) -> None:
+        """Evaluate and write a checkpoint where they are due; the row of the update in between, so that it is kept."""
+        if self._row is None:
+            return
+        settings, version = self.config.alignment, loop.version
+        last = version == settings.updates
+        if version % settings.evaluate_every == 0 or last:
+            with self.watch.span("evaluation", version=version):
+                self._row |= loop.evaluate(self.stopped)
+        row, self._row = self._row | self._judged(version), None
+        writer.scalars(version, row)
+        self.watch.scalars(version, row)
+        if version and (version % (settings.checkpoint_every or settings.evaluate_every) == 0 or last):
+            writer.flush()
+            self._checkpoint(loop)
+
+    def _judge(self, loop: AlignmentLoop, update: Update) -> None:
+        if self.crew.judge is not None:
+            with self.watch.span("judge", version=loop.version):
+                loop.judge(update, self.stopped)
+
+    def _judged(self, version: int) -> dict[str, float]:
+        """What happened to the judge: down in its journal, alarms on the terminal, figures for the row."""
+        judge = self.crew.judge
+        if judge is None:
+            return {}
+        events = judge.take_events()
+        align_state.write_events(self.out / EVENTS, version, events)
+        for event in events:
+            if event["event"] in ("alarm", "relabelling failed"):
+                self.watch.note(f"judge: {event['event']}: {event['message']}")
+        return judge.take_scalars()
+
+    def _leave(self, loop: AlignmentLoop) -> None:
+        """Asked to end: a checkpoint of here, or, where an update cannot end in time, the one before stands."""
+        update = loop.drain(self.config.asynchrony.liveness.grace_s)
+        if update is not None:
+            self._row = self._observe(update)
+            with suppress(Interrupted):
+                self._judge(loop, update)
+        # With staleness 0 the next update follows from what the judge is about to say: it is gone through again.
+        waits = self.crew.judge is not None and self.crew.judge.busy and not self.config.asynchrony.staleness
+        if not self.crew.learner.busy and not waits:
+            self._checkpoint(loop)
+
+    def _checkpoint(self, loop: AlignmentLoop) -> None:
+        with self.watch.span("checkpoint", version=loop.version):
+            self.kept.save(self._write(loop))
+
+    def _write(self, loop: AlignmentLoop) -> Callable[[Path], Path]:
+        return lambda folder: align_state.save(
+            folder, self.kept.run, loop, self.config, self.counts, self._row
+        )
+
+    def _save_result(self, version: int) -> None:
+        """The model of the last update's checkpoint under its final name: there completely, or not at all.
+
+        Raises:
+            UserError: that checkpoint was damaged or exchanged meanwhile.
+        """
+        last = self.kept.of_step(version)
+        with complete_or_absent(self.out / ALIGNED) as writing:
+            shutil.copytree(last.folder / "model", writing, dirs_exist_ok=True)

@@ -1,0 +1,183 @@
+"""The learner's side of the alignment loop: an update on all ranks, then their weights as a new version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from roboalign_ray.alignment.objectives.grpo import merge_metrics
+from roboalign_ray.alignment.update import UpdateResult
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.weight_sync.manifest import Manifest
+from roboalign_ray.foundation.weight_sync.versions import Parcel, VersionBoard
+from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+from roboalign_ray.pipelines.cluster.workforce import Call, RoleLost, WorkerPool, Workforce
+
+_TURN_S = 0.5  # longest wait before heartbeats and deadlines are looked at
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published version.
+
+    Attributes:
+        version: updates it has seen.
+        reference: one reference to the parcels that lead to it, which name its buckets; an empty list names the
+            pre-trained weights, which every worker has.
+        era: how often the learner was set back to a checkpoint: tells two version 7 apart.
+    """
+
+    version: int = 0
+    reference: list[Any] = field(default_factory=list)
+    era: int = 0
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a call leaves in the object store, and its answer."""
+
+    values: list[Any]
+    answer: Any
+
+
+class Learner:
+    """All ranks as one.
+
+    Attributes:
+        busy: from the beginning of an update until its weights are published.
+        seconds: of that, ever.
+    """
+
+    def __init__(self, workforce: Workforce, pool: WorkerPool, era: int = 0) -> None:
+        self.pool, self.era, self.busy, self.seconds = pool, era, False, 0.0
+        self._workforce, self._board = workforce, VersionBoard()
+
+    def update(
+        self,
+        references: Sequence[Any],
+        done: Callable[[dict[str, float], Weights], None],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Train on these groups, in this order, and publish; `done` is told scalars and weights.
+
+        The workforce's turns raise `RoleLost` where a rank was lost, and `RoleFailure` where one failed.
+
+        Args:
+            about: for observers, see `Call`.
+        """
+        self.busy, began = True, time.monotonic()
+
+        def updated(results: list[UpdateResult]) -> None:
+            mark = time.monotonic()
+            scalars = update_scalars(results, mark - began)
+
+            def published(weights: Weights) -> None:
+                now = time.monotonic()
+                self.busy, self.seconds = False, self.seconds + now - began
+                scalars["seconds_weights"] = now - mark
+                done(scalars, weights)
+
+            self._on_all("publish", (), lambda answers: self._take(answers[0], published))
+
+        self._on_all("update", references, updated, about)
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """All ranks' answers, by rank, between updates; the other roles are seen to meanwhile.
+
+        Raises:
+            RoleLost: a rank was lost, hung or late.
+            RoleFailure: a rank failed; or as the workforce's turns.
+        """
+        answers: list[list[Any]] = []
+        self._on_all(method, arguments, answers.append, progresses=False)
+        self._turn_until(answers)
+        return answers[0]
+
+    def ask_first(self, method: str, *arguments: Any, returns: int = 1) -> Left:
+        """The first rank's answer and what it leaves where it is, between updates. Raises as `ask`.
+
+        Args:
+            returns: values of the method, of which the last is the answer.
+        """
+        left: list[Left] = []
+
+        def answered(call: Call, answer: Any) -> None:
+            _check(answer)
+            left.append(Left(call.values, answer))
+
+        first = self.pool.workers[0]
+        self._workforce.send(first, method, *arguments, then=answered, returns=returns, progresses=False)
+        self._turn_until(left)
+        return left[0]
+
+    def publish(self) -> Weights:
+        """The weights that the ranks have, between updates; waits for them. Raises as `ask`."""
+        version, manifest = self.ask("publish")[0]
+        buckets = self.ask_first("take_buckets", returns=len(manifest.buckets) + 1).values
+        return self._post(version, manifest, buckets)
+
+    def _turn_until(self, answers: list[Any]) -> None:
+        while not answers:
+            self._workforce.turn(_TURN_S)
+
+    def _take(self, packed: tuple[int, Manifest], done: Callable[[Weights], None]) -> None:
+        """The first rank's buckets; they stay in the object store."""
+        version, manifest = packed
+
+        def taken(call: Call, answer: Any) -> None:
+            _check(answer)
+            done(self._post(version, manifest, call.values))
+
+        rank = self.pool.workers[0]
+        self._workforce.send(rank, "take_buckets", then=taken, returns=len(manifest.buckets) + 1)
+
+    def _post(self, version: int, manifest: Manifest, buckets: list[Any]) -> Weights:
+        self._board.post(Parcel(manifest, tuple(buckets)))
+        return Weights(version, [ray.put(self._board.fetch())], self.era)
+
+    def _on_all(
+        self,
+        method: str,
+        arguments: Sequence[Any],
+        done: Callable[[list[Any]], None],
+        about: Mapping[str, Any] | None = None,
+        *,
+        progresses: bool = True,
+    ) -> None:
+        """Call all ranks; `done` is told their answers, by rank."""
+        answers: dict[int, Any] = {}
+
+        def answered(call: Call, answer: Any) -> None:
+            _check(answer)
+            answers[call.worker.number] = answer
+            if len(answers) == len(self.pool.workers):
+                done([answers[rank] for rank in sorted(answers)])
+
+        for worker in self.pool.workers:
+            self._workforce.send(
+                worker, method, *arguments, then=answered, about=about, progresses=progresses
+            )
+
+
+def _check(answer: Any) -> None:
+    """An error inside the learner would come again; what was lost on the way can be had again from the checkpoint."""
+    if isinstance(answer, Failed):
+        raise (RoleLost if answer.kind in ("ray_error", "worker_lost") else RoleFailure)(answer.reason)
+
+
+def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, float]:
+    """One policy update's scalars from all ranks' results."""
+    first = results[0]
+    return {
+        **merge_metrics([result.metrics for result in results]),
+        "grad_norm": first.grad_norm,
+        "optimizer_steps": float(first.steps),
+        "dropped_groups": float(first.counts.dropped_groups),
+        "flat_groups": float(first.counts.flat_groups),
+        "seconds_learner": seconds,
+        "learner_tokens_per_second": first.tokens / seconds,
+    }

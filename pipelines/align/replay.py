@@ -1,0 +1,281 @@
+"""An alignment run's groups made again, from its journal and its checkpoints, and their scores compared.
+
+    rollouts.jsonl ─► calls whose weights are still there ─► same prompts, seeds, versions, batches ─► score ─► equal?
+
+On the machine that made them the scores come out bit for bit: the groups of a call are rolled out as one batch again,
+with as many threads as the job's workers had, every segment with the version that made it then. Weights that are still
+there are those that the run began with (version 0) and those of its complete checkpoints. Works in this process alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roboalign_ray.actors.scorer import ScorerActor
+from roboalign_ray.alignment.records.journal import (
+    Comparison,
+    JournalGroup,
+    Verdict,
+    compare_scores,
+    read_journal,
+)
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.files import packed_folder
+from roboalign_ray.foundation.telemetry.progress import Progress
+from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.judge.online.redistillation import VERSIONS
+from roboalign_ray.judge.student.registry import StudentRegistry
+from roboalign_ray.pipelines.align.groups import Numbering, Ticket
+from roboalign_ray.pipelines.align.job import CHECKPOINTS, JOURNAL
+from roboalign_ray.pipelines.align.launch import JUDGE
+from roboalign_ray.pipelines.align.run_state import check_same_job
+from roboalign_ray.pipelines.cluster.runtime import role_threads
+from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
+from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
+from roboalign_ray.world_model.token.engine import RolloutEngine
+from roboalign_ray.world_model.token.transformer import load_pretrained
+
+_STATES_KEPT = 4  # versions of the weights in memory; calls come in the order of updates
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What came of it.
+
+    Attributes:
+        compared: every group that was looked at, in the journal's order.
+        tolerance: what counts as close.
+    """
+
+    compared: list[Comparison]
+    tolerance: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether something could be made again, and all of it came out as it was."""
+        made = [c for c in self.compared if c.verdict is not Verdict.GONE]
+        return bool(made) and all(c.verdict is not Verdict.DIFFERS for c in made)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per weight versions: how many groups came out how, and by how much they differ at most."""
+        rows: dict[tuple[int, ...], list[Comparison]] = defaultdict(list)
+        for comparison in self.compared:
+            rows[comparison.group.versions].append(comparison)
+        return [
+            {
+                "versions": " ".join(map(str, versions)),
+                "groups": len(found),
+                **{verdict.value: sum(c.verdict is verdict for c in found) for verdict in Verdict},
+                "difference": max(
+                    (c.difference for c in found if c.difference == c.difference), default=None
+                ),
+                "why": next((c.why for c in found if c.why), ""),
+            }
+            for versions, found in sorted(rows.items())
+        ]
+
+
+def run_replay(
+    config: JobConfig, run: Path, *, groups: int | None = None, quiet: bool = False
+) -> ReplayResult:
+    """Make a run's groups again and compare.
+
+    Args:
+        config: the job that the run was made with.
+        run: its directory.
+        groups: stop after so many, whole calls; None makes all that can be made.
+        quiet: no progress on the terminal.
+
+    Raises:
+        UserError: no run, a run of other settings, or what it needs is missing or damaged.
+    """
+    journal = read_journal(run / JOURNAL)
+    there = checkpoints.complete(run / CHECKPOINTS)
+    if there:
+        _check_settings(config, checkpoints.load(list(there.values())[-1]))
+    maker = _Maker(config, there, run / JUDGE / VERSIONS)
+    calls: dict[tuple[tuple[int, ...], tuple[int, ...]], list[JournalGroup]] = defaultdict(list)
+    for group in journal:
+        calls[group.together, group.versions].append(group)
+    can = [key for key, members in calls.items() if not maker.missing(members)]
+    compared, made = {}, 0
+    with Progress("replay", total=sum(len(calls[key]) for key in can), unit="group", quiet=quiet) as progress:
+        for key in can:
+            if groups is not None and made >= groups:
+                break
+            for comparison in maker.compare(key[0], calls[key]):
+                compared[comparison.group.group] = comparison
+            made += len(calls[key])
+            progress.advance(len(calls[key]))
+    for members in calls.values():
+        if why := maker.missing(members):
+            compared |= {group.group: Comparison(group, Verdict.GONE, why=why) for group in members}
+    return ReplayResult(
+        [compared[g.group] for g in journal if g.group in compared], config.telemetry.tolerance
+    )
+
+
+class _Maker:
+    """Makes groups again.
+
+    Args:
+        config: the job.
+        there: the run's complete checkpoints by version.
+        students: folder of the students that rewarded, where some did.
+    """
+
+    def __init__(self, config: JobConfig, there: Mapping[int, Path], students: Path) -> None:
+        self.config, self._there, self._students = config, there, StudentRegistry(students)
+        self._student = lru_cache(_STATES_KEPT)(self._read_student)
+        schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
+        settings = config.alignment
+        self._numbering = Numbering(schedule, settings.prompts_per_update, settings.group_size)
+        self._state = lru_cache(_STATES_KEPT)(self._read_state)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def _tokenizer(self) -> DualBranchTokenizer:
+        return DualBranchTokenizer.load(tokenizer_folder(self.config)).to(self._device)
+
+    @cached_property
+    def _engine(self) -> RolloutEngine:
+        model, layout = load_pretrained(world_model_folder(self.config))
+        return RolloutEngine(model, self._tokenizer, layout, self.config.rollout, device=self._device)
+
+    @cached_property
+    def _reader(self) -> PromptReader:
+        size, binner = self._tokenizer.config, ActionBinner.load(world_model_folder(self.config))
+        return PromptReader(self.config.episodes, size.height, size.width, binner)
+
+    @cached_property
+    def _scorer(self) -> ScorerActor:
+        threads = role_threads(self.config.cluster.scorer)
+        return ScorerActor(
+            tokenizer_folder(self.config), self.config.reward, self.config.episodes, threads=threads
+        )
+
+    def missing(self, members: Sequence[JournalGroup]) -> str:
+        """What a call's groups cannot be made again without; empty where all is there."""
+        gone = [v for group in members for v in group.versions if v and v not in self._there]
+        if gone:
+            return f"no weights of version {gone[0]}"
+        if not self.config.reward.needs_judge:
+            return ""
+        if not all(group.scorers for group in members):
+            return "no sample had a score"
+        asked = [v for group in members for v in group.scorers if not self._students.path(v).is_dir()]
+        return f"no student of version {asked[0]}" if asked else ""
+
+    def compare(self, together: Sequence[int], members: Sequence[JournalGroup]) -> list[Comparison]:
+        """One call again; its members' scores then and now.
+
+        Args:
+            together: numbers of all groups of the call.
+            members: those of them whose scores the journal has.
+
+        Raises:
+            UserError: a member is not what the configuration makes of its number.
+        """
+        tickets = [self._numbering.ticket(number, 1) for number in together]
+        named = {ticket.number: ticket for ticket in tickets}
+        for group in members:
+            ticket = named[group.group]
+            if (ticket.name.prompt_id, ticket.seeds) != (group.prompt, group.seeds):
+                raise UserError(
+                    f"group {group.group} has another prompt or other seeds than these settings give it",
+                    where=JOURNAL,
+                    remedy="replay with the profile, the episodes and the --set values of the run",
+                )
+        with _threads(role_threads(self.config.cluster.rollout)):
+            made = self._roll_out(tickets, members[0].versions)
+        with _threads(role_threads(self.config.cluster.scorer)):
+            return [self._score(group, made) for group in members]
+
+    def _roll_out(self, tickets: Sequence[Ticket], versions: Sequence[int]) -> dict[int, RolloutGroup]:
+        """Groups by number; prompts that cannot be read were left out of the batch then, too."""
+        prompts: list[Prompt] = []
+        readable: list[Ticket] = []
+        for ticket in tickets:
+            try:
+                prompts.append(self._reader.prompt(ticket.name, self.config.rollout.horizon))
+                readable.append(ticket)
+            except Exception as error:  # as the rollout actor takes it
+                self._unreadable = first_line(error)
+        if not prompts:
+            return {}
+        weights = [(version, self._state(version)) for version in versions]
+        groups = self._engine.rollout_again(prompts, [ticket.seeds for ticket in readable], weights)
+        return {ticket.number: group for ticket, group in zip(readable, groups, strict=True)}
+
+    def _score(self, group: JournalGroup, made: Mapping[int, RolloutGroup]) -> Comparison:
+        if group.group not in made:
+            return Comparison(group, Verdict.DIFFERS, why=f"its prompt cannot be read ({self._unreadable})")
+        students = (
+            [self._student(version) for version in group.scorers] if self.config.reward.needs_judge else []
+        )
+        answer: Any = self._scorer.score([made[group.group]], students)
+        [record] = answer[-1]
+        return compare_scores(group, record.as_json()["scores"], self.config.telemetry.tolerance)
+
+    def _read_student(self, version: int) -> Mapping[str, bytes]:
+        return packed_folder(self._students.path(version))
+
+    def _read_state(self, version: int) -> Mapping[str, Any]:
+        """Weights as the rollout workers had them: the first from their folder, later ones packed and unpacked."""
+        if not version:
+            return load_pretrained(world_model_folder(self.config))[0].state_dict()
+        folder = checkpoints.load(self._there[version]).folder / "model"
+        state = load_pretrained(folder)[0].state_dict()
+        travel = self.config.asynchrony.weights
+        return Receiver().apply(*pack(state, version, travel)).state
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many torch threads as a worker had: sums of parts, and so last bits, rest on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_settings(config: JobConfig, found: checkpoints.Checkpoint) -> None:
+    try:
+        check_same_job(found.metadata["config"], config, str(found.folder))
+    except UserError as error:
+        remedy = "replay with the profile and the --set values of the run"
+        raise UserError(error.what, where=error.where, remedy=remedy) from error
+
+
+def print_replay(result: ReplayResult) -> None:
+    """The rows as a table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    titles = {"versions": "weights", "groups": "groups", **{v.value: v.value for v in Verdict}}
+    for name, title in {**titles, "difference": "largest difference", "why": ""}.items():
+        table.add_column(
+            title, justify="left" if name in ("versions", "why") else "right", no_wrap=name != "why"
+        )
+    for row in result.rows():
+        difference = "" if row["difference"] is None else f"{row['difference']:.3g}"
+        counts = [str(row[name] or "-") for name in ("groups", *(v.value for v in Verdict))]
+        table.add_row(row["versions"], *counts, difference, row["why"])
+    Console().print(table)

@@ -1,0 +1,243 @@
+"""Where an alignment run keeps its checkpoints: in its own folder, and a copy of each elsewhere if asked for.
+
+    out/run.json       the run's id, drawn when it begins; every checkpoint names it
+    out/checkpoints/   the two newest; a resumed run starts from the newest one that is whole
+    alignment.checkpoints = "s3://bucket/run"   copies of them, for when the machine and its disk are gone
+
+A run that finds a newer checkpoint there than in its folder fetches it and goes on from there. A checkpoint that is
+damaged, renamed or of another run is passed over for its copy or the one before, and that is told in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage import checkpoints
+from roboalign_ray.foundation.storage.checkpoint_mirror import CheckpointMirror
+from roboalign_ray.foundation.storage.checkpoints import Checkpoint, CheckpointError
+from roboalign_ray.foundation.storage.files import require_room, whole_file
+from roboalign_ray.foundation.storage.readers import parse_json, read_bytes
+
+KEPT = 2
+RUN, RUN_FILE = "run", "run.json"
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def tell(line: str) -> None:
+    """One line on the terminal that is neither progress nor a result."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+class RunCheckpoints:
+    """A run's checkpoints.
+
+    Args:
+        folder: where they lie.
+        mirror: URI of the copies; empty for none.
+        tell: is told, in one line, what was passed over.
+
+    Attributes:
+        run: the run's id; empty until the run is begun or resumed.
+
+    Raises:
+        CheckpointError: the file system of the copies cannot be opened.
+        UserError: the file with the run's id is damaged, or the folder is a file.
+    """
+
+    def __init__(self, folder: Path, mirror: str = "", tell: Callable[[str], None] = tell) -> None:
+        self.folder, self._tell = folder, tell
+        if folder.exists() and not folder.is_dir():
+            raise UserError(
+                "is a file, not the folder of checkpoints", where=str(folder), remedy="move it elsewhere"
+            )
+        self._mirror = CheckpointMirror.at(mirror) if mirror else None
+        self._passed_over: list[Path] = []
+        self.run = _read_id(folder.parent / RUN_FILE)
+
+    def begun(self) -> bool:
+        """Whether there is one, here or there.
+
+        Raises:
+            CheckpointError: the copies cannot be listed.
+        """
+        return self.newest() is not None or bool(self._copies())
+
+    def newest(self) -> Path | None:
+        """The newest here, unverified."""
+        return checkpoints.latest(self.folder)
+
+    def load(self, *, copies: bool = False) -> Checkpoint | None:
+        """The newest that is whole and of this run; what is newer is told, and moved aside with the next save.
+
+        Args:
+            copies: look among the copies too, for newer ones and in place of damaged ones.
+
+        Returns:
+            None where there is none at all.
+
+        Raises:
+            CheckpointError: there are some, and none can be used; or the copies cannot be listed.
+        """
+        wrong: dict[Path, CheckpointError] = {}
+        for step, attempt in self._attempts(copies):
+            try:
+                found = self._of_this_run(attempt())
+            except CheckpointError as error:
+                wrong.setdefault(self._place(step), error)
+                continue
+            if copies:
+                self._check_copies()
+            self._passed_over = [place for place in wrong if place != found.folder and place.exists()]
+            if wrong:
+                told = "; ".join(error.line() for error in wrong.values())
+                self._tell(f"the run goes on from {found.folder.name}: {told}")
+            return found
+        if not wrong:
+            return None
+        first, *others = wrong.values()
+        if not others:
+            raise first
+        raise CheckpointError(
+            f"none of the {len(wrong)} checkpoints can be used ({first.line()})",
+            where=str(self.folder),
+            remedy="start again in another folder",
+        )
+
+    def of_step(self, step: int) -> Checkpoint:
+        """The one of a step here, verified, and of this run.
+
+        Raises:
+            CheckpointError: it is missing, damaged, renamed, or of another run.
+        """
+        return self._of_this_run(checkpoints.load(self._place(step)))
+
+    def save(self, write: Callable[[Path], Path]) -> None:
+        """Keep what `write` makes in the folder that it is given, here and there.
+
+        Raises:
+            CheckpointError: the copy could not be written; the one here stands.
+            UserError: there is no room for another one of the newest one's size.
+        """
+        self._set_aside()
+        newest = self.newest()
+        if newest is not None:
+            require_room(self.folder, sum(path.stat().st_size for path in newest.rglob("*")))
+        written = write(self.folder)
+        if self._mirror is not None:
+            self._mirror.push(written, KEPT)
+
+    def keep_id(self, found: Checkpoint | None) -> None:
+        """Write the run's id into its folder; a run that begins draws one.
+
+        Args:
+            found: what the run goes on from, as `load` gave it.
+        """
+        if found is None:
+            self.run = uuid.uuid4().hex
+        path = self.folder.parent / RUN_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft:
+            draft.write_text(json.dumps({RUN: self.run}) + "\n", encoding="utf-8")
+
+    def _attempts(self, with_copies: bool) -> Iterator[tuple[int, Callable[[], Checkpoint]]]:
+        """Ways to a checkpoint, newest step first; of one step, what is here before its copy."""
+        here, copies = checkpoints.complete(self.folder), self._copies() if with_copies else []
+        for step in sorted({*here, *copies}, reverse=True):
+            if step in here:
+                yield step, partial(checkpoints.load, here[step])
+            if step in copies:
+                yield step, partial(self._fetched, step)
+
+    def _fetched(self, step: int) -> Checkpoint:
+        assert self._mirror is not None
+        return checkpoints.load(self._mirror.pull(step, self.folder, self._check_run))
+
+    def _of_this_run(self, found: Checkpoint) -> Checkpoint:
+        """A checkpoint whose run is this one; a folder without an id takes up the checkpoint's.
+
+        Raises:
+            CheckpointError: it is of another run.
+        """
+        self._check_run(found.metadata, str(found.folder))
+        self.run = found.metadata[RUN]
+        return found
+
+    def _check_run(self, metadata: Mapping[str, Any], where: str) -> None:
+        run = metadata.get(RUN)
+        if not isinstance(run, str) or not _ID.fullmatch(run):
+            raise CheckpointError(
+                "names no run: an older version wrote it",
+                where=where,
+                remedy="start again in another folder",
+            )
+        if self.run and run != self.run:
+            raise CheckpointError(
+                "is a checkpoint of another run",
+                where=where,
+                remedy="move it back to its own run's folder, or choose another address for copies",
+            )
+
+    def _check_copies(self) -> None:
+        """Copies of two runs in one place would replace and remove one another.
+
+        Raises:
+            CheckpointError: some there are of another run.
+        """
+        for step in self._copies():
+            assert self._mirror is not None
+            try:
+                metadata = self._mirror.manifest(step)["metadata"]
+            except CheckpointError:
+                continue  # it is damaged, and never fetched
+            if metadata.get(RUN) != self.run:
+                raise CheckpointError(
+                    f"holds a copy of another run's checkpoint, of step {step}",
+                    where="alignment.checkpoints",
+                    remedy="choose another address",
+                )
+
+    def _set_aside(self) -> None:
+        """Keep what was passed over under a name that nothing is resumed from."""
+        for place in self._passed_over:
+            aside = place.with_name(f"unusable-{place.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            if place.exists():
+                place.rename(aside)
+        self._passed_over = []
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _copies(self) -> list[int]:
+        return self._mirror.steps() if self._mirror is not None else []
+
+
+def _read_id(path: Path) -> str:
+    """The id in a run's folder; empty where there is none.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not os.path.lexists(path):
+        return ""
+    try:
+        run = parse_json(read_bytes(path, "run's id", most_bytes=4096), where=str(path))[RUN]
+        if isinstance(run, str) and _ID.fullmatch(run):
+            return run
+    except (UserError, KeyError, TypeError):
+        pass
+    raise UserError(
+        "does not hold a run's id",
+        where=str(path),
+        remedy="remove it: the newest checkpoint's run is then taken up",
+    )

@@ -1,0 +1,186 @@
+"""`roboalign plan`: a job before it runs. What it is made of, how large it is, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.config.loading import dump_yaml
+from roboalign_ray.foundation.failures import ReportedError
+from roboalign_ray.pipelines.capacity.cluster_nodes import ClusterView, cluster_of, described_nodes
+from roboalign_ray.pipelines.capacity.placement import Node, Placement, bundles_of, placement_of, roles_of
+from roboalign_ray.pipelines.capacity.sizes import byte_sizes, parameter_counts, token_sizes
+from roboalign_ray.pipelines.preflight.job import Preflight, cannot_be_placed, find_fault
+
+# The parts of a job, each with the name of its kind in `preflight` and of its roles in `placement`.
+PHASES = {"pre-training": ("pretrain", "train"), "alignment": ("align", "align")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `make_plan` found out.
+
+    Attributes:
+        parameters: per component and part.
+        tokens, bytes: per slot, rollout, group and update.
+        nodes: the cluster that was looked at.
+        placement: per phase, node names by bundle or what is missing.
+        faults: per phase, what is wrong with its episodes and weights; none where all is well.
+        described: the cluster is only described: the job does not run from here, and need not find its files here.
+    """
+
+    config: JobConfig
+    parameters: dict[str, dict[str, int]]
+    tokens: dict[str, int]
+    bytes: dict[str, int]
+    nodes: tuple[Node, ...]
+    placement: dict[str, Placement]
+    faults: dict[str, ReportedError]
+    described: bool = False
+
+    @property
+    def missing(self) -> str:
+        """What keeps the first phase that does not fit from fitting; "" where all fit."""
+        return next((f"{name}: {p.missing}" for name, p in self.placement.items() if not p.fits), "")
+
+    def require_fit(self) -> None:
+        """Raise what keeps the job from running: the missing resource first, then episodes or weights.
+
+        Raises:
+            ReportedError: as the jobs themselves would say it.
+        """
+        if self.missing:
+            raise cannot_be_placed(self.missing, self.config)
+        if not self.described:
+            for fault in self.faults.values():
+                raise fault
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "config": self.config.public(),
+            "parameters": self.parameters,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "nodes": [asdict(node) for node in self.nodes],
+            "placement": {name: self._placement_json(name) for name in self.placement},
+            "input": {name: self.input(name) for name in self.placement},
+        }
+
+    def input(self, phase: str) -> str:
+        """ "ready", or what is wrong with a phase's episodes or weights, in one line."""
+        return self.faults[phase].line() if phase in self.faults else "ready"
+
+    def _placement_json(self, phase: str) -> dict[str, Any]:
+        placement = self.placement[phase]
+        roles = roles_of(PHASES[phase][1], self.config)
+        bundles = [bundle for role, settings in roles for bundle in bundles_of(role, settings)]
+        nodes = placement.nodes or (None,) * len(bundles)
+        return {
+            "fits": placement.fits,
+            "missing": placement.missing or placement.growing,
+            "bundles": [{**asdict(b), "node": node} for b, node in zip(bundles, nodes, strict=True)],
+        }
+
+
+def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Path | None = None) -> Plan:
+    """Sizes of a job, its placement on a cluster, and what is wrong with its input.
+
+    Args:
+        address: a running Ray cluster to look at; None takes the job's own (`cluster.address`).
+        cluster_file: a described cluster, looked at instead.
+
+    Raises:
+        ReportedError: the cluster cannot be reached, its description is wrong, or a role asks for 1.5 GPUs.
+    """
+    view = _view(config, address, cluster_file)
+    # A local Ray stands on this machine: its object store must fit into the memory here.
+    here = cluster_file is None and (address or config.cluster.address) == "local"
+    faults = {phase: find_fault(Preflight(kind, config)) for phase, (kind, _) in PHASES.items()}
+    return Plan(
+        config=config,
+        parameters=parameter_counts(config),
+        tokens=token_sizes(config),
+        bytes=byte_sizes(config),
+        nodes=view.nodes,
+        placement={
+            phase: placement_of(roles, config, view.nodes, here=here, open_ended=view.open_ended)
+            for phase, (_, roles) in PHASES.items()
+        },
+        faults={phase: fault for phase, fault in faults.items() if fault is not None},
+        described=cluster_file is not None,
+    )
+
+
+def _view(config: JobConfig, address: str | None, cluster_file: Path | None) -> ClusterView:
+    if cluster_file is not None:
+        return ClusterView(tuple(described_nodes(cluster_file)))
+    if address is None or address == config.cluster.address:
+        return cluster_of(config.cluster)
+    return cluster_of(config.cluster.model_copy(update={"address": address}))
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan as text and tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(dump_yaml(plan.config), end="", markup=False)
+    for title, rows in (
+        ("Parameters", _parameter_rows(plan)),
+        ("Tokens", [(_words(name), f"{amount:,}") for name, amount in plan.tokens.items()]),
+        ("Bytes", [(_words(name), _bytes(amount)) for name, amount in plan.bytes.items()]),
+        ("Cluster", [(node.name, _amounts(node)) for node in plan.nodes]),
+        ("Bundles", _bundle_rows(plan)),
+        ("Input", [(phase, plan.input(phase)) for phase in plan.placement]),
+    ):
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+
+
+def _parameter_rows(plan: Plan) -> list[tuple[str, str]]:
+    return [
+        (component if part == "total" else f"  {part}", f"{count:,}")
+        for component, parts in plan.parameters.items()
+        for part, count in [("total", parts["total"]), *((p, c) for p, c in parts.items() if p != "total")]
+    ]
+
+
+def _bundle_rows(plan: Plan) -> list[tuple[str, str]]:
+    rows = []
+    for phase, placement in plan.placement.items():
+        rows.append((phase, _fit(placement)))
+        for role, settings in roles_of(PHASES[phase][1], plan.config):
+            bundles = bundles_of(role, settings)
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].needs.items())
+            rows.append((f"  {role}", f"{len(bundles)} × ({needs or 'nothing'})"))
+    return rows
+
+
+def _fit(placement: Placement) -> str:
+    if placement.growing:
+        return f"does not fit now ({placement.growing}); the cluster may grow"
+    return "fits" if placement.fits else f"does not fit: {placement.missing}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _bytes(amount: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.4g} {unit}"
+        amount /= 1000
+    return f"{amount:.4g} GB"
+
+
+def _amounts(node: Node) -> str:
+    amounts = [f"{amount:g} {name}" for name, amount in node.resources.items() if amount]
+    return ", ".join([*amounts, *([f"{node.memory / 1e9:.1f} GB memory"] if node.memory else [])])

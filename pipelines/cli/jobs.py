@@ -1,0 +1,330 @@
+"""The jobs on the command line: demo, pretrain, align, distill, evaluate. Each loads a profile, runs a pipeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.config.loading import resolve_job
+from roboalign_ray.foundation.failures import UserError
+
+
+def folder_to_write(text: str) -> Path:
+    """The value of --out. An empty one, as of a shell's unset variable, would stand for the current folder.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not text.strip():
+        raise UserError("is empty", where="--out", remedy="name a folder; '.' is the current one")
+    return Path(text)
+
+
+Profile = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROFILE", help="A profile's name, or the path of a .yaml file.", show_default=True
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value, for example alignment.updates=5. May be repeated.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Run directory.",
+        show_default="runs/<profile's name>",
+        parser=folder_to_write,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint in OUT.")]
+
+
+def demo(
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A profile's name, or the path of a .yaml file.")
+    ] = "demo",
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run in OUT first.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align a world model and report what changed: before, GRPO, after, one HTML file.
+
+    The report has curves, tables and videos side by side; TensorBoard has the same.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign demo
+      roboalign demo --out runs/longer --set alignment.updates=60
+    """
+    quiet = quiet or as_json
+    config, folder = job_and_folder(profile, overrides, out)
+    if resume and fresh:
+        raise UserError("--resume and --fresh exclude each other", where="roboalign demo")
+    from roboalign_ray.pipelines.evaluate.demo import run_demo
+
+    command = ["roboalign", *sys.argv[1:]]
+    summary = run_demo(config, folder, command=command, resume=resume, fresh=fresh, quiet=quiet)
+    if as_json:
+        _show(summary, as_json)
+        return
+    for name, row in summary["before_after"].items():
+        typer.echo(f"{name:12} {row['before']:9.4f} -> {row['after']:9.4f}  ({row['verdict']})")
+    typer.echo(f"{summary['seconds']:.0f} s, report: {summary['report']}")
+
+
+def pretrain(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    stage: Annotated[
+        Literal["tokenizer", "world_model"] | None,
+        typer.Option("--stage", help="Train this part only; both, in this order, when left out."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the tokenizer, then the world model, on an episode store.
+
+    A stage that is complete in OUT is left as it is; one that was cut short resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign pretrain shipped --out runs/shipped
+      roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
+    """
+    quiet = quiet or as_json
+    config, folder = job_and_folder(profile, overrides, out)
+    from roboalign_ray.pipelines.train.world_model import STAGES, run_pretrain
+
+    summary = run_pretrain(config, folder, (stage,) if stage else STAGES, quiet=quiet)
+    _show(summary, as_json)
+
+
+def align(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", metavar="RUN", help="Make the groups of this run again, compare scores."),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option("--groups", min=1, help="With --replay: as many, whole calls.", show_default="all"),
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoints", metavar="URI", help="Copy every checkpoint there, e.g. s3://bucket/run."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Align a pre-trained world model with GRPO.
+
+    Rollout workers sample groups, scorers turn them into rewards, the learner updates; curves and the aligned model
+    land in OUT. On a terminal a live view shows what every role does.
+
+    With --replay nothing is trained: from a run's journal and checkpoints its groups are made again with the same
+    seeds and weights, and their scores compared. Ends in 1 where one differs.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign align demo --out runs/first
+      roboalign align single_gpu --set alignment.updates=50 --resume
+      roboalign align single_gpu --checkpoints s3://bucket/first --resume
+      roboalign align demo --replay runs/demo --groups 16
+    """
+    quiet = quiet or as_json
+    if checkpoints:
+        overrides = [*(overrides or ()), f"alignment.checkpoints={checkpoints}"]
+    config, folder = job_and_folder(profile, overrides, out)
+    if replay is not None:
+        if resume or out:
+            raise UserError(
+                "--replay trains nothing", where="roboalign align", remedy="leave out --resume and --out"
+            )
+        return _replay(config, replay, groups, as_json=as_json, quiet=quiet)
+    if groups is not None:
+        raise UserError("--groups belongs to --replay", where="roboalign align")
+    from roboalign_ray.pipelines.align.job import run_align
+
+    result = run_align(config, folder, resume=resume, quiet=quiet)
+    _show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+    return 0
+
+
+def _replay(config: JobConfig, run: Path, groups: int | None, *, as_json: bool, quiet: bool) -> int:
+    """A run's groups again; the command's exit code."""
+    from roboalign_ray.pipelines.align.replay import print_replay, run_replay
+
+    result = run_replay(config, run, groups=groups, quiet=quiet)
+    if as_json:
+        _show({"equal": result.equal, "tolerance": result.tolerance, "rows": result.rows()}, as_json)
+    else:
+        print_replay(result)
+    return 0 if result.equal else 1
+
+
+def evaluate(
+    profile: Profile,
+    overrides: Overrides = None,
+    out: Out = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Folder of a world model.", show_default="the profile's"),
+    ] = None,
+    protocol: Annotated[
+        Literal["reconstruction", "one_step", "long_horizon"] | None,
+        typer.Option("--protocol", help="Run this one only.", show_default="all three"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a tokenizer and a world model on held-out windows.
+
+    Reconstruction, one step ahead (also with shuffled actions, and against copying the last frame), and the long
+    horizon with every refresh policy side by side. Writes evaluation.json and evaluation.png into OUT.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign evaluate demo
+      roboalign evaluate demo --model runs/demo/aligned --protocol long_horizon
+    """
+    quiet = quiet or as_json
+    config, folder = job_and_folder(profile, overrides, out)
+    from roboalign_ray.pipelines.evaluate.job import PROTOCOLS, run_evaluate
+
+    result = run_evaluate(
+        config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
+    )
+    if as_json:
+        _show(result, as_json)
+        return
+    if rows := result.get("long_horizon", {}).get("rows"):
+        _print_rows(rows)
+    _show({**result["headline"], "figures": folder / "evaluation.json"}, as_json)
+
+
+def distill(
+    profile: Profile,
+    pairs: Annotated[
+        list[Path],
+        typer.Option(
+            "--pairs", metavar="STORE", help="Judged pairs; may be repeated for labels added later."
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="DIR", help="Go on from this student.")
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", metavar="DIR", help="Where versions go.", show_default="OUT/versions"),
+    ] = None,
+    text_blind: Annotated[
+        bool, typer.Option("--text-blind", help="Hide the instructions: a naive judge to compare with.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil judged pairs into a fast student judge.
+
+    Trains, calibrates on held-out pairs, prints how far it agrees with the labels beside judges that know nothing,
+    and publishes a version if it passes the reward gate. A run that was cut short resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign distill demo --pairs bench --out runs/student
+      roboalign distill demo --pairs bench --pairs labels --start runs/student/assessed --out runs/student2
+    """
+    quiet = quiet or as_json
+    config, folder = job_and_folder(profile, overrides, out)
+    from roboalign_ray.pipelines.train.student import run_distill
+
+    summary = run_distill(
+        config, pairs, folder, start=start, registry=registry, text_blind=text_blind, quiet=quiet
+    )
+    if as_json:
+        _show(summary, as_json)
+        return
+    typer.echo((folder / "agreement.md").read_text(encoding="utf-8"))
+    if summary["gate"]:
+        typer.echo((folder / "gate.md").read_text(encoding="utf-8"))
+    typer.echo(f"version: {summary['version']}")
+
+
+def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
+    """The job, and the folder that it runs in."""
+    config = resolve_job(profile, overrides or ())
+    return config, run_folder(config, out)
+
+
+def run_folder(config: JobConfig, out: Path | None) -> Path:
+    """The folder that was asked for, or the one that the profile names."""
+    return (out or Path(config.output) / config.name).expanduser()
+
+
+def _show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:
+    """A job's summary: JSON, or one "key: value" a line."""
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, default=str))
+        return
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            _show(value, as_json, f"{prefix}{key}.")
+        else:
+            typer.echo(
+                f"{prefix}{key}: {value:.6g}" if isinstance(value, float) else f"{prefix}{key}: {value}"
+            )
+
+
+_COLUMNS = {
+    "policy": "policy",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "roi_lpips": "ROI-LPIPS",
+    "freeze_rate": "freeze",
+    "psnr_last": "PSNR, end",
+    "lpips_last": "LPIPS, end",
+    "seconds": "s",
+    "peak_sequence": "peak",
+}
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    """One line per refresh policy; "end" is the mean over the last ten frames. The JSON file has every figure."""
+    from rich.console import Console
+
+    from roboalign_ray.pipelines.cli.tables import Column, print_columns
+
+    def cell(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    names, *columns = (
+        Column(title, [cell(row.get(name, "")) for row in rows]) for name, title in _COLUMNS.items()
+    )
+    print_columns(Console(markup=False), names, columns)

@@ -1,0 +1,373 @@
+"""`roboalign judge`: the VLM teacher on the command line: score videos, label many, train it, serve it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from roboalign_ray.config.loading import resolve_job
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.storage.folder_lock import folder_lock
+from roboalign_ray.pipelines.cli.jobs import Json, Out, Overrides, Profile, Quiet, folder_to_write, run_folder
+from roboalign_ray.pipelines.cli.tables import Column, print_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from roboalign_ray.judge.protocol import TeacherJudgement
+    from roboalign_ray.judge.serving.http import ServedJudgement
+    from roboalign_ray.judge.student.training_range import Seen
+    from roboalign_ray.pipelines.label.score import ScoredVideos
+
+    Judged = TeacherJudgement | ServedJudgement | Failed
+
+HELP = """Judges that score robot videos by the rubric: a vision-language model with its reasons, and its student.
+
+\b
+[bold]Examples[/bold]
+  roboalign judge score video.mp4 --instruction "open the drawer"
+  roboalign judge score video.mp4 --instruction "open the drawer" --judge teacher
+  roboalign judge score a.mp4 b.mp4 -i "press the button" --judge teacher --profile paper_rt1 --set teacher.backend=vllm
+  roboalign judge label videos --out labels
+  roboalign judge select
+  roboalign judge train teacher --pairs bench --out runs/teacher
+  roboalign judge serve --judge student
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+
+WithProfile = Annotated[
+    str,
+    typer.Option("--profile", metavar="PROFILE", help="Whose teacher: a profile's name, or a .yaml file."),
+]
+
+DEFAULT_JUDGE: Literal["student"] = (
+    "student"  # of every command that scores: they must say the same of one clip
+)
+WhichJudge = Annotated[
+    Literal["student", "teacher"],
+    typer.Option("--judge", help="The student, or the teacher that the profile names."),
+]
+
+
+@app.command()
+def score(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    instruction: Annotated[
+        str, typer.Option("--instruction", "-i", help="The sentence that they are judged against.")
+    ],
+    judge: WhichJudge = DEFAULT_JUDGE,
+    profile: WithProfile = "demo",
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Score videos on six dimensions and in total.
+
+    The student judges unless --judge says teacher, here as in 'judge serve'. A teacher gives mean ± standard deviation
+    over several answers, and says why; a student its score ± its uncertainty. Student and small teacher that come along
+    know simulated tabletop tasks, and the output says of each clip whether it is like those; profile paper_rt1 names
+    Qwen3-VL-8B-Thinking, the published teacher. A video that cannot be scored says so and has no numbers; the command
+    then ends with 1.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge score video.mp4 --instruction "open the drawer"
+      roboalign judge score video.mp4 --instruction "open the drawer" --judge teacher
+      roboalign judge score *.mp4 -i "push it" --judge teacher --profile paper_rt1 --set teacher.backend=vllm --json
+      roboalign judge score a.mp4 -i "push it" --judge teacher --profile paper_rt1 --set teacher.backend=openai
+    """
+    config = resolve_job(profile, overrides or ())
+    _check_settings(judge, overrides)
+    if not instruction.strip():
+        raise UserError(
+            "the instruction is empty", where="--instruction", remedy="a video is judged against a sentence"
+        )
+    from roboalign_ray.pipelines.label.score import run_score, run_student_score
+
+    run = run_score if judge == "teacher" else run_student_score
+    scored = run(config, videos, instruction)
+    if as_json:
+        told = zip(videos, scored.outcomes, scored.seen, strict=True)
+        typer.echo(json.dumps([{"judge": scored.judge, **_as_json(*one)} for one in told], indent=2))
+    else:
+        _print(videos, scored)
+    if any(isinstance(outcome, Failed) for outcome in scored.outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def label(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS|FOLDER", help="Judged pairs, or videos NAME.mp4 with NAME.json {instruction}."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="The distillation set to add to.", parser=folder_to_write),
+    ],
+    profile: WithProfile = "demo",
+    round_number: Annotated[int, typer.Option("--round", min=1, help="Round of the labels.")] = 1,
+    split: Annotated[
+        str | None, typer.Option(help="Of PAIRS, only train or held_out.", show_default="all")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Of PAIRS, so many, spread evenly.", show_default="all")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Label many videos with a pool of teachers, each exactly once; started again, it goes on.
+
+    What cannot be labelled is tried again, then set aside and listed; it never gets a score. The teacher is the
+    profile's: the small one of the package, or with paper_rt1 Qwen3-VL-8B-Thinking.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge label videos --out labels --profile paper_rt1 --set teacher.backend=vllm
+      roboalign judge label bench --split held_out --out labels
+    """
+    config = resolve_job(profile, overrides or ())
+    from dataclasses import asdict
+
+    from roboalign_ray.pipelines.label.job import run_label
+
+    report = run_label(config, source, out, round_number=round_number, split=split, count=count)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    typer.echo(f"{out}: {report.labelled} labelled, {report.known} had a label")
+    typer.echo(
+        f"failed tries: {report.failed_tries}, failed answers: {report.failed_answers}, "
+        f"teachers lost: {report.lost_teachers}"
+    )
+    for item, reason in report.set_aside.items():
+        typer.echo(f"set aside: {item} ({reason})")
+
+
+@app.command()
+def agree(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="What 'judge label' wrote.")],
+    pairs: Annotated[Path, typer.Option("--with", metavar="PAIRS", help="The pairs that it labelled.")],
+    as_json: Json = False,
+) -> None:
+    """How far a teacher's labels agree with the scores that the pairs came with, per dimension.
+
+    Spearman, mean absolute error and pairwise accuracy, with 95 % intervals over groups. What was set aside is counted.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge agree labels --with bench
+    """
+    from roboalign_ray.judge.validation.agreement import agreement_table
+    from roboalign_ray.pipelines.label.job import run_agree
+
+    found = run_agree(labels, pairs)
+    typer.echo(json.dumps(found.as_json(), indent=2) if as_json else agreement_table([found]))
+
+
+@app.command()
+def select(
+    profile: Profile = "reproduce",
+    samples: Annotated[int, typer.Option(min=2, help="Rollouts of every held-out window.")] = 8,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="[NAME=]DIR",
+            help="Measure this world model too; repeated under one NAME: as one, of several seeds.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where selection.json and .md are written.", parser=folder_to_write
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How much a judge's pick among rollouts of one prompt gains, by measurement: what it can tell where GRPO asks it.
+
+    The judges of evaluation.judges, SSIM and LPIPS pick; the pick by measurement itself is the most that there is to
+    gain so. What alignment makes of a reward is another matter: --model measures the rollouts of other world models.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge select
+      roboalign judge select --set judge.weights=runs/student/assessed
+      roboalign judge select --model judged=runs/reproduce/judged-0/aligned --samples 16
+    """
+    quiet = quiet or as_json
+    config = resolve_job(profile, overrides or ())
+    named = _named(models or ())
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError("is a file, not a folder", where=str(out))
+    from roboalign_ray.pipelines.evaluate.best_of_n_study import (
+        models_table,
+        run_select,
+        selection_table,
+        write_selection,
+    )
+
+    with nullcontext() if out is None else folder_lock(out):
+        told = run_select(config, samples=samples, models=named, quiet=quiet)
+        if out is not None:
+            write_selection(told, out)
+    typer.echo(json.dumps(told, indent=2) if as_json else f"{selection_table(told)}\n{models_table(told)}")
+
+
+def _named(models: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders by name; without one, the folder is its name."""
+    named: dict[str, list[Path]] = {}
+    for given in models:
+        # A folder may have the sign in its own name.
+        name, _, folder = ("", "", given) if Path(given).is_dir() else given.partition("=")
+        folder = folder or name
+        if not Path(folder).is_dir():
+            raise UserError("no such world model folder", where=folder, remedy="--model takes [NAME=]DIR")
+        named.setdefault(name or folder, []).append(Path(folder))
+    return named
+
+
+@app.command()
+def train(
+    profile: Profile,
+    pairs: Annotated[
+        list[Path],
+        typer.Option(
+            "--pairs", metavar="STORE", help="Judged pairs; may be repeated for labels added later."
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the teacher by maximum likelihood on judged pairs: a LoRA adapter, or all weights of a small model.
+
+    OUT/teacher then holds the adapter and the merged model, which transformers and vLLM load. A run that was cut short
+    resumes.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge train teacher --pairs bench --out runs/teacher
+      roboalign judge train paper_rt1 --pairs bench --set teacher.training.lora_rank=64
+    """
+    quiet = quiet or as_json
+    config = resolve_job(profile, overrides or ())
+    from roboalign_ray.pipelines.train.teacher import run_judge_train
+
+    summary = run_judge_train(config, pairs, run_folder(config, out), quiet=quiet)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    for key, value in summary.items():
+        typer.echo(f"{key}: {value:.6g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+@app.command()
+def serve(
+    judge: WhichJudge = DEFAULT_JUDGE,
+    profile: WithProfile = "demo",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines ask.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a judge over HTTP until Ctrl-C: a video and an instruction in, six scores as JSON out.
+
+    POST /score takes {"video": "<base64>", "instruction": "..."}, or the file itself with ?instruction=...; GET /health
+    names the judge. Bad input gets 400 with one line, a busy service 429, a late answer 503. Where the environment
+    holds ROBOALIGN_JUDGE_TOKEN, requests must carry it as a bearer token. docs/serving.md lists limits and answers.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign judge serve --judge student --set judge.weights=runs/student/assessed
+      roboalign judge serve --judge teacher --profile paper_rt1 --port 8080 --set serving.max_replicas=8
+      curl --data-binary @a.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/score?instruction=open+the+drawer'
+    """
+    config = resolve_job(profile, overrides or ())
+    _check_settings(judge, overrides)
+    from roboalign_ray.pipelines.serve.judge import run_serve
+
+    run_serve(config, judge, host, port, lambda url: typer.echo(f"{judge} judges at {url}/score"))
+
+
+def _check_settings(judge: str, overrides: Sequence[str] | None) -> None:
+    """Raises UserError where a setting would have no effect on who judges."""
+    if judge == "student" and any(override.startswith("teacher.") for override in overrides or ()):
+        raise UserError(
+            "the student judges, and takes no setting of the teacher",
+            where="--set",
+            remedy="add: --judge teacher",
+        )
+
+
+def _as_json(path: Path, outcome: Judged, seen: Seen | None) -> dict[str, Any]:
+    if isinstance(outcome, Failed):
+        return {"video": str(path), "failed": outcome.reason, "kind": outcome.kind}
+    texts = getattr(outcome, "texts", None)
+    told = {"video": str(path), **outcome.as_json()}
+    told["training_range"] = None if seen is None else seen.as_json()
+    return told | ({} if texts is None else {"texts": list(texts)})
+
+
+def _column(outcome: Judged) -> list[str]:
+    """Cells of one video: its six scores and its total."""
+    from roboalign_ray.judge.rubric import DIMENSIONS
+
+    if isinstance(outcome, Failed):
+        return ["-"] * (len(DIMENSIONS) + 1)
+    cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
+    # A teacher's answers have totals of their own; a student is unsure of each dimension by itself.
+    samples = getattr(outcome, "samples", None)
+    spread = "" if samples is None else f" ± {samples.sum(axis=1).std():.2f}"
+    return [*cells, f"{outcome.scores.sum():.2f}{spread}"]
+
+
+def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
+    from roboalign_ray.judge.rubric import DIMENSIONS
+
+    outcomes = scored.outcomes
+    typer.echo(f"judge: {scored.judge}" + ("" if scored.version is None else f", version {scored.version}"))
+
+    # A dimension a row: seven columns of a mean and a spread are wider than most terminals.
+    titles = Column(
+        "", [*(f"{dimension.title} /{dimension.maximum}" for dimension in DIMENSIONS), "Total /10"]
+    )
+    columns = [Column(path.name, _column(outcome)) for path, outcome in zip(videos, outcomes, strict=True)]
+    print_columns(Console(markup=False), titles, columns)  # names of files are text, whatever signs they hold
+    for path, outcome in zip(videos, outcomes, strict=True):
+        if isinstance(outcome, Failed):
+            typer.echo(f"\n{path.name}: not scored: {outcome.reason}")
+            continue
+        if outcome.rationale is not None:
+            failures = getattr(outcome, "failures", ())
+            lost = f" ({len(failures)} answers could not be read)" if failures else ""
+            typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")
+    _print_seen(videos, scored)
+
+
+def _print_seen(videos: Sequence[Path], scored: ScoredVideos) -> None:
+    """Which clips are unlike those that the judge was trained on."""
+    judged = [
+        (path.name, seen)
+        for path, outcome, seen in zip(videos, scored.outcomes, scored.seen, strict=True)
+        if not isinstance(outcome, Failed)
+    ]
+    if judged and all(seen is None for _, seen in judged):
+        typer.echo(
+            "\nnothing is known of the clips that this judge was trained on, so these were not compared with them"
+        )
+    for name, seen in judged:
+        if seen is not None and seen.outside:
+            typer.echo(f"\n{name}: outside what this judge was trained on: {'; '.join(seen.outside)}")

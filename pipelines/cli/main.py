@@ -1,0 +1,234 @@
+"""The command `roboalign`: what can be asked for, and how an error is told.
+
+Heavy modules (torch, ray, simulators) are imported inside the commands that need them: `roboalign --help` answers
+at once. Bad input, and a machine that is full or denies access, is one line on stderr and exit code 2; a bug keeps its
+traceback and exits 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roboalign_ray.config.loading import resolve_job
+from roboalign_ray.config.paths import absolute_path
+from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, UserError, host_error
+from roboalign_ray.pipelines.cli import assets as assets_cli
+from roboalign_ray.pipelines.cli import bench as bench_cli
+from roboalign_ray.pipelines.cli import chaos as chaos_cli
+from roboalign_ray.pipelines.cli import episodes as episodes_cli
+from roboalign_ray.pipelines.cli import jobs as jobs_cli
+from roboalign_ray.pipelines.cli import judge as judge_cli
+from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
+from roboalign_ray.pipelines.cli import simulation as simulation_cli
+from roboalign_ray.pipelines.cli.jobs import Json, Overrides, Profile
+from roboalign_ray.pipelines.cluster.signals import asked_to_end, exit_code, handled
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+JOBS = "Jobs"
+LOOK = "Look before you run"
+MATERIAL = "Material"
+
+HELP = """Robot video world models, aligned with reinforcement learning on Ray.
+
+A job is described by a [bold]profile[/bold]: the name of one that comes along (demo, single_gpu, node_8gpu, \
+mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, chaos) or the path of a YAML file, which may \
+extend another. \
+[bold]--set[/bold] changes single values.
+
+\b
+[bold]Examples[/bold]
+  roboalign demo                                  align, then report
+  roboalign plan paper_rt1                        does the job fit here?
+  roboalign align demo --set alignment.updates=5  one value changed
+  roboalign align mine.yaml --out runs/mine       a profile of your own
+"""
+
+app = typer.Typer(
+    name="roboalign",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.distill, jobs_cli.evaluate):
+    app.command(rich_help_panel=JOBS)(job)
+app.add_typer(reproduce_cli.app, name="reproduce", rich_help_panel=JOBS)
+app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
+app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)
+app.add_typer(judge_cli.app, name="judge", rich_help_panel=MATERIAL)
+app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
+app.command(rich_help_panel=LOOK)(simulation_cli.simulate)
+app.command(rich_help_panel=LOOK)(chaos_cli.chaos)
+
+
+@app.callback(help=HELP)
+def _root() -> None:
+    absolute_path(".", "roboalign")  # torch ends the process where the current folder is gone
+
+
+@app.command(rich_help_panel=LOOK)
+def plan(
+    profile: Profile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="A running Ray cluster to look at: auto, or ray://host:port."),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="A described cluster to look at instead (YAML)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a job is made of and whether it fits, without running it.
+
+    Prints the resolved profile, parameters by component, tokens and bytes per rollout, and the bundles of every role
+    against what the cluster has. Exits 2, naming the missing resource, where the job cannot be placed, and in the job's
+    own words where its episodes or weights cannot be used. With --cluster the latter is only shown.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign plan demo
+      roboalign plan paper_rt1 --cluster nodes.yaml
+      roboalign plan node_8gpu --address auto --json
+
+    A cluster file: [cyan]nodes: \\[{cpus: 64, gpus: 8, memory_gb: 512, accelerator_type: H100, count: 2}][/cyan]
+    """
+    from roboalign_ray.pipelines.capacity.plan import make_plan, print_plan
+
+    result = make_plan(resolve_job(profile, overrides or ()), address=address, cluster_file=cluster)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        print_plan(result)
+    result.require_fit()
+
+
+@app.command(rich_help_panel=LOOK)
+def version(as_json: Json = False) -> None:
+    """Print the versions of roboalign_ray and of what it stands on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    versions = {"python": platform.python_version()}
+    for name in ("roboalign-ray", "torch", "ray", "deepspeed", "transformers", "vllm", "metaworld"):
+        try:
+            versions[name] = installed(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    if as_json:
+        typer.echo(json.dumps(versions, indent=2))
+    else:
+        for name, text in versions.items():
+            typer.echo(f"{name:<14} {text}")
+
+
+def reported_error_in(error: BaseException | None) -> ReportedError | None:
+    """The bad input or failure of the machine that an exception stands for, however it was wrapped on its way here.
+
+    None stands for a bug. What was already told in a line comes before a bare system error behind it.
+
+    Ray hands an actor's exception on as the `cause` of its own, Ray Train as `controller_failure` or as the values of
+    `worker_failures`, each in a wrapper that keeps the traceback; all are asked by attribute, so that nothing here
+    imports ray.
+    """
+    causes = list(_causes(error))
+    told = (cause for cause in causes if isinstance(cause, ReportedError) and "what" in vars(cause))
+    if (found := next(told, None)) is not None:
+        return found
+    bare = [cause for cause in causes if not isinstance(vars(cause).get("cause"), BaseException)]
+    return next(filter(None, map(host_error, bare)), None) or next(
+        filter(None, map(_unusable_path, bare)), None
+    )
+
+
+def _unusable_path(error: BaseException) -> UserError | None:
+    """The system's answer to a path that no file can have, wherever it was first used."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+        return None
+    return UserError(
+        f"cannot be used ({os.strerror(error.errno)})",
+        where=f"{error.filename:.200}",
+        remedy="give another path",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and all that it wraps, outermost first."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        queue += list(_wrapped(current))
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException | None]:
+    for name in ("cause", "controller_failure", "_base_exc"):
+        yield vars(error).get(name)
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):
+        yield from failures.values()
+    if isinstance(error, BaseExceptionGroup):
+        yield from error.exceptions
+    yield error.__cause__
+
+
+def _report(line: str, details: str = "") -> int:
+    if details:
+        print(details.rstrip(), file=sys.stderr)
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Returns:
+        0; 1 for a bug; 2 for bad input or a full disk; 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    try:
+        result = app(args=arguments, prog_name="roboalign", standalone_mode=False)
+        # Typer makes its own code of a KeyboardInterrupt.
+        return exit_code() if result == EXIT_INTERRUPTED else result if isinstance(result, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        return exit_code()
+    except typer.TyperException as error:
+        if not error.format_message():  # called without arguments: the help is on the screen
+            return EXIT_BAD_INPUT
+        return _report(f"{error.format_message()}; see 'roboalign --help'")
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if found := reported_error_in(error):
+            return _report(found.line(), found.details)
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+def main() -> None:
+    """Entry point of the `roboalign` script."""
+    with handled(asked_to_end):
+        code = run()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

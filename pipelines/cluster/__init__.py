@@ -1,0 +1,1 @@
+"""Ray, as jobs use it: start or join a cluster, worker pools, deadlines, messages."""

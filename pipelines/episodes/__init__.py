@@ -1,0 +1,1 @@
+"""Jobs that make episode stores: simulate, convert."""

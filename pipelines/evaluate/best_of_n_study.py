@@ -1,0 +1,336 @@
+"""What every judge can tell among the rollouts of one prompt: how much its pick of the best gains, by measurement.
+
+A bench ranks judges over clips that differ widely. GRPO compares the samples of one prompt with each other, which
+differ little, and only what a reward tells there can be learned from it. So every judge picks the best of a prompt's
+samples, and the picks are measured against the real continuation. The pick by measurement itself is the most that
+there is to gain by picking. Other world models' rollouts of the same windows are measured beside: what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.storage.files import whole_file
+from roboalign_ray.foundation.telemetry.progress import Progress
+from roboalign_ray.judge.bench.pair_maker import SourceClip
+from roboalign_ray.judge.bench.rollouts import source_prompt
+from roboalign_ray.judge.privileged.measure import PrivilegedTeacher
+from roboalign_ray.judge.protocol import JudgeRequest
+from roboalign_ray.judge.rubric import DIMENSIONS, names
+from roboalign_ray.judge.student.model import with_start
+from roboalign_ray.judge.validation.agreement import without_nan
+from roboalign_ray.judge.validation.selection import mean_known, picked, rank_within
+from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
+from roboalign_ray.pipelines.evaluate.job import Bench, make_bench
+from roboalign_ray.pipelines.evaluate.judge_panel import JUDGE_TITLES, PRIVILEGED, Panel, make_panel
+from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
+from roboalign_ray.rewards.fidelity import FidelityReward
+from roboalign_ray.rewards.protocol import RewardInput, Scored
+
+MEASUREMENT = "measurement"
+BASE = "base"
+
+
+@dataclass
+class Rollouts:
+    """Samples of every window, of one model or of several alike ones (seeds of one run).
+
+    Attributes:
+        points: float64 [E, S, 6], by measurement; NaN in all six where a sample cannot be measured.
+        shares: name to float64 [E, S]: what the points are made of.
+        liked: judge to float64 [E, S], more is better; NaN where it gave no score.
+    """
+
+    points: np.ndarray
+    shares: dict[str, np.ndarray] = field(default_factory=dict)
+    liked: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def total(self) -> np.ndarray:
+        """Float64 [E, S], measured points of ten."""
+        return self.points.sum(axis=-1)
+
+    def at(self, windows: np.ndarray) -> Rollouts:
+        """These windows alone."""
+        return Rollouts(
+            self.points[windows],
+            {name: values[windows] for name, values in self.shares.items()},
+            {name: values[windows] for name, values in self.liked.items()},
+        )
+
+
+def together(parts: Sequence[Rollouts]) -> Rollouts:
+    """Samples of several models as if of one."""
+    points = np.concatenate([part.points for part in parts], axis=1)
+    shares = {name: np.concatenate([part.shares[name] for part in parts], axis=1) for name in parts[0].shares}
+    return Rollouts(points, shares)
+
+
+def run_select(
+    config: JobConfig,
+    *,
+    samples: int = 8,
+    models: Mapping[str, Sequence[Path]] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Roll held-out windows out, let every judge pick, and measure what it picked.
+
+    Args:
+        config: `evaluation.judges` pick, beside SSIM and LPIPS; `evaluation.judged_windows` says of how many windows.
+        samples: rollouts of each.
+        models: name to folders of other world models, whose rollouts of the same windows with the same seeds are
+            measured; several folders under one name count as one model with more samples.
+        quiet: no progress on the terminal.
+
+    Returns:
+        what `write_selection` writes.
+
+    Raises:
+        UserError: weights, store or a judge cannot be read, a model has another layout, or nothing can be measured.
+    """
+    models = models or {}
+    config = check_ready(Preflight("select", config))
+    base = world_model_folder(config)
+    bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
+    folders = [folder for found in models.values() for folder in found]
+    for folder in folders:  # told now, not after everybody has judged
+        bench.engine(folder)
+        ActionBinner.load(folder)
+    panel = make_panel(config, bench)
+    count = len(panel.sources) * samples * (1 + len(folders))
+    with Progress("selection", total=count, unit="rollout", quiet=quiet) as progress:
+        roller = _Roller(bench, panel, samples, progress)
+        found = roller.roll(base, judged=True)
+        if not np.isfinite(found.points).any():
+            raise UserError(
+                "no rollout can be measured: the held-out episodes lack masks of hand and object, or contacts",
+                where=config.episodes.store,
+            )
+        others = {
+            name: together([roller.roll(folder, judged=False) for folder in alike])
+            for name, alike in models.items()
+        }
+    return summary(found, others)
+
+
+class _Roller:
+    """Windows, all who judge them, and measurement."""
+
+    def __init__(self, bench: Bench, panel: Panel, samples: int, progress: Progress) -> None:
+        self._bench, self._panel, self._samples, self._progress = bench, panel, samples, progress
+        self._measure = PrivilegedTeacher(bench.config.bench.privileged)
+        self._fidelity = FidelityReward(bench.config.reward.fidelity, bench.lpips)
+        self._judges = {
+            name: judge for name, judge in panel.judges.items() if name != JUDGE_TITLES[PRIVILEGED]
+        }
+
+    def roll(self, model: Path, *, judged: bool) -> Rollouts:
+        """A model's rollouts, by all judges or by measurement alone; the same seeds at every call."""
+        engine, binner = self._bench.engine(model), ActionBinner.load(model)
+        found = Rollouts(np.full((len(self._panel.sources), self._samples, len(DIMENSIONS)), np.nan))
+        rng = np.random.default_rng(self._bench.config.seed)
+        for row, source in enumerate(self._panel.sources):
+            seeds = tuple(rng.integers(2**31, size=self._samples).tolist())
+            [group] = engine.rollout([source_prompt(source, binner)], [seeds])
+            generated = engine.decode(group)
+            self._measured(found, row, source, generated)
+            if judged:
+                self._judged(found, row, source, generated)
+                self._compared(found, row, source, generated)
+            self._progress.advance(self._samples)
+        if judged:
+            found.liked[MEASUREMENT] = found.total
+        return found
+
+    def _measured(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
+        assert source.reference is not None  # `judged_sources` leaves the others out
+        for sample, video in enumerate(with_start(source.window.frames[0], generated)):
+            score = self._measure.score(video, source.reference)
+            points = score.scores()
+            if not isinstance(points, Failed):
+                found.points[row, sample] = points
+            for name, share in score.measurements.items():
+                self._of(found.shares, name)[row, sample] = share
+
+    def _judged(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
+        window = source.window
+        videos = with_start(window.frames[0], generated)
+        requests = [JudgeRequest(video, source.fps, window.instruction) for video in videos]
+        for name, judge in self._judges.items():
+            liked = self._of(found.liked, name)
+            for sample, told in enumerate(judge.judge(requests)):
+                if not isinstance(told, Failed):
+                    liked[row, sample] = told.total
+
+    def _compared(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
+        window = source.window
+        asked = RewardInput(window.instruction, window.frames[0], generated, window.frames[1:])
+        near, alike = (self._of(found.liked, name) for name in (self._bench.lpips.label, "SSIM"))
+        for sample, score in enumerate(self._fidelity.score(asked)):
+            if isinstance(score, Scored):
+                near[row, sample] = -score.components["lpips"]
+                alike[row, sample] = score.components["ssim"]
+
+    def _of(self, table: dict[str, np.ndarray], name: str) -> np.ndarray:
+        """A name's array [E, S]; NaN all over where it is new."""
+        return table.setdefault(name, np.full((len(self._panel.sources), self._samples), np.nan))
+
+
+# --- what is told ------------------------------------------------------------------------------------------------
+
+
+def summary(base: Rollouts, others: Mapping[str, Rollouts]) -> dict[str, Any]:
+    """JSON types only, null where undefined: every judge's picks, and what became of other models' rollouts.
+
+    Windows of which no sample of the base could be measured are left out. Gains are paired over windows.
+    """
+    known = np.isfinite(base.total).any(axis=1)
+    base, others = base.at(known), {name: found.at(known) for name, found in others.items()}
+    total, blind = base.total, mean_known(base.points)
+    told = {
+        "windows": int(known.sum()),
+        "unmeasured_windows": int((~known).sum()),
+        "samples": total.shape[1],
+        "spread": {
+            "between": float(np.std(mean_known(total))),
+            "within": float(np.mean(np.nanstd(total, axis=1))),
+        },
+        "blind": _points(blind),
+        "judges": {name: _pick(base, liked) for name, liked in base.liked.items()},
+        "models": _models(blind.sum(axis=-1), others),
+        "shares": {
+            name: {
+                BASE: _mean(mean_known(before)),
+                "changes": {
+                    model: _change(mean_known(before), mean_known(found.shares[name]))
+                    for model, found in others.items()
+                },
+            }
+            for name, before in base.shares.items()
+        },
+    }
+    return without_nan(told)
+
+
+def _pick(base: Rollouts, liked: np.ndarray) -> dict[str, Any]:
+    picks = picked(base.points, liked)
+    return {
+        **_points(picks),
+        "gain": _change(mean_known(base.total), picks.sum(axis=-1)),
+        "rank": bootstrap_mean(rank_within(base.total, liked)).as_json(),
+        "failed": int((~np.isfinite(liked)).sum()),
+    }
+
+
+def _models(before: np.ndarray, others: Mapping[str, Rollouts]) -> dict[str, Any]:
+    """Points, gain over the base, and how far the first of them is ahead."""
+    after = {name: mean_known(found.total) for name, found in others.items()}
+    first = next(iter(after.values()), before)
+    return {
+        name: {
+            **_points(mean_known(found.points)),
+            "gain": _change(before, after[name]),
+            "behind_first": _change(after[name], first),
+        }
+        for name, found in others.items()
+    }
+
+
+def _points(points: np.ndarray) -> dict[str, float]:
+    """Means over windows of [E, 6], a row of which is known as a whole or not at all."""
+    means = [_mean(column) for column in points.T]
+    return {**dict(zip(names(), means, strict=True)), "total": sum(means)}
+
+
+def _mean(values: np.ndarray) -> float:
+    return bootstrap_mean(values, 1).mean
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    return paired_difference(before, after).difference.as_json()
+
+
+def selection_table(told: Mapping[str, Any]) -> str:
+    """Markdown: who picks, the measured points of the picks, the gain over a sample taken blindly."""
+    spread, blind = told["spread"], told["blind"]
+    lines = [
+        f"Of {told['windows']} windows, the best of {told['samples']} rollouts each. Standard deviation of the "
+        f"measured total: {spread['between']:.3f} between windows, {spread['within']:.3f} within one.",
+        *(
+            [f"Left out: {told['unmeasured_windows']} windows without a measurement."]
+            if told["unmeasured_windows"]
+            else []
+        ),
+        "",
+        f"| Picked by | {_TITLES} | gain, 95 % interval | rank correlation within a window | not scored |",
+        "|---" * 11 + "|",
+        f"| nobody | {_cells(blind)} | | | |",
+    ]
+    for name, row in told["judges"].items():
+        ranks = _told(row["rank"])
+        lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ranks} | {row['failed']} |")
+    return "\n".join(lines) + "\n"
+
+
+def models_table(told: Mapping[str, Any]) -> str:
+    """Markdown: measured points of the base and of the other models, nobody picking; then what these are made of."""
+    blind, models = told["blind"], told["models"]
+    lead = f" lead of {next(iter(models))}" if models else ""
+    lines = [
+        f"| Model | {_TITLES} | gain, 95 % interval |{lead} |",
+        "|---" * 10 + "|",
+        f"| {BASE} | {_cells(blind)} | | |",
+    ]
+    for number, (name, row) in enumerate(models.items()):
+        ahead = _told(row["behind_first"]) if number else ""
+        lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ahead} |")
+    lines += ["", f"| Measured share | {' | '.join([BASE, *models])} |", "|---" * (len(models) + 2) + "|"]
+    for name, row in told["shares"].items():
+        cells = [_number(row[BASE]), *(_told(row["changes"][model]) for model in models)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+_TITLES = " | ".join([*(f"{d.title} /{d.maximum}" for d in DIMENSIONS), "Total /10"])
+
+
+def _gain(row: Mapping[str, Any], blind: Mapping[str, float]) -> str:
+    mean = row["gain"]["mean"]
+    share = f", {100 * mean / blind['total']:+.1f} %" if mean is not None and blind["total"] else ""
+    return f"{_told(row['gain'])}{share}"
+
+
+def _cells(row: Mapping[str, float | None]) -> str:
+    return " | ".join(_number(row[name]) for name in (*names(), "total"))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _told(interval: Mapping[str, float | None]) -> str:
+    if interval["mean"] is None:
+        return "–"
+    return f"{interval['mean']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+
+
+def write_selection(told: Mapping[str, Any], out: Path) -> None:
+    """`out/selection.json` and `out/selection.md`."""
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "selection.json": json.dumps(told, indent=2) + "\n",
+        "selection.md": f"{selection_table(told)}\n{models_table(told)}",
+    }
+    for name, text in texts.items():
+        with whole_file(out / name) as draft:
+            draft.write_text(text, encoding="utf-8")

@@ -1,0 +1,282 @@
+"""The whole loop in one job: measure, align, measure again, report.
+
+held-out windows ─► before ─► run_align ─► after ─► report.html, TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.evaluation.protocols import standard_policies
+from roboalign_ray.evaluation.report.assemble import (
+    compare,
+    episode_clips,
+    frame_curves,
+    one_step_table,
+    policy_curves,
+)
+from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, JudgedSection, ReportData
+from roboalign_ray.evaluation.report.html import write_report
+from roboalign_ray.evaluation.report.tiles import tile
+from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+from roboalign_ray.foundation.environment import hardware, versions
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.secrets import masked
+from roboalign_ray.foundation.storage.folder_lock import LOCK, folder_lock, one_job
+from roboalign_ray.foundation.telemetry.metrics import MetricsWriter
+from roboalign_ray.pipelines.align.job import ALIGNED, JOURNAL, AlignResult, run_align
+from roboalign_ray.pipelines.align.launch import JUDGE
+from roboalign_ray.pipelines.align.run_checkpoints import RUN_FILE
+from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
+from roboalign_ray.pipelines.evaluate.job import Bench, make_bench, run_one_step, run_policies, run_rollouts
+from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
+
+REPORT, SUMMARY = "report.html", "summary.json"
+_OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, JUDGE, RUN_FILE, "checkpoints", "logs"}
+_CLIPS = 6
+_PACKAGES = ("roboalign-ray", "torch", "ray", "deepspeed", "transformers")
+_LEARNING = (
+    "held_out/reward_mean",
+    "reward_mean",
+    "reward_std",
+    "reference_kl",
+    "clip_fraction",
+    "entropy",
+    "ratio_max",
+    "grad_norm",
+    "seconds",
+)
+
+
+def prepare_folder(out: Path, *, fresh: bool) -> None:
+    """Empty the folder of an earlier run where asked to; anything that is not such a run stays.
+
+    Raises:
+        UserError: `out` holds other things, or another job is at work in it.
+    """
+    if not fresh or not out.exists():
+        return
+    with folder_lock(out):
+        entries = {entry.name for entry in out.iterdir()} - {LOCK}
+        if foreign := entries - _OWN:
+            raise UserError(
+                f"holds '{min(foreign)}', which no run wrote", where=str(out), remedy="choose another folder"
+            )
+        for name in entries:
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+
+
+@one_job
+def run_demo(
+    config: JobConfig,
+    out: Path,
+    *,
+    command: Sequence[str],
+    resume: bool = False,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Align the configured world model and report what changed on held-out episodes.
+
+    Args:
+        config: the job; `evaluation` says what is measured before and after.
+        out: run directory; report.html and summary.json land in it.
+        command: what makes this run again, word by word.
+        resume: continue the alignment from its last checkpoint.
+        fresh: remove an earlier run in `out` first; not before all that the job needs was found.
+        quiet: no progress on the terminal.
+
+    Returns:
+        what summary.json holds: the report's path, the before/after figures, counts and seconds.
+
+    Raises:
+        UserError: as `run_align` and `make_bench`.
+    """
+    began, settings = time.monotonic(), config.evaluation
+    config = check_ready(Preflight("demo", config, out))
+    prepare_folder(out, fresh=fresh)
+    base = world_model_folder(config)
+    bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=base)
+    aligned = run_align(config, out, resume=resume, quiet=quiet)
+    before = run_rollouts(bench, base, "before", keep=_CLIPS, quiet=quiet)
+    after = run_rollouts(bench, aligned.model, "after", keep=_CLIPS, quiet=quiet)
+    rewards, judged = _rewards(config, before.metrics, after.metrics), None
+    if config.reward.needs_judge:
+        judged, totals = _judged(config, bench, aligned, out, quiet=quiet)
+        rewards = totals | rewards
+    policies = standard_policies(settings, config.rollout.refresh)
+    rivals = run_policies(bench, base, policies, quiet=quiet)
+    steps = run_one_step(bench, base, quiet=quiet)
+
+    comparisons = compare(
+        before.metrics, after.metrics, rewards=rewards, resamples=settings.bootstrap_resamples
+    )
+    clips = episode_clips(bench.windows, before, after, [_title(window.prompt) for window in bench.windows])
+    report = ReportData(
+        title=f"Alignment report: {config.name}",
+        subject=_subject(config, bench),
+        comparisons=comparisons,
+        episodes=len(bench.windows),
+        horizon=settings.horizon,
+        lpips_label=bench.lpips.label,
+        lpips_real=bench.lpips.real,
+        settings=config.public(),
+        command=masked(shlex.join(command)),
+        seed=config.seed,
+        versions=versions(_PACKAGES),
+        hardware=hardware(),
+        seconds=time.monotonic() - began,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        learning_curves={name: aligned.curves[name] for name in _LEARNING if name in aligned.curves},
+        frame_curves=frame_curves(
+            {"before": before.metrics, "after": after.metrics, "copy first frame": rivals.copy_first}
+        ),
+        policy_curves=policy_curves(rivals),
+        training_frames=config.world_model.window_frames,
+        policies=rivals.rows(),
+        tables=[one_step_table(steps)],
+        clips=clips,
+        judged=judged,
+        notes=_notes(config, bench),
+    )
+    path = write_report(report, out / REPORT)
+    _write_tensorboard(aligned, before, after, clips)
+    return _write_summary(out, path, comparisons, aligned, report.seconds, steps, rivals)
+
+
+def _rewards(
+    config: JobConfig, before: MetricCurves, after: MetricCurves
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The fidelity reward [E] of both, from the curves already measured, where it has a say."""
+    weights = config.reward.fidelity
+    if not config.reward.weights.fidelity:
+        return {}
+
+    def reward(metrics: MetricCurves) -> np.ndarray:
+        lpips, ssim = metrics.per_episode("lpips"), metrics.per_episode("ssim")
+        return weights.ssim_weight * ssim - weights.lpips_weight * lpips
+
+    return {"Reward": (reward(before), reward(after))}
+
+
+def _judged(
+    config: JobConfig, bench: Bench, aligned: AlignResult, out: Path, *, quiet: bool
+) -> tuple[JudgedSection, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The judges' part of the report, and every judge's totals before and after for its first table."""
+    from roboalign_ray.pipelines.evaluate.judge_panel import SHOWN, judged_section, make_panel, run_judged
+
+    panel = make_panel(config, bench)
+    before, _ = run_judged(panel, bench, world_model_folder(config), "before", quiet=quiet)
+    after, clips = run_judged(panel, bench, aligned.model, "after", show=SHOWN, quiet=quiet)
+    totals = {
+        f"{name[0].upper()}{name[1:]}'s total": (before[name].per_window(), after[name].per_window())
+        for name in before
+    }
+    return judged_section(config, aligned, out, before, after, clips), totals
+
+
+def _title(prompt: Any) -> str:
+    return f"“{prompt.instruction}” ({prompt.prompt_id})" if prompt.instruction else prompt.prompt_id
+
+
+def _subject(config: JobConfig, bench: Bench) -> str:
+    settings = config.alignment
+    size = bench.tokenizer.config
+    return (
+        f"A token world model at {size.height}×{size.width}, aligned by GRPO, rewarded for {_rewarded(config)}: "
+        f"{settings.updates} updates of {settings.prompts_per_update} prompts × {settings.group_size} rollouts, "
+        f"{config.rollout.horizon} frames each."
+    )
+
+
+def _rewarded(config: JobConfig) -> str:
+    weights = config.reward.weights
+    parts = {
+        "fidelity to the real continuation": weights.fidelity,
+        "the student judge's scores": weights.judged,
+    }
+    named = [f"{weight:g} × {name}" if weight != 1 else name for name, weight in parts.items() if weight]
+    return " and ".join(named)
+
+
+def _notes(config: JobConfig, bench: Bench) -> list[str]:
+    refresh = config.rollout.refresh
+    notes = [
+        f"Before and after are sampled with the same seeds, temperature {config.rollout.sampling.temperature:g} and "
+        f"refresh policy “{refresh.policy}”, W = {refresh.window}; frame 0 is its own context.",
+        f"ROI-LPIPS is LPIPS over the pixels whose temporal standard deviation in the real clip exceeds "
+        f"{config.evaluation.roi_threshold:g}.",
+        "Intervals are 95 % bootstrap intervals over held-out windows.",
+    ]
+    if not bench.lpips.real:
+        notes.append(
+            "The LPIPS backbone was not available: distances come from random features and are no LPIPS. "
+            "Fetch it with 'roboalign assets fetch'."
+        )
+    return notes
+
+
+def _write_tensorboard(
+    aligned: AlignResult, before: PolicyResult, after: PolicyResult, clips: Sequence[EpisodeClip]
+) -> None:
+    """The report's per-frame curves and videos, beside the learning curves that the job wrote."""
+    with MetricsWriter(aligned.logs.parent / "report") as writer:
+        curves = {"before": before.metrics, "after": after.metrics}
+        for frame in range(before.metrics.horizon):
+            writer.scalars(
+                frame + 1,
+                {
+                    f"per_frame/{metric}/{side}": float(metrics.curve(metric)[frame])
+                    for side, metrics in curves.items()
+                    for metric in ("psnr", "ssim", "lpips")
+                },
+            )
+        for number, clip in enumerate(clips):
+            writer.animation(0, f"context_real_before_after/{number}", tile(clip))
+
+
+def _write_summary(
+    out: Path,
+    report: Path,
+    comparisons: Sequence[Comparison],
+    aligned: AlignResult,
+    seconds: float,
+    steps: OneStepResult,
+    rivals: LongHorizonResult,
+) -> dict[str, Any]:
+    summary = {
+        "report": str(report),
+        "model": str(aligned.model),
+        "tensorboard": str(aligned.logs.parent),
+        "seconds": seconds,
+        "before_after": {
+            c.name: {
+                "before": c.before.mean,
+                "after": c.after.mean,
+                "change": c.change.difference.mean,
+                "low": c.change.difference.low,
+                "high": c.change.difference.high,
+                "verdict": c.verdict,
+            }
+            for c in comparisons
+        },
+        "one_step_psnr": {
+            "predicted": steps.predicted.total("psnr").mean,
+            "shuffled_actions": steps.shuffled.total("psnr").mean,
+            "copy_last": steps.copy_last.total("psnr").mean,
+        },
+        "policies": rivals.rows(),
+        "counts": aligned.counts,
+    }
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    return summary

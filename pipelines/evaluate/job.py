@@ -1,0 +1,267 @@
+"""Evaluation of a tokenizer and a world model on held-out windows: reconstruction, one step, thirty frames.
+
+out/
+  evaluation.json      every figure, with intervals and per-frame curves
+  evaluation.png       per-frame curves of all refresh policies
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from roboalign_ray.config import JobConfig, RefreshConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.windows import WindowSpec, held_out_windows
+from roboalign_ray.evaluation.protocols import (
+    EvaluationWindow,
+    evaluate_rollouts,
+    long_horizon,
+    one_step,
+    standard_policies,
+)
+from roboalign_ray.evaluation.reconstruction import ReconstructionResult, reconstruct
+from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.folder_lock import one_job
+from roboalign_ray.foundation.telemetry.progress import Progress
+from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
+from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
+from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
+from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.token.engine import RolloutEngine
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import load_pretrained
+
+Protocol = Literal["reconstruction", "one_step", "long_horizon"]
+PROTOCOLS: tuple[Protocol, ...] = ("reconstruction", "one_step", "long_horizon")
+_ONE_STEP_EVERY = 5  # frames of one window resemble each other; every fifth says as much as all
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is needed to measure: the tokenizer, held-out windows and the perceptual distance."""
+
+    config: JobConfig
+    tokenizer: DualBranchTokenizer
+    windows: list[EvaluationWindow]
+    lpips: PerceptualDistance
+    device: str
+
+    def engine(
+        self, folder: Path, refresh: RefreshConfig | None = None, *, temperature: float | None = None
+    ) -> RolloutEngine:
+        """The world model in `folder` with the job's refresh policy and sampling, or this policy or temperature."""
+        expected = SequenceLayout.from_config(
+            self.tokenizer.config, self.config.world_model, self.config.episodes.action_bins
+        )
+        model, layout = load_pretrained(folder, expected=expected)
+        rollout = self.config.rollout
+        if refresh is not None:
+            rollout = rollout.model_copy(update={"refresh": refresh})
+        if temperature is not None:
+            sampling = rollout.sampling.model_copy(update={"temperature": temperature})
+            rollout = rollout.model_copy(update={"sampling": sampling})
+        return RolloutEngine(model, self.tokenizer, layout, rollout, device=self.device)
+
+
+def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -> Bench:
+    """Load the tokenizer and `episodes` held-out windows of `horizon` frames; frame 0 is its own context.
+
+    Args:
+        model: world model folder, whose action bins the prompts use.
+
+    Raises:
+        UserError: weights or store cannot be read, or no held-out episode is long enough.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = DualBranchTokenizer.load(tokenizer_folder(config)).to(device)
+    size = tokenizer.config
+    spec = WindowSpec(
+        frames=horizon + 1,
+        stride=config.episodes.frame_stride,
+        view=config.episodes.view,
+        height=size.height,
+        width=size.width,
+    )
+    binner = ActionBinner.load(model)
+    store = open_store(config.episodes.store)
+    cut = held_out_windows(store, spec, episodes, fraction=config.episodes.held_out_fraction)
+    windows = [
+        EvaluationWindow(
+            prompt=Prompt(
+                prompt_id=f"{window.episode_id}@{window.start}",
+                context=window.frames[0],
+                start=window.frames[0],
+                actions=binner.to_bins(window.actions[:horizon]),
+                instruction=window.instruction,
+            ),
+            real=window.frames[1:],
+        )
+        for window in cut
+    ]
+    lpips = load_lpips(config.evaluation.lpips_network, device=device)
+    return Bench(config, tokenizer, windows, lpips, device)
+
+
+@one_job
+def run_evaluate(
+    config: JobConfig,
+    out: Path,
+    *,
+    model: Path | None = None,
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measure and write `evaluation.json` and `evaluation.png`.
+
+    Args:
+        config: the job; `evaluation` says how many windows and how long.
+        out: run directory.
+        model: world model folder; None takes the configured one.
+        protocols: which to run.
+        quiet: no progress on the terminal.
+
+    Returns:
+        what the JSON file holds.
+    """
+    settings = config.evaluation
+    folder = model or world_model_folder(config)
+    config = check_ready(Preflight("evaluate", config, out, model=folder))
+    bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=folder)
+    result: dict[str, Any] = {
+        "lpips": bench.lpips.label,
+        "windows": len(bench.windows),
+        "horizon": settings.horizon,
+        "model": str(model) if model else config.world_model_weights,
+        "headline": {},
+    }
+    runners: dict[Protocol, Callable[[], dict[str, Any]]] = {
+        "reconstruction": partial(_reconstruction, bench),
+        "one_step": partial(_one_step, bench, folder, quiet),
+        "long_horizon": partial(_long_horizon, bench, folder, out, quiet),
+    }
+    for protocol in protocols:
+        if protocol not in runners:
+            raise UserError(f"no protocol '{protocol}'", remedy=f"there are {', '.join(runners)}")
+        part = runners[protocol]()
+        result["headline"] |= part.pop("headline")
+        result[protocol] = part
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def run_policies(
+    bench: Bench, folder: Path, policies: Sequence[RefreshConfig], *, quiet: bool = False
+) -> LongHorizonResult:
+    """Every refresh policy of one model over the bench's windows."""
+    total = len(policies) * len(bench.windows)
+    with Progress("refresh policies", total, unit="window", quiet=quiet) as progress:
+        return long_horizon(
+            partial(bench.engine, folder),
+            policies,
+            bench.windows,
+            bench.lpips,
+            bench.config.evaluation,
+            seed=bench.config.seed,
+            advance=progress.advance,
+        )
+
+
+def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bool = False) -> PolicyResult:
+    """One model with the job's own refresh policy over the bench's windows: one side of before/after."""
+    with Progress(label, len(bench.windows), unit="window", quiet=quiet) as progress:
+        return evaluate_rollouts(
+            bench.engine(folder),
+            bench.windows,
+            bench.lpips,
+            bench.config.evaluation,
+            bench.config.rollout.refresh,
+            seed=bench.config.seed,
+            keep=keep,
+            advance=progress.advance,
+        )
+
+
+def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepResult:
+    """One step ahead from real frames, every fifth frame of each window."""
+    steps = len(range(0, bench.windows[0].prompt.horizon, _ONE_STEP_EVERY))
+    with Progress("one step", 2 * steps * len(bench.windows), unit="prediction", quiet=quiet) as progress:
+        return one_step(
+            bench.engine(folder, temperature=bench.config.evaluation.one_step_temperature),
+            bench.windows,
+            bench.lpips,
+            bench.config.evaluation,
+            seed=bench.config.seed,
+            every=_ONE_STEP_EVERY,
+            advance=progress.advance,
+        )
+
+
+def run_reconstruction(bench: Bench) -> ReconstructionResult:
+    """Reconstruction as far from the context as the longest compared SWR window lets a rollout go."""
+    settings = bench.config.evaluation
+    return reconstruct(
+        bench.tokenizer,
+        bench.windows,
+        bench.lpips,
+        frames=max(settings.windows),
+        resamples=settings.bootstrap_resamples,
+    )
+
+
+def _reconstruction(bench: Bench) -> dict[str, Any]:
+    result = run_reconstruction(bench)
+    headline = {
+        f"reconstruction_{branch}_psnr_db": figures["psnr"].mean for branch, figures in result.figures.items()
+    }
+    return {
+        "headline": headline,
+        "frames": result.frames,
+        "codes": result.codes,
+        "codes_used": result.codes_used,
+        "perplexity": result.perplexity,
+        "figures": {b: {m: vars(i) for m, i in f.items()} for b, f in result.figures.items()},
+    }
+
+
+def _one_step(bench: Bench, folder: Path, quiet: bool) -> dict[str, Any]:
+    result = run_one_step(bench, folder, quiet=quiet)
+    ways = {
+        "predicted": result.predicted,
+        "shuffled_actions": result.shuffled,
+        "copy_last": result.copy_last,
+    }
+    figures = {way: _totals(curves) for way, curves in ways.items()}
+    headline = {f"one_step_{way}_psnr_db": totals["psnr"]["mean"] for way, totals in figures.items()}
+    return {"headline": headline, "frames_seen": result.frames_seen, "figures": figures}
+
+
+def _long_horizon(bench: Bench, folder: Path, out: Path, quiet: bool) -> dict[str, Any]:
+    from roboalign_ray.evaluation.figures import save_policy_curves
+
+    policies = standard_policies(bench.config.evaluation, bench.config.rollout.refresh)
+    result = run_policies(bench, folder, policies, quiet=quiet)
+    out.mkdir(parents=True, exist_ok=True)
+    save_policy_curves(result, out / "evaluation.png", bench.config.world_model.window_frames)
+    rows = result.rows()
+    headline = {f"{row['policy']} psnr_db": row["psnr"] for row in rows}
+    curves = {
+        policy.name: {name: policy.metrics.curve(name).tolist() for name in policy.metrics.per_frame}
+        | {"seconds_per_frame": policy.seconds_per_frame.tolist()}
+        for policy in result.policies
+    }
+    return {"headline": headline, "rows": rows, "curves": curves}
+
+
+def _totals(curves: MetricCurves) -> dict[str, dict[str, float]]:
+    return {name: vars(curves.total(name)) for name in curves.per_frame}

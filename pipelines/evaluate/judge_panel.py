@@ -1,0 +1,195 @@
+"""Held-out rollouts by the rubric: which windows, which judges, and what a report shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.windows import held_out_windows
+from roboalign_ray.evaluation.judge_scores import JudgedResult, ShownClip, judge_rollouts, judged_table
+from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.storage.readers import read_lines
+from roboalign_ray.foundation.telemetry.progress import Progress
+from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
+from roboalign_ray.judge.privileged.judge import PrivilegedJudge
+from roboalign_ray.judge.protocol import TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.student.judge import StudentJudge
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.pipelines.align.job import EVENTS, AlignResult
+from roboalign_ray.pipelines.cluster.weight_folders import student_folder
+from roboalign_ray.pipelines.evaluate.job import Bench
+from roboalign_ray.world_model.prompts import prompt_spec
+
+PRIVILEGED = "privileged"
+JUDGE_TITLES = {
+    "student": "student",
+    "vlm": "VLM teacher",
+    PRIVILEGED: PRIVILEGED,
+}  # of `evaluation.judges`, as shown
+_TOLD = {
+    "student": "The student is the one that the run began with.",
+    "vlm": "The VLM teacher is shown the rollout alone.",
+    PRIVILEGED: "“Privileged” measures against the real continuation and the simulator's state.",
+}
+SHOWN = 4  # judged rollouts in a report
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who judges what: held-out windows with all that is known of them, and judges by name."""
+
+    sources: Sequence[SourceClip]
+    judges: Mapping[str, TeacherJudge]
+
+
+def judged_sources(config: JobConfig, height: int, width: int, count: int) -> list[SourceClip]:
+    """`count` held-out windows that begin as prompts do; those whose real clip has no reference are left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    spec = prompt_spec(config.episodes, config.rollout.horizon, height, width)
+    store = open_store(config.episodes.store)
+    maker = PairMaker(store, spec, config.bench)
+    windows = held_out_windows(
+        store,
+        spec,
+        count,
+        fraction=config.episodes.held_out_fraction,
+        completing=config.rollout.completing,
+    )
+    sources = [maker.source(window.episode_id, window.start) for window in windows]
+    known = [
+        source for source in sources if source.reference is not None and source.window.instruction.strip()
+    ]
+    if not known:
+        raise UserError(
+            "no held-out window has an instruction and a reference to judge by", where=config.episodes.store
+        )
+    return known
+
+
+def make_panel(config: JobConfig, bench: Bench) -> Panel:
+    """The windows, and the judges of `evaluation.judges`.
+
+    Raises:
+        UserError: a judge cannot be loaded.
+    """
+    size = bench.tokenizer.config
+    judges = {JUDGE_TITLES[name]: _judge(name, config, bench) for name in config.evaluation.judges}
+    sources = judged_sources(config, size.height, size.width, config.evaluation.judged_windows)
+    return Panel(sources, judges)
+
+
+def _judge(name: str, config: JobConfig, bench: Bench) -> TeacherJudge:
+    if name == "student":
+        return StudentJudge(Student.load(student_folder(config)).to(bench.device))
+    if name == PRIVILEGED:
+        return PrivilegedJudge(config.bench.privileged)
+    from roboalign_ray.actors.teacher import open_vlm
+
+    return open_vlm(config.teacher)
+
+
+def run_judged(
+    panel: Panel, bench: Bench, model: Path, label: str, *, show: int = 0, quiet: bool = False
+) -> tuple[dict[str, JudgedResult], list[ShownClip]]:
+    """One world model's rollouts of the panel's windows, by every judge."""
+    settings = bench.config.evaluation
+    rollouts = len(panel.sources) * settings.judged_samples
+    with Progress(f"{label}, judged", total=rollouts, unit="rollout", quiet=quiet) as progress:
+        found = judge_rollouts(
+            bench.engine(model),
+            ActionBinner.load(model),
+            panel.sources,
+            panel.judges,
+            samples=settings.judged_samples,
+            seed=bench.config.seed,
+            show=show,
+        )
+        progress.advance(rollouts)
+    return found
+
+
+def judged_section(
+    config: JobConfig,
+    aligned: AlignResult,
+    out: Path,
+    before: Mapping[str, JudgedResult],
+    after: Mapping[str, JudgedResult],
+    clips: Sequence[ShownClip],
+) -> JudgedSection:
+    """What the report shows: scores by dimension, student and teacher over the run, and rollouts with reasons."""
+    windows, samples = len(next(iter(before.values())).scores), config.evaluation.judged_samples
+    note = (
+        f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames, same "
+        "seeds; changes with 95 % bootstrap intervals over windows."
+    )
+    note += "".join(f" {_TOLD[name]}" for name, title in JUDGE_TITLES.items() if title in before)
+    return JudgedSection(
+        table=judged_table(before, after, title="Scores by dimension", note=note),
+        drift=_drift(aligned),
+        events=told_events(out / EVENTS, JUDGE_TITLES.get(config.judge.relabel.teacher, "")),
+        clips=[_clip(shown) for shown in clips],
+    )
+
+
+def _drift(aligned: AlignResult) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    curves = aligned.curves
+    pairs = {
+        "Held-out rollouts, total of ten": "held_out/{}_total",
+        "Fresh training rollouts, total of ten": "judge/{}_total",
+    }
+    found = {}
+    for title, name in pairs.items():
+        sides = {
+            side: curves[name.format(side)] for side in ("student", "teacher") if name.format(side) in curves
+        }
+        if sides:
+            found[title] = sides
+    return found
+
+
+def told_events(path: Path, teacher: str) -> list[str]:
+    """The judge's events in words; `teacher` labels."""
+    if not path.is_file():
+        return []
+    told = []
+    for event in read_lines(path, "judge event", keys=("event",)):
+        after = f"After update {event.get('update')}"
+        if event["event"] == "relabelled":
+            gaps = min(row["gap"] for row in event["gate"]["rows"])
+            told.append(
+                f"{after}: relabelled ({teacher}, round {event['round']}, {event['cause']}); student version "
+                f"{event['version']} passed the gate, smallest gap {gaps:.0%}."
+            )
+        elif event["event"] == "relabelling failed":
+            told.append(
+                f"{after}: relabelling round {event['round']} failed ({event['message']}); the student before goes on."
+            )
+        elif event["event"] == "alarm":
+            told.append(f"{after}: alarm ({event['kind']}): {event['message']}.")
+    return told
+
+
+def _clip(shown: ShownClip) -> JudgedClip:
+    rows = [(judge, _points(outcome)) for judge, outcome in shown.judgements.items()]
+    reasons = [
+        f"{judge}: {outcome.rationale}"
+        for judge, outcome in shown.judgements.items()
+        if isinstance(outcome, TeacherJudgement) and outcome.rationale
+    ]
+    return JudgedClip(shown.title, shown.frames, rows, " ".join(reasons))
+
+
+def _points(outcome: TeacherJudgement | Failed) -> np.ndarray:
+    if isinstance(outcome, Failed):
+        return np.full(7, np.nan)
+    return np.array([*outcome.scores, outcome.total])

@@ -1,0 +1,1 @@
+"""Jobs that score videos: teacher labels, the bench, single videos."""

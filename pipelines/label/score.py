@@ -1,0 +1,111 @@
+"""Judging a few videos at once: read them, ask the teacher or the student, hand back what it says.
+
+A video that cannot be read has its reason in its place; the others are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from roboalign_ray.config import JobConfig
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement, read_request
+from roboalign_ray.judge.serving.http import ServedJudgement, ServedStudent, compared
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.training_range import Seen, TrainingRange
+from roboalign_ray.judge.teacher.model_sources import teacher_training_range
+from roboalign_ray.pipelines.cluster.weight_folders import student_folder
+from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
+
+
+@dataclass(frozen=True)
+class ScoredVideos:
+    """What a judge says of several videos.
+
+    Attributes:
+        judge: "student", or the teacher's name.
+        version: of a student.
+        outcomes: one per video, in order.
+        seen: how each compares with the judge's training clips; None where that is not known, or there is no score.
+    """
+
+    judge: str
+    version: int | None
+    outcomes: Sequence[TeacherJudgement | ServedJudgement | Failed]
+    seen: list[Seen | None]
+
+
+def run_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
+    """The teacher judges videos against one instruction; a video that cannot be read is Failed.
+
+    vLLM's engine runs in an actor of `cluster.teacher`; the other backends in this process.
+
+    Raises:
+        UserError: no video can be read, the instruction is empty, or the teacher cannot be made.
+    """
+    requests = _requests(videos, instruction)
+    config = check_ready(Preflight("label", config), room=config.teacher.backend == "vllm")
+    training_range = teacher_training_range(config.teacher)
+    if config.teacher.backend != "vllm":
+        from roboalign_ray.judge.teacher.backends import open_teacher
+
+        teacher = open_teacher(config.teacher)
+        return _scored(teacher, teacher.name, None, requests, training_range)
+    from roboalign_ray.pipelines.cluster.runtime import start_ray
+    from roboalign_ray.pipelines.label.teacher_pool import teacher_pool
+
+    with start_ray(config.cluster, worker_logs=False), teacher_pool(config) as pool:
+        return _scored(pool, pool.name, None, requests, training_range)
+
+
+def run_student_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
+    """The student judges videos against one instruction, in this process; a video that cannot be read is Failed.
+
+    Raises:
+        UserError: no video can be read, the instruction is empty, or there is no student.
+    """
+    requests = _requests(videos, instruction)
+    folder = student_folder(config)
+    student = ServedStudent(Student.load(folder))
+    return _scored(student, student.name, student.version, requests, TrainingRange.load(folder))
+
+
+def _requests(videos: Sequence[Path], instruction: str) -> list[JudgeRequest | Failed]:
+    """One per video, in order.
+
+    Raises:
+        UserError: of the first video, where none can be read.
+    """
+    requests: list[JudgeRequest | Failed] = []
+    first: UserError | None = None
+    for path in videos:
+        try:
+            requests.append(read_request(path, instruction, name=str(path)))
+        except UserError as error:
+            first = first or error
+            requests.append(Failed(error.line(), "input"))
+    if first is not None and all(isinstance(request, Failed) for request in requests):
+        raise first
+    return requests
+
+
+def _scored(
+    judge: Any,
+    name: str,
+    version: int | None,
+    requests: Sequence[JudgeRequest | Failed],
+    training_range: TrainingRange | None,
+) -> ScoredVideos:
+    """What a judge says of the videos that could be read, each in its place."""
+    said = iter(judge.judge([request for request in requests if isinstance(request, JudgeRequest)]))
+    outcomes: list[TeacherJudgement | ServedJudgement | Failed] = []
+    seen: list[Seen | None] = []
+    for request in requests:
+        outcome = request if isinstance(request, Failed) else next(said)
+        outcomes.append(outcome)
+        failed = isinstance(request, Failed) or isinstance(outcome, Failed)
+        seen.append(None if failed else compared(cast(JudgeRequest, request), training_range))
+    return ScoredVideos(name, version, outcomes, seen)

@@ -1,0 +1,115 @@
+"""Videos to be labelled: a store of pairs, a Ray Dataset of its rows, or a folder of files with their instructions.
+
+videos/
+  0001.mp4     mp4, mov, mkv, webm or avi
+  0001.json    {"instruction": "…"}; also fps, group_id, method
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES, read_sidecar
+from roboalign_ray.judge.data.pairs import JudgedPair, decode_pair, open_pairs
+from roboalign_ray.judge.online.rollout_annotator import UNLABELLED
+from roboalign_ray.judge.rubric import DIMENSIONS
+
+FOLDER_FPS = 10.0  # of videos whose JSON file names no rate
+_HIGHEST_FPS = 1e6
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A video that cannot be judged, and why; takes the place of its pair."""
+
+    pair_id: str
+    reason: str
+
+
+Item = JudgedPair | Unreadable
+
+
+def items_of(source: Path, *, split: str | None = None, count: int | None = None) -> Iterator[Item]:
+    """The videos of a store of pairs, all or some as in `run_label`, or of a folder; one at a time.
+
+    Raises:
+        UserError: neither, or not one of the videos has a JSON file that can be used.
+    """
+    if (source / "statistics.json").is_file():
+        store = open_pairs(source)
+        chosen = store.split(split) if split else list(range(len(store)))
+        if count and count < len(chosen):
+            chosen = [chosen[place] for place in np.linspace(0, len(chosen) - 1, count).round().astype(int)]
+        return (_readable(store.ids[number], partial(store.read, number)) for number in chosen)
+    if not source.is_dir():
+        raise UserError("no such folder of videos", where=str(source))
+    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not paths:
+        raise UserError("holds no video", where=str(source), remedy=f"one of {', '.join(VIDEO_SUFFIXES)}")
+    told = [_sidecar_or_error(path) for path in paths]
+    errors = [about for about in told if isinstance(about, UserError)]
+    if len(errors) == len(paths):
+        raise errors[0]
+    return (_of_folder(path, about) for path, about in zip(paths, told, strict=True))
+
+
+def items_of_dataset(dataset: Any) -> Iterator[Item]:
+    """The videos of a Ray Dataset whose rows are those of a store of pairs; decoded as they are asked for."""
+    return (_readable(str(row["pair_id"]), partial(decode_pair, row)) for row in dataset.iter_rows())
+
+
+def _readable(name: str, read: Callable[[], JudgedPair]) -> Item:
+    try:
+        return read()
+    except (UserError, EpisodeError) as error:
+        return Unreadable(name, error.line())
+
+
+def _of_folder(path: Path, about: dict[str, Any] | UserError) -> Item:
+    if isinstance(about, UserError):
+        return Unreadable(path.stem, about.line())
+    return _readable(path.stem, partial(_item, path, about))
+
+
+def _sidecar_or_error(path: Path) -> dict[str, Any] | UserError:
+    try:
+        return _sidecar(path)
+    except UserError as error:
+        return error
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    sidecar, told = read_sidecar(path, 'it names the instruction: {"instruction": "…"}')
+    if not isinstance(told.get("instruction"), str) or not told["instruction"].strip():
+        raise UserError("names no instruction", where=str(sidecar))
+    rate = told.get("fps")
+    if rate is not None and not _is_rate(rate):
+        raise UserError(f"fps is {rate!r}, not a number above 0", where=str(sidecar))
+    return told
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _HIGHEST_FPS
+
+
+def _item(path: Path, told: dict[str, Any]) -> JudgedPair:
+    return JudgedPair(
+        pair_id=path.stem,
+        group_id=str(told.get("group_id") or told.get("episode_id") or path.stem),
+        frames=decode_video(path),
+        fps=float(told.get("fps") or FOLDER_FPS),
+        instruction=told["instruction"],
+        scores=np.zeros(len(DIMENSIONS), np.float32),  # replaced before anything is kept
+        annotator=UNLABELLED,
+        kind=f"generated/{told.get('method') or path.parent.name}",
+        provenance={"file": path.name},
+    )

@@ -1,0 +1,1 @@
+"""What a running alignment job shows: terminal view, Prometheus metrics, call trace."""

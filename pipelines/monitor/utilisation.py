@@ -1,0 +1,122 @@
+"""How busy each role of an alignment job is, and what it gets done: means over the last seconds, for people to look at.
+
+    calls that ended ─► one `RoleMeter` per role ─► busy share, groups/s, tokens/s, workers lost
+
+A call's work counts evenly over the time that it took, so that the figures do not jump when a long one ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.pipelines.cluster.workforce import Call, Observer, Worker, WorkerPool
+
+
+@dataclass(frozen=True)
+class RoleState:
+    """One role at one moment.
+
+    Attributes:
+        workers, up: places, and those of them that can be given work.
+        busy: share of their time that the workers were at work, 0 to 1.
+        groups, tokens: a second.
+        lost: workers lost, hung or late, ever.
+    """
+
+    name: str
+    workers: int
+    up: int
+    busy: float
+    groups: float
+    tokens: float
+    lost: int
+
+
+class RoleMeter:
+    """Work done in a sliding window. No clock of its own.
+
+    Args:
+        window_s: its length, seconds.
+        now: when the job began; the window never reaches back beyond it.
+    """
+
+    def __init__(self, window_s: float, now: float) -> None:
+        self.window_s, self._began = window_s, now
+        self._done: deque[tuple[float, float, float, float]] = deque()  # began, ended, groups, tokens; by end
+
+    def add(self, began: float, ended: float, groups: float, tokens: float) -> None:
+        """A piece of work that one worker did; ends come in order."""
+        self._done.append((began, ended, groups, tokens))
+
+    def rates(self, now: float, under_way: Sequence[float] = ()) -> tuple[float, float, float]:
+        """Workers at work on average, groups a second, tokens a second.
+
+        Args:
+            now: end of the window.
+            under_way: since when those at work are; what they do counts as time, not yet as work.
+        """
+        first = max(self._began, now - self.window_s)
+        while self._done and self._done[0][1] <= first:
+            self._done.popleft()
+        length = now - first
+        if length <= 0:
+            return 0.0, 0.0, 0.0
+        busy = sum(now - max(first, since) for since in under_way)
+        groups = tokens = 0.0
+        for began, ended, some_groups, some_tokens in self._done:
+            inside = ended - max(first, began)
+            share = inside / (ended - began) if ended > began else 1.0
+            busy += inside
+            groups += share * some_groups
+            tokens += share * some_tokens
+        return busy / length, groups / length, tokens / length
+
+
+class Meters(Observer):
+    """An observer that keeps a meter per role.
+
+    Args:
+        window_s: see `RoleMeter`.
+        now: when the job began.
+        update_groups: groups of one update.
+    """
+
+    def __init__(self, window_s: float, now: float, update_groups: int) -> None:
+        self._window_s, self._began, self._update_groups = window_s, now, update_groups
+        self._meters: dict[str, RoleMeter] = {}
+        self._lost: dict[str, int] = {}
+
+    def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
+        """Its work is done, or was in vain."""
+        if call.group is None:
+            self._meter(call.worker.pool.name).add(began, ended, *self._work(call, answer))
+
+    def lost(self, worker: Worker, failed: Failed) -> None:
+        """One more."""
+        self._lost[worker.pool.name] = self._lost.get(worker.pool.name, 0) + 1
+
+    def state(self, pool: WorkerPool, now: float) -> RoleState:
+        """A role's figures."""
+        at_work = [worker.since for worker in pool.workers if worker.calls]
+        busy, groups, tokens = self._meter(pool.name).rates(now, at_work)
+        places = len(pool.workers)
+        share = min(1.0, busy / places) if places else 0.0
+        return RoleState(pool.name, places, pool.up, share, groups, tokens, self._lost.get(pool.name, 0))
+
+    def _meter(self, role: str) -> RoleMeter:
+        return self._meters.setdefault(role, RoleMeter(self._window_s, self._began))
+
+    def _work(self, call: Call, answer: Any) -> tuple[int, int]:
+        """Groups and tokens of a call. All ranks of the learner do the same update: the first one's counts."""
+        if isinstance(answer, Failed):
+            return 0, 0
+        tokens = sum(
+            getattr(part, "tokens", 0) for part in (answer if isinstance(answer, list) else [answer])
+        )
+        if call.what == "update":
+            return (0, 0) if call.worker.number else (self._update_groups, tokens)
+        return call.size, tokens

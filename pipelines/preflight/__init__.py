@@ -1,0 +1,1 @@
+"""Checks of a job and of its inputs before Ray starts."""

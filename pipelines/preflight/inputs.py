@@ -1,0 +1,338 @@
+"""Small checks of what a job begins with: its folder, episode store, weights and judges. Each raises what it finds.
+
+A check reads names, sizes, headers and figures, never video and never whole weights: all of them together take a second
+or two. `preflight` says which job makes which of them. A rule that needs no file belongs into `roboalign_ray.config`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from roboalign_ray.config import JobConfig, TokenizerConfig
+from roboalign_ray.config.paths import absolute_path, with_absolute_paths
+from roboalign_ray.episodes import store as stores
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.store import EpisodeStore, open_store
+from roboalign_ray.episodes.windows import WindowPlan, WindowSpec, long_enough
+from roboalign_ray.foundation.failures import HostError, UserError, raise_if_host
+from roboalign_ray.foundation.storage.readers import read_object
+from roboalign_ray.foundation.weight_sync.files import check_weights_file
+from roboalign_ray.judge.data.pairs import open_pairs
+from roboalign_ray.pipelines.cluster.weight_folders import (
+    replay_folder,
+    student_folder,
+    tokenizer_folder,
+    world_model_folder,
+)
+from roboalign_ray.pipelines.train.train_job import check_shares
+from roboalign_ray.world_model.token.layout import SequenceLayout, check_same_layout, read_layout
+
+TEACHER_EXTRA = "pip install 'roboalign-ray[teacher]'"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A job that is about to start.
+
+    Attributes:
+        kind: of the job, as in `preflight.CHECKS`.
+        config: the job's; its paths become absolute.
+        out: run directory; None where nothing is written.
+        model: world model to be measured; None takes the configured one.
+        stages: of pre-training.
+        rollouts: whether a bench rolls the world model out.
+    """
+
+    kind: str
+    config: JobConfig
+    out: Path | None = None
+    model: Path | None = None
+    stages: tuple[str, ...] = ("tokenizer", "world_model")
+    rollouts: bool = True
+
+    def __post_init__(self) -> None:
+        # Workers run elsewhere; whoever calls a job from Python may have named relative paths.
+        object.__setattr__(self, "config", with_absolute_paths(self.config))
+
+    @cached_property
+    def store(self) -> EpisodeStore:
+        """The episode store's index."""
+        return open_store(self.config.episodes.store)
+
+    @cached_property
+    def world_model(self) -> Path:
+        """Folder of the world model."""
+        return self.model or world_model_folder(self.config)
+
+    @cached_property
+    def tokenizer(self) -> TokenizerConfig:
+        """Shape of the tokenizer that the weights are of."""
+        from roboalign_ray.tokenizer.tokenizer import read_config
+
+        return read_config(tokenizer_folder(self.config))
+
+    @cached_property
+    def layout(self) -> SequenceLayout:
+        """Layout that the world model was trained with."""
+        return read_layout(self.world_model)
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+def check_out(job: Preflight) -> None:
+    """The run directory can be made and written, and is no place that the job reads from."""
+    if job.out is None:
+        return
+    out = absolute_path(job.out, "--out")
+    try:
+        nearest = next(path for path in (out, *out.parents) if path.exists() or path.is_symlink())
+    except OSError as error:  # too long a name, for one
+        raise_if_host(error, where=str(out))
+        raise UserError(
+            f"cannot be a folder ({error.strerror})", where="--out", remedy="choose another"
+        ) from None
+    if not nearest.is_dir():
+        raise UserError("is a file, not a folder", where=str(nearest), remedy="choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise HostError(
+            "cannot be written", where=str(nearest), remedy="choose another --out, or allow access"
+        )
+    for read in _folders_read(job):
+        if out.resolve().is_relative_to(read.resolve()):
+            raise UserError("the job reads from this folder", where=str(out), remedy="choose another --out")
+
+
+def _folders_read(job: Preflight) -> Iterable[Path]:
+    named = (job.config.episodes.store, job.config.judge.weights, job.config.judge.replay)
+    return (Path(folder) for folder in named if folder != "shipped")
+
+
+# --- episodes ----------------------------------------------------------------------------------------------------
+
+
+def check_store(job: Preflight) -> None:
+    """There is an episode store that this version reads."""
+    _ = job.store
+
+
+def check_view(job: Preflight) -> None:
+    """The view that the job names is in the store."""
+    view, counts = job.config.episodes.view, job.store.statistics.get("views") or {}
+    views = {name.rpartition(" ")[0] for name in counts}  # "front 64x64"
+    if view is not None and views and view not in views:
+        raise UserError(
+            f"the store has no view '{view}'",
+            where="episodes.view",
+            remedy=f"it has {', '.join(sorted(views))}",
+        )
+
+
+def check_action_kinds(job: Preflight) -> None:
+    """All actions have the same number of dimensions, each of a kind that is known where frames are skipped."""
+    if len(dims := _action_dims(job.store)) > 1:
+        found = " and ".join(map(str, dims))
+        raise UserError(
+            "episodes differ in their number of action dimensions",
+            where=str(job.store.path),
+            remedy=f"it holds actions of {found} dimensions: make one store for each",
+        )
+    stores.check_action_kinds(job.store, job.config.episodes.frame_stride)
+
+
+def check_training_windows(job: Preflight) -> None:
+    """Every worker of every stage finds a training episode that holds a window."""
+    config, workers = job.config, job.config.cluster.trainer.workers
+    stages = {
+        "tokenizer": (
+            config.tokenizer_training.frames_per_window,
+            config.tokenizer_training.windows_per_step,
+        ),
+        "world_model": (config.world_model.window_frames, config.pretraining.windows_per_step),
+    }
+    for stage in job.stages:
+        frames, windows = stages[stage]
+        check_shares(windows, "windows", workers, where="windows_per_step")
+        spec = WindowSpec(frames, stride=config.episodes.frame_stride)
+        fraction = config.episodes.held_out_fraction
+        WindowPlan(job.store, spec, seed=0, held_out_fraction=fraction, world_size=workers)
+
+
+def check_prompts(job: Preflight) -> None:
+    """Both splits have an episode that holds a rollout."""
+    _check_splits(job, job.config.rollout.horizon, ("train", "held_out"))
+
+
+def check_evaluation_windows(job: Preflight) -> None:
+    """A held-out episode is long enough to be evaluated on."""
+    _check_splits(job, job.config.evaluation.horizon, ("held_out",))
+
+
+def _check_splits(job: Preflight, horizon: int, splits: tuple[str, ...]) -> None:
+    spec = WindowSpec(horizon + 1, stride=job.config.episodes.frame_stride)
+    for split in splits:
+        long_enough(job.store, spec, split, job.config.episodes.held_out_fraction)
+
+
+def _action_dims(store: EpisodeStore) -> list[int]:
+    return sorted(int(dims) for dims in store.statistics.get("actions") or {})
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def check_tokenizer(job: Preflight) -> None:
+    """The tokenizer's description and weights can be read."""
+    from roboalign_ray.tokenizer.tokenizer import WEIGHTS
+
+    _ = job.tokenizer
+    check_weights_file(tokenizer_folder(job.config) / WEIGHTS)
+
+
+def check_stage_tokenizer(job: Preflight) -> None:
+    """A world model that is trained alone has a tokenizer, an earlier run's or the configured one."""
+    from roboalign_ray.pipelines.train.train_job import SUMMARY
+
+    alone = "world_model" in job.stages and "tokenizer" not in job.stages
+    if alone and not (job.out and (job.out / "tokenizer" / SUMMARY).is_file()):
+        check_tokenizer(job)
+
+
+def check_world_model(job: Preflight) -> None:
+    """The folder holds a world model, made for this tokenizer."""
+    layout = job.layout
+    for name in ("config.json", "model.safetensors"):
+        if not (job.world_model / name).is_file():
+            raise UserError(
+                f"holds no {name}", where=str(job.world_model), remedy="give a world model folder"
+            )
+    check_weights_file(job.world_model / "model.safetensors")
+    size = read_object(job.world_model / "config.json", "model config").get("vocab_size")
+    if size != layout.vocabulary:
+        raise UserError(
+            f"config.json has a vocabulary of {size!r:.40}, layout.json of {layout.vocabulary}",
+            where=str(job.world_model),
+            remedy="both must come from one pre-training",
+        )
+    actions = job.config.world_model.model_copy(update={"action_dims": layout.action_tokens})
+    expected = SequenceLayout.from_config(job.tokenizer, actions, layout.action_bins)
+    check_same_layout(layout, expected, job.world_model)
+
+
+def check_configured_layout(job: Preflight) -> None:
+    """The world model has the action space that the job describes."""
+    config = job.config
+    expected = SequenceLayout.from_config(job.tokenizer, config.world_model, config.episodes.action_bins)
+    check_same_layout(job.layout, expected, job.world_model)
+
+
+def check_actions(job: Preflight) -> None:
+    """Store, action bins and world model agree on the number of action dimensions."""
+    binner, layout = ActionBinner.load(job.world_model), job.layout
+    if (binner.dims, binner.bins) != (layout.action_tokens, layout.action_bins):
+        raise UserError(
+            f"action bins of {binner.dims} dimensions × {binner.bins} bins beside a world model of "
+            f"{layout.action_tokens} × {layout.action_bins}",
+            where=str(job.world_model),
+            remedy="both must come from one pre-training",
+        )
+    _check_dims(
+        job.store, layout.action_tokens, "the world model", "align a model that was pre-trained on it"
+    )
+
+
+def check_trained_actions(job: Preflight) -> None:
+    """A world model to be trained has as many action tokens as the store has dimensions."""
+    if "world_model" in job.stages:
+        found = " or ".join(map(str, _action_dims(job.store)))
+        remedy = f"set world_model.action_dims to {found}"
+        _check_dims(job.store, job.config.world_model.action_dims, "the layout", remedy)
+
+
+def _check_dims(store: EpisodeStore, wanted: int, what: str, remedy: str) -> None:
+    if (found := _action_dims(store)) and found != [wanted]:
+        raise UserError(
+            f"the store's actions have {' and '.join(map(str, found))} dimensions, {what} {wanted}",
+            where=str(store.path),
+            remedy=remedy,
+        )
+
+
+# --- judges ------------------------------------------------------------------------------------------------------
+
+
+def check_judge(job: Preflight) -> None:
+    """Where a student rewards: the student, the pairs that it is trained further on, and its teacher are there."""
+    if not job.config.reward.needs_judge:
+        return
+    check_student(job)
+    replay = open_pairs(replay_folder(job.config))
+    if not len(replay):
+        raise UserError(
+            "holds no pair", where=str(replay.path), remedy="make some with: roboalign bench build"
+        )
+    if job.config.judge.relabel.teacher == "vlm":
+        check_teacher(job)
+
+
+def check_judges(job: Preflight) -> None:
+    """The judges of `evaluation.judges` are there."""
+    judges = job.config.evaluation.judges
+    if "student" in judges:
+        check_student(job)
+    if "vlm" in judges:
+        check_teacher(job)
+
+
+def check_report_judges(job: Preflight) -> None:
+    """A report scores rollouts where a student rewards."""
+    if job.config.reward.needs_judge:
+        check_judges(job)
+
+
+def check_student(job: Preflight) -> None:
+    """The folder holds a student of this version's format."""
+    from roboalign_ray.judge.student.model import WEIGHTS, read_description
+
+    folder = student_folder(job.config)
+    read_description(folder)
+    check_weights_file(folder / WEIGHTS)
+
+
+def check_teacher(job: Preflight) -> None:
+    """The vision-language teacher's model is one, its adapter belongs to it, and its backend is installed.
+
+    A model's name is looked up when it is loaded, and a server is asked when the job asks it first.
+    """
+    from roboalign_ray.judge.teacher.model_sources import check_adapter, model_source
+
+    teacher = job.config.teacher
+    if teacher.backend == "openai":
+        return
+    if teacher.backend == "vllm" and job.config.cluster.address == "local" and not _installed("vllm"):
+        raise UserError("vllm is not installed", where="teacher.backend", remedy=TEACHER_EXTRA)
+    source = Path(model_source(teacher.model))
+    if source.is_dir() and "vision_config" not in read_object(source / "config.json", "model config"):
+        raise UserError(
+            "is no vision-language model",
+            where=str(source),
+            remedy="set teacher.model to a model's name or to a folder written by 'roboalign judge train'",
+        )
+    if teacher.adapter:
+        check_adapter(teacher.adapter, teacher.model)
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def check_bench_weights(job: Preflight) -> None:
+    """A bench that rolls the world model out has one that fits its store."""
+    if job.rollouts and job.config.bench.rollout:
+        for check in (check_tokenizer, check_world_model, check_actions):
+            check(job)

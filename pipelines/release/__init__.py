@@ -1,0 +1,1 @@
+"""Packs trained weights into the package."""

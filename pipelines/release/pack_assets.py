@@ -1,0 +1,265 @@
+"""Pack runs into the folders that ship inside the package: weights and a card each, and some judged pairs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.config import JobConfig, JudgeConfig, TeacherConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import complete_or_absent
+from roboalign_ray.foundation.storage.readers import read_object
+from roboalign_ray.foundation.storage.shards import StoreCard
+from roboalign_ray.judge.data.label_store import LabelledPairs
+from roboalign_ray.judge.data.pairs import ROW_SCHEMA, open_pairs, write_pairs
+from roboalign_ray.judge.student.model import WEIGHTS, Student
+from roboalign_ray.judge.student.training_range import LEAST_PAIRS, TrainingRange, fit_training_range
+from roboalign_ray.judge.validation.agreement import agreement_table
+from roboalign_ray.judge.validation.assessment import REAL, gate_positions, try_student
+from roboalign_ray.pipelines.label.job import run_agree
+from roboalign_ray.pipelines.train.student import ASSESSED
+from roboalign_ray.pipelines.train.teacher import TEACHER
+from roboalign_ray.pipelines.train.teacher_engine import MERGED
+from roboalign_ray.pipelines.train.train_job import SUMMARY
+from roboalign_ray.pipelines.train.world_model import STAGES, Stage
+
+STUDENT, PAIRS = "student", "pairs"
+_TITLES: dict[Stage, str] = {
+    "tokenizer": "Dual-branch FSQ tokenizer",
+    "world_model": "Token world model, pre-trained",
+}
+
+
+def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, int]:
+    """Copy both models of `run` into `target/tokenizer` and `target/world_model`, weights as bfloat16.
+
+    Args:
+        run: output folder of `run_pretrain`.
+        target: folder that receives the two.
+        evaluation: `evaluation.json` of `roboalign evaluate` on these weights, for the cards' figures.
+
+    Returns:
+        bytes per model.
+
+    Raises:
+        UserError: a stage is not complete, or the evaluation cannot be read.
+    """
+    for stage in STAGES:
+        if not (run / stage / SUMMARY).is_file():
+            raise UserError(
+                f"stage '{stage}' is not complete", where=str(run), remedy="run 'roboalign pretrain'"
+            )
+    figures = _read_figures(evaluation)
+    sizes: dict[str, int] = {}
+    for stage in STAGES:
+        folder = target / stage
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(run / stage, folder)
+        for weights in folder.glob("*.safetensors"):
+            _halve(weights)
+        summary = read_object(folder / SUMMARY, "training summary")
+        (folder / "README.md").write_text(_card(stage, summary, figures))
+        sizes[stage] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sizes
+
+
+def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
+    """Copy a distilled student into `target/student` and some of its bench into `target/pairs`; both or neither.
+
+    Args:
+        run: output folder of `run_distill`.
+        pairs: the store it was distilled on.
+        target: folder that receives the two.
+        config: its judge section, for the gate.
+        count: pairs that are copied.
+
+    Returns:
+        bytes of each.
+
+    Raises:
+        UserError: the run is not complete, or what was packed does not pass the reward gate; what stood at the target
+            stays as it is.
+    """
+    if not (run / ASSESSED / WEIGHTS).is_file():
+        raise UserError("no assessed student here", where=str(run), remedy="run 'roboalign distill'")
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target, prefix=".packing-") as made:
+        sizes = _pack_judge(run, pairs, Path(made), config, count)
+        for name in (STUDENT, PAIRS):
+            shutil.rmtree(target / name, ignore_errors=True)
+            (Path(made) / name).rename(target / name)
+    return sizes
+
+
+def pack_teacher(run: Path, labels: Path, pairs: Path, target: Path) -> dict[str, int]:
+    """Copy a trained teacher into `target/teacher`, with what its labels are worth on its card.
+
+    Args:
+        run: output folder of `run_judge_train`.
+        labels: what it said of held-out pairs, by `run_label`.
+        pairs: the store that those pairs are from.
+        target: folder that receives it.
+
+    Returns:
+        its bytes.
+
+    Raises:
+        UserError: the run is not complete, or the labels cannot be held against the pairs; what stood at the target
+            stays as it is.
+    """
+    trained = run / TEACHER / MERGED
+    if not (trained / "config.json").is_file():
+        raise UserError("no trained teacher here", where=str(run), remedy="run 'roboalign judge train'")
+    agreement = agreement_table([run_agree(labels, pairs)]).strip()
+    card = [
+        "# Teacher judge",
+        "",
+        *_TEACHER_CARD,
+        "",
+        "## Agreement with held-out pairs' scores",
+        "",
+        agreement,
+    ]
+    with complete_or_absent(target / TEACHER) as folder:
+        shutil.copytree(trained, folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
+        fraction = TeacherConfig().training.held_out_fraction
+        if training_range := fit_training_range(LabelledPairs([pairs]), fraction):
+            training_range.save(folder)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    return {TEACHER: size}
+
+
+def write_training_range(folder: Path, pairs: LabelledPairs, held_out_fraction: float) -> TrainingRange:
+    """Write into a judge's folder what the clips are like that it was trained on.
+
+    Args:
+        folder: with its weights.
+        pairs: that it was trained on, and held-out ones of the same store.
+        held_out_fraction: that divides them, as it was in training.
+
+    Raises:
+        UserError: no such folder, or too few pairs.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder", where=str(folder), remedy="give a folder with a judge's weights")
+    found = fit_training_range(pairs, held_out_fraction)
+    if found is None:
+        raise UserError(
+            "too few pairs in one of the splits to tell what the judge was trained on",
+            where=", ".join(map(str, pairs.paths)),
+            remedy=f"give at least {LEAST_PAIRS} in either",
+        )
+    found.save(folder)
+    return found
+
+
+def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
+    student, replay = target / STUDENT, target / PAIRS
+    shutil.copytree(run / ASSESSED, student)
+    bench = LabelledPairs([pairs])
+    kept = replayed_positions(bench, config.judge, count)
+    summary = f"Of a bench of {len(bench)} pairs, for relabelling to mix with and for the reward gate to try judges on."
+    card = StoreCard("Judged pairs of the shipped student", summary)
+    # As they are encoded: made anew, a lossy video shows the judge another picture.
+    written = write_pairs(open_pairs(pairs).cells(kept, ROW_SCHEMA.names), replay, card=card)
+    gate = try_student(Student.load(student), config.judge, LabelledPairs([replay]))
+    gate.assert_open()
+    tables = {"Agreement on held-out pairs": "agreement.md", "The reward gate, as distilled": "gate.md"}
+    card_lines = ["# Student judge", "", *_STUDENT_CARD]
+    for title, file in tables.items():
+        card_lines += ["", f"## {title}", "", (run / file).read_text(encoding="utf-8").strip()]
+    card_lines += ["", "## The reward gate, as packed", "", gate.table().strip()]
+    (student / "README.md").write_text("\n".join(card_lines) + "\n", encoding="utf-8")
+    fraction = config.judge.distillation.held_out_fraction
+    if training_range := fit_training_range(LabelledPairs([replay]), fraction):
+        training_range.save(student)
+    sizes = sum(file.stat().st_size for file in student.iterdir())
+    return {"student": sizes, "pairs": written.bytes}
+
+
+def replayed_positions(pairs: LabelledPairs, judge: JudgeConfig, count: int) -> list[int]:
+    """Positions of `count` pairs, half of them held out; the rest spread evenly.
+
+    Of the held-out real clips those that the gate tries are taken, and no others: it tries the same ones there.
+    """
+    held_out, train = (
+        pairs.split(name, judge.distillation.held_out_fraction) for name in ("held_out", "train")
+    )
+    needed = [n for both in gate_positions(pairs, held_out, judge.gate) for n in both if n is not None]
+    first = np.array(list(dict.fromkeys(needed)), int)[: count // 2]
+    others = np.array([n for n in held_out if n not in needed and pairs.kinds[n] != REAL], int)
+    rest = [_evenly(others, count // 2 - len(first)), _evenly(train, count - count // 2)]
+    return sorted(int(n) for n in np.concatenate([first, *rest]))
+
+
+def _evenly(positions: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, spread over all."""
+    if not count or not len(positions):
+        return positions[:0]
+    return positions[np.unique(np.linspace(0, len(positions) - 1, count).round().astype(int))]
+
+
+def _read_figures(evaluation: Path | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    return read_object(evaluation, "evaluation").get("headline", {})
+
+
+def _halve(weights: Path) -> None:
+    """Cast floating-point tensors to bfloat16 in place; they are read back into float32 models."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(weights, framework="pt") as reader:
+        metadata = reader.metadata()
+    state = {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value
+        for name, value in load_file(weights).items()
+    }
+    save_file(state, weights, metadata=metadata)
+
+
+_STUDENT_CARD = (
+    "A small student judge that ships with roboalign_ray: six scores of a robot video and an instruction.",
+    "Data: the train split of a bench of simulated episodes, their degradations, counterfactuals and rollouts of the",
+    "shipped world model. Recipe: `roboalign episodes generate`, `roboalign bench build`, `roboalign distill demo`,",
+    "`roboalign assets pack-judge`; docs/judge.md gives the full lines. Licence: Apache-2.0, as the code.",
+)
+
+_TEACHER_CARD = (
+    "A small vision-language teacher that ships with roboalign_ray: Qwen3-VL's architecture, trained from scratch.",
+    "Data: the train split of benches of simulated episodes, their degradations, counterfactuals and rollouts of the",
+    "shipped world model. Recipe: `roboalign bench build`, `roboalign judge train teacher`, `roboalign judge label`,",
+    "`roboalign assets pack-teacher`; docs/judge.md gives the full lines. It answers as profile `demo` asks: eight",
+    "frames of 64x64, scores without reasoning. Licence: Apache-2.0, as the code.",
+)
+
+
+def _card(stage: Stage, summary: dict[str, Any], figures: dict[str, Any]) -> str:
+    rows = [f"| {key} | {_shown(value)} |" for key, value in summary.items()]
+    measured = [f"| {key} | {_shown(value)} |" for key, value in figures.items()]
+    lines = [
+        f"# {_TITLES[stage]}",
+        "",
+        "Small weights that ship with roboalign_ray, so that the first run needs no hub, GPU or simulator.",
+        "Data: simulated Meta-World episodes (train split of the recipe's store; the held-out split was not seen).",
+        "Recipe: `roboalign episodes generate`, `roboalign pretrain shipped`, `roboalign assets pack`; the README",
+        "gives the full lines. Weights are stored as bfloat16. Licence: Apache-2.0, as the code.",
+        "",
+        "| training, last log line | |",
+        "|---|---|",
+        *rows,
+    ]
+    if measured:
+        lines += ["", "| measured on held-out episodes | |", "|---|---|", *measured]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

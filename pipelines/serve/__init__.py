@@ -1,0 +1,1 @@
+"""The served judge over HTTP."""

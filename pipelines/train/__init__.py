@@ -1,0 +1,1 @@
+"""Training jobs: tokenizer, world model, student and teacher judge."""

@@ -1,0 +1,302 @@
+"""A Ray Train job around any trainer: a stream to steps, metrics, checkpoints, resume, and a result, whole or absent.
+
+    driver    run_train_job ──► TorchTrainer ──► progress bar, a worker's UserError as itself
+    workers   train_worker  ──► resume ──► step, log, checkpoint … ──► publish `out/<name>`
+
+    out/
+      <name>/          what the job made, with training.json; there only when it is complete
+      logs/<name>/     curves
+      checkpoints/     of Ray Train
+
+A job that is started again with the same output folder goes on from its newest checkpoint; a complete one is left as
+it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from roboalign_ray.config import RoleConfig
+from roboalign_ray.foundation.failures import ReportedError, UserError
+from roboalign_ray.foundation.storage.files import complete_or_absent
+from roboalign_ray.foundation.storage.readers import read_object
+
+SUMMARY = "training.json"
+_STATE = "state.safetensors"
+_POLL_S = 2.0
+
+
+class Trainer(Protocol):
+    """What a job keeps of a trainer: everything that its next step depends on."""
+
+    steps_done: int
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Stream(Protocol):
+    """Endless batches with a position, such as a `Feed`."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class TrainJob:
+    """One worker's side of a job.
+
+    Attributes:
+        trainer: counts its steps in `steps_done`.
+        stream: endless batches of this worker's share.
+        step: one batch to metrics; one optimizer step.
+        save: writes the result into a folder.
+        steps, log_every, checkpoint_every: in optimizer steps.
+    """
+
+    trainer: Trainer
+    stream: Stream
+    step: Callable[[dict[str, Any]], dict[str, float]]
+    save: Callable[[Path], None]
+    steps: int
+    log_every: int
+    checkpoint_every: int
+
+
+def run_train_job(
+    worker: Callable[[dict[str, Any]], None],
+    spec: dict[str, Any],
+    out: Path,
+    name: str,
+    *,
+    role: RoleConfig,
+    steps: int,
+    shown: Iterable[str] = ("loss",),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run a job on the cluster that is connected; one that is complete in `out` is left as it is.
+
+    Args:
+        worker: a module's function that calls `train_worker` with the same `out` and `name`; every worker runs it.
+        spec: what `worker` is called with; plain values.
+        out: run directory, absolute.
+        name: of the job: folder of its result, and what messages call it.
+        role: workers, their resources, and how often they may be restarted.
+        steps: optimizer steps in all, for the progress bar.
+        shown: metrics beside the progress bar, where the job has them.
+        quiet: no progress on the terminal.
+
+    Returns:
+        steps, hardware, and the last metrics.
+
+    Raises:
+        UserError: a worker found its input wrong.
+        RoleFailure: the job failed more often than its workers may be restarted.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    summary = out / name / SUMMARY
+    if not summary.is_file():
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config=spec,
+            scaling_config=_scaling(role),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(out / "checkpoints"),
+                failure_config=FailureConfig(max_failures=role.max_restarts),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        with _progress(out / "logs" / name, name, steps, tuple(shown), quiet):
+            _fit(trainer, name)
+    return read_object(summary, "training summary")
+
+
+def train_worker(build: Callable[[], TrainJob], out: Path, name: str, *, role: RoleConfig, seed: int) -> None:
+    """What every worker of a job runs: build, resume, train to the last step; the first worker publishes.
+
+    Args:
+        build: makes the job; called once, after threads and seed are set.
+        out, name, role: as in `run_train_job`.
+        seed: of torch, before anything is built.
+    """
+    import ray.train
+    import torch
+
+    torch.set_num_threads(role.threads or max(1, int(role.num_cpus)))
+    torch.manual_seed(seed)
+    job = build()
+    seconds = _resume(job)
+    leads = ray.train.get_context().get_world_rank() == 0
+    metrics = _loop(job, out / "logs" / name, seconds, leads=leads)
+    if leads:
+        _publish(job, out / name, metrics)
+
+
+def check_shares(count: int, what: str, workers: int, *, where: str) -> None:
+    """Every worker gets the same share of a step.
+
+    Args:
+        count: of `what` a step, over all workers.
+        where: setting that it comes from.
+
+    Raises:
+        UserError: they do not divide.
+    """
+    if count % workers:
+        raise UserError(
+            f"{count} {what} a step do not divide among {workers} workers",
+            where=where,
+            remedy="make it a multiple of cluster.trainer.workers",
+        )
+
+
+def _scaling(role: RoleConfig) -> Any:
+    from ray.train import ScalingConfig
+
+    resources = {"CPU": role.num_cpus, **role.resources}
+    if role.num_gpus > 0:
+        resources["GPU"] = role.num_gpus
+    return ScalingConfig(
+        num_workers=role.workers,
+        use_gpu=role.num_gpus > 0,
+        resources_per_worker=resources,
+        accelerator_type=role.accelerator_type,
+    )
+
+
+def _fit(trainer: Any, name: str) -> None:
+    """Run the job; what a worker found wrong comes back as the `ReportedError` that it is."""
+    from ray.train import TrainingFailedError
+
+    from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        causes = [getattr(failure, "cause", None) or failure for failure in failures] or [error]
+        for cause in causes:
+            if isinstance(cause, ReportedError):
+                raise cause from error
+        [cause, *_] = causes
+        raise RoleFailure(
+            f"training the {name.replace('_', ' ')}: {type(cause).__name__}: {cause}"
+        ) from error
+
+
+@contextmanager
+def _progress(logs: Path, name: str, steps: int, shown: tuple[str, ...], quiet: bool) -> Iterator[None]:
+    """Progress on the terminal while the job runs in other processes, read from its newest log line."""
+    from roboalign_ray.foundation.telemetry.metrics import last_row
+    from roboalign_ray.foundation.telemetry.progress import Progress
+
+    done = threading.Event()
+    before = (last_row(logs) or {"step": 0})["step"]  # of a run that is resumed
+    with Progress(name.replace("_", " "), steps, done=before, quiet=quiet) as progress:
+
+        def update() -> None:
+            row = last_row(logs)
+            if row is not None and row["step"] > progress.done:
+                figures = {key: row[key] for key in shown if key in row}
+                progress.advance(row["step"] - progress.done, **figures)
+
+        def follow() -> None:
+            while not done.wait(_POLL_S):
+                update()
+
+        thread = threading.Thread(target=follow, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            update()
+
+
+def _loop(job: TrainJob, logs: Path, seconds: float, *, leads: bool) -> dict[str, float]:
+    """Train to the last step, logging and checkpointing; metrics are means since the last log line."""
+    from roboalign_ray.foundation.telemetry.metrics import MetricsWriter
+
+    writer = MetricsWriter(logs, resume_at=job.trainer.steps_done + 1) if leads else None
+    began, recent, last = time.monotonic() - seconds, [], {}
+    for batch in _until(job):
+        recent.append(job.step(batch))
+        step = job.trainer.steps_done
+        if step % job.log_every == 0 or step == job.steps:
+            last = {key: sum(m.get(key, 0.0) for m in recent) / len(recent) for key in recent[-1]}
+            last["seconds"] = time.monotonic() - began
+            recent = []
+            if writer is not None:
+                writer.scalars(step, last)
+        if step % job.checkpoint_every == 0 and step < job.steps:
+            _checkpoint(job, last, time.monotonic() - began, leads=leads)
+    if writer is not None:
+        writer.close()
+    return last
+
+
+def _until(job: TrainJob) -> Iterator[dict[str, Any]]:
+    if job.trainer.steps_done >= job.steps:
+        return
+    for batch in job.stream:
+        yield batch
+        if job.trainer.steps_done >= job.steps:
+            return
+
+
+def _checkpoint(job: TrainJob, metrics: dict[str, float], seconds: float, *, leads: bool) -> None:
+    import ray.train
+
+    from roboalign_ray.foundation.storage.state_files import write_state
+
+    if not leads:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"trainer": job.trainer.state_dict(), "stream": job.stream.state_dict()}
+        write_state(Path(folder) / _STATE, {**state, "seconds": seconds})
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _resume(job: TrainJob) -> float:
+    """Take up the newest checkpoint, which holds data alone; returns the seconds already spent."""
+    import ray.train
+
+    from roboalign_ray.foundation.storage.state_files import read_state
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0.0
+    with checkpoint.as_directory() as folder:
+        state = read_state(Path(folder) / _STATE)
+    job.trainer.load_state_dict(state["trainer"])
+    job.stream.load_state_dict(state["stream"])
+    return float(state["seconds"])
+
+
+def _publish(job: TrainJob, folder: Path, metrics: dict[str, float]) -> None:
+    """Write the result: a folder with a summary is a complete one."""
+    import torch
+
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    summary = {"steps": job.steps, "hardware": hardware, **metrics}
+    with complete_or_absent(folder) as writing:
+        job.save(writing)
+        (writing / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,182 @@
+"""Corrections for segments that older weights have made.
+
+Three policies: the behaviour b that sampled a token, the proximal p that the update begins with, and the one being
+trained, pi. Synchronously b = p and the clipped ratio pi/b keeps the step small. With b older, clipping pi/b would
+pull the policy back to where it was; so one of
+
+    decoupled   w min(u A, clip(u, 1-e, 1+e) A),   u = pi/p,  w = min(p/b, C)          (arXiv 2505.24298)
+    truncated   min(pi/b, C) A log pi,             the weight without gradient         (arXiv 2506.13585)
+
+stands in the place of the clipped surrogate for these tokens, the first with its dual clip inside. Weights are per
+token and truncated at C >= 1: untruncated, their variance grows without bound with staleness. A segment of the weights
+that the update begins with has b = p, and gets the plain objective exactly, whatever rounding lies between the engine
+that sampled it and the learner. Every segment of a rollout has the version that made it, so a rollout may be in part
+stale.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from roboalign_ray.alignment.objectives.grpo import (
+    LOG_RATIO_BOUND,
+    GrpoObjective,
+    Metrics,
+    Objective,
+    Surrogate,
+    TokenBatch,
+    clipped_surrogate,
+    grpo_loss,
+)
+from roboalign_ray.alignment.objectives.token_batch import TrainingSequence, micro_batches
+from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.config.asynchrony import OffPolicyConfig
+
+EVERY_VERSION = 2**62  # all segments are older than this
+# [B, N] each: log-probabilities that ratios are taken to, weights, where these were cut; and the surrogate, if another.
+_Correction = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Surrogate | None]
+
+
+@runtime_checkable
+class OffPolicyObjective(Protocol):
+    """An `Objective` that looks at `TokenBatch.stale`, and at `TokenBatch.proximal` where `needs_proximal`."""
+
+    needs_proximal: bool
+
+    def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
+        """As in `Objective`; plain GRPO where `stale` is None."""
+        ...
+
+
+def build_objective(config: AlignmentConfig, off_policy: OffPolicyConfig) -> Objective:
+    """The objective that the configuration asks for; plain GRPO by default."""
+    if off_policy.correction == "decoupled":
+        return DecoupledObjective(config, off_policy)
+    if off_policy.correction == "truncated":
+        return TruncatedObjective(config, off_policy)
+    return GrpoObjective(config)
+
+
+class _CorrectedObjective(ABC):
+    """Plain GRPO where nothing is stale, else with a correction."""
+
+    needs_proximal: bool
+
+    def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig) -> None:
+        self.config, self.off_policy = config, off_policy
+
+    def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
+        stale = zero = torch.zeros_like(batch.mask)
+        correction: _Correction = (batch.behaviour, zero + 1, zero, None)
+        if batch.stale is not None:
+            stale, correction = batch.stale, self._correction(batch, batch.stale)
+        old, weights, cut, surrogate_of = correction
+        loss, metrics = grpo_loss(
+            batch.logprobs,
+            old,
+            batch.reference,
+            batch.advantages,
+            batch.mask,
+            self.config,
+            token_count=token_count,
+            entropy=batch.entropy,
+            surrogate_of=surrogate_of,
+        )
+        if self.needs_proximal:
+            metrics["proximal_kl"] = metrics["behaviour_kl"]
+            metrics["behaviour_kl"] = _behaviour_kl(batch, token_count)
+        shares = {"importance_mean": weights, "importance_cut": cut, "stale_fraction": stale}
+        for name, values in shares.items():
+            metrics[name] = _share(values.to(zero.dtype), batch.mask, token_count)
+        return loss, metrics
+
+    @abstractmethod
+    def _correction(self, batch: TokenBatch, stale: torch.Tensor) -> _Correction: ...
+
+    def _clipped(self, ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return clipped_surrogate(ratio, advantages, self.config.clip, self.config.dual_clip)
+
+
+class DecoupledObjective(_CorrectedObjective):
+    """Clips against the proximal policy, weighs by what lies between it and the behaviour policy."""
+
+    needs_proximal = True
+
+    def _correction(self, batch: TokenBatch, stale: torch.Tensor) -> _Correction:
+        assert batch.proximal is not None
+        weights, cut = importance_weights(
+            batch.proximal, batch.behaviour, batch.mask, self.off_policy.truncation
+        )
+
+        def surrogate_of(ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            plain, clipped = self._clipped(ratio, advantages)
+            return weights * plain, clipped
+
+        return batch.proximal, weights, cut, surrogate_of
+
+
+class TruncatedObjective(_CorrectedObjective):
+    """REINFORCE with truncated importance weights on stale tokens, plain GRPO on the others."""
+
+    needs_proximal = False
+
+    def _correction(self, batch: TokenBatch, stale: torch.Tensor) -> _Correction:
+        weights, cut = importance_weights(
+            batch.logprobs.detach(), batch.behaviour, batch.mask * stale, self.off_policy.truncation
+        )
+
+        def surrogate_of(ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            plain, clipped = self._clipped(ratio, advantages)
+            # ratio / ratio.detach() is 1 with the gradient of log pi.
+            weighted = weights * advantages * (ratio / ratio.detach())
+            return torch.where(stale, weighted, plain), torch.where(stale, cut, clipped)
+
+        return batch.behaviour, weights, cut, surrogate_of
+
+
+def importance_weights(
+    target: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor, truncation: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """min(target / behaviour, C) per token, and bool where C cut it; 1 where the mask is 0. No gradient.
+
+    Args:
+        target, behaviour: log-probabilities [B, N] of the sampled tokens, nats.
+        mask: [B, N].
+        truncation: C, at least 1.
+    """
+    with torch.no_grad():
+        difference = torch.where(mask.bool(), target - behaviour, torch.zeros_like(behaviour))
+        weights = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+        return weights.clamp(max=truncation), weights > truncation
+
+
+def stale_masks(
+    sequences: list[TrainingSequence], version: int, token_budget: int, *, rank: int = 0, ranks: int = 1
+) -> list[torch.Tensor] | None:
+    """Bool [B, N] for each of this rank's micro-batches: tokens of segments older than `version`.
+
+    None where no sequence of any rank is older: what every rank finds alike, having the same sequences.
+    """
+    if all(sequence.version >= version for sequence in sequences):
+        return None
+    # Twins with their age where the log-probabilities were, stacked the same way: they line up with the originals.
+    twins = [
+        replace(s, behaviour=np.full(len(s.behaviour), s.version < version, np.float32)) for s in sequences
+    ]
+    batches = micro_batches(twins, token_budget, rank=rank, ranks=ranks)
+    return [torch.from_numpy(batch.behaviour > 0) for batch in batches]
+
+
+def _behaviour_kl(batch: TokenBatch, token_count: float) -> torch.Tensor:
+    with torch.no_grad():
+        log_ratio = (batch.logprobs - batch.behaviour).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        return _share(torch.expm1(log_ratio) - log_ratio, batch.mask, token_count)
+
+
+def _share(values: torch.Tensor, mask: torch.Tensor, token_count: float) -> torch.Tensor:
+    return torch.where(mask.bool(), values, torch.zeros_like(values)).sum() / max(token_count, 1.0)

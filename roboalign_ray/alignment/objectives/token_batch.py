@@ -1,0 +1,223 @@
+"""From scored rollouts to training sequences and micro-batches.
+
+Each segment of a rollout is a sequence of its own, [context][given …][act][generated]…: the model saw nothing
+else when it made it. Sequences of one shape are stacked, so no micro-batch holds padding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from roboalign_ray.alignment.advantages import GroupAdvantages, frame_advantages, group_advantages
+from roboalign_ray.alignment.records.scored import ScoredGroup
+from roboalign_ray.config import AlignmentConfig, RolloutConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.protocol import Segment
+from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.transformer import segment_ids
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """One segment of one sample.
+
+    Attributes:
+        ids: int64 [L], ends with the last generated frame.
+        frames: frames in `ids`, given and generated.
+        generated: the last frames, n of them, whose tokens are trained on.
+        behaviour: float32 [n * D], log-probabilities under the policy that sampled them.
+        advantages: float32 [n * D], per trained token.
+        version: weight version that generated the segment.
+    """
+
+    ids: np.ndarray
+    frames: int
+    generated: int
+    behaviour: np.ndarray
+    advantages: np.ndarray
+    version: int
+
+    @property
+    def tokens(self) -> int:
+        """Trained tokens."""
+        return len(self.behaviour)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences of one shape.
+
+    Attributes:
+        ids: int64 [B, L].
+        frames, generated: as in `TrainingSequence`.
+        behaviour, advantages: float32 [B, N].
+        mask: float32 [B, N]; all 0 in a micro-batch that only keeps the ranks in step.
+    """
+
+    ids: np.ndarray
+    frames: int
+    generated: int
+    behaviour: np.ndarray
+    advantages: np.ndarray
+    mask: np.ndarray
+
+    def silenced(self) -> MicroBatch:
+        """The same shape with nothing to learn from."""
+        return MicroBatch(
+            self.ids, self.frames, self.generated, self.behaviour, self.advantages, np.zeros_like(self.mask)
+        )
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What became of the groups of a batch.
+
+    Attributes:
+        groups, dropped_groups: all, and those with fewer than two valid samples.
+        samples, failed_samples: all, and those that failed or were dropped with their group.
+        flat_groups: groups whose valid samples all have the same reward: nothing to learn but the KL.
+    """
+
+    groups: int
+    dropped_groups: int
+    samples: int
+    failed_samples: int
+    flat_groups: int
+
+    def __add__(self, other: BatchCounts) -> BatchCounts:
+        return BatchCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def check_trainable(rollout: RolloutConfig) -> None:
+    """Refuse rollout settings whose log-probabilities a forward pass cannot reproduce.
+
+    Raises:
+        UserError: context policy "sinks", or sampling that is not the model's own distribution.
+    """
+    if rollout.refresh.policy == "sinks":
+        raise UserError(
+            "samples of policy 'sinks' cannot be trained on: they rest on a cache that no forward pass has",
+            where="rollout.refresh.policy",
+            remedy="use none, swr, token_window or reference_recent",
+        )
+    if rollout.sampling.temperature != 1.0 or rollout.sampling.top_k:
+        raise UserError(
+            f"temperature {rollout.sampling.temperature:g} with top_k {rollout.sampling.top_k} samples from "
+            "another distribution than the one that is trained",
+            where="rollout.sampling",
+            remedy="align with temperature 1 and top_k 0",
+        )
+
+
+def training_sequences(
+    groups: list[ScoredGroup], layout: SequenceLayout, config: AlignmentConfig
+) -> tuple[list[TrainingSequence], BatchCounts]:
+    """Sequences of all valid samples, in the order group, segment, sample.
+
+    Args:
+        config: says how credit is given.
+
+    Raises:
+        UserError: a segment is not exact, or credit by frame is asked of a reward on clips.
+    """
+    sequences: list[TrainingSequence] = []
+    advantages = [_advantages(group, config) for group in groups]
+    for group, values in zip(groups, advantages, strict=True):
+        first = 0
+        for segment in group.rollout.segments:
+            sequences += _segment_sequences(segment, first, values, layout, group.rollout.prompt_id)
+            first += segment.tokens.shape[1]
+    flat = sum(not a.dropped and not a.values.any() for a in advantages)
+    counts = BatchCounts(
+        groups=len(groups),
+        dropped_groups=sum(a.dropped for a in advantages),
+        samples=sum(len(a.valid) for a in advantages),
+        failed_samples=sum(int((~a.valid).sum()) for a in advantages),
+        flat_groups=flat,
+    )
+    return sequences, counts
+
+
+def _advantages(group: ScoredGroup, config: AlignmentConfig) -> GroupAdvantages:
+    if config.credit == "frame":
+        return frame_advantages(group.scores, config.discount)
+    return group_advantages(group.scores)
+
+
+def _segment_sequences(
+    segment: Segment, first: int, advantages: GroupAdvantages, layout: SequenceLayout, where: str
+) -> list[TrainingSequence]:
+    """One sequence per valid sample; `first` is the rollout's frame that the segment begins with."""
+    if not segment.exact:
+        raise UserError(
+            "a segment's log-probabilities cannot be reproduced by a forward pass",
+            where=where,
+            remedy="align with another rollout.refresh.policy than 'sinks'",
+        )
+    ids_GL = segment_ids(segment, layout)
+    generated, tokens = segment.tokens.shape[1:]
+    frames = segment.given.shape[1] + generated
+    values = advantages.values
+    per_frame = (
+        values[:, first : first + generated] if values.ndim == 2 else values[:, None].repeat(generated, 1)
+    )
+    per_token = per_frame.repeat(tokens, axis=1).astype(np.float32)
+    return [
+        TrainingSequence(
+            ids=ids_GL[sample],
+            frames=frames,
+            generated=generated,
+            behaviour=segment.logprobs[sample].reshape(-1).astype(np.float32),
+            advantages=per_token[sample],
+            version=segment.version,
+        )
+        for sample in np.flatnonzero(advantages.valid)
+    ]
+
+
+def micro_batches(
+    sequences: list[TrainingSequence], token_budget: int, *, rank: int = 0, ranks: int = 1
+) -> list[MicroBatch]:
+    """This rank's share of the sequences, stacked by shape, at most `token_budget` ids each (or one row).
+
+    Every rank gets equally many micro-batches, as collective operations in a forward pass need: the shorter
+    list ends in silenced ones. The result depends on the arguments alone: the ranks need not talk about it.
+    """
+    shares = [_stack(sequences[other::ranks], token_budget) for other in range(ranks)]
+    longest = max(len(share) for share in shares)
+    mine = list(shares[rank])
+    filler = next((batches[0] for batches in shares if batches), None)
+    while len(mine) < longest and filler is not None:
+        mine.append(filler.silenced())
+    return mine
+
+
+def _stack(sequences: list[TrainingSequence], token_budget: int) -> list[MicroBatch]:
+    shapes: dict[tuple[int, int], list[TrainingSequence]] = defaultdict(list)
+    for sequence in sequences:
+        shapes[sequence.frames, sequence.generated].append(sequence)
+    batches = []
+    for (frames, generated), members in shapes.items():
+        rows = max(1, token_budget // len(members[0].ids))
+        for first in range(0, len(members), rows):
+            chunk = members[first : first + rows]
+            behaviour = np.stack([s.behaviour for s in chunk])
+            batches.append(
+                MicroBatch(
+                    ids=np.stack([s.ids for s in chunk]),
+                    frames=frames,
+                    generated=generated,
+                    behaviour=behaviour,
+                    advantages=np.stack([s.advantages for s in chunk]),
+                    mask=np.ones_like(behaviour),
+                )
+            )
+    return batches
+
+
+def token_count(sequences: list[TrainingSequence]) -> int:
+    """Trained tokens of all sequences: the denominator of the step's mean."""
+    return sum(sequence.tokens for sequence in sequences)

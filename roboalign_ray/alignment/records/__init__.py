@@ -1,0 +1,1 @@
+"""Scored groups, their files and the journal."""

@@ -1,0 +1,137 @@
+"""The journal of an alignment run, read again: which groups were trained, what made them, and what they scored.
+
+A line holds all that a group can be made again from: prompt, seeds, weight version per segment, and the groups that
+were rolled out as one batch with it. `compare_scores` says whether what came of that is what came of it then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.storage.readers import read_lines
+
+Score = Mapping[str, Any]  # a sample's, as the journal has it
+
+
+@dataclass(frozen=True)
+class JournalGroup:
+    """One trained group.
+
+    Attributes:
+        group, update: its number, and the update (from 0) that trained it.
+        prompt, seeds: what it began from.
+        versions: weight version per segment.
+        scores: one per sample.
+        together: numbers of the groups of its batch, its own among them; only itself where an older run did not say.
+    """
+
+    group: int
+    update: int
+    prompt: str
+    seeds: tuple[int, ...]
+    versions: tuple[int, ...]
+    scores: tuple[Score, ...]
+    together: tuple[int, ...]
+
+    @property
+    def scorers(self) -> set[int]:
+        """Versions of the scorer that judged its samples; empty where all failed."""
+        return {int(score.get("scorer_version", 0)) for score in self.scores if "failed" not in score}
+
+
+class Verdict(StrEnum):
+    """What became of a group that was made again. GONE: weights or scorer are not there any more."""
+
+    EQUAL = "equal"
+    CLOSE = "close"
+    DIFFERS = "differs"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A group then and now.
+
+    Attributes:
+        difference: largest of any figure; NaN where there is nothing to subtract.
+        why: one line, where it differs or is gone.
+    """
+
+    group: JournalGroup
+    verdict: Verdict
+    difference: float = math.nan
+    why: str = ""
+
+
+def read_journal(path: Path) -> list[JournalGroup]:
+    """The trained groups in order; attempts that failed and a torn last line are left out.
+
+    Raises:
+        UserError: there is no journal, or a line is none.
+    """
+    if not path.is_file():
+        raise UserError("no journal of a run", where=str(path), remedy="give the folder of an alignment run")
+    groups = []
+    for entry in read_lines(path, "journal line"):
+        if "scores" in entry:
+            try:
+                groups.append(_group(entry))
+            except (ValueError, LookupError, TypeError, OverflowError) as error:
+                where = f"{path}, group {entry.get('group')}"
+                raise UserError(f"is no line of a journal ({first_line(error)})", where=where) from error
+    return groups
+
+
+def compare_scores(group: JournalGroup, now: Sequence[Score], tolerance: float) -> Comparison:
+    """A group's scores then and now, sample by sample and figure by figure.
+
+    Args:
+        group: with its scores then.
+        now: the same samples' scores now.
+        tolerance: largest difference that still counts as close.
+    """
+    if len(now) != len(group.scores):
+        return Comparison(group, Verdict.DIFFERS, why=f"{len(now)} samples instead of {len(group.scores)}")
+    largest = 0.0
+    for place, (before, after) in enumerate(zip(group.scores, now, strict=True)):
+        if before.get("kind") != after.get("kind") or before.keys() != after.keys():
+            why = f"sample {place}: {_told(after)} instead of {_told(before)}"
+            return Comparison(group, Verdict.DIFFERS, why=why)
+        if "failed" not in before:
+            largest = max([largest, *(_difference(before[name], after[name]) for name in before)])
+    if largest == 0.0:
+        return Comparison(group, Verdict.EQUAL, 0.0)
+    if largest <= tolerance:
+        return Comparison(group, Verdict.CLOSE, largest)
+    return Comparison(group, Verdict.DIFFERS, largest, f"a score differs by {largest:.3g}")
+
+
+def _group(entry: Mapping[str, Any]) -> JournalGroup:
+    number = int(entry["group"])
+    return JournalGroup(
+        group=number,
+        update=int(entry["update"]),
+        prompt=str(entry["prompt"]),
+        seeds=tuple(entry["seeds"]),
+        versions=tuple(entry["versions"]),
+        scores=tuple(entry["scores"]),
+        together=tuple(entry.get("together", [number])),
+    )
+
+
+def _difference(before: float, after: float) -> float:
+    """Of two figures; two that are both no number are alike."""
+    if before == after or (math.isnan(before) and math.isnan(after)):
+        return 0.0
+    difference = abs(before - after)
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _told(score: Score) -> str:
+    return f"failed ({score['kind']})" if "failed" in score else f"scored ({', '.join(sorted(score))})"

@@ -1,0 +1,151 @@
+"""World models by the rubric: rollouts of held-out windows, scored by several judges side by side.
+
+RoboAlign-R1 (arXiv 2605.03821) reports the six dimensions of RobotWorldBench before and after alignment; which judge
+gives them matters, so every table here names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.evaluation.bootstrap import PairedDifference, bootstrap_mean, paired_difference
+from roboalign_ray.evaluation.report.data import Table
+from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.judge.bench.pair_maker import SourceClip
+from roboalign_ray.judge.bench.rollouts import source_prompt
+from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.rubric import DIMENSIONS
+from roboalign_ray.judge.student.model import with_start
+from roboalign_ray.judge.validation.selection import mean_known
+from roboalign_ray.world_model.protocol import WorldModel
+
+TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class JudgedResult:
+    """What one judge says of one model's rollouts.
+
+    Attributes:
+        judge: its name.
+        scores: float64 [E, S, 6], rubric points of window and sample; NaN where a score could not be given.
+    """
+
+    judge: str
+    scores: np.ndarray
+
+    def per_window(self, dimension: int | None = None) -> np.ndarray:
+        """Float64 [E]: a dimension's, or by default the total's mean over samples; NaN where none has a score."""
+        values = self.scores.sum(axis=-1) if dimension is None else self.scores[..., dimension]
+        return mean_known(values)
+
+    @property
+    def failed(self) -> int:
+        """Rollouts without a score."""
+        return int((~np.isfinite(self.scores).all(axis=-1)).sum())
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """One judged rollout, for people to look at.
+
+    Attributes:
+        title: what was asked, and of which window.
+        frames: uint8 [T, H, W, 3], start frame first.
+        judgements: by judge; or why there is none.
+    """
+
+    title: str
+    frames: np.ndarray
+    judgements: Mapping[str, TeacherJudgement | Failed]
+
+
+def judge_rollouts(
+    model: WorldModel,
+    binner: ActionBinner,
+    sources: Sequence[SourceClip],
+    judges: Mapping[str, TeacherJudge],
+    *,
+    samples: int,
+    seed: int = 0,
+    batch: int = 16,
+    show: int = 0,
+) -> tuple[dict[str, JudgedResult], list[ShownClip]]:
+    """Roll the windows out and ask every judge.
+
+    Args:
+        model: predicts as many frames as its config says.
+        binner: of its actions.
+        sources: held-out windows with all that is known of them; one frame more than a rollout.
+        judges: by the name that tables show.
+        samples: rollouts per window; the same seeds at every call.
+        seed: of them.
+        batch: windows rolled out together.
+        show: first samples of so many windows, kept with what the judges said.
+
+    Returns:
+        results by judge, and the kept clips.
+
+    Raises:
+        UserError: no window.
+    """
+    if not sources:
+        raise UserError("no held-out window to judge", where="evaluation")
+    seeds = np.random.default_rng([seed, len(sources)]).integers(2**31, size=(len(sources), samples)).tolist()
+    scores = {name: np.full((len(sources), samples, len(DIMENSIONS)), np.nan) for name in judges}
+    shown: list[ShownClip] = []
+    for first in range(0, len(sources), batch):
+        part = list(sources[first : first + batch])
+        prompts = [source_prompt(source, binner) for source in part]
+        groups = model.rollout(prompts, [tuple(row) for row in seeds[first : first + batch]])
+        for place, (source, group) in enumerate(zip(part, groups, strict=True), start=first):
+            videos = with_start(source.window.frames[0], model.decode(group))
+            told = _asked(source, videos, judges)
+            for name, outcomes in told.items():
+                for sample, outcome in enumerate(outcomes):
+                    if not isinstance(outcome, Failed):
+                        scores[name][place, sample] = outcome.scores
+            if len(shown) < show:
+                title = f"“{group.instruction}” ({group.prompt_id})"
+                shown.append(ShownClip(title, videos[0], {name: all_[0] for name, all_ in told.items()}))
+    return {name: JudgedResult(name, values) for name, values in scores.items()}, shown
+
+
+def _asked(
+    source: SourceClip, videos: np.ndarray, judges: Mapping[str, TeacherJudge]
+) -> dict[str, list[TeacherJudgement | Failed]]:
+    instruction, name = source.window.instruction, f"{source.window.episode_id}@{source.window.start}"
+    requests = [JudgeRequest(video, source.fps, instruction, source.reference, name) for video in videos]
+    return {label: judge.judge(requests) for label, judge in judges.items()}
+
+
+def compare_judged(
+    before: JudgedResult, after: JudgedResult, dimension: int | None = None, *, resamples: int = 2000
+) -> PairedDifference:
+    """After minus before over the same windows: a dimension's, or the total's."""
+    return paired_difference(before.per_window(dimension), after.per_window(dimension), resamples=resamples)
+
+
+def judged_table(
+    before: Mapping[str, JudgedResult], after: Mapping[str, JudgedResult], *, title: str, note: str = ""
+) -> Table:
+    """Per dimension and in all: every judge's mean before and after, and the change with its 95 % interval."""
+    columns = ["dimension"]
+    for name in before:
+        columns += [f"{name}: before", "after", "change"]
+    rows: list[list[float | int | str]] = []
+    for number, label in [
+        *((n, f"{d.title} /{d.maximum}") for n, d in enumerate(DIMENSIONS)),
+        (None, "Total /10"),
+    ]:
+        row: list[float | int | str] = [label]
+        for name in before:
+            means = [bootstrap_mean(side[name].per_window(number), 1).mean for side in (before, after)]
+            change = compare_judged(before[name], after[name], number).difference
+            row += [*means, f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"]
+        rows.append(row)
+    return Table(title, columns, rows, note, digits=[None, *([3, 3, None] * len(before))])

@@ -1,0 +1,1 @@
+"""Files: readers with limits, atomic writes, locks, checkpoints, shards."""

@@ -1,0 +1,1 @@
+"""Metrics, experiment tracking, progress, traces."""

@@ -1,0 +1,1 @@
+"""Weight versions: packing, manifests, publication."""

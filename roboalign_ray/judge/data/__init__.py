@@ -1,0 +1,1 @@
+"""Judged pairs and label stores."""

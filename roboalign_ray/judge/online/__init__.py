@@ -1,0 +1,1 @@
+"""The judge during alignment: rollout annotation, relabelling, re-distillation."""

@@ -1,0 +1,1 @@
+"""The teacher that measures a video against the real continuation."""

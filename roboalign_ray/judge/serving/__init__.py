@@ -1,0 +1,1 @@
+"""The served judge, without a web server: request bodies and admission control."""

@@ -1,0 +1,251 @@
+"""A judge behind a web service: from a request's bytes to a video and an instruction, and from scores to JSON.
+
+    {"video": "<base64>", "instruction": "open the drawer"}     application/json
+    the file itself, ?instruction=open+the+drawer               video/* or application/octet-stream
+
+Knows neither Ray nor a web framework.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from roboalign_ray.config import ServingConfig
+from roboalign_ray.episodes.video_frames import video_size
+from roboalign_ray.foundation.failures import Failed, UserError, first_line
+from roboalign_ray.judge.protocol import (
+    BROKEN,
+    JudgeRequest,
+    TeacherJudgement,
+    judge_each,
+    read_request,
+)
+from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.student.model import Student
+from roboalign_ray.judge.student.training_range import Seen, TrainingRange
+
+VIDEO, INSTRUCTION = "video", "instruction"
+LONGEST_INSTRUCTION = 2000  # characters
+_JSON = "application/json"
+_MOST_JSON_PARTS = 10_000  # objects, lists and members: what a short text and two keys may hold, and no bomb
+_BAD_REQUEST, _NO_ANSWER, _BROKEN = 400, 502, 500
+
+
+@dataclass(frozen=True)
+class ServedJudgement:
+    """What a served judge says of one video.
+
+    Attributes:
+        scores, std: float64 [6], rubric points: the mean, and how sure the judge is (the student's own uncertainty, or
+            the deviation between a teacher's answers).
+        rationale: why; None from a student, which gives no reasons.
+        judge: "student", or a teacher's name.
+        version: the student's number; None for a teacher, whose name says which weights it has.
+        seen: how the clip compares with those that the judge was trained on; None where that is not known.
+    """
+
+    scores: np.ndarray
+    std: np.ndarray
+    rationale: str | None
+    judge: str
+    version: int | None
+    seen: Seen | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "scores": dict(zip(names(), map(float, self.scores), strict=True)),
+            "std": dict(zip(names(), map(float, self.std), strict=True)),
+            "total": float(self.scores.sum()),
+            "rationale": self.rationale,
+            "judge": self.judge,
+            "version": self.version,
+            "training_range": None if self.seen is None else self.seen.as_json(),
+        }
+
+
+class ServedJudge(Protocol):
+    """Scores several videos at once.
+
+    Attributes:
+        name: "student", or a teacher's name.
+        version: of a student.
+    """
+
+    name: str
+    version: int | None
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
+        """One outcome per request, in order; what is wrong with one costs the others nothing."""
+        ...
+
+
+class ServedStudent:
+    """A student; `version` is its own.
+
+    Args:
+        student: that scores.
+        training_range: of the clips it was trained on, where that is known.
+    """
+
+    name = "student"
+    version: int | None
+
+    def __init__(self, student: Student, training_range: TrainingRange | None = None) -> None:
+        self._student, self.version, self._range = student, student.version, training_range
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
+        """See `ServedJudge`."""
+        return judge_each(requests, self._judged)
+
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
+        said = self._student.score(
+            [request.frames for request in requests], [request.instruction for request in requests]
+        )
+        return [self._one(*one) for one in zip(requests, said.scores, said.std, strict=True)]
+
+    def _one(self, request: JudgeRequest, scores: np.ndarray, std: np.ndarray) -> ServedJudgement | Failed:
+        if not (np.isfinite(scores).all() and np.isfinite(std).all()):
+            return Failed("the student gives no number for this video", "nan")
+        seen = compared(request, self._range)
+        return ServedJudgement(scores, std, None, self.name, self.version, seen)
+
+
+class ServedTeacher:
+    """A teacher, under the name that stands in its labels.
+
+    Args:
+        name: the teacher's.
+        teacher: anything that has its `judge`.
+        training_range: of the clips it was trained on, where that is known.
+    """
+
+    version: int | None = None
+
+    def __init__(self, name: str, teacher: Any, training_range: TrainingRange | None = None) -> None:
+        self.name, self._teacher, self._range = name, teacher, training_range
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
+        """See `ServedJudge`."""
+        said: list[TeacherJudgement | Failed] = self._teacher.judge(requests)
+        return [self._one(*one) for one in zip(requests, said, strict=True)]
+
+    def _one(self, request: JudgeRequest, said: TeacherJudgement | Failed) -> ServedJudgement | Failed:
+        if isinstance(said, Failed):
+            return said
+        seen = compared(request, self._range)
+        return ServedJudgement(said.scores, said.std, said.rationale, self.name, self.version, seen)
+
+
+def compared(request: JudgeRequest, training_range: TrainingRange | None) -> Seen | None:
+    """How a request's clip compares with a judge's training clips; None where those are not known."""
+    return None if training_range is None else training_range.compare(request.frames, request.fps)
+
+
+def read_question(
+    body: bytes,
+    content_type: str,
+    instruction: str | None,
+    config: ServingConfig,
+    lease: Callable[[int], object] = lambda pixels: None,
+) -> JudgeRequest:
+    """A request's body as a video and an instruction.
+
+    Args:
+        body: JSON, or a video file.
+        content_type: says which of them it is.
+        instruction: of the address, for a video file.
+        config: how large a video may be.
+        lease: called before anything is decoded, with the pixels of all frames together.
+
+    Raises:
+        UserError: no video or no instruction in it, or they cannot be used.
+        PixelsBusyError: `lease` got no room for it.
+    """
+    if check_content_type(content_type) == _JSON:
+        video, instruction = _from_json(body, config)
+    else:
+        video = body
+    instruction = instruction or ""
+    _check_instruction(instruction)
+    try:
+        pixels = video_size(video).pixels
+        if pixels > config.largest_video_pixels:
+            allowed = f"its frames hold more than the {config.largest_video_pixels} pixels allowed"
+            raise UserError(allowed, where="video", remedy="send fewer or smaller frames")
+        lease(pixels)
+        return read_request(video, instruction, most_pixels=config.largest_video_pixels, budget=None)
+    except UserError:
+        raise
+    except Exception as error:  # the file came from outside: whatever its decoder says of it, it is the file
+        raise UserError(
+            f"video cannot be decoded ({type(error).__name__}: {first_line(error)})", where="video"
+        ) from error
+
+
+def check_content_type(content_type: str) -> str:
+    """The media type, in lower case and without its parameters.
+
+    Raises:
+        UserError: bodies of this kind are not understood.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == _JSON or kind.startswith("video/") or kind == "application/octet-stream":
+        return kind
+    raise UserError(
+        f"content type '{kind[:100]}' is not understood",
+        where="request",
+        remedy="send application/json, or the file itself as video/mp4",
+    )
+
+
+def status_of(failed: Failed) -> int:
+    """The HTTP status of a video that got no score: whose fault it was."""
+    return {"input": _BAD_REQUEST, BROKEN: _BROKEN}.get(failed.kind, _NO_ANSWER)
+
+
+def _from_json(body: bytes, config: ServingConfig) -> tuple[bytes, str]:
+    if sum(body.count(sign) for sign in (b"{", b"[", b",")) > _MOST_JSON_PARTS:
+        raise UserError(
+            "JSON of too many parts", where="request", remedy=f'send "{VIDEO}" and "{INSTRUCTION}"'
+        )
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({type(error).__name__})", where="request") from error
+    if not isinstance(told, dict):
+        raise UserError("not a JSON object", where="request", remedy=f'send "{VIDEO}" and "{INSTRUCTION}"')
+    for key in (VIDEO, INSTRUCTION):
+        if not isinstance(told.get(key), str):
+            raise UserError(f'"{key}" is missing or not a string', where="request")
+    for key in told:
+        if key not in (VIDEO, INSTRUCTION):
+            raise UserError(
+                f"unknown key {json.dumps(key[:100])}", where="request", remedy=f"{VIDEO} and {INSTRUCTION}"
+            )
+    if len(told[VIDEO]) * 3 / 4 > config.largest_body_mb * 1e6:
+        raise UserError(f'"{VIDEO}" is larger than {config.largest_body_mb:g} MB', where="request")
+    try:
+        return base64.b64decode(told[VIDEO], validate=True), told[INSTRUCTION]
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f'"{VIDEO}" is not base64', where="request") from error
+
+
+def _check_instruction(instruction: str) -> None:
+    if len(instruction) > LONGEST_INSTRUCTION:
+        raise UserError(
+            f"the instruction has {len(instruction)} characters",
+            where="request",
+            remedy=f"send at most {LONGEST_INSTRUCTION}",
+        )
+    try:
+        instruction.encode()
+    except UnicodeEncodeError:
+        raise UserError("the instruction holds half of a character pair", where="request") from None

@@ -1,0 +1,1 @@
+"""The student judge: model, training, calibration, registry."""

@@ -1,0 +1,214 @@
+"""The reward gate: what any judge must show before it may reward a policy.
+
+A held-out clip as it was must score higher than the same clip spoiled, as a whole or in any third, or asked for
+otherwise, by at least a quarter of the judge's range in each of the trials; and in other words it must score the same.
+A judge that fails here would teach its own blind spot: pixel L1, for one, hardly minds blur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from roboalign_ray.config.judge import GateConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.bench.parts import THIRDS
+from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.validation.trials import GateClip, Question, is_paraphrase, may_be_left_out, spoil
+
+TOTAL_RANGE = float(maxima().sum())
+_MOST_FAILED = 0.5
+_NAN = float("nan")
+
+
+Judge = Callable[[Sequence[Question]], np.ndarray]
+"""Questions to float [N]; higher is better, NaN where no score could be given."""
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One trial.
+
+    Attributes:
+        trial: how clips were spoiled.
+        clips: clips that both were scored of.
+        failed: clips without a score.
+        exact, spoiled: mean scores.
+        gap: their difference as a share of the range; where thirds are spoiled, in the third where it is least; for
+            paraphrases the mean absolute difference, which must be small.
+        wins: share of clips on which the exact one scores higher; ties count half; in the third where it is least.
+        passed: whether this opens the gate; so does a trial for which no clip has what it needs, if it may be left
+            out (`trials.may_be_left_out`): it has no clips and no figures.
+        thirds: the gap in each third, NaN where nothing was tried; empty where clips are spoiled as a whole.
+    """
+
+    trial: str
+    clips: int
+    failed: int
+    exact: float
+    spoiled: float
+    gap: float
+    wins: float
+    passed: bool
+    thirds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """All trials of one judge."""
+
+    judge: str
+    rows: tuple[GateRow, ...]
+    smallest_gap: float
+
+    @property
+    def open(self) -> bool:
+        """Whether every trial passed."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def table(self) -> str:
+        """Markdown."""
+        lines = [
+            "| trial | clips | exact | spoiled | gap | in each third | wins | |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in self.rows:
+            verdict = ("passed" if row.clips else "not tried") if row.passed else "FAILED"
+            thirds = ", ".join(f"{gap:.1%}" for gap in row.thirds)
+            same = is_paraphrase(row.trial)
+            gap, wins = (f"±{row.gap:.1%}", "") if same else (f"{row.gap:.1%}", f"{row.wins:.0%}")
+            scores = f"{row.exact:.2f} | {row.spoiled:.2f}"
+            lines.append(f"| {row.trial} | {row.clips} | {scores} | {gap} | {thirds} | {wins} | {verdict} |")
+        return "\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        rows = [{key: _told(value) for key, value in asdict(row).items()} for row in self.rows]
+        return {"judge": self.judge, "open": self.open, "smallest_gap": self.smallest_gap, "rows": rows}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> GateResult:
+        """What `as_json` gave."""
+        rows = []
+        for row in told["rows"]:
+            figures: dict[str, Any] = {key: _read(value) for key, value in row.items()}
+            rows.append(GateRow(**figures))
+        return cls(told["judge"], tuple(rows), told["smallest_gap"])
+
+    def failed(self) -> str:
+        """The trials that keep it closed, with their gaps."""
+        return ", ".join(f"{row.trial} ({row.gap:.1%})" for row in self.rows if not row.passed)
+
+    def assert_open(self) -> None:
+        """Let the judge reward.
+
+        Raises:
+            UserError: a trial failed; the message holds the gaps of those that did, its details the table.
+        """
+        if self.open:
+            return
+        failed = [row for row in self.rows if not row.passed]
+        told = ", ".join(
+            f"{row.trial} {row.gap:.1%}" if row.clips else f"{row.trial} not tried" for row in failed
+        )
+        raise UserError(
+            f"the reward gate is closed: {len(failed)} of {len(self.rows)} trials failed, by their gaps to the exact "
+            f"clip (at least {self.smallest_gap:.0%}; in other words small): {told}",
+            where=self.judge,
+            remedy="train the judge on more or stronger examples of what failed; it must not reward as it is",
+            details=self.table(),
+        )
+
+
+def run_gate(
+    judge: Judge,
+    clips: Sequence[GateClip],
+    config: GateConfig,
+    *,
+    name: str = "judge",
+    reward_range: float = TOTAL_RANGE,
+    seed: int = 0,
+) -> GateResult:
+    """Try a judge.
+
+    Args:
+        judge: any reward, as a function of questions.
+        clips: real held-out clips; two or more different instructions among them.
+        config: trials and bars.
+        name: the judge's, for tables.
+        reward_range: largest minus smallest score the judge can give.
+        seed: of shuffles, noise and partners.
+
+    Raises:
+        UserError: no clip, or the judge answers with another number of scores.
+    """
+    if not clips:
+        raise UserError("no real clip to try the judge on", where=name, remedy="hold out some real episodes")
+    exact = _asked(judge, [Question(c.frames, c.instruction, c.frames) for c in clips], name)
+    rows = []
+    for trial in config.trials:
+        spoiled = spoil(trial, clips, seed)
+        if may_be_left_out(trial) and not any(spoiled):
+            rows.append(GateRow(trial, 0, 0, _NAN, _NAN, _NAN, _NAN, True))
+            continue
+        kept = [n for n, question in enumerate(spoiled) if question is not None]
+        questions = [question for question in spoiled if question is not None]
+        answers = _asked(judge, questions, name) if kept else np.empty(0)
+        thirds = [question.third for question in questions]
+        rows.append(_row(trial, exact[kept], answers, thirds, config, reward_range))
+    return GateResult(name, tuple(rows), config.smallest_gap)
+
+
+def _asked(judge: Judge, questions: Sequence[Question], name: str) -> np.ndarray:
+    answers = np.asarray(judge(questions), dtype=np.float64)
+    if answers.shape != (len(questions),):
+        raise UserError(f"answered {answers.shape} to {len(questions)} questions, want [N]", where=name)
+    return answers
+
+
+def _row(
+    trial: str,
+    exact: np.ndarray,
+    spoiled: np.ndarray,
+    thirds: Sequence[int | None],
+    config: GateConfig,
+    reward_range: float,
+) -> GateRow:
+    scored = np.isfinite(exact) & np.isfinite(spoiled)
+    failed = int((~scored).sum())
+    if not scored.any():
+        return GateRow(trial, 0, failed, _NAN, _NAN, _NAN, _NAN, False)
+    a, b = exact[scored], spoiled[scored]
+    shares, won = (a - b) / reward_range, (a > b) + 0.5 * (a == b)
+    places = np.array([-1 if third is None else third for third in thirds])[scored]
+    gap, wins = (min(values[places == n].mean() for n in np.unique(places)) for values in (shares, won))
+    by_third = tuple(
+        float(shares[places == n].mean()) if (places == n).any() else _NAN for n in range(THIRDS)
+    )
+    if is_paraphrase(trial):
+        gap = np.abs(shares).mean()
+        passed = gap <= config.largest_change
+    else:
+        passed = gap >= config.smallest_gap and wins >= config.least_wins
+    # A judge that fails on every other clip has not been tried, however well it does on the rest.
+    passed = bool(passed) and failed <= _MOST_FAILED * len(scored)
+    told = () if (places < 0).any() else by_third
+    return GateRow(
+        trial, len(a), failed, float(a.mean()), float(b.mean()), float(gap), float(wins), passed, told
+    )
+
+
+def _told(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, (tuple, list)):
+        return [_told(one) for one in value]
+    return None if value != value else value
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(one) for one in value)
+    return _NAN if value is None else value

@@ -1,0 +1,83 @@
+"""The distilled judge as a reward: R = sum_k w_k g_k(instruction, video) over the six rubric dimensions.
+
+The form is RoboAlign-R1's (arXiv 2605.03821); its weights are unpublished, ours stand in `JudgedRewardConfig`. Every
+score records the version of the student that gave it. A sample that the student cannot score is `Failed`, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from roboalign_ray.config.rewards import JudgedRewardConfig
+from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.student.model import Student, with_start
+from roboalign_ray.rewards.protocol import RewardInput, Score, Scored
+
+UNCERTAINTY = "uncertainty"
+PART = "judged"  # its name in a weighted sum
+
+
+class JudgedReward:
+    """Implements `Reward`. Components: the six dimensions in points, and "uncertainty", the mean weighted standard
+    deviation in points.
+
+    Args:
+        student: published version; may be replaced by a newer one between calls (`student` attribute).
+        config: weights.
+    """
+
+    def __init__(self, student: Student, config: JudgedRewardConfig) -> None:
+        self.student, self.config = student, config
+        self.weights = np.asarray(config.weights, dtype=np.float64)
+
+    @property
+    def version(self) -> int:
+        """Of the student that scores now."""
+        return self.student.version
+
+    def score(self, inputs: RewardInput) -> Sequence[Score]:
+        """One `Scored` or `Failed` per sample, in order; the clip is the start frame and what was generated."""
+        generated = inputs.generated
+        problem = _problem(inputs)
+        if problem is not None:
+            return [problem] * len(generated)
+        videos = with_start(inputs.start, generated)
+        judged = self.student.score(videos, [inputs.instruction] * len(videos), batch=self.config.batch)
+        return [self._total(s, d, judged.version) for s, d in zip(judged.scores, judged.std, strict=True)]
+
+    def _total(self, scores: np.ndarray, std: np.ndarray, version: int) -> Score:
+        uncertainty = float(self.weights @ std / self.weights.sum())
+        total = float(self.weights @ scores) - self.config.uncertainty_penalty * uncertainty
+        if not np.isfinite(total):
+            return Failed(f"student version {version} gave a score that is not finite", "nan")
+        parts = dict(zip(names(), map(float, scores), strict=True))
+        return Scored(total, {**parts, UNCERTAINTY: uncertainty}, version)
+
+
+def judged_scores(score: Score) -> np.ndarray | None:
+    """The student's six scores, points float64 [6], inside a sample's score; None where it has none of them."""
+    if isinstance(score, Failed):
+        return None
+    parts = score.components
+    for prefix in ("", f"{PART}/"):
+        if all(f"{prefix}{name}" in parts for name in names()):
+            return np.array([parts[f"{prefix}{name}"] for name in names()], np.float64)
+    return None
+
+
+def _problem(inputs: RewardInput) -> Failed | None:
+    """Why the whole group cannot be judged, or None."""
+    generated, start = inputs.generated, inputs.start
+    if generated.ndim != 5 or generated.shape[-1] != 3 or 0 in generated.shape:
+        return Failed(f"generated frames are {generated.shape}, not [G, T, H, W, 3]", "shape")
+    if start.shape != generated.shape[2:]:
+        return Failed(f"the start frame is {start.shape}, generated ones {generated.shape[2:]}", "shape")
+    for name, frames in (("generated frames", generated), ("the start frame", start)):
+        if frames.dtype != np.uint8:
+            return Failed(f"{name} are {frames.dtype}, not uint8", "shape")
+    if not inputs.instruction.strip():
+        return Failed("no instruction to judge against", "missing")
+    return None

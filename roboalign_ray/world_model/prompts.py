@@ -1,0 +1,70 @@
+"""Reads the prompts that window names stand for, where they are needed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from roboalign_ray.config import EpisodesConfig
+from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.window_names import PromptName
+from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.protocol import Prompt
+
+_EPISODES_KEPT = 16
+
+
+def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:
+    """Frame 0 and `horizon` more."""
+    return WindowSpec(horizon + 1, stride=config.frame_stride, view=config.view, height=height, width=width)
+
+
+class PromptReader:
+    """Reads the windows that prompts name, from the episode store; frame 0 is its own context.
+
+    Args:
+        config: store, view and stride.
+        height, width: pixels that the tokenizer takes.
+        binner: actions to bins; `frames` does without.
+    """
+
+    def __init__(
+        self, config: EpisodesConfig, height: int, width: int, binner: ActionBinner | None = None
+    ) -> None:
+        self._config, self._size, self._binner = config, (height, width), binner
+        self._store = open_store(config.store)
+        self._episode = lru_cache(_EPISODES_KEPT)(self._read)
+
+    def prompt(self, name: PromptName, longest: int) -> Prompt:
+        """The prompt; its horizon is the name's, or `longest` where the name has none.
+
+        Raises:
+            UserError: no such episode, or actions that do not fit the bins.
+            EpisodeError: it does not decode, or is too short.
+        """
+        if self._binner is None:
+            raise UserError("prompts need action bins", where="prompt reader")
+        horizon = name.horizon or longest
+        window = self._window(name, horizon)
+        actions = self._binner.to_bins(window.actions[:horizon])
+        return Prompt(name.prompt_id, window.context, window.frames[0], actions, window.instruction)
+
+    def frames(self, name: PromptName, horizon: int) -> np.ndarray:
+        """Frame 0 and the real continuation, uint8 [horizon + 1, H, W, 3].
+
+        Raises:
+            UserError: no such episode.
+            EpisodeError: it does not decode, or is too short.
+        """
+        return self._window(name, horizon).frames
+
+    def _window(self, name: PromptName, horizon: int) -> Window:
+        spec = prompt_spec(self._config, horizon, *self._size)
+        return cut_window(self._episode(name.episode_id), spec, name.start, context=name.start)
+
+    def _read(self, episode_id: str) -> Episode:
+        return self._store.read(episode_id)

@@ -1,0 +1,1 @@
+"""The token world model: transformer, rollout engine, refresh, pre-training."""
