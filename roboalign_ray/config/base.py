@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, nearest_key
 from roboalign_ray.foundation.secrets import masked_tree
 
 # Every generator that a seed reaches (NumPy, PyTorch, Ray, Arrow columns) takes these.
@@ -15,12 +14,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 # Layers and blocks of a network. A config from somebody else must not ask for a million.
 Depth = Annotated[int, Field(ge=1, le=512)]
-
-
-def nearest_key(key: str, known: list[str]) -> str:
-    """A remedy that names the nearest known key, or lists them all when none is near."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
 
 
 def check_warm_up(steps: int | None, total: int, where: str, *, unit: str = "steps") -> None:

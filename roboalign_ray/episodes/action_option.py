@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from roboalign_ray.config.base import nearest_key
 from roboalign_ray.episodes.action_kinds import (
     ACTION_KINDS,
     EXAMPLE,
@@ -17,7 +16,7 @@ from roboalign_ray.episodes.action_kinds import (
     listed,
 )
 from roboalign_ray.episodes.action_names import is_quaternion
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, nearest_key
 
 _ITEM = re.compile(r"(?:[^,\[\(]|\[[^\]]*\]|\([^)]*\))+")  # commas inside brackets belong to a name
 

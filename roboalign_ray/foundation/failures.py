@@ -10,6 +10,7 @@ produced. It travels next to successes and is never turned into a number.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -66,6 +67,12 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def nearest_key(key: str, known: list[str]) -> str:
+    """A remedy that names the nearest known key, or lists them all when none is near."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
 
 
 _SPACE = "free space there, or choose another folder (TMPDIR sets the temporary one)"

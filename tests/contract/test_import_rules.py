@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Rooms from the ground up, as levels: a room imports rooms of lower levels only, none of its own level.
 LEVELS = (
     ("foundation",),
+    ("plugins",),
     ("config",),
     ("episodes", "metrics", "tokenizer"),
     ("world_model", "inverse_dynamics"),
@@ -29,7 +30,9 @@ DISTRIBUTED = {"ray", "vllm", "deepspeed"}
 
 
 def modules(room: str) -> list[Path]:
-    """Every module of a room; some rooms stand beside the library and are linked into it."""
+    """Every module of a room; some rooms stand beside the library and are linked into it, one is a single module."""
+    if (alone := REPOSITORY / "roboalign_ray" / f"{room}.py").is_file():
+        return [alone]
     beside = REPOSITORY / room
     return sorted((beside if beside.is_dir() else REPOSITORY / "roboalign_ray" / room).rglob("*.py"))
 

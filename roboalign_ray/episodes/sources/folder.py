@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from roboalign_ray.config.base import nearest_key
 from roboalign_ray.episodes.shaping import WHOLE, Shaping
 from roboalign_ray.episodes.sources.droid import VIEWS, DroidSource, annotation_files
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.sources.rlds import RldsSource
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, nearest_key
 
 Format = Literal["lerobot", "rlds", "droid"]
 FORMATS: tuple[Format, ...] = get_args(Format)

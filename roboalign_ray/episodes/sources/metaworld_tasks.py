@@ -6,7 +6,7 @@ finishes within an episode.
 
 from __future__ import annotations
 
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, nearest_key
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "reach": (
@@ -131,8 +131,6 @@ def sentence(task: str, index: int) -> str:
 
 def check_task(task: str) -> None:
     """Raises UserError, naming the nearest task, unless `task` is one we simulate."""
-    from roboalign_ray.config.base import nearest_key
-
     if task not in SENTENCES:
         raise UserError(
             f"unknown Meta-World task '{task}'", where="tasks", remedy=nearest_key(task, list(SENTENCES))

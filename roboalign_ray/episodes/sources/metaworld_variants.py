@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from roboalign_ray.config.base import nearest_key
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.failures import UserError, nearest_key
 
 OPEN, CLOSE = -1.0, 1.0
 Driver = Callable[[np.ndarray, bool], np.ndarray]  # (observation, succeeded so far) -> action [4]
