@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,26 +123,41 @@ def _view(config: JobConfig, address: str | None, cluster_file: Path | None) -> 
     return cluster_of(config.cluster.model_copy(update={"address": address}))
 
 
-def print_plan(plan: Plan) -> None:
-    """The plan as text and tables on stdout."""
+def print_plan(plan: Plan, *, full: bool = False) -> None:
+    """The plan as text and tables on stdout: the answer first, then what the job is made of.
+
+    Args:
+        full: the resolved profile follows, every key.
+    """
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(dump_yaml(plan.config), end="", markup=False)
-    for title, rows in (
-        ("Parameters", _parameter_rows(plan)),
-        ("Tokens", [(_words(name), f"{amount:,}") for name, amount in plan.tokens.items()]),
-        ("Bytes", [(_words(name), _bytes(amount)) for name, amount in plan.bytes.items()]),
-        ("Cluster", [(node.name, _amounts(node)) for node in plan.nodes]),
-        ("Bundles", _bundle_rows(plan)),
-        ("Input", [(phase, plan.input(phase)) for phase in plan.placement]),
-    ):
+    tables: dict[str, Sequence[tuple[str, ...]]] = {
+        "Answer": _answer_rows(plan),
+        "Bundles": _bundle_rows(plan),
+        "Cluster": [(node.name, _amounts(node)) for node in plan.nodes],
+        "Parameters": _parameter_rows(plan),
+        "Tokens": [(_words(name), f"{amount:,}") for name, amount in plan.tokens.items()],
+        "Bytes": [(_words(name), _bytes(amount)) for name, amount in plan.bytes.items()],
+    }
+    for number, (title, rows) in enumerate(tables.items()):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for row in rows:
             table.add_row(*row)
-        console.print()
+        if number:
+            console.print()
         console.print(table)
+    if full:
+        console.print("\nProfile")
+        console.print(dump_yaml(plan.config), end="", markup=False)
+
+
+def _answer_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    """Per phase: whether it fits the cluster, and whether its episodes and weights can be used."""
+    return [
+        (phase, _fit(placement), f"input: {plan.input(phase)}") for phase, placement in plan.placement.items()
+    ]
 
 
 def _parameter_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -154,8 +170,8 @@ def _parameter_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def _bundle_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = []
-    for phase, placement in plan.placement.items():
-        rows.append((phase, _fit(placement)))
+    for phase in plan.placement:
+        rows.append((phase, ""))
         for role, settings in roles_of(PHASES[phase][1], plan.config):
             bundles = bundles_of(role, settings)
             needs = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].needs.items())

@@ -24,6 +24,7 @@ from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, Use
 from roboalign_ray.pipelines.cli import assets as assets_cli
 from roboalign_ray.pipelines.cli import bench as bench_cli
 from roboalign_ray.pipelines.cli import chaos as chaos_cli
+from roboalign_ray.pipelines.cli import config as config_cli
 from roboalign_ray.pipelines.cli import episodes as episodes_cli
 from roboalign_ray.pipelines.cli import jobs as jobs_cli
 from roboalign_ray.pipelines.cli import judge as judge_cli
@@ -59,7 +60,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -70,6 +70,7 @@ app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)
 app.add_typer(judge_cli.app, name="judge", rich_help_panel=MATERIAL)
 app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
+app.add_typer(config_cli.app, name="config", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(simulation_cli.simulate)
 app.command(rich_help_panel=LOOK)(chaos_cli.chaos)
 
@@ -91,17 +92,19 @@ def plan(
         Path | None,
         typer.Option("--cluster", metavar="FILE", help="A described cluster to look at instead (YAML)."),
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print the resolved profile too, every key.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a job is made of and whether it fits, without running it.
+    """Say whether a job fits the cluster and can use its input, without running it.
 
-    Prints the resolved profile, parameters by component, tokens and bytes per rollout, and the bundles of every role
-    against what the cluster has. Exits 2, naming the missing resource, where the job cannot be placed, and in the job's
-    own words where its episodes or weights cannot be used. With --cluster the latter is only shown.
+    Prints the answer first, then the bundles of every role, the cluster, parameters by component, and tokens and bytes
+    per rollout. Exits 2, naming the missing resource, where the job cannot be placed, and with the job's own message
+    where its episodes or weights cannot be used. With --cluster the latter is only shown.
 
     \b
     [bold]Examples[/bold]
       roboalign plan demo
+      roboalign plan demo --full
       roboalign plan paper_rt1 --cluster nodes.yaml
       roboalign plan node_8gpu --address auto --json
 
@@ -113,7 +116,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     else:
-        print_plan(result)
+        print_plan(result, full=full)
     result.require_fit()
 
 

@@ -24,10 +24,15 @@ class AlignmentConfig(FrozenConfig):
         discount: with credit by frame, weight of a frame's reward relative to the frame before it. [ours]
         epochs: passes over each rollout batch.
         micro_batch_tokens: most tokens of one forward and backward pass; changes memory, not the gradient.
+        learning_rate: of AdamW, after the warm-up.
+        warmup_updates: updates over which the learning rate rises linearly to its value; 0 starts at the value.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient; a longer one is scaled down to it.
         clip: epsilon of the clipped ratio.
         dual_clip: bound c on the loss where the advantage is negative; 0 leaves it out.
         kl_coefficient: beta of the KL to the frozen pre-trained model.
         kl_estimator: "k3" = exp(d) - d - 1; "k1" = -d; "k2" = d^2/2, with d = log pi_ref - log pi.
+        precision: type of the learner's forward and backward passes.
         zero_stage: DeepSpeed ZeRO stage.
         evaluate_every: updates between evaluations on held-out prompts; the last one is always evaluated.
         checkpoint_every: updates between checkpoints; 0 writes one with every evaluation. The last update and an

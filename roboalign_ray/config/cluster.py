@@ -69,6 +69,7 @@ class ClusterConfig(FrozenConfig):
 
     Attributes:
         address: "local" starts Ray here; "auto" joins a running cluster; or a ray:// address.
+        object_store_gb: size of the object store of a Ray that is started here.
         reachable: Ray that is started here listens on every interface, its metrics page too; else on loopback alone.
     """
 

@@ -33,6 +33,7 @@ class EvaluationConfig(FrozenConfig):
         samples: rollouts per window.
         windows: refresh windows compared by the long-horizon protocol.
         lpips_network: LPIPS backbone.
+        fvd: compute the Fréchet video distance too.
         roi_threshold: a pixel belongs to the region of interest where the real clip's temporal standard deviation
             (mean over channels, [0, 1] scale) exceeds this.
         freeze_threshold: a frame counts as frozen when its mean absolute change is below this share of the real one's.
@@ -65,6 +66,9 @@ class JobConfig(FrozenConfig):
     """Everything a job needs to know, in one frozen tree.
 
     Attributes:
+        name: of the profile; the default run directory is output/name.
+        seed: of every random stream of the job.
+        output: folder of run directories.
         tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package.
 
     Relative paths, here and in the sections, count from the folder that the command is started in (`config.paths`).

@@ -199,6 +199,7 @@ class DistillationConfig(FrozenConfig):
             differ little: a reward that GRPO compares within a group loses by it).
         precision: autocast type.
         ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
+        log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
         bootstrap_resamples: of the agreement table's intervals.
     """
 

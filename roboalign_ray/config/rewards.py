@@ -44,7 +44,11 @@ class JudgedRewardConfig(FrozenConfig):
 
 
 class RewardWeights(FrozenConfig):
-    """How much each part counts; a part of weight 0 is left out."""
+    """How much each part counts; a part of weight 0 is left out.
+
+    Attributes:
+        fidelity, judged: weight of the part.
+    """
 
     fidelity: float = Field(1.0, ge=0)
     judged: float = Field(0.0, ge=0)

@@ -134,6 +134,7 @@ class TeacherTrainingConfig(FrozenConfig):
         cache_gb: decoded pairs that each worker keeps in memory, GB.
         zero_stage: DeepSpeed's; every worker holds all weights.
         precision: weights and activations.
+        log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
     """
 
     method: Literal["lora", "full"] = "lora"

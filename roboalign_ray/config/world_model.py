@@ -15,6 +15,11 @@ class WorldModelConfig(FrozenConfig):
     """LLaMA by configuration. Vocabulary and sequence length follow from tokenizer, actions and window.
 
     Attributes:
+        hidden: width of the residual stream.
+        layers: transformer blocks.
+        heads, kv_heads: attention heads, and key-value heads that they share.
+        ffn: width inside a feed-forward block.
+        rope_theta: base of the rotary position frequencies.
         action_dims: action tokens per frame, one per action dimension.
         window_frames: frames of a training window, the start frame included.
     """
@@ -46,11 +51,15 @@ class PretrainingConfig(FrozenConfig):
         steps: optimizer steps.
         windows_per_step: windows over all workers.
         context_range: the context frame is drawn from this many frames before the window's start.
-        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up, then cosine to 10 %
-            ("constant" keeps the rate, as the public RLVR-World recipe does). Without warmup_steps it takes a tenth of
-            the steps, at most 5,000 [published].
+        learning_rate: of AdamW, at the end of the warm-up.
+        schedule: after the warm-up, "constant" keeps the rate, as the public RLVR-World recipe does; "cosine" lowers it
+            to 10 %.
+        warmup_steps: steps of linear warm-up; null takes a tenth of the steps, at most 5,000 [published].
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient; a longer one is scaled down to it.
         precision: autocast type.
         ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
+        log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
     """
 
     steps: PositiveInt = 2000
@@ -97,7 +106,12 @@ class RefreshConfig(FrozenConfig):
 
 
 class SamplingConfig(FrozenConfig):
-    """Sampling inside a slot's vocabulary. `top_k` 0 keeps all; `temperature` 0 takes the most likely token."""
+    """Sampling inside a slot's vocabulary.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+    """
 
     temperature: float = Field(1.0, ge=0)
     top_k: NonNegativeInt = 0
@@ -119,11 +133,13 @@ class HorizonsConfig(FrozenConfig):
 
 
 class RolloutConfig(FrozenConfig):
-    """One rollout: where it begins, longest horizon in frames, how shorter ones are drawn, refresh and sampling.
+    """One rollout: where it begins, how long it is, refresh and sampling.
 
-    `completing` is the share of prompts that begin so that the task becomes done within the longest horizon, where the
-    store knows when; the others begin anywhere, which is mostly after a scripted expert has done it. [ours]
-    `precision` is the engine's arithmetic.
+    Attributes:
+        horizon: longest rollout, frames.
+        completing: share of prompts that begin so that the task becomes done within the longest horizon, where the
+            store knows when; the others begin anywhere, which is mostly after a scripted expert has done it. [ours]
+        precision: type of the rollout engine's arithmetic.
     """
 
     horizon: PositiveInt = 12
