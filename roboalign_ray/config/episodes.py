@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Literal
+
+from pydantic import Field, PositiveInt, field_validator
 
 from roboalign_ray.config.base import FrozenConfig, Seed
 from roboalign_ray.config.paths import ShippedOrFolder
@@ -38,7 +40,9 @@ class SimulationConfig(FrozenConfig):
         variants: action variants replayed from each start: "expert" and counterfactual ones.
         frames: frames per episode.
         steps_per_frame: simulator steps between two frames (80 Hz physics, 16 Hz control at 5).
-        height, width: pixels.
+        views: cameras, in the order of an episode's views: "front" is the free camera below, "wrist" is mounted on the
+            hand and sees the fingers and what lies between them.
+        height, width: pixels of every view.
         supersample: rendered pixels per pixel and side; smooths edges, nearly free under software OpenGL.
         camera_distance, camera_azimuth, camera_elevation: free camera, metres and degrees.
         camera_lookat: metres, world frame.
@@ -51,6 +55,7 @@ class SimulationConfig(FrozenConfig):
     variants: tuple[str, ...] = ("expert", "noisy")
     frames: PositiveInt = 40
     steps_per_frame: PositiveInt = 4
+    views: tuple[Literal["front", "wrist"], ...] = Field(("front",), min_length=1)
     height: PositiveInt = 64
     width: PositiveInt = 64
     supersample: PositiveInt = 4
@@ -60,3 +65,10 @@ class SimulationConfig(FrozenConfig):
     camera_lookat: tuple[float, float, float] = (0.0, 0.68, 0.08)
     seed: Seed = 0
     workers: int = Field(0, ge=0)
+
+    @field_validator("views")
+    @classmethod
+    def _check_views(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(views)) != len(views):
+            raise ValueError("a view stands there twice")
+        return views

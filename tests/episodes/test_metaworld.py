@@ -68,6 +68,30 @@ def test_a_replay_is_bit_identical(source: MetaworldSource, drawer: list[Episode
                 np.testing.assert_array_equal(values, second.outcome.privileged[name])
 
 
+def test_a_second_view_leaves_the_first_as_it_is(source: MetaworldSource, drawer: list[Episode]) -> None:
+    """The wrist camera is mounted on the hand: while the hand moves, most of its picture changes."""
+    both = MetaworldSource(SMALL.model_copy(update={"views": ("wrist", "front")}))
+    expert = both.group("drawer-open", 1)[0]
+    assert isinstance(expert, Episode)
+    assert list(expert.frames) == ["wrist", "front"]
+    np.testing.assert_array_equal(expert.frames["front"], drawer[0].frames["front"])
+    np.testing.assert_array_equal(expert.actions, drawer[0].actions)
+    moved = np.linalg.norm(expert.actions[:-1, :3], axis=1) > 0.02
+    assert moved.sum() >= 3
+
+    def changed(view: str) -> float:
+        steps = np.abs(np.diff(expert.frames[view].astype(int), axis=0)).max(axis=-1) > 4
+        return float(steps[moved].mean())
+
+    assert changed("wrist") > 2 * changed("front") > 0
+
+
+def test_views_are_known_and_named_once() -> None:
+    for views in (("front", "front"), ("side",), ()):
+        with pytest.raises(ValueError, match="views"):
+            SimulationConfig(views=views)
+
+
 def test_variants_begin_alike_and_then_differ(drawer: list[Episode]) -> None:
     expert, *others = drawer
     assert {episode.group_id for episode in drawer} == {"metaworld/drawer-open/1"}

@@ -33,7 +33,7 @@ from roboalign_ray.episodes.sources.metaworld_variants import (
 )
 from roboalign_ray.episodes.sources.opengl import require_simulator
 
-VIEW = "front"
+_WRIST_CAMERA = "gripperPOV"  # its name in Meta-World's model of the arm
 ACTION_KINDS: tuple[ActionKind, ...] = ("delta", "delta", "delta", "hold")
 ACTION_NAMES = ("delta_x [m]", "delta_y [m]", "delta_z [m]", "gripper [-1 open, 1 closed]")
 _PRELUDE = 16  # most simulator steps taken before frame 0, so that episodes do not all begin in one pose
@@ -127,9 +127,9 @@ class _Simulator:
             succeeded = succeeded or bool(info["success"])
         return observation, total.astype(np.float32), bool(info["success"])
 
-    def frame(self) -> np.ndarray:
+    def frame(self, view: str) -> np.ndarray:
         """uint8 [H, W, 3] RGB of this instant, each pixel the mean of `supersample` squared rendered ones."""
-        self._renderer.update_scene(self.env.data, self._camera)
+        self._renderer.update_scene(self.env.data, self._camera if view == "front" else _WRIST_CAMERA)
         side = self.config.supersample
         fine = self._renderer.render()
         pixels = reduce(fine.astype(np.float32), "(h a) (w b) c -> h w c", "mean", a=side, b=side)
@@ -186,10 +186,12 @@ class MetaworldSource:
         wander = simulator.wanderer(rng)
         driver = KeepMoving(VARIANTS[variant](simulator.policy(), wander, rng, steps), wander)
         observation = simulator.reset(index)
-        frames, actions, states, labels = [], [], [], []
+        frames: dict[str, list[np.ndarray]] = {view: [] for view in config.views}
+        actions, states, labels = [], [], []
         successes = [False]
         for _ in range(config.frames):
-            frames.append(simulator.frame())
+            for view, seen in frames.items():
+                seen.append(simulator.frame(view))
             states.append(simulator.proprioception())
             labels.append(simulator.labels.read())
             observation, action, success = simulator.interval(observation, driver, any(successes))
@@ -201,7 +203,7 @@ class MetaworldSource:
         return Episode(
             episode_id=f"{group_id}/{variant}",
             group_id=group_id,
-            frames={VIEW: np.stack(frames)},
+            frames={view: np.stack(seen) for view, seen in frames.items()},
             actions=np.stack(actions),
             instruction=sentence(task, index),
             fps=1.0 / (simulator.env.dt * config.steps_per_frame),
