@@ -31,7 +31,7 @@ from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
 from roboalign_ray.foundation.storage.files import packed_folder, unpack_folder
 from roboalign_ray.foundation.weight_sync.manifest import Manifest
-from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.foundation.weight_sync.packing import pack
 from roboalign_ray.world_model.token.transformer import load_pretrained, save_pretrained
 
 
@@ -65,7 +65,6 @@ class LearnerActor:
         self.objective = build_objective(config, off_policy or OffPolicyConfig())
         self.version, self.travel = 0, travel or WeightsConfig()
         self._buckets: list[Any] = []
-        self._sent = Receiver() if self.travel.changed_only else None  # what the others hold
 
     def beat(self) -> int:
         """A number that grows while work is done; may be asked for from another thread."""
@@ -128,11 +127,7 @@ class LearnerActor:
         with self.policy.whole_weights() as model:
             if self.rank:
                 return self.version, None
-            manifest, self._buckets = pack(
-                model.state_dict(), self.version, self.travel, self._sent.current if self._sent else None
-            )
-        if self._sent is not None:
-            self._sent.apply(manifest, self._buckets)
+            manifest, self._buckets = pack(model.state_dict(), self.version, self.travel)
         return self.version, manifest
 
     def take_buckets(self) -> tuple[Any, ...]:

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from roboalign_ray.config import EpisodesConfig, RolloutConfig
-from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.foundation.weight_sync.packing import Receiver
-from roboalign_ray.foundation.weight_sync.versions import Parcel
+from roboalign_ray.foundation.weight_sync.manifest import Parcel
+from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, RolloutReport
@@ -35,7 +34,6 @@ class RolloutActor:
     Args:
         tokenizer, world_model: folders; the world model's are version 0.
         rollout, episodes: configs.
-        travel: how weights travel.
         threads: torch threads.
     """
 
@@ -45,14 +43,12 @@ class RolloutActor:
         world_model: Path,
         rollout: RolloutConfig,
         episodes: EpisodesConfig,
-        travel: WeightsConfig | None = None,
         threads: int = 1,
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
         self.config, self.episodes = rollout, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.travel, self._receiver = travel or WeightsConfig(), Receiver()
         self._loading, self._held = threading.Lock(), (0, 0)
 
     @cached_property
@@ -88,7 +84,7 @@ class RolloutActor:
 
         Args:
             version: their version.
-            weights: arrays by name; or one reference, in a sequence, to the parcels that lead to them, fetched here; an
+            weights: arrays by name; or one reference, in a sequence, to their `Parcel`, fetched here; an
                 empty sequence means those of the world model's folder.
             era: how often the learner has been set back: versions of a later era are newer, whatever their number.
 
@@ -101,23 +97,9 @@ class RolloutActor:
             if not weights:
                 weights = load_pretrained(self.world_model_folder)[0].state_dict()
             elif not isinstance(weights, Mapping):
-                weights = self._receive(weights[0])
+                weights = _received(weights[0])
             self._engine.load_weights(weights, version)
             self._held = (era, version)
-
-    def _receive(self, reference: Any) -> Mapping[str, Any]:
-        """Fetch, check and unpack a version."""
-        parcels: list[Parcel] = _fetch(reference)
-        known = [number for number, p in enumerate(parcels) if p.manifest.digest == self._receiver.digest]
-        for parcel in parcels[known[-1] + 1 if known else 0 :]:
-            self._receiver.apply(parcel.manifest, _fetch(list(parcel.buckets)))
-        assert self._receiver.current is not None
-        state = self._receiver.current.state
-        if not self.travel.changed_only:
-            self._receiver = (
-                Receiver()
-            )  # nothing builds on this version: its buckets may leave the object store
-        return state
 
     def rollout(
         self,
@@ -151,6 +133,12 @@ class RolloutActor:
             peak_sequence=max((group.peak_sequence for group in groups), default=0),
             cache_bytes=max((group.cache_bytes for group in groups), default=0),
         )
+
+
+def _received(reference: Any) -> Mapping[str, Any]:
+    """Fetch, check and unpack a version."""
+    parcel: Parcel = _fetch(reference)
+    return unpack(parcel.manifest, _fetch(list(parcel.buckets)))
 
 
 def _fetch(reference: Any) -> Any:

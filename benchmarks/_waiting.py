@@ -74,7 +74,7 @@ class Waiting:
             payload: bytes of a group.
         """
         import roboalign_ray.alignment.update
-        import roboalign_ray.foundation.weight_sync.versions  # noqa: F401  (now, and not within the run that is measured)
+        import roboalign_ray.foundation.weight_sync.packing  # noqa: F401  (now, and not within the run that is measured)
 
         self.work, self.frame_s, self.payload = work, frame_s, payload
         self.version = self.steps = 0
@@ -90,8 +90,7 @@ class WaitingRollout(Waiting):
     def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
         """Fetch a version as a real worker does."""
         if version > self.version:
-            for parcel in ray.get(weights[0], timeout=60):
-                ray.get(list(parcel.buckets), timeout=60)
+            ray.get(list(ray.get(weights[0], timeout=60).buckets), timeout=60)
             self.version = version
 
     def rollout(self, names: list, seeds: list, version: int, weights: Any, era: int) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
     python benchmarks/weight_sync.py
     python benchmarks/weight_sync.py --size 127m --repeats 3
 
-Packed here, put into Ray's object store, taken by every worker through its receiver: checksums, and the state as
+Packed here, put into Ray's object store, unpacked by every worker: checksums, and the state as
 arrays. The plain copy moves the same bytes once, within this process. Programs take turns in one run; figures are
 medians over repeats. Between two versions the weights really are trained: every repeat is one AdamW step on random
 gradients.
@@ -31,7 +31,7 @@ import torch
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.config.weights import WeightsConfig
 from roboalign_ray.foundation.weight_sync.manifest import Manifest
-from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.foundation.weight_sync.packing import pack, unpack
 from roboalign_ray.pipelines.capacity.sizes import layout_of
 from roboalign_ray.world_model.token.transformer import build_model, token_logprobs
 
@@ -43,7 +43,6 @@ SIZES = {
 WAYS = {
     "exact": WeightsConfig(),
     "bfloat16": WeightsConfig(precision="bfloat16"),
-    "bfloat16, changed": WeightsConfig(precision="bfloat16", changed_only=True, full_every=1_000_000),
 }
 LEARNING_RATE = 5e-5  # the published one of GRPO on this model
 DEADLINE_S = 300.0
@@ -54,11 +53,12 @@ class Holder:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self.receivers = {way: Receiver() for way in WAYS}
+        self.held: dict[str, dict[str, Any]] = {}
 
     def take(self, way: str, manifest: Manifest, references: list[Any]) -> int:
         """Fetch, check and hold a version; tensors held."""
-        return len(self.receivers[way].apply(manifest, ray.get(references, timeout=DEADLINE_S)).state)
+        self.held[way] = unpack(manifest, ray.get(references, timeout=DEADLINE_S))
+        return len(self.held[way])
 
 
 def parameters_of(size: str) -> dict[str, torch.Tensor]:
@@ -105,15 +105,14 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     state = parameters_of(arguments.size)
     optimizer = torch.optim.AdamW(state.values(), LEARNING_RATE, weight_decay=0.0)
     holders = [ray.remote(Holder).options(num_cpus=0).remote() for _ in range(arguments.workers)]
-    senders = {way: Receiver() for way in WAYS}
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for version in range(1, arguments.repeats + 2):
         for value in state.values():
             value.grad = torch.randn_like(value)
         optimizer.step()
-        for way, sender in senders.items():
-            figures = synchronise(state, version, way, sender, holders)
-            if version > 1:  # the first one warms up, and is told in full
+        for way in WAYS:
+            figures = synchronise(state, version, way, holders)
+            if version > 1:  # the first one warms up
                 runs[way].append(figures)
     parameters = sum(value.numel() for value in state.values())
     return [
@@ -123,19 +122,16 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def synchronise(
-    state: dict[str, torch.Tensor], version: int, way: str, sender: Receiver, holders: list[Any]
+    state: dict[str, torch.Tensor], version: int, way: str, holders: list[Any]
 ) -> dict[str, float]:
     """Seconds of each part of one synchronisation, and of a copy of the bytes that travelled."""
-    config = WAYS[way]
-    pack_s, (manifest, buckets) = timed(lambda: pack(state, version, config, sender.current))
+    pack_s, (manifest, buckets) = timed(lambda: pack(state, version, WAYS[way]))
     put_s, references = timed(lambda: [ray.put(bucket) for bucket in buckets])
     take_s, _ = timed(
         lambda: ray.get(
             [holder.take.remote(way, manifest, references) for holder in holders], timeout=DEADLINE_S
         )
     )
-    if config.changed_only:
-        sender.apply(manifest, buckets)
     copy_s, _ = timed(lambda: [bucket.copy() for bucket in buckets])
     full_copy_s, _ = timed(lambda: [value.numpy().copy() for value in state.values()])
     return {

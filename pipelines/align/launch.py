@@ -74,7 +74,6 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
         **common,
         "world_model": world_model_folder(config),
         "rollout": config.rollout,
-        "travel": config.asynchrony.weights,
         "threads": role_threads(cluster.rollout),
     }
     scorer: dict[str, Any] = {**common, "reward": config.reward, "threads": role_threads(cluster.scorer)}

@@ -12,8 +12,7 @@ import ray
 from roboalign_ray.alignment.objectives.grpo import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.foundation.weight_sync.manifest import Manifest
-from roboalign_ray.foundation.weight_sync.versions import Parcel, VersionBoard
+from roboalign_ray.foundation.weight_sync.manifest import Manifest, Parcel
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.pipelines.cluster.workforce import Call, RoleLost, WorkerPool, Workforce
 
@@ -26,8 +25,8 @@ class Weights:
 
     Attributes:
         version: updates it has seen.
-        reference: one reference to the parcels that lead to it, which name its buckets; an empty list names the
-            pre-trained weights, which every worker has.
+        reference: one reference to its `Parcel`, which names its buckets; an empty list names the pre-trained weights,
+            which every worker has.
         era: how often the learner was set back to a checkpoint: tells two version 7 apart.
     """
 
@@ -54,7 +53,7 @@ class Learner:
 
     def __init__(self, workforce: Workforce, pool: WorkerPool, era: int = 0) -> None:
         self.pool, self.era, self.busy, self.seconds = pool, era, False, 0.0
-        self._workforce, self._board = workforce, VersionBoard()
+        self._workforce = workforce
 
     def update(
         self,
@@ -136,8 +135,7 @@ class Learner:
         self._workforce.send(rank, "take_buckets", then=taken, returns=len(manifest.buckets) + 1)
 
     def _post(self, version: int, manifest: Manifest, buckets: list[Any]) -> Weights:
-        self._board.post(Parcel(manifest, tuple(buckets)))
-        return Weights(version, [ray.put(self._board.fetch())], self.era)
+        return Weights(version, [ray.put(Parcel(manifest, tuple(buckets)))], self.era)
 
     def _on_all(
         self,

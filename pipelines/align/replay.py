@@ -33,7 +33,7 @@ from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.storage import checkpoints
 from roboalign_ray.foundation.storage.files import packed_folder
 from roboalign_ray.foundation.telemetry.progress import Progress
-from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.foundation.weight_sync.packing import pack, unpack
 from roboalign_ray.judge.online.redistillation import VERSIONS
 from roboalign_ray.judge.student.registry import StudentRegistry
 from roboalign_ray.pipelines.align.groups import Numbering, Ticket
@@ -241,7 +241,7 @@ class _Maker:
         folder = checkpoints.load(self._there[version]).folder / "model"
         state = load_pretrained(folder)[0].state_dict()
         travel = self.config.asynchrony.weights
-        return Receiver().apply(*pack(state, version, travel)).state
+        return unpack(*pack(state, version, travel))
 
 
 @contextmanager

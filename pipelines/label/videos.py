@@ -19,7 +19,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.bench.generated import VIDEO_SUFFIXES, read_sidecar
-from roboalign_ray.judge.data.pairs import JudgedPair, decode_pair, open_pairs
+from roboalign_ray.judge.data.pairs import JudgedPair, open_pairs
 from roboalign_ray.judge.online.rollout_annotator import UNLABELLED
 from roboalign_ray.judge.rubric import DIMENSIONS
 
@@ -60,11 +60,6 @@ def items_of(source: Path, *, split: str | None = None, count: int | None = None
     if len(errors) == len(paths):
         raise errors[0]
     return (_of_folder(path, about) for path, about in zip(paths, told, strict=True))
-
-
-def items_of_dataset(dataset: Any) -> Iterator[Item]:
-    """The videos of a Ray Dataset whose rows are those of a store of pairs; decoded as they are asked for."""
-    return (_readable(str(row["pair_id"]), partial(decode_pair, row)) for row in dataset.iter_rows())
 
 
 def _readable(name: str, read: Callable[[], JudgedPair]) -> Item:

@@ -21,7 +21,7 @@ from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.storage.state_files import StateError, read_state, write_state
-from roboalign_ray.foundation.weight_sync.packing import Receiver
+from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.protocol import RolloutGroup, Segment
 from roboalign_ray.world_model.token.layout import SequenceLayout
@@ -76,7 +76,7 @@ def published(learner):
     version, manifest = learner.publish()
     *buckets, count = learner.take_buckets()
     assert count == len(buckets) == len(manifest.buckets)
-    return version, Receiver().apply(manifest, buckets).state
+    return version, unpack(manifest, buckets)
 
 
 class PlainPolicy:

@@ -12,7 +12,6 @@ from tiny_student import TINY, tiny_student
 from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.config.loading import load_job
-from roboalign_ray.config.tokenizer import TokenizerConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.student.calibration import fit_calibration
@@ -20,9 +19,6 @@ from roboalign_ray.judge.student.clips import interval_pictures, prepare_clips, 
 from roboalign_ray.judge.student.model import DESCRIPTION, Student, parameter_count
 from roboalign_ray.judge.student.text_encoder import word_pieces
 from roboalign_ray.judge.validation.baselines import TextBlindStudent
-from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
-from roboalign_ray.world_model.token.codec import FrameCodec
 
 SENTENCES = ["push the red button", "open the drawer", "push the red button", "close it"]
 
@@ -232,22 +228,6 @@ def test_a_config_that_does_not_divide_is_refused() -> None:
         StudentConfig(height=100)
     with pytest.raises(ConfigError, match="not a multiple of heads"):
         StudentConfig(hidden=100, heads=7)
-
-
-def test_tokens_are_judged_as_the_pixels_they_decode_to() -> None:
-    torch.manual_seed(0)
-    config = TokenizerConfig(height=16, width=16, channels=(8, 8), blocks=1, latent=4, levels=(4, 4))
-    codec = FrameCodec(DualBranchTokenizer(config).eval())
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 16, (2, 3, config.dynamics_tokens)).astype(np.int32)
-    context = rng.integers(0, 16, (1, config.context_tokens)).astype(np.int32)
-    segment = Segment(context, tokens[:1, :1], np.zeros((3, 2), np.int32), tokens, np.zeros(tokens.shape), 0)
-    group = RolloutGroup("p", "push it", (0, 1), (segment,), 0, 0, np.zeros(3))
-    start = np.zeros((16, 16, 3), np.uint8)
-    student = tiny_student()
-    pixels = np.concatenate([np.zeros((2, 1, 16, 16, 3), np.uint8), codec.decode_group(group)], axis=1)
-    from_pixels = student.score(pixels, ["push it"] * 2)
-    np.testing.assert_array_equal(student.score_group(group, codec, start).scores, from_pixels.scores)
 
 
 def test_pretrained_encoders_plug_in_and_travel_with_the_files(videos, tmp_path) -> None:

@@ -19,7 +19,7 @@ from roboalign_ray.actors.scorer import ScorerActor
 from roboalign_ray.alignment.records.scored import reward_scalars
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.weight_sync.packing import Receiver
+from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.pipelines.align.groups import split_evenly
 from roboalign_ray.pipelines.align.job import AlignResult, run_align
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
@@ -94,7 +94,7 @@ def straight_line(job):
             curves[name].append(value)
         version, manifest = learner.publish()
         *buckets, _ = learner.take_buckets()
-        weights = Receiver().apply(manifest, buckets).state
+        weights = unpack(manifest, buckets)
         rollout.load_weights(version, weights)
     learner.close()
     return weights, json.loads(json.dumps(lines)), curves

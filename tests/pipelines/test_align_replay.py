@@ -17,7 +17,7 @@ from roboalign_ray.alignment.records.journal import Verdict
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage import checkpoints
-from roboalign_ray.foundation.weight_sync.packing import Receiver, pack
+from roboalign_ray.foundation.weight_sync.packing import pack, unpack
 from roboalign_ray.pipelines.align.groups import Numbering
 from roboalign_ray.pipelines.align.replay import run_replay
 from roboalign_ray.pipelines.cli import main as cli
@@ -39,7 +39,7 @@ def run(job, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run")
     folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
     travel = job.asynchrony.weights
-    rollout = RolloutActor(*folders, job.rollout, job.episodes, travel)
+    rollout = RolloutActor(*folders, job.rollout, job.episodes)
     scorer = ScorerActor(folders[0], job.reward, job.episodes)
     model, layout = load_pretrained(folders[1])
     with torch.no_grad():
@@ -57,7 +57,7 @@ def run(job, tmp_path_factory) -> Path:
     lines = []
     for version, calls in CALLS.items():
         if version:
-            rollout.load_weights(version, Receiver().apply(*pack(model.state_dict(), version, travel)).state)
+            rollout.load_weights(version, unpack(*pack(model.state_dict(), version, travel)))
         for numbers in calls:
             lines += rolled_out(numbering, numbers, rollout, scorer, version)
     write(out, lines)
@@ -104,7 +104,7 @@ def test_groups_of_their_own_length_are_made_again_bit_for_bit(job, tmp_path):
     settings = job.model_dump(mode="json")
     job = JobConfig.model_validate(settings | {"rollout": settings["rollout"] | {"horizons": horizons}})
     folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
-    rollout = RolloutActor(*folders, job.rollout, job.episodes, job.asynchrony.weights)
+    rollout = RolloutActor(*folders, job.rollout, job.episodes)
     scorer = ScorerActor(folders[0], job.reward, job.episodes)
     schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
     numbering = Numbering(schedule, job.alignment.prompts_per_update, job.alignment.group_size)

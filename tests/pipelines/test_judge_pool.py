@@ -26,7 +26,7 @@ from roboalign_ray.judge.teacher.prompt import target_answer
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.pipelines.label.job import JOURNAL, _events, label_items
 from roboalign_ray.pipelines.label.teacher_pool import TeacherPool
-from roboalign_ray.pipelines.label.videos import items_of, items_of_dataset
+from roboalign_ray.pipelines.label.videos import items_of
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -201,7 +201,7 @@ def test_teachers_that_always_die_end_the_job(tmp_path: Path) -> None:
     assert len(DistillationSet(tmp_path / "set")) == 0
 
 
-def test_a_folder_and_a_ray_dataset_are_labelled_alike(tmp_path: Path) -> None:
+def test_a_folder_and_a_store_of_pairs_are_labelled_alike(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     for number in range(4):
         clip = np.repeat(video(number), 2, axis=1).repeat(2, axis=2)
@@ -209,11 +209,10 @@ def test_a_folder_and_a_ray_dataset_are_labelled_alike(tmp_path: Path) -> None:
         (tmp_path / "videos" / f"v{number}.json").write_text('{"instruction": "do it", "fps": 5}')
     items = list(items_of(tmp_path / "videos"))
     write_pairs(iter(items), tmp_path / "pairs")
-    dataset = ray.data.read_parquet([str(p) for p in (tmp_path / "pairs").glob("*.parquet")])
     pool = pooled()
     try:
         label_items(items, pool, CONFIG, tmp_path / "one")
-        label_items(items_of_dataset(dataset), pool, CONFIG, tmp_path / "two")
+        label_items(items_of(tmp_path / "pairs"), pool, CONFIG, tmp_path / "two")
     finally:
         pool.close()
     one, two = DistillationSet(tmp_path / "one"), DistillationSet(tmp_path / "two")

@@ -9,15 +9,13 @@ with Progress("align", total=150, unit="update") as progress:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable
 from types import TracebackType
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-Item = TypeVar("Item")
 LINE_EVERY_S = 15.0
 
 
@@ -101,18 +99,6 @@ class Progress:
         if self._figures:
             parts.append(_join(self._figures))
         self.console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
-
-
-def track(
-    items: Iterable[Item], title: str, *, total: int | None = None, unit: str = "step"
-) -> Iterator[Item]:
-    """Yield items and show how many are done."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with Progress(title, total, unit=unit) as progress:
-        for item in items:
-            yield item
-            progress.advance()
 
 
 def seconds(duration: float) -> str:

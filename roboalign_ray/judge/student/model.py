@@ -35,8 +35,6 @@ from roboalign_ray.judge.student.clips import prepare_clips
 from roboalign_ray.judge.student.frame_encoder import Patches, PretrainedFrames
 from roboalign_ray.judge.student.order import OrderOfFrames
 from roboalign_ray.judge.student.text_encoder import HASHED, HashedText, PretrainedText, TextTokens
-from roboalign_ray.world_model.protocol import RolloutGroup
-from roboalign_ray.world_model.token.codec import FrameCodec
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "student.safetensors", "student.json"
@@ -201,19 +199,6 @@ class Student(nn.Module):
         if self.calibration is not None:
             shares, std = self.calibration.apply(shares), self.calibration.apply_std(std)
         return Judgement(denormalise(shares.clip(0, 1)), denormalise(std), self.version)
-
-    def score_group(
-        self, group: RolloutGroup, codec: FrameCodec, start: np.ndarray | None = None, *, batch: int = 32
-    ) -> Judgement:
-        """Judge a rollout group from its tokens, decoded here.
-
-        Args:
-            group: G samples of one prompt.
-            codec: of the tokenizer that made the tokens.
-            start: uint8 [H, W, 3], the real frame the rollout starts from; shown first where given.
-        """
-        videos = with_start(start, codec.decode_group(group))
-        return self.score(videos, [group.instruction] * len(videos), batch=batch)
 
     def with_intervals(self) -> Student:
         """The same student, but shown the intervals between its frames and their order as well; it makes nothing of

@@ -75,11 +75,6 @@ def slot_logits(model, ids: Tensor, layout: SequenceLayout, frames: int, *, give
     return torch.nn.functional.linear(hidden, model.lm_head.weight[first:last])
 
 
-def slot_logprobs(model, ids: Tensor, layout: SequenceLayout, frames: int, *, given: int = 1) -> Tensor:
-    """Log-probabilities float32 [B, (frames - given) * D, codes]; arguments as for `slot_logits`."""
-    return slot_logits(model, ids, layout, frames, given=given).float().log_softmax(-1)
-
-
 def token_logprobs(model, ids: Tensor, layout: SequenceLayout, frames: int, *, given: int = 1) -> Tensor:
     """Log-probabilities float32 [B, (frames - given) * D] of the predicted tokens that stand in `ids`."""
     logits = slot_logits(model, ids, layout, frames, given=given).float()
