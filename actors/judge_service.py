@@ -7,11 +7,12 @@ body ──► read in a thread, pixels in flight bounded ──► what waits i
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from roboalign_ray.actors.serve_ports import keep_serve_port_on_loopback
@@ -31,6 +32,30 @@ from roboalign_ray.judge.serving.http import (
 JudgeKind = Literal["student", "teacher"]
 Outcome = ServedJudgement | Failed
 _READERS = 2  # videos decoded at once: one ahead of the judge, and one more
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A video that waits for the judge.
+
+    Attributes:
+        question: the video and its instruction.
+        answer: of `loop`; done where nobody waits for it any more.
+    """
+
+    question: JudgeRequest
+    answer: asyncio.Future[Outcome]
+    loop: asyncio.AbstractEventLoop
+
+    def tell(self, outcome: Outcome) -> None:
+        """Give the answer, from any thread."""
+
+        def told() -> None:
+            if not self.answer.done():
+                self.answer.set_result(outcome)
+
+        with suppress(RuntimeError):  # the loop has ended, and so has the replica
+            self.loop.call_soon_threadsafe(told)
 
 
 class JudgeService:
@@ -53,9 +78,8 @@ class JudgeService:
         self._failed_in_a_row = 0
         self._pixels = PixelBudget(config.serving.pixels_in_flight)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
-        self._waiting: deque[tuple[JudgeRequest, asyncio.Future[Outcome]]] = deque()
-        self._busy: asyncio.Task[None] | None = None
+        self._waiting: SimpleQueue[Asked] = SimpleQueue()
+        threading.Thread(target=self._judge_waiting, name="judge", daemon=True).start()
 
     async def judge(
         self, body: bytes, content_type: str, instruction: str | None
@@ -70,19 +94,25 @@ class JudgeService:
         Returns:
             the HTTP status, and what is told as JSON.
         """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Outcome] = loop.create_future()
         with ExitStack() as held:
 
             def lease(pixels: int) -> None:
                 held.enter_context(self._pixels.lease(pixels, wait_s=self._serving.timeout_s))
 
-            reading = partial(read_question, body, content_type, instruction, self._serving, lease)
+            def read() -> None:
+                # From here to the judge without a way through the loop: under load, each way costs a millisecond.
+                question = read_question(body, content_type, instruction, self._serving, lease)
+                self._waiting.put(Asked(question, answer, loop))
+
             try:
-                question = await asyncio.get_running_loop().run_in_executor(self._readers, reading)
+                await loop.run_in_executor(self._readers, read)
             except PixelsBusyError as error:
                 return 503, {"error": error.line()}
             except UserError as error:
                 return 400, {"error": error.line()}
-            outcome = await self.outcome(question)
+            outcome = await answer
         if isinstance(outcome, Failed):
             return status_of(outcome), {"error": outcome.reason}
         return 200, outcome.as_json()
@@ -100,30 +130,25 @@ class JudgeService:
         if self._failed_in_a_row >= self._serving.failures_in_a_row:
             raise RuntimeError(f"the last {self._failed_in_a_row} batches failed inside the judge")
 
-    async def outcome(self, question: JudgeRequest) -> Outcome:
-        """What the judge says of one video; videos that wait at the same time are judged together."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
-        if self._busy is None or self._busy.done():
-            self._busy = asyncio.create_task(self._judge_waiting())
-        return await future
+    # --- in a thread of its own --------------------------------------------------------------------------------------
 
-    async def _judge_waiting(self) -> None:
-        while self._waiting:
-            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._serving.batch))]
-            wanted = [(question, future) for question, future in taken if not future.done()]
-            outcomes = await self._judged([question for question, _ in wanted])
-            for (_, future), outcome in zip(wanted, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
+    def _judge_waiting(self) -> None:
+        """Judge what waits, together, for as long as the process lives; the next batch begins as soon as one ends."""
+        while True:
+            taken = [self._waiting.get()]
+            while len(taken) < self._serving.batch and not self._waiting.empty():
+                taken.append(self._waiting.get())
+            wanted = [asked for asked in taken if not asked.answer.done()]
+            outcomes = self._judged([asked.question for asked in wanted])
+            for asked, outcome in zip(wanted, outcomes, strict=True):
+                asked.tell(outcome)
 
-    async def _judged(self, questions: list[JudgeRequest]) -> list[Outcome]:
-        """One outcome per question; the replica goes on reading in the meantime."""
+    def _judged(self, questions: list[JudgeRequest]) -> list[Outcome]:
+        """One outcome per question."""
         if not questions:
             return []
-        loop = asyncio.get_running_loop()
         try:
-            outcomes = await loop.run_in_executor(self._judging, self._judge.judge, questions)
+            outcomes = self._judge.judge(questions)
         except Exception as error:
             failed = Failed(f"{type(error).__name__}: {first_line(error)}", BROKEN)
             outcomes = [failed for _ in questions]

@@ -130,6 +130,19 @@ def test_nothing_listens_beyond_this_machine(service: str) -> None:
     assert [a for a in addresses if a.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
 
 
+def replica_process() -> psutil.Process:
+    ours = psutil.Process().children(recursive=True)
+    [served] = [process for process in ours if "ServeReplica" in " ".join(process.cmdline())]
+    return served
+
+
+def test_a_replica_starts_with_settings_that_keep_its_memory(service: str) -> None:
+    """glibc reads them once, as the process begins: set later they would be without effect."""
+    found = replica_process().environ()
+    assert int(found["MALLOC_MMAP_THRESHOLD_"]) == 32 * 2**20
+    assert int(found["MALLOC_TRIM_THRESHOLD_"]) == 2**30
+
+
 def test_many_at_once_get_the_scores_of_their_own_video(service: str, folder: Path) -> None:
     films = [film(n, frames=4 + n) for n in range(8)]
     told = [f"move block {n}" for n in range(8)]
@@ -192,9 +205,7 @@ def test_more_than_it_can_hold_is_refused_and_told_to_wait(service: str) -> None
 
 def test_the_only_replica_is_killed_and_every_request_has_its_answer(service: str) -> None:
     """Runs last: until the next replica is there, requests are refused in time, then they are judged again."""
-    ours = psutil.Process().children(recursive=True)
-    [served] = [process for process in ours if "ServeReplica" in " ".join(process.cmdline())]
-    slow = film(1, frames=24, side=96)
+    served, slow = replica_process(), film(1, frames=24, side=96)
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(score, service, slow, "open it") for _ in range(6)]
         served.kill()
@@ -266,7 +277,7 @@ def test_what_waits_is_judged_together_and_in_order(folder: Path) -> None:
         service._judge = Counted()
         films = [film(n, frames=4 + n) for n in range(6)]
         asked = [asyncio.create_task(service.judge(one, "video/mp4", "open it")) for one in films]
-        while len(service._waiting) < 5:
+        while service._waiting.qsize() < 5:
             await asyncio.sleep(0.01)
         go.set()
         answers = await asyncio.gather(*asked)
@@ -302,7 +313,7 @@ def test_pixels_in_flight_are_bounded_until_a_video_is_judged(folder: Path) -> N
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
         assert service._pixels.held == one
-        assert not service._waiting  # a second one is not decoded while the first is judged
+        assert service._waiting.empty()  # a second one is not decoded while the first is judged
         go.set()
         assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 12
         assert set(most) == {one}

@@ -183,7 +183,8 @@ class Student(nn.Module):
             shares of the maxima float64 [B, 6], and their standard deviations float64 [B, 6].
         """
         was_training, device = self.training, self.queries.device
-        self.eval()
+        if was_training:  # a walk over all modules, as long as a tenth of a clip's judgement
+            self.eval()
         means, variances = [np.empty((0, len(DIMENSIONS)))], [np.empty((0, len(DIMENSIONS)))]
         with torch.inference_mode():
             for clips, instructions in batches:
@@ -191,7 +192,8 @@ class Student(nn.Module):
                 mean, log_variance = self(pixels, self.tokenize(instructions).to(device))
                 means.append(mean.double().cpu().numpy())
                 variances.append(log_variance.double().exp().cpu().numpy())
-        self.train(was_training)
+        if was_training:
+            self.train()
         return np.concatenate(means), np.sqrt(np.concatenate(variances))
 
     def judgement(self, shares: np.ndarray, std: np.ndarray) -> Judgement:
