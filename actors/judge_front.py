@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from roboalign_ray.actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import ServingConfig
 from roboalign_ray.foundation.failures import UserError, first_line
-from roboalign_ray.judge.serving.admission import Admission
+from roboalign_ray.judge.serving.admission import Admission, Ticket
 from roboalign_ray.judge.serving.http import INSTRUCTION, check_content_type
 
 Answer = tuple[int, dict[str, Any]]
@@ -74,6 +74,7 @@ class JudgeFront:
         self._token = token.encode()
         self._busy_answer = _answer_bytes(Refused(429, _BUSY, **self._retry()).response)
         self._admission = Admission(serving.slowdown, serving.most_requests, serving.burst)
+        self._turns: dict[Ticket, asyncio.Future[bool]] = {}  # of those that wait: whether they may start
         self._held = 0  # bytes of bodies
         self._asked: dict[asyncio.Future[Answer], float] = {}
         self._last_answer = 0.0
@@ -165,7 +166,7 @@ class JudgeFront:
         return Refused(413, f"the request is larger than {self._serving.largest_body_mb:g} MB")
 
     def _busy(self, size_bytes: int = 0) -> Refused:
-        self._admission.refuse(size_bytes)
+        self._refuse(size_bytes)
         return Refused(429, _BUSY, **self._retry())
 
     def refusal(self, target: bytes, length: int) -> bytes | None:
@@ -177,8 +178,13 @@ class JudgeFront:
         """
         if not self._admission.full or not target.startswith(b"/score"):
             return None
-        self._admission.refuse(length)
+        self._refuse(length)
         return self._busy_answer
+
+    def _refuse(self, size_bytes: int) -> None:
+        other = self._admission.refuse(size_bytes)
+        if other is not None and not (turn := self._turns[other]).done():
+            turn.set_result(False)
 
     def _retry(self) -> dict[str, str]:
         return {"Retry-After": str(self._serving.retry_after_s)}
@@ -235,16 +241,43 @@ class JudgeFront:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _admitted(self, body: bytes, kind: str, instruction: str | None, ends: float) -> Response:
-        ticket, began = self._admission.admit(len(body)), time.monotonic()
+        ticket = self._admission.admit(len(body))
         if ticket is None:
             raise self._busy(len(body))
-        status: int | None = None
+        status, took = None, None
         try:
+            await self._turn(ticket, ends)
+            began = time.monotonic()
             status, told = await self._asking(body, kind, instruction, ends)
+            took = time.monotonic() - began if status == 200 else None
         finally:
-            took = time.monotonic() - began
-            self._admission.finish(ticket, took if status == 200 else None)
+            for other in self._admission.finish(ticket, took):
+                if not (turn := self._turns[other]).done():
+                    turn.set_result(True)
         return JSONResponse(told, status, self._retry() if status in (429, 503) else None)
+
+    async def _turn(self, ticket: Ticket, ends: float) -> None:
+        """Wait until an accepted request may start.
+
+        Raises:
+            Refused: too many others came, or it was too late, or the judge was lost meanwhile.
+        """
+        if ticket.started:
+            return
+        self._turns[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            starts = await asyncio.wait_for(self._turns[ticket], max(0.0, ends - time.monotonic()))
+        except TimeoutError:
+            raise self._too_late() from None
+        finally:
+            del self._turns[ticket]
+        if not starts:
+            raise Refused(429, _BUSY, **self._retry())
+        if not self._up.is_set():
+            raise self._down()
+
+    def _too_late(self) -> Refused:
+        return Refused(503, f"no score within {self._serving.timeout_s:g} s", **self._retry())
 
     async def _asking(self, body: bytes, kind: str, instruction: str | None, ends: float) -> Answer:
         """What a replica says.
@@ -259,8 +292,7 @@ class JudgeFront:
         try:
             answer = await asyncio.wait_for(asked, max(0.0, ends - time.monotonic()))
         except TimeoutError:
-            late = f"no score within {self._serving.timeout_s:g} s"
-            raise Refused(503, late, **self._retry()) from None
+            raise self._too_late() from None
         except BackPressureError:
             raise self._busy() from None
         except asyncio.CancelledError:

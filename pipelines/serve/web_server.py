@@ -292,7 +292,8 @@ class WebServer:
 
         def run(server: uvicorn.Server) -> None:
             try:
-                asyncio.run(main(server))
+                with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+                    runner.run(main(server))
             except BaseException as error:
                 self._error = error
             finally:

@@ -20,7 +20,8 @@ class ServingConfig(FrozenConfig):
         batch: most videos judged together; a batch takes what waits, it does not wait to fill.
         slowdown: longest time that an accepted request should take, as a multiple of the time that one takes alone;
             where one more would take longer, it gets status 429 at once.
-        burst: requests accepted beyond that after a quiet time, so that a few at once are not refused.
+        burst: requests beyond that which may wait their turn after a quiet time, so that a few at once are not refused;
+            under lasting load none waits.
         most_requests: most accepted requests at a time, whatever they take.
         timeout_s: longest time from a request's headers to its answer, reading the body included; then status 408
             (body not there) or 503 (no score).
@@ -47,7 +48,7 @@ class ServingConfig(FrozenConfig):
     downscale_delay_s: float = Field(300.0, ge=0)
     batch: PositiveInt = 16
     slowdown: float = Field(1.9, gt=1)
-    burst: NonNegativeInt = 5
+    burst: NonNegativeInt = 8
     most_requests: PositiveInt = 256
     timeout_s: float = Field(120.0, gt=0)
     retry_after_s: PositiveInt = 2

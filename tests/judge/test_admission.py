@@ -9,35 +9,45 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.judge.serving.admission import Admission
+from roboalign_ray.judge.serving.admission import Admission, Ticket
 
 
 def simulated(
     admission: Admission, rate: float, service_s: float, servers: int, seconds: float, seed: int = 0
 ) -> tuple[list[float], int]:
-    """An open loop of Poisson arrivals before so many servers: seconds of the accepted, and how many were refused."""
+    """An open loop of Poisson arrivals before so many servers: seconds of the accepted from their arrival, those that
+    waited included, and how many were refused."""
     rng = np.random.default_rng(seed)
     free = [0.0] * servers
-    events: list[tuple[float, int, object]] = []
-    number, now, refused, taken = 0, 0.0, 0, []
+    ends: list[tuple[float, int, Ticket]] = []
+    came: dict[Ticket, float] = {}
+    begun: dict[Ticket, float] = {}
+    now, refused, taken = 0.0, 0, []
+
+    def start(ticket: Ticket, at: float) -> None:
+        begun[ticket] = at
+        done = max(at, heapq.heappop(free)) + service_s * rng.uniform(0.9, 1.1)
+        heapq.heappush(free, done)
+        heapq.heappush(ends, (done, len(begun), ticket))
+
     while now < seconds:
         now += rng.exponential(1 / rate)
-        while events and events[0][0] <= now:
-            ended, _, (ticket, began) = heapq.heappop(events)
-            admission.finish(ticket, ended - began)
-            taken.append(ended - began)
+        while ends and ends[0][0] <= now:
+            at, _, ticket = heapq.heappop(ends)
+            taken.append(at - came[ticket])
+            for other in admission.finish(ticket, at - begun[ticket]):
+                start(other, at)
         ticket = admission.admit(8000)
         if ticket is None:
-            refused += 1
-            admission.refuse(8000)
+            refused += 1 + (admission.refuse(8000) is not None)
             continue
-        start = max(now, heapq.heappop(free))
-        ends = start + service_s * rng.uniform(0.9, 1.1)
-        heapq.heappush(free, ends)
-        number += 1
-        heapq.heappush(events, (ends, number, (ticket, now)))
-    for _, _, (ticket, _) in events:
+        came[ticket] = now
+        if ticket.started:
+            start(ticket, now)
+    for _, _, ticket in ends:
         admission.finish(ticket, None)
+    while admission.waiting:
+        admission.finish(admission.waiting[0], None)
     return taken, refused
 
 
@@ -62,17 +72,64 @@ def test_below_its_capacity_nothing_is_refused() -> None:
     assert refused == 0
 
 
-def test_a_few_at_once_are_accepted_after_a_quiet_time_and_not_under_load() -> None:
+def test_a_few_at_once_wait_their_turn_in_order_after_a_quiet_time() -> None:
     admission = Admission(slowdown=1.7, most=256, burst=8)
-    first = [admission.admit(100) for _ in range(12)]
-    assert [ticket is not None for ticket in first] == [True] * 11 + [False]  # three and a burst of eight
-    admission.refuse(100)
-    tickets = [ticket for ticket in first if ticket is not None]
-    while len(tickets) > 2:
-        admission.finish(tickets.pop(), None)
-        if len(tickets) >= 3:
-            assert admission.admit(100) is None
-            admission.refuse(100)
+    tickets = [admission.admit(100) for _ in range(11)]
+    assert [ticket is not None for ticket in tickets] == [True] * 10 + [False]  # two start, eight wait
+    assert [ticket.started for ticket in tickets if ticket] == [True] * 2 + [False] * 8
+    started = [ticket for ticket in tickets if ticket and ticket.started]
+    for number in range(8):
+        assert admission.finish(started[number], None) == [tickets[2 + number]]
+        started.append(tickets[2 + number])
+    for ticket in started[8:]:
+        assert admission.finish(ticket, None) == []
+    assert admission.in_flight == 0
+
+
+def test_each_refusal_turns_the_last_that_waits_away_and_its_place_comes_back_slowly() -> None:
+    admission = Admission(slowdown=1.7, most=256, burst=4)
+    admission.finish(admission.admit(100), 1.0)
+    tickets = [admission.admit(100) for _ in range(6)]
+    assert [admission.refuse(100) for _ in range(6)] == [*tickets[:1:-1], None, None]
+    assert admission.full
+    running = tickets[:2]
+    for _ in range(1 + 8):  # the first end comes after refusals
+        assert admission.full
+        assert admission.finish(running.pop(0), None) == []
+        running.append(admission.admit(100))
+        assert running[-1].started
+    assert not admission.full
+    assert not admission.admit(100).started
+
+
+def test_all_places_are_back_once_the_service_was_empty_without_a_refusal() -> None:
+    admission = Admission(slowdown=1.7, most=256, burst=4)
+    admission.finish(admission.admit(100), 1.0)
+    tickets = [admission.admit(100) for _ in range(2)]
+    for _ in range(6):
+        admission.refuse(100)
+    assert admission.full
+    admission.finish(tickets[0], 1.0)
+    admission.finish(tickets[1], 1.0)
+    assert sum(admission.admit(100) is not None for _ in range(10)) == 2 + 4
+
+
+def test_whoever_waits_no_longer_gives_the_place_to_another() -> None:
+    admission = Admission(slowdown=1.7, most=256, burst=1)
+    tickets = [admission.admit(100) for _ in range(3)]
+    assert admission.full
+    assert admission.finish(tickets[2], None) == []
+    assert admission.in_flight == 2
+    assert not admission.full
+
+
+def test_at_the_beginning_of_a_flood_nobody_waits_long() -> None:
+    """The first hundred accepted, those that waited at first included."""
+    for seed in range(20):
+        admission = Admission(slowdown=2.0, most=256, burst=8)
+        simulated(admission, 4.0, 0.05, 1, 20, seed)
+        taken, _ = simulated(admission, 200.0, 0.05, 1, 6, seed)
+        assert np.quantile(taken[:100], 0.98) <= 2.2 * 0.05
 
 
 def test_the_time_alone_is_measured_anew_under_lasting_load() -> None:
@@ -102,14 +159,21 @@ def test_any_order_of_events_keeps_the_counts(events: list, most: int, burst: in
             ticket = admission.admit(size)
             assert (ticket is None) == full
             if ticket is None:
-                admission.refuse(size)
+                other = admission.refuse(size)
+                if other is not None:
+                    open_tickets.remove(other)
+                    assert not other.started
             else:
                 open_tickets.append(ticket)
         elif open_tickets:
-            admission.finish(open_tickets.pop(int(seconds) % len(open_tickets)), seconds or None)
-        assert admission.in_flight == len(open_tickets) <= most
+            ticket = open_tickets.pop(int(seconds) % len(open_tickets))
+            assert all(other.started for other in admission.finish(ticket, seconds or None))
+        assert admission.in_flight == sum(ticket.started for ticket in open_tickets)
+        assert list(admission.waiting) == [ticket for ticket in open_tickets if not ticket.started]
+        assert admission.in_flight or not admission.waiting
+        assert len(open_tickets) <= most
         assert min(2, most) <= admission.limit <= most
-    for ticket in open_tickets:
-        admission.finish(ticket, None)
+    while open_tickets:
+        admission.finish(open_tickets.pop(), None)
     assert admission.in_flight == 0
     assert not admission.full  # an idle service accepts

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -331,12 +331,22 @@ def test_bodies_together_have_a_bound(judge: Any) -> None:
 # --- load, loss --------------------------------------------------------------------------------------------------
 
 
+def asked_of(held: Held, pool: ThreadPoolExecutor, port: int, many: int) -> list[Future[bytes]]:
+    """So many requests on their way; two of them are with the judge."""
+    sent = [pool.submit(exchange, port, request(VIDEO), ends=False) for _ in range(many)]
+    while held.asked < 2:
+        time.sleep(0.01)
+    return sent
+
+
+def statuses(sent: list[Future[bytes]]) -> list[int]:
+    return sorted(status(one.result()) for one in sent)
+
+
 def test_what_would_wait_is_refused_at_once_and_told_when_to_come_back() -> None:
     held = Held()
-    with front(held, burst=2) as port, ThreadPoolExecutor(20) as pool:
-        accepted = [pool.submit(exchange, port, request(VIDEO), ends=False) for _ in range(5)]
-        while held.asked < 5:
-            time.sleep(0.01)
+    with front(held, burst=0) as port, ThreadPoolExecutor(20) as pool:
+        accepted = asked_of(held, pool, port, 2)
         for data in (request(VIDEO), request(VIDEO, "Expect: 100-continue"), as_json(b"{}")):
             answer = exchange(port, data, ends=False)
             assert status(answer) == 429
@@ -344,8 +354,39 @@ def test_what_would_wait_is_refused_at_once_and_told_when_to_come_back() -> None
             assert told(answer) == {"error": "busy: too many requests at once"}
         assert status(exchange(port, request(method="GET", path="/health"))) == 200
         held.go.set()
-        assert {status(one.result()) for one in accepted} == {200}
-        assert held.asked == 5
+        assert statuses(accepted) == [200, 200]
+        assert held.asked == 2
+        assert status(exchange(port, request(VIDEO))) == 200
+
+
+def test_a_few_at_once_wait_before_the_judge_and_all_have_their_answer() -> None:
+    held = Held()
+    with front(held, burst=4) as port, ThreadPoolExecutor(6) as pool:
+        sent = asked_of(held, pool, port, 6)
+        time.sleep(0.2)
+        assert held.asked == 2
+        held.go.set()
+        assert statuses(sent) == [200] * 6
+
+
+def test_when_more_come_those_that_wait_are_turned_away() -> None:
+    held = Held()
+    with front(held, burst=2) as port, ThreadPoolExecutor(6) as pool:
+        sent = asked_of(
+            held, pool, port, 6
+        )  # two are judged, two wait: each further one takes a place from them
+        while sum(one.done() for one in sent) < 4:
+            time.sleep(0.01)
+        held.go.set()
+        assert statuses(sent) == [200] * 2 + [429] * 4
+        assert status(exchange(port, request(VIDEO))) == 200
+
+
+def test_whoever_waits_for_a_turn_has_the_same_deadline() -> None:
+    held = Held()
+    with front(held, burst=4, timeout_s=0.5) as port, ThreadPoolExecutor(4) as pool:
+        assert statuses(asked_of(held, pool, port, 4)) == [503] * 4
+        held.go.set()
         assert status(exchange(port, request(VIDEO))) == 200
 
 
@@ -353,14 +394,12 @@ def test_refusals_leave_a_connection_in_step() -> None:
     """After a 429 the rest of the body is dropped, and the next request on the connection is read as one."""
     held = Held()
     with front(held, burst=0) as port, ThreadPoolExecutor(8) as pool:
-        accepted = [pool.submit(exchange, port, request(VIDEO), ends=False) for _ in range(3)]
-        while held.asked < 3:
-            time.sleep(0.01)
+        accepted = asked_of(held, pool, port, 2)
         keep = request(VIDEO).replace(b"connection: close", b"connection: keep-alive")
         answer = exchange(port, keep + keep + request(VIDEO))
         assert answer.count(b"HTTP/1.1 429") == 3
         held.go.set()
-        assert {status(one.result()) for one in accepted} == {200}
+        assert statuses(accepted) == [200, 200]
 
 
 class Lost(Held):
@@ -388,9 +427,7 @@ class Lost(Held):
 def test_a_lost_replica_leaves_no_request_without_an_answer() -> None:
     lost = Lost()
     with front(lost) as port, ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(exchange, port, request(VIDEO), ends=False) for _ in range(3)]
-        while lost.asked < 3:
-            time.sleep(0.01)
+        waiting = asked_of(lost, pool, port, 3)  # one of them waits for its turn
         lost.dead = True
         answers = [one.result() for one in waiting]
         assert [status(answer) for answer in answers] == [503] * 3
