@@ -20,11 +20,12 @@ BIN := $(VENV)/bin
 STATE := $(shell cksum pyproject.toml constraints.txt .ci/setup 2>/dev/null | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.ready-$(STATE)
 TEST := $(VENV)/.ready-test-$(STATE)
+DOCS := $(VENV)/.ready-docs-$(STATE)
 ASSETS := $(VENV)/.assets-$(STATE)
 # A random network rewards only where it is asked for by name; the note of the target `assets` says that it is.
 WITHOUT_LPIPS := --set reward.fidelity.lpips_network=random-alex
 
-.PHONY: help demo test setup setup-test assets opengl lint format bench constraints clean
+.PHONY: help demo test setup setup-test assets opengl lint format docs bench constraints clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +49,10 @@ format: $(TEST) ## Put the code in order
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(DOCS) ## Build the documentation site into build/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 bench: $(TEST) assets ## Run the benchmarks behind BENCHMARKS.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
@@ -69,6 +74,10 @@ $(BASE):
 # After the base, never beside it: two installers in one environment would race.
 $(TEST): $(BASE)
 	@.ci/setup install $(VENV) '.[dev,simulation]'
+	@touch $@
+
+$(DOCS): $(BASE)
+	@.ci/setup install $(VENV) '.[docs]'
 	@touch $@
 
 assets: $(ASSETS)
