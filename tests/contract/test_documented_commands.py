@@ -52,7 +52,9 @@ RUN = {
 # README's way from episodes to an aligned model is run with these, which only make it shorter.
 SHORT = (
     "tokenizer_training.steps=2",
+    "tokenizer_training.windows_per_step=2",
     "pretraining.steps=2",
+    "pretraining.windows_per_step=2",
     "alignment.updates=1",
     "alignment.prompts_per_update=2",
     "alignment.minibatch_prompts=2",
@@ -127,13 +129,13 @@ def shown_files() -> dict[str, str]:
     return {**dict(named), "nodes.yaml": "nodes: [{cpus: 64, gpus: 8, memory_gb: 512}]\n"}
 
 
-def example_files(folder: Path, frames: int = 0) -> None:
-    """What the examples name: the profiles, and a small data set of so many frames an episode, none for 0."""
+def example_files(folder: Path, episodes: int = 0, frames: int = 6) -> None:
+    """What the examples name: the profiles, and a data set of so many episodes and frames an episode."""
     for name, text in shown_files().items():
         (folder / name).write_text(text)
     (folder / "cluster_configs").symlink_to(REPOSITORY / "cluster_configs")
-    if frames:
-        write_lerobot_v2(folder / "path/to/dataset", [frames] * 8)
+    if episodes:
+        write_lerobot_v2(folder / "path/to/dataset", [frames] * episodes)
 
 
 def is_run(command: Documented) -> bool:
@@ -195,7 +197,7 @@ def test_a_documented_command_is_understood(
 @pytest.mark.parametrize("page", sorted({found.page for found in OURS}))
 def test_the_cheap_ones_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """In the documentation's order, from one folder: what one writes the next one reads."""
-    example_files(tmp_path, frames=6)
+    example_files(tmp_path, episodes=8)
     monkeypatch.chdir(tmp_path)
     for command in OURS:
         name = "--help" if "--help" in command.words else parsed(command.words)[0]
@@ -213,9 +215,10 @@ def test_the_cheap_ones_run(page: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_readmes_way_to_an_aligned_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Convert, plan, pre-train, align and evaluate, as README has them, with fewer steps."""
-    example_files(tmp_path, frames=48)
+    example_files(tmp_path, episodes=48, frames=48)  # two of them are held out, of 40 none
     monkeypatch.chdir(tmp_path)
     for command in (found for found in OURS if found.page == "README.md"):
         settings = (
