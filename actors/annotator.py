@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from roboalign_ray.judge.data.pairs import encode_pair
 from roboalign_ray.judge.online.rollout_annotator import Annotation, RolloutAnnotator
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import prompt_spec
-from roboalign_ray.world_model.token.codec import FrameCodec
+from roboalign_ray.world_model.token.codec import FrameCodec, decode_rollout
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class AnnotatorActor:
         size = tokenizer.config
         spec = prompt_spec(config.episodes, config.rollout.horizon, size.height, size.width)
         maker = PairMaker(open_store(config.episodes.store), spec, config.bench)
-        return RolloutAnnotator(open_judge(config), FrameCodec(tokenizer), maker)
+        decode = partial(decode_rollout, codec=FrameCodec(tokenizer), codes=size.codes)
+        return RolloutAnnotator(open_judge(config), decode, maker)
 
     def ready(self) -> None:
         """Load everything.

@@ -19,7 +19,7 @@ from roboalign_ray.foundation.weight_sync.manifest import Parcel
 from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, RolloutReport
+from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutReport
 from roboalign_ray.world_model.token.engine import RolloutEngine
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
@@ -108,8 +108,8 @@ class RolloutActor:
         version: int = 0,
         weights: Any = (),
         era: int = 0,
-    ) -> tuple[list[RolloutGroup], RolloutReport]:
-        """One group per prompt that can be read, and the numbers of the call.
+    ) -> tuple[list[Rollout], RolloutReport]:
+        """One rollout per prompt that can be read, and the numbers of the call.
 
         Raises:
             UserError: prompts and layout do not fit.
@@ -125,13 +125,13 @@ class RolloutActor:
                 kept.append(group_seeds)
             except Exception as error:  # one bad episode costs its own group only
                 failed[name.prompt_id] = Failed(f"{type(error).__name__}: {error}", "prompt")
-        groups = self._engine.rollout(prompts, kept) if prompts else []
-        return groups, RolloutReport(
+        rollouts = self._engine.rollout(prompts, kept) if prompts else []
+        return rollouts, RolloutReport(
             failed=failed,
-            tokens=sum(group.tokens.size for group in groups),
+            units=sum(rollout.payload.units for rollout in rollouts),
             seconds=time.perf_counter() - began,
-            peak_sequence=max((group.peak_sequence for group in groups), default=0),
-            cache_bytes=max((group.cache_bytes for group in groups), default=0),
+            peak_sequence=max((rollout.cost.peak_sequence for rollout in rollouts), default=0),
+            cache_bytes=max((rollout.cost.cache_bytes for rollout in rollouts), default=0),
         )
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from roboalign_ray.alignment.records.scored import GroupRecord, ScoredGroup
@@ -24,8 +25,8 @@ from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
 from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import RolloutGroup
-from roboalign_ray.world_model.token.codec import FrameCodec
+from roboalign_ray.world_model.protocol import Rollout
+from roboalign_ray.world_model.token.codec import FrameCodec, decode_rollout
 
 _FETCH_S = 600.0  # for a student
 
@@ -62,6 +63,10 @@ class ScorerActor:
         size = self._tokenizer.config
         return PromptReader(self.episodes, size.height, size.width)
 
+    def _decode(self, rollout: Rollout) -> np.ndarray:
+        """Its frames uint8 [G, T, H, W, 3]."""
+        return decode_rollout(rollout, self._codec, self._tokenizer.config.codes)
+
     def ready(self) -> None:
         """Load everything that is there, so that bad input is told before the first score.
 
@@ -77,7 +82,7 @@ class ScorerActor:
         return self._groups
 
     def score(
-        self, groups: Sequence[RolloutGroup], student: Sequence[Any] = ()
+        self, groups: Sequence[Rollout], student: Sequence[Any] = ()
     ) -> tuple[ScoredGroup | list[GroupRecord], ...]:
         """The scored groups for the learner, one by one, and last their numbers for the driver.
 
@@ -99,19 +104,18 @@ class ScorerActor:
             self._reward, self._judge = build_reward(self.reward_config, judge, self.device), reference
         return self._reward
 
-    def _score_group(self, group: RolloutGroup, reward: Reward) -> ScoredGroup:
+    def _score_group(self, group: Rollout, reward: Reward) -> ScoredGroup:
         """An exception costs this group's samples their scores and nothing else."""
         self._groups += 1
         try:
-            group.check_codes(self._tokenizer.config.codes)
             return ScoredGroup(group, tuple(self._scores(group, reward)))
         except Exception as error:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
 
-    def _scores(self, group: RolloutGroup, reward: Reward) -> Sequence[Score]:
-        generated = self._codec.decode_group(group)
+    def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
+        generated = self._decode(group)
         real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
         return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
 

@@ -115,7 +115,7 @@ class Rollouts:
 
     def engine(self) -> np.ndarray:
         """Our engine."""
-        return self._engine.rollout([self.prompt], [tuple(range(self.samples))])[0].tokens
+        return self._engine.rollout([self.prompt], [tuple(range(self.samples))])[0].payload.tokens
 
     def one_thread(self) -> np.ndarray:
         """Our engine on one thread, which nothing can hold up but its own core."""

@@ -45,7 +45,7 @@ from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, wor
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
+from roboalign_ray.world_model.protocol import Prompt, Rollout
 from roboalign_ray.world_model.token.engine import RolloutEngine
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
@@ -205,7 +205,7 @@ class _Maker:
         with _threads(role_threads(self.config.cluster.scorer)):
             return [self._score(group, made) for group in members]
 
-    def _roll_out(self, tickets: Sequence[Ticket], versions: Sequence[int]) -> dict[int, RolloutGroup]:
+    def _roll_out(self, tickets: Sequence[Ticket], versions: Sequence[int]) -> dict[int, Rollout]:
         """Groups by number; prompts that cannot be read were left out of the batch then, too."""
         prompts: list[Prompt] = []
         readable: list[Ticket] = []
@@ -221,7 +221,7 @@ class _Maker:
         groups = self._engine.rollout_again(prompts, [ticket.seeds for ticket in readable], weights)
         return {ticket.number: group for ticket, group in zip(readable, groups, strict=True)}
 
-    def _score(self, group: JournalGroup, made: Mapping[int, RolloutGroup]) -> Comparison:
+    def _score(self, group: JournalGroup, made: Mapping[int, Rollout]) -> Comparison:
         if group.group not in made:
             return Comparison(group, Verdict.DIFFERS, why=f"its prompt cannot be read ({self._unreadable})")
         students = (

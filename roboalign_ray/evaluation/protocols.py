@@ -19,7 +19,7 @@ from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, On
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS, ClipMetrics, clip_metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, WorldModel
+from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel
 
 POLICY_NAMES = {
     "none": "plain autoregression",
@@ -221,15 +221,15 @@ def evaluate_rollouts(
         if config.fvd or len(first_samples) < keep:
             first_samples.append(frames_GTHWC[0])
     # Groups of a batch share their times: take one group per batch.
-    seconds_BT = np.stack([group.seconds_per_frame for group in groups[::batch]])
+    seconds_BT = np.stack([group.cost.seconds_per_frame for group in groups[::batch]])
     return PolicyResult(
         name=policy_name(refresh),
         refresh=refresh,
         metrics=_stack(metrics, config),
         seconds_per_frame=seconds_BT.mean(axis=0),
         seconds=float(seconds_BT.sum()),
-        peak_sequence=max(group.peak_sequence for group in groups),
-        cache_bytes=max(group.cache_bytes for group in groups),
+        peak_sequence=max(group.cost.peak_sequence for group in groups),
+        cache_bytes=max(group.cost.cache_bytes for group in groups),
         frames=np.stack(first_samples)[:keep] if keep else np.empty(0, np.uint8),
         fvd=_fvd(np.stack(first_samples), windows) if config.fvd else None,
     )
@@ -247,8 +247,8 @@ def _rollout(
     seeds: Sequence[tuple[int, ...]],
     batch: int,
     advance: Advance | None,
-) -> list[RolloutGroup]:
-    groups: list[RolloutGroup] = []
+) -> list[Rollout]:
+    groups: list[Rollout] = []
     for first in range(0, len(prompts), batch):
         chunk = slice(first, first + batch)
         done = model.rollout(list(prompts[chunk]), list(seeds[chunk]))

@@ -1,13 +1,14 @@
 """The rollout interface: what any world model is asked for, and what it answers.
 
-A group is G samples from one prompt. Its answer is tokens, log-probabilities and the weight versions that made
-them, a few kilobytes; pixels are decoded by whoever needs them (`RolloutEngine.decode`).
+A rollout is G samples from one prompt. It holds what was generated in the model's own terms (tokens, latents) and the
+weight versions that made it, a few kilobytes; pixels are decoded where they are needed (`WorldModel.decode`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -47,82 +48,104 @@ class Prompt:
         return 1 if self.past is None else 1 + len(self.past)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """What was generated between two context refreshes: a training sequence of its own.
+class Segment(Protocol):
+    """What the parts of a payload tell of themselves: what was generated between two context refreshes."""
 
-    The first segment's context and start are shared by the group (leading axis 1); after a refresh each sample has
-    its own (leading axis G).
+    @property
+    def frames(self) -> int:
+        """Generated frames."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Weight version that generated them."""
+        ...
+
+
+class Payload(Protocol):
+    """What one kind of world model generated, in its own terms. Validates itself on construction."""
+
+    kind: ClassVar[str]
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """In order of time; never empty."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """G."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """How much was generated for all samples, in the model's own units: tokens, or denoised frames."""
+        ...
+
+    def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(JSON types, arrays by name): what a file holds of it."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Self:
+        """Inverse of `to_arrays`, bit for bit.
+
+        Raises:
+            ValueError, LookupError, TypeError: these are not the arrays of such a payload.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RolloutCost:
+    """What a rollout cost.
 
     Attributes:
-        context: codes int32 [1 or G, C].
-        given: codes int32 [1 or G, m, D], the frames that the segment starts from; m is 1 except for refreshes that
-            keep several frames.
-        actions: bins int32 [m - 1 + n, A]; the first m - 1 belong to given frames before the last.
-        tokens: codes int32 [G, n, D], the generated frames.
-        logprobs: float32 [G, n, D], of the distribution sampled from with temperature 1 and the slot's vocabulary.
-        version: weight version that generated it.
-        exact: whether a plain forward pass over (context, given, tokens) reproduces `logprobs`: false where a
-            policy keeps a cache that such a pass does not have ("sinks").
+        seconds_per_frame: float [T], wall time of each frame of the batch that the rollout was in.
+        peak_sequence: tokens of the longest sequence that a frame was generated from.
+        cache_bytes: most bytes of intermediate results (keys and values, history) held for this rollout at once.
     """
 
-    context: np.ndarray
-    given: np.ndarray
-    actions: np.ndarray
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    version: int
-    exact: bool = True
+    seconds_per_frame: np.ndarray
+    peak_sequence: int = 0
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
-class RolloutGroup:
+class Rollout:
     """G samples of one prompt.
 
     Attributes:
         prompt_id, instruction: of the prompt.
-        seeds: G sampling seeds; the same seed gives the same tokens whatever else is in the batch.
-        segments: in order; their tokens concatenated along time are the T generated frames.
-        peak_sequence: tokens of the longest prompt a frame was generated from.
-        cache_bytes: most bytes of keys and values held for this group at once.
-        seconds_per_frame: float [T], wall time of each frame of the batch that the group was in.
+        seeds: G sampling seeds; the same seed gives the same sample whatever else is in the batch.
+        payload: what was generated, in the terms of the world model.
+        cost: time and memory.
+        start: frames that were generated before the first one of this rollout: more than 0 behind a branch.
+
+    Raises:
+        ValueError: on construction, where seeds and samples differ in number.
     """
 
     prompt_id: str
     instruction: str
     seeds: tuple[int, ...]
-    segments: tuple[Segment, ...]
-    peak_sequence: int
-    cache_bytes: int
-    seconds_per_frame: np.ndarray
+    payload: Payload
+    cost: RolloutCost
+    start: int = 0
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """Codes int32 [G, T, D] of all generated frames."""
-        return np.concatenate([segment.tokens for segment in self.segments], axis=1)
-
-    @property
-    def logprobs(self) -> np.ndarray:
-        """Float32 [G, T, D]."""
-        return np.concatenate([segment.logprobs for segment in self.segments], axis=1)
+    def __post_init__(self) -> None:
+        if len(self.seeds) != self.payload.samples:
+            raise ValueError(f"{self.prompt_id}: {len(self.seeds)} seeds, {self.payload.samples} samples")
 
     @property
     def versions(self) -> tuple[int, ...]:
         """Weight version per segment."""
-        return tuple(segment.version for segment in self.segments)
+        return tuple(segment.version for segment in self.payload.segments)
 
-    def check_codes(self, codes: int) -> None:
-        """That every token is a code of the tokenizer: decoding a damaged one gives a picture all the same.
-
-        Args:
-            codes: of its codebook.
-
-        Raises:
-            ValueError: one is not.
-        """
-        for tokens in (part for segment in self.segments for part in (segment.context, segment.tokens)):
-            if tokens.size and not 0 <= tokens.min() <= tokens.max() < codes:
-                raise ValueError(f"{self.prompt_id}: a token outside the {codes} codes of the tokenizer")
+    @property
+    def horizon(self) -> int:
+        """Generated frames T."""
+        return sum(segment.frames for segment in self.payload.segments)
 
 
 @dataclass(frozen=True)
@@ -130,15 +153,15 @@ class RolloutReport:
     """Numbers of one batch of rollouts, for whoever asked for it.
 
     Attributes:
-        failed: prompt id to why it has no group.
-        tokens: generated.
+        failed: prompt id to why it has no rollout.
+        units: generated, see `Payload.units`.
         seconds: wall time.
         peak_sequence: longest prompt of any frame, tokens.
         cache_bytes: most bytes of keys and values held for one group.
     """
 
     failed: dict[str, Failed]
-    tokens: int
+    units: int
     seconds: float
     peak_sequence: int
     cache_bytes: int
@@ -149,10 +172,10 @@ class WorldModel(Protocol):
 
     version: int
 
-    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
-        """One group per prompt, `len(seeds[i])` samples each."""
+    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[Rollout]:
+        """One rollout per prompt, `len(seeds[i])` samples each."""
         ...
 
-    def decode(self, group: RolloutGroup) -> np.ndarray:
+    def decode(self, rollout: Rollout) -> np.ndarray:
         """Generated frames uint8 [G, T, H, W, 3]."""
         ...

@@ -18,6 +18,7 @@ from roboalign_ray.metrics.frame_metrics import ssim, to_images
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.token.rollout import TokenPayload
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
 SEEDS = [(1, 2, 3), (4, 5, 6)]
@@ -52,14 +53,14 @@ def test_groups_of_tokens_come_back_in_order(actor, names):
     assert [group.prompt_id for group in groups] == [name.prompt_id for name in names]
     assert [group.seeds for group in groups] == SEEDS
     assert all(group.versions == (0, 0) for group in groups)
-    assert report.tokens == 2 * 3 * 4 * 4
+    assert report.units == 2 * 3 * 4 * 4
     assert report.failed == {}
 
 
 def test_same_seeds_same_tokens_in_another_actor_and_company(job, actor, names):
     groups, _ = actor.rollout(names, SEEDS)
     alone, _ = rollout_actor(job).rollout(names[1:], SEEDS[1:])
-    np.testing.assert_array_equal(alone[0].tokens, groups[1].tokens)
+    np.testing.assert_array_equal(alone[0].payload.tokens, groups[1].payload.tokens)
 
 
 def test_an_unreadable_prompt_costs_its_own_group_only(actor, names):
@@ -77,10 +78,10 @@ def test_weights_travel_with_the_call_and_mark_the_segments(job, names):
     actor.load_weights(5, changed)
     after, _ = actor.rollout(names, SEEDS, 5, [object()])  # version 5 is there: the reference is not touched
     assert after[0].versions == (5, 5)
-    assert not np.array_equal(after[0].tokens, before[0].tokens)
+    assert not np.array_equal(after[0].payload.tokens, before[0].payload.tokens)
     actor.load_weights(6, weights)
     again, _ = actor.rollout(names, SEEDS, 6)
-    np.testing.assert_array_equal(again[0].tokens, before[0].tokens)
+    np.testing.assert_array_equal(again[0].payload.tokens, before[0].payload.tokens)
 
 
 def test_older_weights_are_not_taken_unless_the_learner_was_set_back(job, names):
@@ -92,7 +93,7 @@ def test_older_weights_are_not_taken_unless_the_learner_was_set_back(job, names)
     assert late[0].versions == (3, 3)
     back, _ = actor.rollout(names, SEEDS, 0, [], 1)
     assert back[0].versions == (0, 0)
-    np.testing.assert_array_equal(back[0].tokens, before[0].tokens)
+    np.testing.assert_array_equal(back[0].payload.tokens, before[0].payload.tokens)
 
 
 def test_signs_of_life_grow_with_the_work(job, actor, scorer, names):
@@ -162,13 +163,13 @@ def test_missing_weights_are_told_when_getting_ready(job, tmp_path):
         actor.ready()
 
 
-@pytest.mark.parametrize("part", ["tokens", "context"])
+@pytest.mark.parametrize("part", ["tokens", "context", "given"])
 def test_a_damaged_token_costs_its_group_its_scores_and_never_reaches_the_learner(actor, scorer, names, part):
     groups, _ = actor.rollout(names, SEEDS)
-    first, *later = groups[0].segments
+    first, *later = groups[0].payload.segments
     codes = getattr(first, part).copy()
     codes.flat[3] ^= np.int32(1 << 30)  # a bit turned over on the way: decoding would make a picture of it
-    damaged = replace(groups[0], segments=(replace(first, **{part: codes}), *later))
+    damaged = replace(groups[0], payload=TokenPayload((replace(first, **{part: codes}), *later)))
     *_, records = scorer.score([damaged, groups[1]])
     assert all(
         isinstance(score, Failed) and "outside the 16 codes" in score.reason for score in records[0].scores

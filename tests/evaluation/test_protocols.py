@@ -11,7 +11,8 @@ from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics import frame_metrics as metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutCost
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 
 SIDE = 32
 
@@ -34,14 +35,14 @@ class SquareWorld:
     def __init__(self, drift: float = 0.0, peak: int = 10) -> None:
         self.drift, self.peak, self.calls = drift, peak, 0
 
-    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[Rollout]:
         self.calls += 1
         return [self._group(prompt, own) for prompt, own in zip(prompts, seeds, strict=True)]
 
-    def _group(self, prompt: Prompt, seeds: tuple[int, ...]) -> RolloutGroup:
+    def _group(self, prompt: Prompt, seeds: tuple[int, ...]) -> Rollout:
         path = _find(prompt.start) + np.cumsum(prompt.actions[:, 0])
         tokens = np.broadcast_to(path[None, :, None], (len(seeds), len(path), 1)).astype(np.int32)
-        segment = Segment(
+        segment = TokenSegment(
             context=np.zeros((1, 1), np.int32),
             given=np.zeros((1, 1, 1), np.int32),
             actions=prompt.actions,
@@ -49,14 +50,14 @@ class SquareWorld:
             logprobs=np.zeros(tokens.shape, np.float32),
             version=0,
         )
-        seconds = np.full(len(path), 0.01)
-        return RolloutGroup(prompt.prompt_id, "", seeds, (segment,), self.peak, 1000 * self.peak, seconds)
+        cost = RolloutCost(np.full(len(path), 0.01), self.peak, 1000 * self.peak)
+        return Rollout(prompt.prompt_id, "", seeds, TokenPayload((segment,)), cost)
 
-    def decode(self, group: RolloutGroup) -> np.ndarray:
+    def decode(self, group: Rollout) -> np.ndarray:
         return np.stack(
             [
                 np.stack([_draw(int(x), 1 - self.drift * (t + 1)) for t, x in enumerate(sample[:, 0])])
-                for sample in group.tokens
+                for sample in group.payload.tokens
             ]
         )
 
@@ -105,7 +106,7 @@ def test_one_step_may_skip_frames(lpips: PerceptualDistance, config: EvaluationC
 
 def test_one_step_shows_real_frames_and_true_actions_before_the_last(lpips: PerceptualDistance) -> None:
     class Recording(SquareWorld):
-        def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+        def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[Rollout]:
             seen.extend(prompts)
             return super().rollout(prompts, seeds)
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutCost
 from roboalign_ray.world_model.refresh import ContextRefresh, SegmentStart
 from roboalign_ray.world_model.token.cache import KeyValueCache
 from roboalign_ray.world_model.token.codec import FrameCodec
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.packed import PackedTransformer, Workspace
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 from roboalign_ray.world_model.token.sampling import Sampler, uniforms
 
 PREFILL_TOKENS_PER_CALL = 2048
@@ -88,8 +89,8 @@ class RolloutBatch:
         self._uniforms = torch.from_numpy(uniforms(flat, self.horizon * parts.layout.dynamics_tokens))
 
     @torch.inference_mode()
-    def run(self) -> list[RolloutGroup]:
-        """One group per prompt."""
+    def run(self) -> list[Rollout]:
+        """One rollout per prompt."""
         segments: list[_Generated] = []
         packed: PackedTransformer | None = None
         cache: KeyValueCache | None = None
@@ -220,30 +221,25 @@ class RolloutBatch:
             self._workspaces[chunk] = Workspace(packed, self.rows, chunk)
         return self._workspaces[chunk]
 
-    def _group(self, index: int, segments: list[_Generated]) -> RolloutGroup:
+    def _group(self, index: int, segments: list[_Generated]) -> Rollout:
         rows = slice(index * self.samples, (index + 1) * self.samples)
         one = slice(index, index + 1)
         prompt = self.prompts[index]
-        return RolloutGroup(
-            prompt_id=prompt.prompt_id,
-            instruction=prompt.instruction,
-            seeds=tuple(self.seeds[index]),
-            segments=tuple(
-                Segment(
-                    context=s.start.context[one if s.start.context_shared else rows].astype(np.int32),
-                    given=s.start.given[one if s.start.given_shared else rows].astype(np.int32),
-                    actions=s.actions[index].astype(np.int32),
-                    tokens=s.tokens[rows].astype(np.int32),
-                    logprobs=s.logprobs[rows].copy(),
-                    version=s.version,
-                    exact=s.exact,
-                )
-                for s in segments
-            ),
-            peak_sequence=self.peak_sequence,
-            cache_bytes=self.cache_bytes,
-            seconds_per_frame=self.seconds.copy(),
+        parts = tuple(
+            TokenSegment(
+                context=s.start.context[one if s.start.context_shared else rows].astype(np.int32),
+                given=s.start.given[one if s.start.given_shared else rows].astype(np.int32),
+                actions=s.actions[index].astype(np.int32),
+                tokens=s.tokens[rows].astype(np.int32),
+                logprobs=s.logprobs[rows].copy(),
+                version=s.version,
+                exact=s.exact,
+            )
+            for s in segments
         )
+        cost = RolloutCost(self.seconds.copy(), self.peak_sequence, self.cache_bytes)
+        payload, seeds = TokenPayload(parts), tuple(self.seeds[index])
+        return Rollout(prompt.prompt_id, prompt.instruction, seeds, payload, cost)
 
 
 def _all_actions(prompt: Prompt) -> np.ndarray:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from roboalign_ray.config import RolloutConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
+from roboalign_ray.world_model.protocol import Prompt, Rollout
 from roboalign_ray.world_model.refresh import make_refresh
 from roboalign_ray.world_model.token.batch import EngineCounters, Parts, RolloutBatch
-from roboalign_ray.world_model.token.codec import FrameCodec, Tokenizer
+from roboalign_ray.world_model.token.codec import FrameCodec, Tokenizer, decode_rollout
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.packed import PackedTransformer
 from roboalign_ray.world_model.token.sampling import Sampler
@@ -83,7 +83,7 @@ class RolloutEngine:
             if not self._running:
                 self._adopt()
 
-    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[Rollout]:
         """One group per prompt, `len(seeds[i])` samples each; prompts of equal shape run as one batch.
 
         Raises:
@@ -93,7 +93,7 @@ class RolloutEngine:
         batches: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             batches[prompt.horizon, prompt.given, len(seeds[index])].append(index)
-        groups: dict[int, RolloutGroup] = {}
+        groups: dict[int, Rollout] = {}
         for members in batches.values():
             batch = RolloutBatch(self._parts, [prompts[i] for i in members], [seeds[i] for i in members])
             with self._lock:
@@ -111,7 +111,7 @@ class RolloutEngine:
         prompts: list[Prompt],
         seeds: list[tuple[int, ...]],
         weights: Sequence[tuple[int, Mapping[str, Tensor]]],
-    ) -> list[RolloutGroup]:
+    ) -> list[Rollout]:
         """As `rollout`, with the weights of every segment given: makes again what took new ones on its way.
 
         Args:
@@ -138,9 +138,13 @@ class RolloutEngine:
 
         return RolloutBatch(replace(self._parts, weights=begin_segment), prompts, seeds).run()
 
-    def decode(self, group: RolloutGroup) -> np.ndarray:
-        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
-        return self._codec.decode_group(group)
+    def decode(self, rollout: Rollout) -> np.ndarray:
+        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context.
+
+        Raises:
+            ValueError: a token is no code of the tokenizer.
+        """
+        return decode_rollout(rollout, self._codec, self.layout.codes)
 
     def _begin_segment(self) -> tuple[PackedTransformer, int]:
         with self._lock:
