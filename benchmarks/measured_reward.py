@@ -42,10 +42,10 @@ def measuring(config: JobConfig) -> type[ScorerActor]:
         _annotator: RolloutAnnotator | None = None  # a cached property holds a lock, which does not travel
 
         def _opened(self) -> RolloutAnnotator:
-            size = self._tokenizer.config
-            spec = prompt_spec(self.episodes, config.rollout.horizon, size.height, size.width)
+            card = self._decoder.card
+            spec = prompt_spec(self.episodes, config.rollout.horizon, card.height, card.width)
             maker = PairMaker(open_store(self.episodes.store), spec, config.bench)
-            return RolloutAnnotator(PrivilegedJudge(config.bench.privileged), self._decode, maker)
+            return RolloutAnnotator(PrivilegedJudge(config.bench.privileged), self._decoder, maker)
 
         def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
             self._annotator = self._annotator or self._opened()

@@ -21,6 +21,7 @@ import torch
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.protocol import Prompt, Rollout
 from roboalign_ray.world_model.token.engine import RolloutEngine
@@ -40,6 +41,12 @@ def load(arguments: argparse.Namespace):
         return *load_pretrained(arguments.world_model), tokenizer
     layout = SequenceLayout.from_config(tokenizer.config, demo.world_model, demo.episodes.action_bins)
     return build_model(demo.world_model, layout), layout, tokenizer
+
+
+def unit_bins(layout: SequenceLayout) -> ActionBinner:
+    """Bins of width 1 from 0 on: an action is the number of its bin."""
+    bins, dims = layout.action_bins, layout.action_tokens
+    return ActionBinner((0.0,) * dims, (float(bins),) * dims, bins)
 
 
 def make_prompts(
@@ -69,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "swr": RefreshConfig(policy="swr", window=arguments.window),
     }
     engines = {
-        name: RolloutEngine(model, tokenizer, layout, RolloutConfig(refresh=refresh))
+        name: RolloutEngine(model, tokenizer, layout, unit_bins(layout), RolloutConfig(refresh=refresh))
         for name, refresh in refreshes.items()
     }
     runs: dict[str, list[Rollout]] = {name: [] for name in engines}

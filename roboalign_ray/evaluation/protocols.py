@@ -19,7 +19,7 @@ from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, On
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS, ClipMetrics, clip_metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance
-from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel
+from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel, first_view
 
 POLICY_NAMES = {
     "none": "plain autoregression",
@@ -42,6 +42,11 @@ class EvaluationWindow:
 
     prompt: Prompt
     real: np.ndarray
+
+    @property
+    def start(self) -> np.ndarray:
+        """Uint8 [H, W, 3], the frame before `real`, of the view that `real` is of."""
+        return first_view(self.prompt.start)
 
     def __post_init__(self) -> None:
         if len(self.real) != self.prompt.horizon:
@@ -99,14 +104,14 @@ def one_step(
     copied: list[ClipMetrics] = []
     for window, other in zip(windows, shuffled, strict=True):
         steps = np.arange(0, window.prompt.horizon, every)
-        frames = np.concatenate([window.prompt.start[None], window.real])
+        frames = np.concatenate([window.start[None], window.real])
         before_T, real_T = frames[steps], window.real[steps]
         for sink, actions in ((predicted, window.prompt.actions), (misled, other)):
             prompts = [_step_prompt(window.prompt, frames, int(step), actions, config) for step in steps]
             groups = _rollout(model, prompts, [(seed,)] * len(prompts), batch, advance)
-            frames_T = np.concatenate([model.decode(group)[:, 0] for group in groups])
-            sink.append(clip_metrics(frames_T[None], real_T, window.prompt.start, lpips, config))
-        copied.append(clip_metrics(before_T[None], real_T, window.prompt.start, lpips, config))
+            frames_T = np.concatenate([first_view(model.decode(group)[:, 0]) for group in groups])
+            sink.append(clip_metrics(frames_T[None], real_T, window.start, lpips, config))
+        copied.append(clip_metrics(before_T[None], real_T, window.start, lpips, config))
     return OneStepResult(
         predicted=_stack(predicted, config),
         shuffled=_stack(misled, config),
@@ -177,9 +182,9 @@ def long_horizon(
         )
         for refresh in policies
     ]
-    still = [np.broadcast_to(window.prompt.start, window.real.shape)[None] for window in windows]
+    still = [np.broadcast_to(window.start, window.real.shape)[None] for window in windows]
     baseline = [
-        clip_metrics(frames, window.real, window.prompt.start, lpips, config)
+        clip_metrics(frames, window.real, window.start, lpips, config)
         for frames, window in zip(still, windows, strict=True)
     ]
     return LongHorizonResult(
@@ -216,8 +221,8 @@ def evaluate_rollouts(
     metrics: list[ClipMetrics] = []
     first_samples: list[np.ndarray] = []
     for window, group in zip(windows, groups, strict=True):
-        frames_GTHWC = model.decode(group)
-        metrics.append(clip_metrics(frames_GTHWC, window.real, window.prompt.start, lpips, config))
+        frames_GTHWC = first_view(model.decode(group))
+        metrics.append(clip_metrics(frames_GTHWC, window.real, window.start, lpips, config))
         if config.fvd or len(first_samples) < keep:
             first_samples.append(frames_GTHWC[0])
     # Groups of a batch share their times: take one group per batch.

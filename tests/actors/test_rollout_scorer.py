@@ -11,7 +11,6 @@ from tiny_job import make_tiny_job, square_episode
 
 from roboalign_ray.actors.rollout import RolloutActor
 from roboalign_ray.actors.scorer import ScorerActor
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.metrics.frame_metrics import ssim, to_images
@@ -30,7 +29,7 @@ def job(tmp_path_factory):
 
 
 def rollout_actor(job):
-    return RolloutActor(Path(job.tokenizer_weights), Path(job.world_model_weights), job.rollout, job.episodes)
+    return RolloutActor(Path(job.world_model_weights), job.rollout, job.episodes)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def actor(job):
 
 @pytest.fixture(scope="module")
 def scorer(job):
-    return ScorerActor(Path(job.tokenizer_weights), job.reward, job.episodes)
+    return ScorerActor(Path(job.world_model_weights), job.reward, job.episodes)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def test_signs_of_life_grow_with_the_work(job, actor, scorer, names):
 def test_scores_are_those_of_the_decoded_frames_against_the_store(job, actor, scorer, names):
     groups, _ = actor.rollout(names, SEEDS)
     *scored, records = scorer.score(groups)
-    frames = actor._engine.decode(groups[0])
+    frames = actor._model.decode(groups[0])[:, :, 0]
     episode = square_episode(int(names[0].episode_id[-2:]))
     real = episode.view()[names[0].start + 1 : names[0].start + 5]
     for sample, score in enumerate(scored[0].scores):
@@ -130,24 +129,22 @@ def test_one_bad_group_fails_alone(actor, scorer, names):
 
 
 def test_prompts_hold_the_episodes_frames_and_actions(job, names):
-    binner = ActionBinner.load(Path(job.world_model_weights))
-    reader = PromptReader(job.episodes, 32, 32, binner)
+    reader = PromptReader(job.episodes, 32, 32)
     prompt = reader.prompt(names[0], 4)
     episode = square_episode(int(names[0].episode_id[-2:]))
     start = names[0].start
     assert np.abs(prompt.start.astype(int) - episode.view()[start]).mean() < 4
-    np.testing.assert_array_equal(prompt.actions, binner.to_bins(episode.actions[start : start + 4]))
+    np.testing.assert_array_equal(prompt.actions, episode.actions[start : start + 4])
     assert prompt.instruction == "push the square"
     with pytest.raises(UserError, match="frames"):
         reader.frames(PromptName(names[0].episode_id, 8), 4)
 
 
 def test_a_stride_keeps_every_other_frame_and_sums_the_increments(job):
-    binner = ActionBinner((-4.0, -4.0), (4.0, 4.0), 8)
-    reader = PromptReader(job.episodes.model_copy(update={"frame_stride": 2}), 32, 32, binner)
+    reader = PromptReader(job.episodes.model_copy(update={"frame_stride": 2}), 32, 32)
     prompt, episode = reader.prompt(PromptName("toy/03", 1), 3), square_episode(3)
     summed = episode.actions[1:7].reshape(3, 2, 2).sum(1)
-    np.testing.assert_array_equal(prompt.actions, binner.to_bins(summed))
+    np.testing.assert_array_equal(prompt.actions, summed)
     frames = reader.frames(PromptName("toy/03", 1), 3).astype(int)
     assert np.abs(frames - episode.view()[1:8:2]).mean() < 4
 
@@ -158,7 +155,7 @@ def test_a_horizon_longer_than_every_episode_is_told(job):
 
 
 def test_missing_weights_are_told_when_getting_ready(job, tmp_path):
-    actor = RolloutActor(tmp_path, tmp_path, job.rollout, job.episodes)
+    actor = RolloutActor(tmp_path, job.rollout, job.episodes)
     with pytest.raises(UserError):
         actor.ready()
 

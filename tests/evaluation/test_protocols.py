@@ -40,7 +40,7 @@ class SquareWorld:
         return [self._group(prompt, own) for prompt, own in zip(prompts, seeds, strict=True)]
 
     def _group(self, prompt: Prompt, seeds: tuple[int, ...]) -> Rollout:
-        path = _find(prompt.start) + np.cumsum(prompt.actions[:, 0])
+        path = _find(prompt.start[0]) + np.cumsum(prompt.actions[:, 0])
         tokens = np.broadcast_to(path[None, :, None], (len(seeds), len(path), 1)).astype(np.int32)
         segment = TokenSegment(
             context=np.zeros((1, 1), np.int32),
@@ -59,7 +59,7 @@ class SquareWorld:
                 np.stack([_draw(int(x), 1 - self.drift * (t + 1)) for t, x in enumerate(sample[:, 0])])
                 for sample in group.payload.tokens
             ]
-        )
+        )[:, :, None]
 
 
 def _windows(count: int = 4, horizon: int = 12) -> list[EvaluationWindow]:
@@ -93,7 +93,7 @@ def test_one_step_separates_knowing_from_copying_and_from_wrong_actions(
     assert result.copy_last.total("lpips").low > result.predicted.total("lpips").high
     assert result.predicted.total("psnr").n == 4
     window = _windows()[2]
-    before = np.concatenate([window.prompt.start[None], window.real[:-1]])
+    before = np.concatenate([window.start[None], window.real[:-1]])
     expected = ((before / 255.0 - window.real / 255.0) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(result.copy_last.per_frame["mse"][2], expected, atol=1e-6)
 
@@ -118,12 +118,12 @@ def test_one_step_shows_real_frames_and_true_actions_before_the_last(lpips: Perc
     first, second, third = seen[:3]  # steps 0, 2, 4 with true actions; as many with shuffled ones follow
     assert first.past is None
     assert second.past is not None
-    np.testing.assert_array_equal(second.past, np.stack([window.prompt.start, window.real[0]]))
-    np.testing.assert_array_equal(second.context, window.prompt.start)
+    np.testing.assert_array_equal(second.past[:, 0], np.stack([window.start, window.real[0]]))
+    np.testing.assert_array_equal(second.context[0], window.start)
     for prompt in (third, seen[6 + 2]):
         assert prompt.past is not None
-        np.testing.assert_array_equal(prompt.past, window.real[:3])
-        np.testing.assert_array_equal(prompt.start, window.real[3])
+        np.testing.assert_array_equal(prompt.past[:, 0], window.real[:3])
+        np.testing.assert_array_equal(prompt.start[0], window.real[3])
         np.testing.assert_array_equal(prompt.past_actions, window.prompt.actions[1:4])
     np.testing.assert_array_equal(third.actions, window.prompt.actions[4:5])
 
@@ -168,7 +168,7 @@ def test_copying_the_first_frame_is_the_baseline(lpips: PerceptualDistance, conf
     result = protocols.long_horizon(
         lambda refresh: SquareWorld(), [RefreshConfig(policy="none")], windows, lpips, config
     )
-    a = metrics.to_images(np.broadcast_to(windows[1].prompt.start, windows[1].real.shape))
+    a = metrics.to_images(np.broadcast_to(windows[1].start, windows[1].real.shape))
     expected = metrics.psnr(a, metrics.to_images(windows[1].real))
     np.testing.assert_allclose(result.copy_first.per_frame["psnr"][1], expected, rtol=1e-5)
     assert (result.copy_first.freeze_rate == 1).all()

@@ -62,20 +62,17 @@ def test_peak_and_bytes_against_the_engine(policy: str, horizon: int, tmp_path: 
     """What the plan promises is what the rollout engine reports."""
     from tiny_job import make_tiny_job
 
-    from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
     from roboalign_ray.world_model.protocol import Prompt
-    from roboalign_ray.world_model.token.engine import RolloutEngine
-    from roboalign_ray.world_model.token.transformer import load_pretrained
+    from roboalign_ray.world_model.registry import check_world_model, open_world_model
 
     refresh = {"policy": policy, "window": 3, "recent": 2, "sink_tokens": 4}
     job = make_tiny_job(tmp_path, rollout={"horizon": horizon, "refresh": refresh})
     layout = layout_of(job)
-    tokenizer = DualBranchTokenizer.load(tmp_path / "tokenizer")
-    model, _ = load_pretrained(tmp_path / "world_model", expected=layout)
+    check_world_model(tmp_path / "world_model", config=job)
     frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     prompt = Prompt("p", frame, frame, np.zeros((horizon, layout.action_tokens), dtype=np.int64))
     seeds = tuple(range(job.alignment.group_size))
-    group = RolloutEngine(model, tokenizer, layout, job.rollout).rollout([prompt], [seeds])[0]
+    group = open_world_model(tmp_path / "world_model", job.rollout).rollout([prompt], [seeds])[0]
 
     assert peak_tokens(layout, job.rollout.refresh, horizon) == group.cost.peak_sequence
     sizes = byte_sizes(job)

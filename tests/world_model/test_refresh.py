@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from roboalign_ray.config import RefreshConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.protocol import Prompt
-from roboalign_ray.world_model.refresh import make_refresh
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.refresh_starts import make_refresh
 from roboalign_ray.world_model.token.transformer import slot_logits
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -25,7 +25,7 @@ def test_swr_segment_equals_a_fresh_rollout_from_the_decoded_frame(make_engine, 
     engine = make_engine("swr", window, temperature=0.0)
     group = engine.rollout([prompt], [(1, 2)])[0]
     assert [s.tokens.shape[1] for s in group.payload.segments] == [3, 3]
-    boundary = engine.decode(group)[:, window - 1]
+    boundary = engine.decode(group)[:, window - 1, 0]
     for sample in range(2):
         frame = boundary[sample]
         fresh = engine.rollout([Prompt("fresh", frame, frame, prompt.actions[window:])], [(9,)])[0]
@@ -92,7 +92,9 @@ def test_reference_recent_reencodes_the_last_frames(
     engine, window = make_engine("reference_recent", 3, recent=recent), 3
     prompt = make_prompt(0, 9)
     group = engine.rollout([prompt], [(1, 2)])[0]
-    frames = np.concatenate([np.broadcast_to(prompt.start, (2, 1, 8, 8, 3)), engine.decode(group)], axis=1)
+    frames = np.concatenate(
+        [np.broadcast_to(prompt.start, (2, 1, 8, 8, 3)), engine.decode(group)[:, :, 0]], axis=1
+    )
     context = np.broadcast_to(group.payload.segments[0].context, (2, layout.context_tokens)).astype(np.int64)
     for index, segment in enumerate(group.payload.segments[1:], start=1):
         last = index * window

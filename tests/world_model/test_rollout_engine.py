@@ -165,12 +165,12 @@ def test_decode_gives_every_frame_under_its_segments_context(
     engine = make_engine(policy)
     group = engine.rollout([make_prompt(0, 7)], [(1, 2)])[0]
     frames = engine.decode(group)
-    assert frames.shape == (2, 7, 8, 8, 3)
+    assert frames.shape == (2, 7, 1, 8, 8, 3)
     assert frames.dtype == np.uint8
     last = group.payload.segments[-1]
     context = torch.from_numpy(np.broadcast_to(last.context, (2, last.context.shape[1])).astype(np.int64))
     pixels = block_tokenizer.decode_dynamics(torch.from_numpy(last.tokens.astype(np.int64)), context)
-    np.testing.assert_array_equal(frames[:, -1], (pixels[:, -1] * 255).round().byte().permute(0, 2, 3, 1))
+    np.testing.assert_array_equal(frames[:, -1, 0], (pixels[:, -1] * 255).round().byte().permute(0, 2, 3, 1))
 
 
 def test_bad_input_is_told(make_engine, make_prompt, make_model, layout):
@@ -181,9 +181,9 @@ def test_bad_input_is_told(make_engine, make_prompt, make_model, layout):
         engine.rollout([good], [()])
     with pytest.raises(UserError, match="outside"):
         engine.rollout([good], [(-1,)])
-    with pytest.raises(UserError, match="action bin"):
-        engine.rollout([Prompt("p", good.context, good.start, good.actions + 11)], [(1,)])
-    with pytest.raises(UserError, match="not \\[T >= 1, 3\\]"):
+    with pytest.raises(UserError, match="not finite"):
+        engine.rollout([Prompt("p", good.context, good.start, good.actions * np.nan)], [(1,)])
+    with pytest.raises(UserError, match="not \\[B, h >= 1, 3\\]"):
         engine.rollout([Prompt("p", good.context, good.start, good.actions[:, :2])], [(1,)])
     with pytest.raises(UserError, match="not uint8"):
         engine.rollout([Prompt("p", good.context / 255, good.start, good.actions)], [(1,)])

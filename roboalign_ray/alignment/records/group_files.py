@@ -15,10 +15,9 @@ from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.foundation.storage.readers import parse_json, read_arrays
 from roboalign_ray.rewards.protocol import Score, Scored
-from roboalign_ray.world_model.protocol import Payload, Rollout, RolloutCost
-from roboalign_ray.world_model.token.rollout import TokenPayload
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
+from roboalign_ray.world_model.registry import payload_type
 
-_PAYLOADS: dict[str, type[Payload]] = {TokenPayload.kind: TokenPayload}
 _OWN = "seconds_per_frame"  # the payload's arrays keep their names behind `_PART`
 _PART = "payload_"
 
@@ -62,7 +61,7 @@ def load_group(path: Path) -> ScoredGroup:
             prompt_id=header["prompt_id"],
             instruction=header["instruction"],
             seeds=tuple(header["seeds"]),
-            payload=_PAYLOADS[header["kind"]].from_arrays(header["payload"], parts),
+            payload=payload_type(str(header["kind"])).from_arrays(header["payload"], parts),
             cost=RolloutCost(arrays[_OWN], header["peak_sequence"], header["cache_bytes"]),
             start=header["start"],
         )

@@ -9,7 +9,7 @@ the clip alone; one that measures also gets the real continuation and what the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudg
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
 from roboalign_ray.judge.validation.alarms import motion_share
-from roboalign_ray.world_model.protocol import Rollout
+from roboalign_ray.world_model.protocol import Decoder, Rollout, first_view
 
 UNLABELLED = "unlabelled"
 
@@ -57,14 +57,12 @@ class RolloutAnnotator:
 
     Args:
         teacher: gives the scores.
-        decode: a rollout to its frames uint8 [G, T, H, W, 3]; see `WorldModel.decode`.
+        decoder: of the world model that made the rollouts.
         maker: reads real clips; they are cut to one frame more than a rollout has.
     """
 
-    def __init__(
-        self, teacher: TeacherJudge, decode: Callable[[Rollout], np.ndarray], maker: PairMaker
-    ) -> None:
-        self.teacher, self.decode, self.maker = teacher, decode, maker
+    def __init__(self, teacher: TeacherJudge, decoder: Decoder, maker: PairMaker) -> None:
+        self.teacher, self.decoder, self.maker = teacher, decoder, maker
 
     def annotate(self, groups: Sequence[Rollout], samples: Sequence[Sequence[int]]) -> list[Annotation]:
         """Label `samples[i]`, positions within group i; group after group, in order."""
@@ -98,7 +96,7 @@ class RolloutAnnotator:
         names = [sample_id(group.prompt_id, group.seeds[n], group.versions) for n in wanted]
         try:
             source = self._source(group)
-            videos = with_start(source.window.frames[0], self.decode(group))
+            videos = with_start(source.window.frames[0], first_view(self.decoder.decode(group)))
         except (EpisodeError, UserError) as error:
             failed = Failed(error.line(), "episode")
             return [(name, failed, None, float("nan")) for name in names]

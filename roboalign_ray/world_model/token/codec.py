@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roboalign_ray.world_model.protocol import Rollout
-from roboalign_ray.world_model.token.rollout import TokenPayload
-
 FRAMES_PER_CALL = 64
 _BLOCKS_REMEMBERED = 4
 
 
 class Tokenizer(Protocol):
     """What the engine asks of a tokenizer; frames are float in [0, 1], channels first."""
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame, pixels."""
+        ...
 
     def encode_context(self, frames_BCHW: Tensor) -> Tensor:
         """Codes int64 [B, C]."""
@@ -93,14 +95,6 @@ class FrameCodec:
         ]
         return torch.cat(blocks).movedim(-3, -1).contiguous().cpu().numpy()
 
-    def decode_payload(self, payload: TokenPayload) -> np.ndarray:
-        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
-        parts = [
-            self.decode(s.tokens, np.broadcast_to(s.context, (payload.samples, s.context.shape[-1])))
-            for s in payload.segments
-        ]
-        return np.concatenate(parts, axis=1)
-
     def _context(self, codes: np.ndarray) -> Any:
         """Features of a block of context codes [b, C], remembered or made."""
         key = codes.astype(np.int64).tobytes()
@@ -118,23 +112,3 @@ class FrameCodec:
 
     def _to_codes(self, codes: np.ndarray) -> Tensor:
         return torch.from_numpy(codes.astype(np.int64)).to(self._device)
-
-
-def decode_rollout(rollout: Rollout, codec: FrameCodec, codes: int) -> np.ndarray:
-    """Generated frames uint8 [G, T, H, W, 3] of a token rollout.
-
-    Args:
-        codec: of the tokenizer that the world model was trained with.
-        codes: of its codebook.
-
-    Raises:
-        ValueError: it is no token rollout, or a token is no code of the tokenizer.
-    """
-    payload = rollout.payload
-    if not isinstance(payload, TokenPayload):
-        raise ValueError(f"{rollout.prompt_id}: a rollout of kind '{payload.kind}' is not made of tokens")
-    try:
-        payload.check_codes(codes)
-    except ValueError as error:
-        raise ValueError(f"{rollout.prompt_id}: {error}") from None
-    return codec.decode_payload(payload)

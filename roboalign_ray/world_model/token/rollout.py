@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.protocol import Rollout
+
 _ARRAYS = ("context", "given", "actions", "tokens", "logprobs")
 
 
@@ -145,3 +148,16 @@ class TokenPayload:
                 for number, entry in enumerate(header["segments"])
             )
         )
+
+
+def token_payload(rollout: Rollout) -> TokenPayload:
+    """The payload of a rollout that is made of tokens.
+
+    Raises:
+        UserError: it is made of something else.
+    """
+    if not isinstance(rollout.payload, TokenPayload):
+        raise UserError(
+            f"a rollout of kind '{rollout.payload.kind}' is not made of tokens", where=rollout.prompt_id
+        )
+    return rollout.payload
