@@ -1,4 +1,4 @@
-"""The annotator actor: a teacher that is shown rollouts. It decodes the tokens itself: no pixels travel to it."""
+"""The annotator actor: a teacher that is shown rollouts. It decodes them itself: no pixels travel to it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.bench.pair_maker import PairMaker
 from roboalign_ray.judge.data.pairs import encode_pair
 from roboalign_ray.judge.online.rollout_annotator import Annotation, RolloutAnnotator
-from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import prompt_spec
-from roboalign_ray.world_model.token.codec import FrameCodec
+from roboalign_ray.world_model.registry import open_decoder
 
 
 @dataclass(frozen=True)
@@ -46,33 +45,35 @@ class AnnotatorActor:
 
     Args:
         config: the job.
-        tokenizer: folder.
+        world_model: folder; its weights are not read.
         threads: torch threads.
+        tokenizer: folder; see `RolloutActor`.
 
     Raises:
         UserError: the teacher cannot be opened.
     """
 
-    def __init__(self, config: JobConfig, tokenizer: Path, threads: int = 1) -> None:
+    def __init__(
+        self, config: JobConfig, world_model: Path, threads: int = 1, tokenizer: Path | None = None
+    ) -> None:
         torch.set_num_threads(threads)
-        self.config, self.tokenizer_folder = config, tokenizer
+        self.config, self.world_model_folder, self.tokenizer_folder = config, world_model, tokenizer
         self._calls = 0
 
     @cached_property
     def _annotator(self) -> RolloutAnnotator:
         config = self.config
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        tokenizer = DualBranchTokenizer.load(self.tokenizer_folder).to(device)
-        size = tokenizer.config
-        spec = prompt_spec(config.episodes, config.rollout.horizon, size.height, size.width)
+        decoder = open_decoder(self.world_model_folder, tokenizer=self.tokenizer_folder)
+        card = decoder.card
+        spec = prompt_spec(config.episodes, config.rollout.horizon, card.height, card.width)
         maker = PairMaker(open_store(config.episodes.store), spec, config.bench)
-        return RolloutAnnotator(open_judge(config), FrameCodec(tokenizer), maker)
+        return RolloutAnnotator(open_judge(config), decoder, maker)
 
     def ready(self) -> None:
         """Load everything.
 
         Raises:
-            UserError: the teacher, the tokenizer or the store cannot be read.
+            UserError: the teacher, the world model's folder or the store cannot be read.
         """
         _ = self._annotator
 

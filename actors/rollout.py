@@ -1,4 +1,4 @@
-"""The rollout actor: a tokenizer and a rollout engine that read their prompts themselves and answer in tokens."""
+"""The rollout actor: a world model that reads its prompts itself and answers without pixels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from typing import Any
 import torch
 
 from roboalign_ray.config import EpisodesConfig, RolloutConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.weight_sync.manifest import Parcel
 from roboalign_ray.foundation.weight_sync.packing import unpack
-from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, RolloutReport
-from roboalign_ray.world_model.token.engine import RolloutEngine
-from roboalign_ray.world_model.token.transformer import load_pretrained
+from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutReport, WorldModel
+from roboalign_ray.world_model.registry import open_world_model, read_weights
 
 _FETCH_S = 600.0  # for a version of the weights
 
@@ -32,39 +29,33 @@ class RolloutActor:
     `load_weights` and `beat` may be called from other threads while a rollout runs.
 
     Args:
-        tokenizer, world_model: folders; the world model's are version 0.
+        world_model: folder; its weights are version 0.
         rollout, episodes: configs.
         threads: torch threads.
+        tokenizer: folder, where the world model has one and another is meant than the one it remembers.
     """
 
     def __init__(
         self,
-        tokenizer: Path,
         world_model: Path,
         rollout: RolloutConfig,
         episodes: EpisodesConfig,
         threads: int = 1,
+        tokenizer: Path | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
         self.config, self.episodes = rollout, episodes
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loading, self._held = threading.Lock(), (0, 0)
 
     @cached_property
-    def _tokenizer(self) -> DualBranchTokenizer:
-        return DualBranchTokenizer.load(self.tokenizer_folder).to(self.device)
-
-    @cached_property
-    def _engine(self) -> RolloutEngine:
-        model, layout = load_pretrained(self.world_model_folder)
-        return RolloutEngine(model, self._tokenizer, layout, self.config, version=0, device=self.device)
+    def _model(self) -> WorldModel:
+        return open_world_model(self.world_model_folder, self.config, tokenizer=self.tokenizer_folder)
 
     @cached_property
     def _reader(self) -> PromptReader:
-        size = self._tokenizer.config
-        binner = ActionBinner.load(self.world_model_folder)
-        return PromptReader(self.episodes, size.height, size.width, binner)
+        card = self._model.card
+        return PromptReader(self.episodes, card.height, card.width)
 
     def ready(self) -> None:
         """Load everything, so that bad input is told before the first rollout.
@@ -72,12 +63,11 @@ class RolloutActor:
         Raises:
             UserError: a folder or the store cannot be read.
         """
-        _ = self._engine, self._reader
+        _ = self._model, self._reader
 
     def beat(self) -> int:
         """A number that grows while work is done."""
-        counters = self._engine.counters if "_engine" in self.__dict__ else None
-        return sum(vars(counters).values()) if counters else 0
+        return self._model.work if "_model" in self.__dict__ else 0
 
     def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
         """Take weights from the next segment on; older ones than those that are here change nothing.
@@ -95,10 +85,10 @@ class RolloutActor:
             if (era, version) <= self._held:
                 return
             if not weights:
-                weights = load_pretrained(self.world_model_folder)[0].state_dict()
+                weights = read_weights(self.world_model_folder)
             elif not isinstance(weights, Mapping):
                 weights = _received(weights[0])
-            self._engine.load_weights(weights, version)
+            self._model.load_weights(weights, version)
             self._held = (era, version)
 
     def rollout(
@@ -108,11 +98,11 @@ class RolloutActor:
         version: int = 0,
         weights: Any = (),
         era: int = 0,
-    ) -> tuple[list[RolloutGroup], RolloutReport]:
-        """One group per prompt that can be read, and the numbers of the call.
+    ) -> tuple[list[Rollout], RolloutReport]:
+        """One rollout per prompt that can be read, and the numbers of the call.
 
         Raises:
-            UserError: prompts and layout do not fit.
+            UserError: prompts and world model do not fit.
         """
         began = time.perf_counter()
         self.load_weights(version, weights, era)
@@ -125,13 +115,13 @@ class RolloutActor:
                 kept.append(group_seeds)
             except Exception as error:  # one bad episode costs its own group only
                 failed[name.prompt_id] = Failed(f"{type(error).__name__}: {error}", "prompt")
-        groups = self._engine.rollout(prompts, kept) if prompts else []
-        return groups, RolloutReport(
+        rollouts = self._model.rollout(prompts, kept) if prompts else []
+        return rollouts, RolloutReport(
             failed=failed,
-            tokens=sum(group.tokens.size for group in groups),
+            units=sum(rollout.payload.units for rollout in rollouts),
             seconds=time.perf_counter() - began,
-            peak_sequence=max((group.peak_sequence for group in groups), default=0),
-            cache_bytes=max((group.cache_bytes for group in groups), default=0),
+            peak_sequence=max((rollout.cost.peak_sequence for rollout in rollouts), default=0),
+            cache_bytes=max((rollout.cost.cache_bytes for rollout in rollouts), default=0),
         )
 
 

@@ -1,4 +1,4 @@
-"""The scorer actor: decodes tokens where it stands and scores them with the job's reward.
+"""The scorer actor: decodes rollouts where it stands and scores them with the job's reward.
 
 What the reward compares with, the real continuation, it reads itself; the student, where one has a say, comes with the
 call by reference and is fetched when its version is a new one.
@@ -22,10 +22,9 @@ from roboalign_ray.foundation.storage.files import unpack_folder
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
 from roboalign_ray.rewards.registry import build_reward
-from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import RolloutGroup
-from roboalign_ray.world_model.token.codec import FrameCodec
+from roboalign_ray.world_model.protocol import Decoder, Rollout, first_view
+from roboalign_ray.world_model.registry import open_decoder
 
 _FETCH_S = 600.0  # for a student
 
@@ -34,41 +33,44 @@ class ScorerActor:
     """Scores rollout groups.
 
     Args:
-        tokenizer: folder.
+        world_model: folder; its weights are not read.
         reward, episodes: configs.
         threads: torch threads.
+        tokenizer: folder; see `RolloutActor`.
     """
 
     def __init__(
-        self, tokenizer: Path, reward: RewardConfig, episodes: EpisodesConfig, threads: int = 1
+        self,
+        world_model: Path,
+        reward: RewardConfig,
+        episodes: EpisodesConfig,
+        threads: int = 1,
+        tokenizer: Path | None = None,
     ) -> None:
         torch.set_num_threads(threads)
-        self.tokenizer_folder, self.reward_config, self.episodes = tokenizer, reward, episodes
+        self.world_model_folder, self.tokenizer_folder = world_model, tokenizer
+        self.reward_config, self.episodes = reward, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._groups = 0
         self._judge: Any = None  # reference to the student that `_reward` asks
         self._reward: Reward | None = None
 
     @cached_property
-    def _tokenizer(self) -> DualBranchTokenizer:
-        return DualBranchTokenizer.load(self.tokenizer_folder).to(self.device)
-
-    @cached_property
-    def _codec(self) -> FrameCodec:
-        return FrameCodec(self._tokenizer)
+    def _decoder(self) -> Decoder:
+        return open_decoder(self.world_model_folder, tokenizer=self.tokenizer_folder, device=str(self.device))
 
     @cached_property
     def _reader(self) -> PromptReader:
-        size = self._tokenizer.config
-        return PromptReader(self.episodes, size.height, size.width)
+        card = self._decoder.card
+        return PromptReader(self.episodes, card.height, card.width)
 
     def ready(self) -> None:
         """Load everything that is there, so that bad input is told before the first score.
 
         Raises:
-            UserError: the tokenizer or the store cannot be read.
+            UserError: the world model's folder or the store cannot be read.
         """
-        _ = self._codec, self._reader
+        _ = self._decoder, self._reader
         if not self.reward_config.needs_judge:
             self._load_reward(())
 
@@ -77,7 +79,7 @@ class ScorerActor:
         return self._groups
 
     def score(
-        self, groups: Sequence[RolloutGroup], student: Sequence[Any] = ()
+        self, groups: Sequence[Rollout], student: Sequence[Any] = ()
     ) -> tuple[ScoredGroup | list[GroupRecord], ...]:
         """The scored groups for the learner, one by one, and last their numbers for the driver.
 
@@ -99,20 +101,20 @@ class ScorerActor:
             self._reward, self._judge = build_reward(self.reward_config, judge, self.device), reference
         return self._reward
 
-    def _score_group(self, group: RolloutGroup, reward: Reward) -> ScoredGroup:
+    def _score_group(self, group: Rollout, reward: Reward) -> ScoredGroup:
         """An exception costs this group's samples their scores and nothing else."""
         self._groups += 1
         try:
-            group.check_codes(self._tokenizer.config.codes)
             return ScoredGroup(group, tuple(self._scores(group, reward)))
         except Exception as error:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
 
-    def _scores(self, group: RolloutGroup, reward: Reward) -> Sequence[Score]:
-        generated = self._codec.decode_group(group)
-        real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
+    def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
+        generated = first_view(self._decoder.decode(group))
+        first, last = group.start, group.start + group.horizon
+        real = self._reader.frames(PromptName.parse(group.prompt_id), last)[first:]
         return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
 
 

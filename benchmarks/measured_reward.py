@@ -32,7 +32,7 @@ from roboalign_ray.pipelines.cluster.workforce import WorkerPool
 from roboalign_ray.pipelines.evaluate.best_of_n_study import models_table, run_select
 from roboalign_ray.rewards.protocol import Reward, Score, Scored
 from roboalign_ray.world_model.prompts import prompt_spec
-from roboalign_ray.world_model.protocol import RolloutGroup
+from roboalign_ray.world_model.protocol import Rollout
 
 
 def measuring(config: JobConfig) -> type[ScorerActor]:
@@ -42,12 +42,12 @@ def measuring(config: JobConfig) -> type[ScorerActor]:
         _annotator: RolloutAnnotator | None = None  # a cached property holds a lock, which does not travel
 
         def _opened(self) -> RolloutAnnotator:
-            size = self._tokenizer.config
-            spec = prompt_spec(self.episodes, config.rollout.horizon, size.height, size.width)
+            card = self._decoder.card
+            spec = prompt_spec(self.episodes, config.rollout.horizon, card.height, card.width)
             maker = PairMaker(open_store(self.episodes.store), spec, config.bench)
-            return RolloutAnnotator(PrivilegedJudge(config.bench.privileged), self._codec, maker)
+            return RolloutAnnotator(PrivilegedJudge(config.bench.privileged), self._decoder, maker)
 
-        def _scores(self, group: RolloutGroup, reward: Reward) -> Sequence[Score]:
+        def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
             self._annotator = self._annotator or self._opened()
             told = self._annotator.annotate([group], [range(len(group.seeds))])
             return [

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig, WorldModelConfig
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.world_model.protocol import Prompt
 from roboalign_ray.world_model.token.engine import RolloutEngine
 from roboalign_ray.world_model.token.layout import SequenceLayout
@@ -68,11 +69,19 @@ while os.getppid() == parent:
 """
 
 
+def unit_bins(layout: SequenceLayout) -> ActionBinner:
+    """Bins of width 1 from 0 on: an action is the number of its bin."""
+    bins, dims = layout.action_bins, layout.action_tokens
+    return ActionBinner((0.0,) * dims, (float(bins),) * dims, bins)
+
+
 class FixedCodes:
     """Stands where the tokenizer would: constant codes at no cost, so that only the transformer is timed."""
 
     def __init__(self, layout: SequenceLayout) -> None:
         self._layout = layout
+
+    frame_size = 8, 8
 
     def encode_context(self, frames):
         """Zeros [B, C]."""
@@ -106,7 +115,7 @@ class Rollouts:
         self.ids = torch.from_numpy(np.repeat(ids, samples, axis=0))
         self.actions = torch.from_numpy(actions + layout.action_range[0])
         config = RolloutConfig(refresh=RefreshConfig(policy="none"), precision=precision)
-        self._engine = RolloutEngine(model, FixedCodes(layout), layout, config)
+        self._engine = RolloutEngine(model, FixedCodes(layout), layout, unit_bins(layout), config)
 
     @property
     def kernels(self) -> str:
@@ -115,7 +124,7 @@ class Rollouts:
 
     def engine(self) -> np.ndarray:
         """Our engine."""
-        return self._engine.rollout([self.prompt], [tuple(range(self.samples))])[0].tokens
+        return self._engine.rollout([self.prompt], [tuple(range(self.samples))])[0].payload.tokens
 
     def one_thread(self) -> np.ndarray:
         """Our engine on one thread, which nothing can hold up but its own core."""

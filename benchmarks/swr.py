@@ -21,8 +21,9 @@ import torch
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
+from roboalign_ray.world_model.protocol import Prompt, Rollout
 from roboalign_ray.world_model.token.engine import RolloutEngine
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.transformer import build_model, load_pretrained
@@ -40,6 +41,12 @@ def load(arguments: argparse.Namespace):
         return *load_pretrained(arguments.world_model), tokenizer
     layout = SequenceLayout.from_config(tokenizer.config, demo.world_model, demo.episodes.action_bins)
     return build_model(demo.world_model, layout), layout, tokenizer
+
+
+def unit_bins(layout: SequenceLayout) -> ActionBinner:
+    """Bins of width 1 from 0 on: an action is the number of its bin."""
+    bins, dims = layout.action_bins, layout.action_tokens
+    return ActionBinner((0.0,) * dims, (float(bins),) * dims, bins)
 
 
 def make_prompts(
@@ -69,10 +76,10 @@ def measure(arguments: argparse.Namespace) -> dict:
         "swr": RefreshConfig(policy="swr", window=arguments.window),
     }
     engines = {
-        name: RolloutEngine(model, tokenizer, layout, RolloutConfig(refresh=refresh))
+        name: RolloutEngine(model, tokenizer, layout, unit_bins(layout), RolloutConfig(refresh=refresh))
         for name, refresh in refreshes.items()
     }
-    runs: dict[str, list[RolloutGroup]] = {name: [] for name in engines}
+    runs: dict[str, list[Rollout]] = {name: [] for name in engines}
     for repeat in range(arguments.repeats + 1):
         for name, engine in engines.items():
             group = engine.rollout(prompts, seeds)[0]
@@ -81,17 +88,17 @@ def measure(arguments: argparse.Namespace) -> dict:
     return {name: summary(groups, arguments.window) for name, groups in runs.items()}
 
 
-def summary(groups: list[RolloutGroup], window: int) -> dict:
+def summary(groups: list[Rollout], window: int) -> dict:
     """Milliseconds over repeats; the first and the last window are compared as means per frame."""
-    curve = 1000 * np.median([group.seconds_per_frame for group in groups], axis=0)
+    curve = 1000 * np.median([group.cost.seconds_per_frame for group in groups], axis=0)
     # Windows of SWR but the first begin with a refresh; comparing like with like leaves the first one out.
     windows = [curve[first : first + window].mean() for first in range(0, len(curve) - window + 1, window)]
     return {
         "total_ms": float(curve.sum()),
         "ms_per_frame_second_window": float(windows[min(1, len(windows) - 1)]),
         "ms_per_frame_last_window": float(windows[-1]),
-        "peak_sequence": groups[0].peak_sequence,
-        "cache_bytes_per_group": groups[0].cache_bytes,
+        "peak_sequence": groups[0].cost.peak_sequence,
+        "cache_bytes_per_group": groups[0].cost.cache_bytes,
         "ms_per_frame": [round(float(value), 2) for value in curve],
     }
 

@@ -7,7 +7,7 @@ out/
   run.json             the run's id, which its checkpoints name
   checkpoints/         complete checkpoints, from which --resume goes on to the same result
   judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
-  aligned/             the result, a plain Hugging Face directory
+  aligned/             the result, a world model's folder
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from roboalign_ray.pipelines.align.run_checkpoints import RunCheckpoints
 from roboalign_ray.pipelines.align.run_state import COUNTED
 from roboalign_ray.pipelines.cluster.runtime import start_ray
 from roboalign_ray.pipelines.cluster.signals import asked_to_end, handled
+from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.pipelines.cluster.workforce import RoleLost
 from roboalign_ray.pipelines.monitor.monitor import Watch
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule, schedule_from_store
+from roboalign_ray.world_model.registry import read_description, write_description
 
 JOURNAL, ALIGNED, LOGS, CHECKPOINTS = "rollouts.jsonl", "aligned", "logs/align", "checkpoints"
 EVENTS = f"{JUDGE}/events.jsonl"
@@ -274,3 +276,5 @@ class _Job:
         last = self.kept.of_step(version)
         with complete_or_absent(self.out / ALIGNED) as writing:
             shutil.copytree(last.folder / "model", writing, dirs_exist_ok=True)
+            kind = read_description(world_model_folder(self.config)).kind
+            write_description(writing, kind, tokenizer_folder(self.config), final=self.out / ALIGNED)

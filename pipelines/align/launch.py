@@ -69,10 +69,10 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
     from roboalign_ray.actors.scorer import ScorerActor
 
     cluster = config.cluster
-    common = {"tokenizer": tokenizer_folder(config), "episodes": config.episodes}
+    models = {"world_model": world_model_folder(config), "tokenizer": tokenizer_folder(config)}
+    common = {**models, "episodes": config.episodes}
     rollout: dict[str, Any] = {
         **common,
-        "world_model": world_model_folder(config),
         "rollout": config.rollout,
         "threads": role_threads(cluster.rollout),
     }
@@ -100,6 +100,7 @@ def _judge(
     if config.judge.relabel.teacher != "none":
         arguments = {
             "config": config,
+            "world_model": world_model_folder(config),
             "tokenizer": tokenizer_folder(config),
             "threads": role_threads(cluster.teacher),
         }

@@ -323,13 +323,13 @@ class AlignmentLoop:
     def _figures(self, records: list[GroupRecord], failures: list[tuple[Ticket, Failed]]) -> dict[str, float]:
         ledger, crew = self.groups.ledger, self.crew
         before, self._staleness = self._staleness, Counter(ledger.staleness_of_segments)
-        tokens = sum(record.tokens for record in records)
+        units = sum(record.units for record in records)
         kinds = Counter(failed.kind for _, failed in failures)
         return {
             **reward_scalars(records),
             "failed_groups": float(len(failures)),
             **{f"failures/{kind}": float(count) for kind, count in sorted(kinds.items())},
-            **self._tally.scalars(tokens, len(crew.rollouts.workers), len(crew.scorers.workers)),
+            **self._tally.scalars(units, len(crew.rollouts.workers), len(crew.scorers.workers)),
             **ages(before, self._staleness),
             "groups_running": float(ledger.running),
             "groups_ready": float(ledger.ready),

@@ -31,13 +31,13 @@ class Tally:
         self.peak_sequence = max(self.peak_sequence, report.peak_sequence)
         self.cache_bytes = max(self.cache_bytes, report.cache_bytes)
 
-    def scalars(self, tokens: int, rollout_workers: int, scorer_workers: int) -> dict[str, float]:
-        """By the names of their curves; seconds are means over the role's workers, `tokens` those trained on."""
+    def scalars(self, units: int, rollout_workers: int, scorer_workers: int) -> dict[str, float]:
+        """By the names of their curves; seconds are means over the role's workers, `units` those trained on."""
         seconds = self.rollout_s / max(1, rollout_workers)
         return {
             "seconds_rollout": seconds,
-            "rollout_tokens": float(tokens),
-            "rollout_tokens_per_second": tokens / seconds if seconds else 0.0,
+            "rollout_units": float(units),
+            "rollout_units_per_second": units / seconds if seconds else 0.0,
             "peak_sequence": float(self.peak_sequence),
             "cache_bytes": float(self.cache_bytes),
             "seconds_scorer": self.scorer_s / max(1, scorer_workers),

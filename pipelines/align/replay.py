@@ -28,7 +28,6 @@ from roboalign_ray.alignment.records.journal import (
     read_journal,
 )
 from roboalign_ray.config import JobConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.storage import checkpoints
 from roboalign_ray.foundation.storage.files import packed_folder
@@ -43,11 +42,9 @@ from roboalign_ray.pipelines.align.run_state import check_same_job
 from roboalign_ray.pipelines.cluster.runtime import role_threads
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
-from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
-from roboalign_ray.world_model.token.engine import RolloutEngine
-from roboalign_ray.world_model.token.transformer import load_pretrained
+from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel
+from roboalign_ray.world_model.registry import open_world_model, read_weights
 
 _STATES_KEPT = 4  # versions of the weights in memory; calls come in the order of updates
 
@@ -145,27 +142,26 @@ class _Maker:
         settings = config.alignment
         self._numbering = Numbering(schedule, settings.prompts_per_update, settings.group_size)
         self._state = lru_cache(_STATES_KEPT)(self._read_state)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
-    def _tokenizer(self) -> DualBranchTokenizer:
-        return DualBranchTokenizer.load(tokenizer_folder(self.config)).to(self._device)
-
-    @cached_property
-    def _engine(self) -> RolloutEngine:
-        model, layout = load_pretrained(world_model_folder(self.config))
-        return RolloutEngine(model, self._tokenizer, layout, self.config.rollout, device=self._device)
+    def _model(self) -> WorldModel:
+        folder, tokenizer = world_model_folder(self.config), tokenizer_folder(self.config)
+        return open_world_model(folder, self.config.rollout, tokenizer=tokenizer)
 
     @cached_property
     def _reader(self) -> PromptReader:
-        size, binner = self._tokenizer.config, ActionBinner.load(world_model_folder(self.config))
-        return PromptReader(self.config.episodes, size.height, size.width, binner)
+        card = self._model.card
+        return PromptReader(self.config.episodes, card.height, card.width)
 
     @cached_property
     def _scorer(self) -> ScorerActor:
         threads = role_threads(self.config.cluster.scorer)
         return ScorerActor(
-            tokenizer_folder(self.config), self.config.reward, self.config.episodes, threads=threads
+            world_model_folder(self.config),
+            self.config.reward,
+            self.config.episodes,
+            threads,
+            tokenizer_folder(self.config),
         )
 
     def missing(self, members: Sequence[JournalGroup]) -> str:
@@ -205,7 +201,7 @@ class _Maker:
         with _threads(role_threads(self.config.cluster.scorer)):
             return [self._score(group, made) for group in members]
 
-    def _roll_out(self, tickets: Sequence[Ticket], versions: Sequence[int]) -> dict[int, RolloutGroup]:
+    def _roll_out(self, tickets: Sequence[Ticket], versions: Sequence[int]) -> dict[int, Rollout]:
         """Groups by number; prompts that cannot be read were left out of the batch then, too."""
         prompts: list[Prompt] = []
         readable: list[Ticket] = []
@@ -218,10 +214,10 @@ class _Maker:
         if not prompts:
             return {}
         weights = [(version, self._state(version)) for version in versions]
-        groups = self._engine.rollout_again(prompts, [ticket.seeds for ticket in readable], weights)
+        groups = self._model.rollout_again(prompts, [ticket.seeds for ticket in readable], weights)
         return {ticket.number: group for ticket, group in zip(readable, groups, strict=True)}
 
-    def _score(self, group: JournalGroup, made: Mapping[int, RolloutGroup]) -> Comparison:
+    def _score(self, group: JournalGroup, made: Mapping[int, Rollout]) -> Comparison:
         if group.group not in made:
             return Comparison(group, Verdict.DIFFERS, why=f"its prompt cannot be read ({self._unreadable})")
         students = (
@@ -237,9 +233,9 @@ class _Maker:
     def _read_state(self, version: int) -> Mapping[str, Any]:
         """Weights as the rollout workers had them: the first from their folder, later ones packed and unpacked."""
         if not version:
-            return load_pretrained(world_model_folder(self.config))[0].state_dict()
+            return read_weights(world_model_folder(self.config))
         folder = checkpoints.load(self._there[version]).folder / "model"
-        state = load_pretrained(folder)[0].state_dict()
+        state = read_weights(folder)
         travel = self.config.asynchrony.weights
         return unpack(*pack(state, version, travel))
 

@@ -7,10 +7,11 @@ the code that trains. Tokens and bytes follow from the sequence layout and the r
 from __future__ import annotations
 
 from roboalign_ray.config import JobConfig, RefreshConfig
+from roboalign_ray.world_model.refresh import RefreshPlan
 from roboalign_ray.world_model.token.layout import SequenceLayout
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
-_CODE_BYTES = _LOGPROB_BYTES = 4  # int32 codes and float32 log-probabilities, as `Segment` holds them
+_CODE_BYTES = _LOGPROB_BYTES = 4  # int32 codes and float32 log-probabilities, as `TokenSegment` holds them
 
 
 def layout_of(config: JobConfig) -> SequenceLayout:
@@ -42,11 +43,11 @@ def _count(parts) -> dict[str, int]:
 
 def segment_frames(refresh: RefreshConfig, horizon: int) -> list[tuple[int, int]]:
     """(given, generated) frames of each segment of a `horizon`-frame rollout."""
-    if refresh.policy in ("none", "sinks"):
-        return [(1, horizon)]
-    starts = range(0, horizon, refresh.window)
-    recent = refresh.recent if refresh.policy == "reference_recent" else 1
-    return [(min(recent, 1 + start), min(refresh.window, horizon - start)) for start in starts]
+    plan, done, found = RefreshPlan.of(refresh), 0, []
+    for frames in plan.segments(horizon):
+        found.append((min(plan.recent, 1 + done), frames))
+        done += frames
+    return found
 
 
 def peak_tokens(layout: SequenceLayout, refresh: RefreshConfig, horizon: int) -> int:

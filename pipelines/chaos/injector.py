@@ -320,10 +320,15 @@ def _flipped(reference: Any, seed: int) -> np.ndarray:
     return np.frombuffer(corrupted(ray.get(reference, timeout=_ASK_S).tobytes(), seed), np.uint8)
 
 
-def _spoiled(groups: list[Any]) -> list[Any]:
-    """Groups of which the first has a token that no tokenizer knows: its highest bit is turned over."""
-    first, *others = groups
-    segment, *later = first.segments
-    tokens = segment.tokens.copy()
-    tokens.flat[0] ^= np.int32(1 << 30)
-    return [replace(first, segments=(replace(segment, tokens=tokens), *later)), *others]
+def _spoiled(rollouts: list[Any]) -> list[Any]:
+    """Rollouts of which the first is damaged: bit 6 of the last byte of its payload's first number is turned over.
+
+    It makes a code that no tokenizer knows of a token, and of a float a number of another order of magnitude.
+    """
+    first, *others = rollouts
+    header, arrays = first.payload.to_arrays()
+    name, values = next((name, values) for name, values in arrays.items() if values.size)
+    values = values.copy()
+    values.reshape(-1)[:1].view(np.uint8)[-1] ^= 0x40
+    payload = type(first.payload).from_arrays(header, {**arrays, name: values})
+    return [replace(first, payload=payload), *others]

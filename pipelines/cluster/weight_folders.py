@@ -7,9 +7,10 @@ from pathlib import Path
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.registry import DESCRIPTION
 
 SHIPPED = "shipped"
-_TOKENIZER_FILE, _WORLD_MODEL_FILE = "tokenizer.safetensors", "model.safetensors"
+_TOKENIZER_FILE, _WORLD_MODEL_FILES = "tokenizer.safetensors", ("model.safetensors", DESCRIPTION)
 _STUDENT_FILE, _PAIRS_FILE = "student.safetensors", "statistics.json"
 
 
@@ -23,12 +24,12 @@ def tokenizer_folder(config: JobConfig) -> Path:
 
 
 def world_model_folder(config: JobConfig) -> Path:
-    """Folder of the world model's weights, a plain Hugging Face directory.
+    """Folder of the world model.
 
     Raises:
         UserError: there are none.
     """
-    return _folder(config.world_model_weights, "world_model", _WORLD_MODEL_FILE)
+    return _folder(config.world_model_weights, "world_model", *_WORLD_MODEL_FILES)
 
 
 def student_folder(config: JobConfig) -> Path:
@@ -41,7 +42,7 @@ def student_folder(config: JobConfig) -> Path:
         config.judge.weights,
         "student",
         _STUDENT_FILE,
-        "set judge.weights to a folder written by 'roboalign distill'",
+        remedy="set judge.weights to a folder written by 'roboalign distill'",
     )
 
 
@@ -55,18 +56,19 @@ def replay_folder(config: JobConfig) -> Path:
         config.judge.replay,
         "pairs",
         _PAIRS_FILE,
-        "set judge.replay to a store made by 'roboalign bench build'",
+        remedy="set judge.replay to a store made by 'roboalign bench build'",
     )
 
 
-def _folder(named: str, kind: str, file: str, remedy: str = "") -> Path:
+def _folder(named: str, kind: str, *files: str, remedy: str = "") -> Path:
+    """The folder; it holds one of the files."""
     shipped = named == SHIPPED
     folder = (
         Path(str(importlib.resources.files("roboalign_ray") / "assets" / kind)) if shipped else Path(named)
     )
-    if not (folder / file).is_file():
+    if not any((folder / file).is_file() for file in files):
         raise UserError(
-            f"no {kind.replace('_', ' ')} here: {file} is missing",
+            f"no {kind.replace('_', ' ')} here: {files[0]} is missing",
             where=str(folder),
             remedy=remedy or f"set {kind}_weights to a folder written by 'roboalign pretrain'",
         )

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import whole_file
@@ -36,6 +35,7 @@ from roboalign_ray.pipelines.evaluate.judge_panel import JUDGE_TITLES, PRIVILEGE
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.rewards.fidelity import FidelityReward
 from roboalign_ray.rewards.protocol import RewardInput, Scored
+from roboalign_ray.world_model.protocol import first_view
 
 MEASUREMENT = "measurement"
 BASE = "base"
@@ -104,8 +104,7 @@ def run_select(
     bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
     folders = [folder for found in models.values() for folder in found]
     for folder in folders:  # told now, not after everybody has judged
-        bench.engine(folder)
-        ActionBinner.load(folder)
+        bench.model(folder)
     panel = make_panel(config, bench)
     count = len(panel.sources) * samples * (1 + len(folders))
     with Progress("selection", total=count, unit="rollout", quiet=quiet) as progress:
@@ -136,13 +135,13 @@ class _Roller:
 
     def roll(self, model: Path, *, judged: bool) -> Rollouts:
         """A model's rollouts, by all judges or by measurement alone; the same seeds at every call."""
-        engine, binner = self._bench.engine(model), ActionBinner.load(model)
+        opened = self._bench.model(model)
         found = Rollouts(np.full((len(self._panel.sources), self._samples, len(DIMENSIONS)), np.nan))
         rng = np.random.default_rng(self._bench.config.seed)
         for row, source in enumerate(self._panel.sources):
             seeds = tuple(rng.integers(2**31, size=self._samples).tolist())
-            [group] = engine.rollout([source_prompt(source, binner)], [seeds])
-            generated = engine.decode(group)
+            [group] = opened.rollout([source_prompt(source)], [seeds])
+            generated = first_view(opened.decode(group))
             self._measured(found, row, source, generated)
             if judged:
                 self._judged(found, row, source, generated)

@@ -191,9 +191,9 @@ def _title(prompt: Any) -> str:
 
 def _subject(config: JobConfig, bench: Bench) -> str:
     settings = config.alignment
-    size = bench.tokenizer.config
+    card = bench.decoder.card
     return (
-        f"A token world model at {size.height}×{size.width}, aligned by GRPO, rewarded for {_rewarded(config)}: "
+        f"A {card.kind} world model at {card.height}×{card.width}, aligned by GRPO, rewarded for {_rewarded(config)}: "
         f"{settings.updates} updates of {settings.prompts_per_update} prompts × {settings.group_size} rollouts, "
         f"{config.rollout.horizon} frames each."
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from roboalign_ray.config import JobConfig, RefreshConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import WindowSpec, held_out_windows
 from roboalign_ray.evaluation.protocols import (
@@ -34,10 +33,8 @@ from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.protocol import Prompt
-from roboalign_ray.world_model.token.engine import RolloutEngine
-from roboalign_ray.world_model.token.layout import SequenceLayout
-from roboalign_ray.world_model.token.transformer import load_pretrained
+from roboalign_ray.world_model.protocol import Decoder, Prompt, WorldModel
+from roboalign_ray.world_model.registry import open_decoder, open_world_model
 
 Protocol = Literal["reconstruction", "one_step", "long_horizon"]
 PROTOCOLS: tuple[Protocol, ...] = ("reconstruction", "one_step", "long_horizon")
@@ -46,36 +43,37 @@ _ONE_STEP_EVERY = 5  # frames of one window resemble each other; every fifth say
 
 @dataclass(frozen=True)
 class Bench:
-    """What is needed to measure: the tokenizer, held-out windows and the perceptual distance."""
+    """What is needed to measure: held-out windows, the perceptual distance, and who decodes rollouts.
+
+    Attributes:
+        decoder: of the world model that the windows were cut for.
+    """
 
     config: JobConfig
-    tokenizer: DualBranchTokenizer
+    decoder: Decoder
     windows: list[EvaluationWindow]
     lpips: PerceptualDistance
     device: str
 
-    def engine(
+    def model(
         self, folder: Path, refresh: RefreshConfig | None = None, *, temperature: float | None = None
-    ) -> RolloutEngine:
+    ) -> WorldModel:
         """The world model in `folder` with the job's refresh policy and sampling, or this policy or temperature."""
-        expected = SequenceLayout.from_config(
-            self.tokenizer.config, self.config.world_model, self.config.episodes.action_bins
-        )
-        model, layout = load_pretrained(folder, expected=expected)
         rollout = self.config.rollout
         if refresh is not None:
             rollout = rollout.model_copy(update={"refresh": refresh})
         if temperature is not None:
             sampling = rollout.sampling.model_copy(update={"temperature": temperature})
             rollout = rollout.model_copy(update={"sampling": sampling})
-        return RolloutEngine(model, self.tokenizer, layout, rollout, device=self.device)
+        tokenizer = tokenizer_folder(self.config)
+        return open_world_model(folder, rollout, tokenizer=tokenizer, device=self.device)
 
 
 def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -> Bench:
-    """Load the tokenizer and `episodes` held-out windows of `horizon` frames; frame 0 is its own context.
+    """Cut `episodes` held-out windows of `horizon` frames; frame 0 is its own context.
 
     Args:
-        model: world model folder, whose action bins the prompts use.
+        model: world model folder, which says how large frames are.
 
     Raises:
         UserError: weights or store cannot be read, or no held-out episode is long enough.
@@ -83,16 +81,14 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = DualBranchTokenizer.load(tokenizer_folder(config)).to(device)
-    size = tokenizer.config
+    decoder = open_decoder(model, tokenizer=tokenizer_folder(config), device=device)
     spec = WindowSpec(
         frames=horizon + 1,
         stride=config.episodes.frame_stride,
         view=config.episodes.view,
-        height=size.height,
-        width=size.width,
+        height=decoder.card.height,
+        width=decoder.card.width,
     )
-    binner = ActionBinner.load(model)
     store = open_store(config.episodes.store)
     cut = held_out_windows(store, spec, episodes, fraction=config.episodes.held_out_fraction)
     windows = [
@@ -101,7 +97,7 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
                 prompt_id=f"{window.episode_id}@{window.start}",
                 context=window.frames[0],
                 start=window.frames[0],
-                actions=binner.to_bins(window.actions[:horizon]),
+                actions=window.actions[:horizon],
                 instruction=window.instruction,
             ),
             real=window.frames[1:],
@@ -109,7 +105,7 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
         for window in cut
     ]
     lpips = load_lpips(config.evaluation.lpips_network, device=device)
-    return Bench(config, tokenizer, windows, lpips, device)
+    return Bench(config, decoder, windows, lpips, device)
 
 
 @one_job
@@ -167,7 +163,7 @@ def run_policies(
     total = len(policies) * len(bench.windows)
     with Progress("refresh policies", total, unit="window", quiet=quiet) as progress:
         return long_horizon(
-            partial(bench.engine, folder),
+            partial(bench.model, folder),
             policies,
             bench.windows,
             bench.lpips,
@@ -181,7 +177,7 @@ def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bo
     """One model with the job's own refresh policy over the bench's windows: one side of before/after."""
     with Progress(label, len(bench.windows), unit="window", quiet=quiet) as progress:
         return evaluate_rollouts(
-            bench.engine(folder),
+            bench.model(folder),
             bench.windows,
             bench.lpips,
             bench.config.evaluation,
@@ -197,7 +193,7 @@ def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepR
     steps = len(range(0, bench.windows[0].prompt.horizon, _ONE_STEP_EVERY))
     with Progress("one step", 2 * steps * len(bench.windows), unit="prediction", quiet=quiet) as progress:
         return one_step(
-            bench.engine(folder, temperature=bench.config.evaluation.one_step_temperature),
+            bench.model(folder, temperature=bench.config.evaluation.one_step_temperature),
             bench.windows,
             bench.lpips,
             bench.config.evaluation,
@@ -210,8 +206,9 @@ def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepR
 def run_reconstruction(bench: Bench) -> ReconstructionResult:
     """Reconstruction as far from the context as the longest compared SWR window lets a rollout go."""
     settings = bench.config.evaluation
+    tokenizer = DualBranchTokenizer.load(tokenizer_folder(bench.config)).to(bench.device)
     return reconstruct(
-        bench.tokenizer,
+        tokenizer,
         bench.windows,
         bench.lpips,
         frames=max(settings.windows),

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import held_out_windows
 from roboalign_ray.evaluation.judge_scores import JudgedResult, ShownClip, judge_rollouts, judged_table
@@ -82,9 +81,9 @@ def make_panel(config: JobConfig, bench: Bench) -> Panel:
     Raises:
         UserError: a judge cannot be loaded.
     """
-    size = bench.tokenizer.config
+    card = bench.decoder.card
     judges = {JUDGE_TITLES[name]: _judge(name, config, bench) for name in config.evaluation.judges}
-    sources = judged_sources(config, size.height, size.width, config.evaluation.judged_windows)
+    sources = judged_sources(config, card.height, card.width, config.evaluation.judged_windows)
     return Panel(sources, judges)
 
 
@@ -106,8 +105,7 @@ def run_judged(
     rollouts = len(panel.sources) * settings.judged_samples
     with Progress(f"{label}, judged", total=rollouts, unit="rollout", quiet=quiet) as progress:
         found = judge_rollouts(
-            bench.engine(model),
-            ActionBinner.load(model),
+            bench.model(model),
             panel.sources,
             panel.judges,
             samples=settings.judged_samples,

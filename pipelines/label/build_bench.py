@@ -15,12 +15,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from roboalign_ray.config import JobConfig, RolloutConfig
+from roboalign_ray.config import JobConfig
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.store import open_store, resolve_store
@@ -252,22 +252,12 @@ class _RolloutTask:
     """Rollouts; an actor that holds the model."""
 
     def __init__(self, source: BenchSource) -> None:
-        from roboalign_ray.episodes.actions import ActionBinner
         from roboalign_ray.judge.bench.rollouts import RolloutMaker
-        from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-        from roboalign_ray.world_model.token.engine import RolloutEngine
-        from roboalign_ray.world_model.token.transformer import load_pretrained
+        from roboalign_ray.world_model.registry import open_world_model
 
-        assert source.tokenizer is not None
         assert source.world_model is not None
-        tokenizer = DualBranchTokenizer.load(source.tokenizer)
-        model, layout = load_pretrained(source.world_model)
-
-        def engine(rollout: RolloutConfig) -> RolloutEngine:
-            return RolloutEngine(model, tokenizer, layout, rollout)
-
-        binner = ActionBinner.load(source.world_model)
-        self._rollouts = RolloutMaker(source.maker(), engine, binner, source.model_name)
+        opened = partial(open_world_model, source.world_model, tokenizer=source.tokenizer)
+        self._rollouts = RolloutMaker(source.maker(), opened, source.model_name)
 
     def __call__(self, row: Mapping[str, Any]) -> list[Row]:
         return [_encoded(pair) for pair in self._rollouts.pairs(_parsed(row))]

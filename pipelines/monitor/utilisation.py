@@ -114,9 +114,12 @@ class Meters(Observer):
         """Groups and tokens of a call. All ranks of the learner do the same update: the first one's counts."""
         if isinstance(answer, Failed):
             return 0, 0
-        tokens = sum(
-            getattr(part, "tokens", 0) for part in (answer if isinstance(answer, list) else [answer])
-        )
+        tokens = sum(map(_amount, answer if isinstance(answer, list) else [answer]))
         if call.what == "update":
             return (0, 0) if call.worker.number else (self._update_groups, tokens)
         return call.size, tokens
+
+
+def _amount(part: Any) -> int:
+    """What a report, record or result counts: units of the world model, or tokens trained on; 0 for others."""
+    return getattr(part, "units", getattr(part, "tokens", 0))

@@ -16,7 +16,6 @@ from pathlib import Path
 from roboalign_ray.config import JobConfig, TokenizerConfig
 from roboalign_ray.config.paths import absolute_path, with_absolute_paths
 from roboalign_ray.episodes import store as stores
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import EpisodeStore, open_store
 from roboalign_ray.episodes.windows import WindowPlan, WindowSpec, long_enough
 from roboalign_ray.foundation.failures import HostError, UserError, raise_if_host
@@ -30,7 +29,8 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
     world_model_folder,
 )
 from roboalign_ray.pipelines.train.train_job import check_shares
-from roboalign_ray.world_model.token.layout import SequenceLayout, check_same_layout, read_layout
+from roboalign_ray.world_model import registry
+from roboalign_ray.world_model.protocol import ModelCard
 
 TEACHER_EXTRA = "pip install 'roboalign-ray[teacher]'"
 
@@ -77,9 +77,9 @@ class Preflight:
         return read_config(tokenizer_folder(self.config))
 
     @cached_property
-    def layout(self) -> SequenceLayout:
-        """Layout that the world model was trained with."""
-        return read_layout(self.world_model)
+    def card(self) -> ModelCard:
+        """What the world model is."""
+        return registry.check_world_model(self.world_model, tokenizer=tokenizer_folder(self.config))
 
 
 # --- folders -----------------------------------------------------------------------------------------------------
@@ -205,45 +205,18 @@ def check_stage_tokenizer(job: Preflight) -> None:
 
 def check_world_model(job: Preflight) -> None:
     """The folder holds a world model, made for this tokenizer."""
-    layout = job.layout
-    for name in ("config.json", "model.safetensors"):
-        if not (job.world_model / name).is_file():
-            raise UserError(
-                f"holds no {name}", where=str(job.world_model), remedy="give a world model folder"
-            )
-    check_weights_file(job.world_model / "model.safetensors")
-    size = read_object(job.world_model / "config.json", "model config").get("vocab_size")
-    if size != layout.vocabulary:
-        raise UserError(
-            f"config.json has a vocabulary of {size!r:.40}, layout.json of {layout.vocabulary}",
-            where=str(job.world_model),
-            remedy="both must come from one pre-training",
-        )
-    actions = job.config.world_model.model_copy(update={"action_dims": layout.action_tokens})
-    expected = SequenceLayout.from_config(job.tokenizer, actions, layout.action_bins)
-    check_same_layout(layout, expected, job.world_model)
+    _ = job.card
 
 
 def check_configured_layout(job: Preflight) -> None:
-    """The world model has the action space that the job describes."""
-    config = job.config
-    expected = SequenceLayout.from_config(job.tokenizer, config.world_model, config.episodes.action_bins)
-    check_same_layout(job.layout, expected, job.world_model)
+    """The world model is the one that the job describes."""
+    registry.check_world_model(job.world_model, tokenizer=tokenizer_folder(job.config), config=job.config)
 
 
 def check_actions(job: Preflight) -> None:
-    """Store, action bins and world model agree on the number of action dimensions."""
-    binner, layout = ActionBinner.load(job.world_model), job.layout
-    if (binner.dims, binner.bins) != (layout.action_tokens, layout.action_bins):
-        raise UserError(
-            f"action bins of {binner.dims} dimensions × {binner.bins} bins beside a world model of "
-            f"{layout.action_tokens} × {layout.action_bins}",
-            where=str(job.world_model),
-            remedy="both must come from one pre-training",
-        )
-    _check_dims(
-        job.store, layout.action_tokens, "the world model", "align a model that was pre-trained on it"
-    )
+    """Store and world model agree on the number of action dimensions."""
+    remedy = "align a model that was pre-trained on it"
+    _check_dims(job.store, job.card.action_dims, "the world model", remedy)
 
 
 def check_trained_actions(job: Preflight) -> None:

@@ -141,6 +141,7 @@ def _world_model_job(config: JobConfig, out: Path) -> TrainJob:
 
     from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder
     from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+    from roboalign_ray.world_model.registry import TOKEN, write_description
     from roboalign_ray.world_model.token.layout import SequenceLayout
     from roboalign_ray.world_model.token.pretraining import SlotPredictor, WorldModelTrainer
     from roboalign_ray.world_model.token.transformer import build_model, save_pretrained
@@ -157,6 +158,7 @@ def _world_model_job(config: JobConfig, out: Path) -> TrainJob:
     def save(target: Path) -> None:
         save_pretrained(trainer.result(), layout, target)
         binner.save(target)
+        write_description(target, TOKEN, folder, final=out / "world_model")
 
     return TrainJob(
         trainer=trainer,

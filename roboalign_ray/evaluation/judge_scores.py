@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.evaluation.bootstrap import PairedDifference, bootstrap_mean, paired_difference
 from roboalign_ray.evaluation.report.data import Table
 from roboalign_ray.foundation.failures import Failed, UserError
@@ -21,7 +20,7 @@ from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudg
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
 from roboalign_ray.judge.validation.selection import mean_known
-from roboalign_ray.world_model.protocol import WorldModel
+from roboalign_ray.world_model.protocol import WorldModel, first_view
 
 TOTAL = "total"
 
@@ -66,7 +65,6 @@ class ShownClip:
 
 def judge_rollouts(
     model: WorldModel,
-    binner: ActionBinner,
     sources: Sequence[SourceClip],
     judges: Mapping[str, TeacherJudge],
     *,
@@ -79,7 +77,6 @@ def judge_rollouts(
 
     Args:
         model: predicts as many frames as its config says.
-        binner: of its actions.
         sources: held-out windows with all that is known of them; one frame more than a rollout.
         judges: by the name that tables show.
         samples: rollouts per window; the same seeds at every call.
@@ -100,10 +97,10 @@ def judge_rollouts(
     shown: list[ShownClip] = []
     for first in range(0, len(sources), batch):
         part = list(sources[first : first + batch])
-        prompts = [source_prompt(source, binner) for source in part]
+        prompts = [source_prompt(source) for source in part]
         groups = model.rollout(prompts, [tuple(row) for row in seeds[first : first + batch]])
         for place, (source, group) in enumerate(zip(part, groups, strict=True), start=first):
-            videos = with_start(source.window.frames[0], model.decode(group))
+            videos = with_start(source.window.frames[0], first_view(model.decode(group)))
             told = _asked(source, videos, judges)
             for name, outcomes in told.items():
                 for sample, outcome in enumerate(outcomes):

@@ -19,7 +19,7 @@ from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, On
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS, ClipMetrics, clip_metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, WorldModel
+from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel, first_view
 
 POLICY_NAMES = {
     "none": "plain autoregression",
@@ -42,6 +42,11 @@ class EvaluationWindow:
 
     prompt: Prompt
     real: np.ndarray
+
+    @property
+    def start(self) -> np.ndarray:
+        """Uint8 [H, W, 3], the frame before `real`, of the view that `real` is of."""
+        return first_view(self.prompt.start)
 
     def __post_init__(self) -> None:
         if len(self.real) != self.prompt.horizon:
@@ -99,14 +104,14 @@ def one_step(
     copied: list[ClipMetrics] = []
     for window, other in zip(windows, shuffled, strict=True):
         steps = np.arange(0, window.prompt.horizon, every)
-        frames = np.concatenate([window.prompt.start[None], window.real])
+        frames = np.concatenate([window.start[None], window.real])
         before_T, real_T = frames[steps], window.real[steps]
         for sink, actions in ((predicted, window.prompt.actions), (misled, other)):
             prompts = [_step_prompt(window.prompt, frames, int(step), actions, config) for step in steps]
             groups = _rollout(model, prompts, [(seed,)] * len(prompts), batch, advance)
-            frames_T = np.concatenate([model.decode(group)[:, 0] for group in groups])
-            sink.append(clip_metrics(frames_T[None], real_T, window.prompt.start, lpips, config))
-        copied.append(clip_metrics(before_T[None], real_T, window.prompt.start, lpips, config))
+            frames_T = np.concatenate([first_view(model.decode(group)[:, 0]) for group in groups])
+            sink.append(clip_metrics(frames_T[None], real_T, window.start, lpips, config))
+        copied.append(clip_metrics(before_T[None], real_T, window.start, lpips, config))
     return OneStepResult(
         predicted=_stack(predicted, config),
         shuffled=_stack(misled, config),
@@ -177,9 +182,9 @@ def long_horizon(
         )
         for refresh in policies
     ]
-    still = [np.broadcast_to(window.prompt.start, window.real.shape)[None] for window in windows]
+    still = [np.broadcast_to(window.start, window.real.shape)[None] for window in windows]
     baseline = [
-        clip_metrics(frames, window.real, window.prompt.start, lpips, config)
+        clip_metrics(frames, window.real, window.start, lpips, config)
         for frames, window in zip(still, windows, strict=True)
     ]
     return LongHorizonResult(
@@ -216,20 +221,20 @@ def evaluate_rollouts(
     metrics: list[ClipMetrics] = []
     first_samples: list[np.ndarray] = []
     for window, group in zip(windows, groups, strict=True):
-        frames_GTHWC = model.decode(group)
-        metrics.append(clip_metrics(frames_GTHWC, window.real, window.prompt.start, lpips, config))
+        frames_GTHWC = first_view(model.decode(group))
+        metrics.append(clip_metrics(frames_GTHWC, window.real, window.start, lpips, config))
         if config.fvd or len(first_samples) < keep:
             first_samples.append(frames_GTHWC[0])
     # Groups of a batch share their times: take one group per batch.
-    seconds_BT = np.stack([group.seconds_per_frame for group in groups[::batch]])
+    seconds_BT = np.stack([group.cost.seconds_per_frame for group in groups[::batch]])
     return PolicyResult(
         name=policy_name(refresh),
         refresh=refresh,
         metrics=_stack(metrics, config),
         seconds_per_frame=seconds_BT.mean(axis=0),
         seconds=float(seconds_BT.sum()),
-        peak_sequence=max(group.peak_sequence for group in groups),
-        cache_bytes=max(group.cache_bytes for group in groups),
+        peak_sequence=max(group.cost.peak_sequence for group in groups),
+        cache_bytes=max(group.cost.cache_bytes for group in groups),
         frames=np.stack(first_samples)[:keep] if keep else np.empty(0, np.uint8),
         fvd=_fvd(np.stack(first_samples), windows) if config.fvd else None,
     )
@@ -247,8 +252,8 @@ def _rollout(
     seeds: Sequence[tuple[int, ...]],
     batch: int,
     advance: Advance | None,
-) -> list[RolloutGroup]:
-    groups: list[RolloutGroup] = []
+) -> list[Rollout]:
+    groups: list[Rollout] = []
     for first in range(0, len(prompts), batch):
         chunk = slice(first, first + batch)
         done = model.rollout(list(prompts[chunk]), list(seeds[chunk]))

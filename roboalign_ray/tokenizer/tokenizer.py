@@ -93,6 +93,11 @@ class DualBranchTokenizer(nn.Module):
         # Convolutions take a fifth less time, on CPUs and GPUs alike.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame, pixels."""
+        return self.config.height, self.config.width
+
     def forward(self, context_BCHW: Tensor, frames_BTCHW: Tensor) -> Reconstruction:
         """Encode, quantise with straight-through gradients, and decode both branches."""
         latent = rearrange(self.context_encoder(context_BCHW * 2 - 1), "b c h w -> b h w c")

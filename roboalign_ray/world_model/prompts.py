@@ -7,12 +7,10 @@ from functools import lru_cache
 import numpy as np
 
 from roboalign_ray.config import EpisodesConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window
-from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.protocol import Prompt
 
 _EPISODES_KEPT = 16
@@ -28,14 +26,11 @@ class PromptReader:
 
     Args:
         config: store, view and stride.
-        height, width: pixels that the tokenizer takes.
-        binner: actions to bins; `frames` does without.
+        height, width: pixels that the world model takes.
     """
 
-    def __init__(
-        self, config: EpisodesConfig, height: int, width: int, binner: ActionBinner | None = None
-    ) -> None:
-        self._config, self._size, self._binner = config, (height, width), binner
+    def __init__(self, config: EpisodesConfig, height: int, width: int) -> None:
+        self._config, self._size = config, (height, width)
         self._store = open_store(config.store)
         self._episode = lru_cache(_EPISODES_KEPT)(self._read)
 
@@ -43,15 +38,14 @@ class PromptReader:
         """The prompt; its horizon is the name's, or `longest` where the name has none.
 
         Raises:
-            UserError: no such episode, or actions that do not fit the bins.
+            UserError: no such episode.
             EpisodeError: it does not decode, or is too short.
         """
-        if self._binner is None:
-            raise UserError("prompts need action bins", where="prompt reader")
         horizon = name.horizon or longest
         window = self._window(name, horizon)
-        actions = self._binner.to_bins(window.actions[:horizon])
-        return Prompt(name.prompt_id, window.context, window.frames[0], actions, window.instruction)
+        return Prompt(
+            name.prompt_id, window.context, window.frames[0], window.actions[:horizon], window.instruction
+        )
 
     def frames(self, name: PromptName, horizon: int) -> np.ndarray:
         """Frame 0 and the real continuation, uint8 [horizon + 1, H, W, 3].

@@ -23,8 +23,9 @@ from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.storage.state_files import StateError, read_state, write_state
 from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 from roboalign_ray.world_model.token.transformer import build_model, load_pretrained, save_pretrained
 
 LAYOUT = SequenceLayout(context_tokens=4, dynamics_tokens=3, action_tokens=2, codes=12, action_bins=5)
@@ -59,7 +60,7 @@ def make_group(seed):
     """Random tokens, with log-probabilities near those of an untrained model (log 12 = 2.48)."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(0, 12, (3, 2, 3), dtype=np.int32)
-    segment = Segment(
+    segment = TokenSegment(
         context=generator.integers(0, 12, (1, 4), dtype=np.int32),
         given=generator.integers(0, 12, (1, 1, 3), dtype=np.int32),
         actions=generator.integers(0, 5, (2, 2), dtype=np.int32),
@@ -67,7 +68,7 @@ def make_group(seed):
         logprobs=-generator.uniform(2.3, 2.6, tokens.shape).astype(np.float32),
         version=0,
     )
-    rollout = RolloutGroup(f"p{seed}", "", (0, 1, 2), (segment,), 0, 0, np.zeros(2))
+    rollout = Rollout(f"p{seed}", "", (0, 1, 2), TokenPayload((segment,)), RolloutCost(np.zeros(2)))
     return ScoredGroup(rollout, tuple(Scored(float(r)) for r in generator.normal(size=3)))
 
 

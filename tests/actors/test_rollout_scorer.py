@@ -11,13 +11,13 @@ from tiny_job import make_tiny_job, square_episode
 
 from roboalign_ray.actors.rollout import RolloutActor
 from roboalign_ray.actors.scorer import ScorerActor
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.metrics.frame_metrics import ssim, to_images
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.token.rollout import TokenPayload
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
 SEEDS = [(1, 2, 3), (4, 5, 6)]
@@ -29,7 +29,7 @@ def job(tmp_path_factory):
 
 
 def rollout_actor(job):
-    return RolloutActor(Path(job.tokenizer_weights), Path(job.world_model_weights), job.rollout, job.episodes)
+    return RolloutActor(Path(job.world_model_weights), job.rollout, job.episodes)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def actor(job):
 
 @pytest.fixture(scope="module")
 def scorer(job):
-    return ScorerActor(Path(job.tokenizer_weights), job.reward, job.episodes)
+    return ScorerActor(Path(job.world_model_weights), job.reward, job.episodes)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def test_groups_of_tokens_come_back_in_order(actor, names):
     assert [group.prompt_id for group in groups] == [name.prompt_id for name in names]
     assert [group.seeds for group in groups] == SEEDS
     assert all(group.versions == (0, 0) for group in groups)
-    assert report.tokens == 2 * 3 * 4 * 4
+    assert report.units == 2 * 3 * 4 * 4
     assert report.failed == {}
 
 
 def test_same_seeds_same_tokens_in_another_actor_and_company(job, actor, names):
     groups, _ = actor.rollout(names, SEEDS)
     alone, _ = rollout_actor(job).rollout(names[1:], SEEDS[1:])
-    np.testing.assert_array_equal(alone[0].tokens, groups[1].tokens)
+    np.testing.assert_array_equal(alone[0].payload.tokens, groups[1].payload.tokens)
 
 
 def test_an_unreadable_prompt_costs_its_own_group_only(actor, names):
@@ -77,10 +77,10 @@ def test_weights_travel_with_the_call_and_mark_the_segments(job, names):
     actor.load_weights(5, changed)
     after, _ = actor.rollout(names, SEEDS, 5, [object()])  # version 5 is there: the reference is not touched
     assert after[0].versions == (5, 5)
-    assert not np.array_equal(after[0].tokens, before[0].tokens)
+    assert not np.array_equal(after[0].payload.tokens, before[0].payload.tokens)
     actor.load_weights(6, weights)
     again, _ = actor.rollout(names, SEEDS, 6)
-    np.testing.assert_array_equal(again[0].tokens, before[0].tokens)
+    np.testing.assert_array_equal(again[0].payload.tokens, before[0].payload.tokens)
 
 
 def test_older_weights_are_not_taken_unless_the_learner_was_set_back(job, names):
@@ -92,7 +92,7 @@ def test_older_weights_are_not_taken_unless_the_learner_was_set_back(job, names)
     assert late[0].versions == (3, 3)
     back, _ = actor.rollout(names, SEEDS, 0, [], 1)
     assert back[0].versions == (0, 0)
-    np.testing.assert_array_equal(back[0].tokens, before[0].tokens)
+    np.testing.assert_array_equal(back[0].payload.tokens, before[0].payload.tokens)
 
 
 def test_signs_of_life_grow_with_the_work(job, actor, scorer, names):
@@ -108,7 +108,7 @@ def test_signs_of_life_grow_with_the_work(job, actor, scorer, names):
 def test_scores_are_those_of_the_decoded_frames_against_the_store(job, actor, scorer, names):
     groups, _ = actor.rollout(names, SEEDS)
     *scored, records = scorer.score(groups)
-    frames = actor._engine.decode(groups[0])
+    frames = actor._model.decode(groups[0])[:, :, 0]
     episode = square_episode(int(names[0].episode_id[-2:]))
     real = episode.view()[names[0].start + 1 : names[0].start + 5]
     for sample, score in enumerate(scored[0].scores):
@@ -129,24 +129,22 @@ def test_one_bad_group_fails_alone(actor, scorer, names):
 
 
 def test_prompts_hold_the_episodes_frames_and_actions(job, names):
-    binner = ActionBinner.load(Path(job.world_model_weights))
-    reader = PromptReader(job.episodes, 32, 32, binner)
+    reader = PromptReader(job.episodes, 32, 32)
     prompt = reader.prompt(names[0], 4)
     episode = square_episode(int(names[0].episode_id[-2:]))
     start = names[0].start
     assert np.abs(prompt.start.astype(int) - episode.view()[start]).mean() < 4
-    np.testing.assert_array_equal(prompt.actions, binner.to_bins(episode.actions[start : start + 4]))
+    np.testing.assert_array_equal(prompt.actions, episode.actions[start : start + 4])
     assert prompt.instruction == "push the square"
     with pytest.raises(UserError, match="frames"):
         reader.frames(PromptName(names[0].episode_id, 8), 4)
 
 
 def test_a_stride_keeps_every_other_frame_and_sums_the_increments(job):
-    binner = ActionBinner((-4.0, -4.0), (4.0, 4.0), 8)
-    reader = PromptReader(job.episodes.model_copy(update={"frame_stride": 2}), 32, 32, binner)
+    reader = PromptReader(job.episodes.model_copy(update={"frame_stride": 2}), 32, 32)
     prompt, episode = reader.prompt(PromptName("toy/03", 1), 3), square_episode(3)
     summed = episode.actions[1:7].reshape(3, 2, 2).sum(1)
-    np.testing.assert_array_equal(prompt.actions, binner.to_bins(summed))
+    np.testing.assert_array_equal(prompt.actions, summed)
     frames = reader.frames(PromptName("toy/03", 1), 3).astype(int)
     assert np.abs(frames - episode.view()[1:8:2]).mean() < 4
 
@@ -157,18 +155,18 @@ def test_a_horizon_longer_than_every_episode_is_told(job):
 
 
 def test_missing_weights_are_told_when_getting_ready(job, tmp_path):
-    actor = RolloutActor(tmp_path, tmp_path, job.rollout, job.episodes)
+    actor = RolloutActor(tmp_path, job.rollout, job.episodes)
     with pytest.raises(UserError):
         actor.ready()
 
 
-@pytest.mark.parametrize("part", ["tokens", "context"])
+@pytest.mark.parametrize("part", ["tokens", "context", "given"])
 def test_a_damaged_token_costs_its_group_its_scores_and_never_reaches_the_learner(actor, scorer, names, part):
     groups, _ = actor.rollout(names, SEEDS)
-    first, *later = groups[0].segments
+    first, *later = groups[0].payload.segments
     codes = getattr(first, part).copy()
     codes.flat[3] ^= np.int32(1 << 30)  # a bit turned over on the way: decoding would make a picture of it
-    damaged = replace(groups[0], segments=(replace(first, **{part: codes}), *later))
+    damaged = replace(groups[0], payload=TokenPayload((replace(first, **{part: codes}), *later)))
     *_, records = scorer.score([damaged, groups[1]])
     assert all(
         isinstance(score, Failed) and "outside the 16 codes" in score.reason for score in records[0].scores

@@ -18,8 +18,9 @@ from roboalign_ray.alignment.records.scored import ScoredGroup, reward_scalars
 from roboalign_ray.config import AlignmentConfig, RefreshConfig, RolloutConfig, SamplingConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 from roboalign_ray.world_model.token.transformer import segment_ids
 
 LAYOUT = SequenceLayout(context_tokens=5, dynamics_tokens=3, action_tokens=2, codes=11, action_bins=7)
@@ -27,7 +28,7 @@ LAYOUT = SequenceLayout(context_tokens=5, dynamics_tokens=3, action_tokens=2, co
 
 def segment(generator, samples, frames, *, given=1, shared=False, version=0, exact=True):
     lead = 1 if shared else samples
-    return Segment(
+    return TokenSegment(
         context=generator.integers(0, 11, (lead, 5), dtype=np.int32),
         given=generator.integers(0, 11, (lead, given, 3), dtype=np.int32),
         actions=generator.integers(0, 7, (given - 1 + frames, 2), dtype=np.int32),
@@ -44,14 +45,12 @@ def group(seed=0, rewards=(0.1, None, 0.7, 0.4), frames=(4, 4, 2), prompt="p"):
         segment(generator, len(rewards), n, shared=index == 0, version=index)
         for index, n in enumerate(frames)
     ]
-    rollout = RolloutGroup(
+    rollout = Rollout(
         prompt_id=prompt,
         instruction="",
         seeds=tuple(range(len(rewards))),
-        segments=tuple(segments),
-        peak_sequence=0,
-        cache_bytes=0,
-        seconds_per_frame=np.full(sum(frames), 0.5),
+        payload=TokenPayload(tuple(segments)),
+        cost=RolloutCost(np.full(sum(frames), 0.5)),
     )
     scores = tuple(Failed("x") if r is None else Scored(r, {"ssim": r, "lpips": 1.0}) for r in rewards)
     return ScoredGroup(rollout, scores)
@@ -76,7 +75,7 @@ def test_trained_positions_are_the_generated_tokens():
     scored = group()
     sequences, _ = training_sequences([scored], LAYOUT, AlignmentConfig())
     survivors = [0, 2, 3]
-    expected = [(part, sample) for part in scored.rollout.segments for sample in survivors]
+    expected = [(part, sample) for part in scored.rollout.payload.segments for sample in survivors]
     assert len(sequences) == len(expected)
     for sequence, (part, sample) in zip(sequences, expected, strict=True):
         positions = LAYOUT.predicted(sequence.frames)[-sequence.tokens :]
@@ -123,7 +122,7 @@ def test_micro_batches_hold_every_sequence_once_on_equally_busy_ranks(budget, ra
 
 def test_credit_by_clip_is_the_same_for_all_tokens_and_by_frame_for_those_of_a_frame():
     scored = group()
-    frames = scored.rollout.tokens.shape[1]
+    frames = scored.rollout.payload.tokens.shape[1]
     rng = np.random.default_rng(5)
     scores = tuple(
         Scored(s.total, per_frame=rng.normal(size=frames)) if isinstance(s, Scored) else s
@@ -144,7 +143,7 @@ def test_credit_by_clip_is_the_same_for_all_tokens_and_by_frame_for_those_of_a_f
 def test_inexact_segments_are_refused():
     scored = group()
     part = segment(np.random.default_rng(0), 4, 2, exact=False)
-    rollout = RolloutGroup("p", "", (0, 1, 2, 3), (part,), 0, 0, np.zeros(2))
+    rollout = Rollout("p", "", (0, 1, 2, 3), TokenPayload((part,)), RolloutCost(np.zeros(2)))
     with pytest.raises(UserError, match="sinks"):
         training_sequences([ScoredGroup(rollout, scored.scores)], LAYOUT, AlignmentConfig())
 

@@ -17,10 +17,13 @@ def test_a_group_comes_back_as_it_was(tmp_path, seed):
     group = make_group(seed)
     save_group(tmp_path / "group.npz", group)
     again = load_group(tmp_path / "group.npz")
-    for name in ("prompt_id", "instruction", "seeds", "peak_sequence", "cache_bytes"):
+    for name in ("prompt_id", "instruction", "seeds", "start", "versions", "horizon"):
         assert getattr(again.rollout, name) == getattr(group.rollout, name)
-    np.testing.assert_array_equal(again.rollout.seconds_per_frame, group.rollout.seconds_per_frame)
-    for ours, theirs in zip(again.rollout.segments, group.rollout.segments, strict=True):
+    cost, expected = again.rollout.cost, group.rollout.cost
+    assert (cost.peak_sequence, cost.cache_bytes) == (expected.peak_sequence, expected.cache_bytes)
+    np.testing.assert_array_equal(cost.seconds_per_frame, expected.seconds_per_frame)
+    segments = again.rollout.payload.segments, group.rollout.payload.segments
+    for ours, theirs in zip(*segments, strict=True):
         assert (ours.version, ours.exact) == (theirs.version, theirs.exact)
         for name in ("context", "given", "actions", "tokens", "logprobs"):
             one, other = getattr(ours, name), getattr(theirs, name)

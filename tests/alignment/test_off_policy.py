@@ -24,8 +24,9 @@ from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 from roboalign_ray.world_model.token.transformer import build_model
 
 CONFIG = AlignmentConfig(clip=0.2, dual_clip=3.0, kl_coefficient=0.02)
@@ -208,7 +209,7 @@ def made_group(seed, versions):
     generator = np.random.default_rng(seed)
 
     def segment(version):
-        return Segment(
+        return TokenSegment(
             generator.integers(0, 12, (1, 4), dtype=np.int32),
             generator.integers(0, 12, (1, 1, 3), dtype=np.int32),
             generator.integers(0, 5, (2, 2), dtype=np.int32),
@@ -218,7 +219,7 @@ def made_group(seed, versions):
         )
 
     segments = tuple(segment(version) for version in versions)
-    rollout = RolloutGroup("p", "", (0, 1, 2, 3), segments, 0, 0, np.zeros(2 * len(versions)))
+    rollout = Rollout("p", "", (0, 1, 2, 3), TokenPayload(segments), RolloutCost(np.zeros(2 * len(versions))))
     return ScoredGroup(rollout, tuple(Scored(float(r)) for r in generator.uniform(size=4)))
 
 

@@ -15,8 +15,9 @@ from roboalign_ray.alignment.update import policy_update
 from roboalign_ray.config import AlignmentConfig, WorldModelConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 from roboalign_ray.world_model.token.transformer import build_model
 
 LAYOUT = SequenceLayout(context_tokens=4, dynamics_tokens=3, action_tokens=2, codes=12, action_bins=5)
@@ -77,14 +78,16 @@ def sample_segment(module, generator, samples, frames, version=0):
         if frame + 1 < frames:
             bins = torch.from_numpy(actions[frame + 1] + LAYOUT.action_range[0]).long()
             prefix = torch.cat([prefix, bins.expand(samples, 2)], 1)
-    return Segment(context, given, actions, tokens.numpy().astype(np.int32), logprobs.numpy(), version)
+    return TokenSegment(context, given, actions, tokens.numpy().astype(np.int32), logprobs.numpy(), version)
 
 
 def sample_group(module, generator, samples=6, frames=(3, 2), failed=(), good=6):
     """Reward: the share of tokens below code `good`."""
     segments = tuple(sample_segment(module, generator, samples, n) for n in frames)
-    rollout = RolloutGroup("p", "", tuple(range(samples)), segments, 0, 0, np.zeros(sum(frames)))
-    share = (rollout.tokens < good).reshape(samples, -1).mean(1)
+    rollout = Rollout(
+        "p", "", tuple(range(samples)), TokenPayload(segments), RolloutCost(np.zeros(sum(frames)))
+    )
+    share = (rollout.payload.tokens < good).reshape(samples, -1).mean(1)
     scores = [Failed("lost") if i in failed else Scored(float(share[i])) for i in range(samples)]
     return ScoredGroup(rollout, tuple(scores))
 

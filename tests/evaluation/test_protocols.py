@@ -11,7 +11,8 @@ from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics import frame_metrics as metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutCost
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 
 SIDE = 32
 
@@ -34,14 +35,14 @@ class SquareWorld:
     def __init__(self, drift: float = 0.0, peak: int = 10) -> None:
         self.drift, self.peak, self.calls = drift, peak, 0
 
-    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[Rollout]:
         self.calls += 1
         return [self._group(prompt, own) for prompt, own in zip(prompts, seeds, strict=True)]
 
-    def _group(self, prompt: Prompt, seeds: tuple[int, ...]) -> RolloutGroup:
-        path = _find(prompt.start) + np.cumsum(prompt.actions[:, 0])
+    def _group(self, prompt: Prompt, seeds: tuple[int, ...]) -> Rollout:
+        path = _find(prompt.start[0]) + np.cumsum(prompt.actions[:, 0])
         tokens = np.broadcast_to(path[None, :, None], (len(seeds), len(path), 1)).astype(np.int32)
-        segment = Segment(
+        segment = TokenSegment(
             context=np.zeros((1, 1), np.int32),
             given=np.zeros((1, 1, 1), np.int32),
             actions=prompt.actions,
@@ -49,16 +50,16 @@ class SquareWorld:
             logprobs=np.zeros(tokens.shape, np.float32),
             version=0,
         )
-        seconds = np.full(len(path), 0.01)
-        return RolloutGroup(prompt.prompt_id, "", seeds, (segment,), self.peak, 1000 * self.peak, seconds)
+        cost = RolloutCost(np.full(len(path), 0.01), self.peak, 1000 * self.peak)
+        return Rollout(prompt.prompt_id, "", seeds, TokenPayload((segment,)), cost)
 
-    def decode(self, group: RolloutGroup) -> np.ndarray:
+    def decode(self, group: Rollout) -> np.ndarray:
         return np.stack(
             [
                 np.stack([_draw(int(x), 1 - self.drift * (t + 1)) for t, x in enumerate(sample[:, 0])])
-                for sample in group.tokens
+                for sample in group.payload.tokens
             ]
-        )
+        )[:, :, None]
 
 
 def _windows(count: int = 4, horizon: int = 12) -> list[EvaluationWindow]:
@@ -92,7 +93,7 @@ def test_one_step_separates_knowing_from_copying_and_from_wrong_actions(
     assert result.copy_last.total("lpips").low > result.predicted.total("lpips").high
     assert result.predicted.total("psnr").n == 4
     window = _windows()[2]
-    before = np.concatenate([window.prompt.start[None], window.real[:-1]])
+    before = np.concatenate([window.start[None], window.real[:-1]])
     expected = ((before / 255.0 - window.real / 255.0) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(result.copy_last.per_frame["mse"][2], expected, atol=1e-6)
 
@@ -105,7 +106,7 @@ def test_one_step_may_skip_frames(lpips: PerceptualDistance, config: EvaluationC
 
 def test_one_step_shows_real_frames_and_true_actions_before_the_last(lpips: PerceptualDistance) -> None:
     class Recording(SquareWorld):
-        def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
+        def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[Rollout]:
             seen.extend(prompts)
             return super().rollout(prompts, seeds)
 
@@ -117,12 +118,12 @@ def test_one_step_shows_real_frames_and_true_actions_before_the_last(lpips: Perc
     first, second, third = seen[:3]  # steps 0, 2, 4 with true actions; as many with shuffled ones follow
     assert first.past is None
     assert second.past is not None
-    np.testing.assert_array_equal(second.past, np.stack([window.prompt.start, window.real[0]]))
-    np.testing.assert_array_equal(second.context, window.prompt.start)
+    np.testing.assert_array_equal(second.past[:, 0], np.stack([window.start, window.real[0]]))
+    np.testing.assert_array_equal(second.context[0], window.start)
     for prompt in (third, seen[6 + 2]):
         assert prompt.past is not None
-        np.testing.assert_array_equal(prompt.past, window.real[:3])
-        np.testing.assert_array_equal(prompt.start, window.real[3])
+        np.testing.assert_array_equal(prompt.past[:, 0], window.real[:3])
+        np.testing.assert_array_equal(prompt.start[0], window.real[3])
         np.testing.assert_array_equal(prompt.past_actions, window.prompt.actions[1:4])
     np.testing.assert_array_equal(third.actions, window.prompt.actions[4:5])
 
@@ -167,7 +168,7 @@ def test_copying_the_first_frame_is_the_baseline(lpips: PerceptualDistance, conf
     result = protocols.long_horizon(
         lambda refresh: SquareWorld(), [RefreshConfig(policy="none")], windows, lpips, config
     )
-    a = metrics.to_images(np.broadcast_to(windows[1].prompt.start, windows[1].real.shape))
+    a = metrics.to_images(np.broadcast_to(windows[1].start, windows[1].real.shape))
     expected = metrics.psnr(a, metrics.to_images(windows[1].real))
     np.testing.assert_allclose(result.copy_first.per_frame["psnr"][1], expected, rtol=1e-5)
     assert (result.copy_first.freeze_rate == 1).all()

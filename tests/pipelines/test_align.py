@@ -23,6 +23,7 @@ from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.pipelines.align.groups import split_evenly
 from roboalign_ray.pipelines.align.job import AlignResult, run_align
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.world_model.registry import open_world_model
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
 
@@ -51,6 +52,7 @@ def test_weights_change_and_load_as_a_plain_world_model(job, finished):
         float((after.state_dict()[name] - value).abs().max()) for name, value in before.state_dict().items()
     ]
     assert max(moved) > 1e-4
+    assert open_world_model(result.model).card.kind == "token"  # it remembers its tokenizer
 
 
 def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
@@ -70,10 +72,10 @@ def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
 
 def straight_line(job):
     """The same run without Ray, actors calling one another in turn: final weights, journal lines, curves."""
-    folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
-    rollout = RolloutActor(*folders, job.rollout, job.episodes)
-    scorer = ScorerActor(folders[0], job.reward, job.episodes)
-    learner = LearnerActor(folders[1], job.alignment)
+    folder = Path(job.world_model_weights)
+    rollout = RolloutActor(folder, job.rollout, job.episodes)
+    scorer = ScorerActor(folder, job.reward, job.episodes)
+    learner = LearnerActor(folder, job.alignment)
     learner.join(learner.address())
     schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
     size, lines, curves = job.alignment.prompts_per_update, [], defaultdict(list)

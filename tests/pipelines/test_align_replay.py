@@ -37,11 +37,11 @@ def job(tmp_path_factory) -> JobConfig:
 def run(job, tmp_path_factory) -> Path:
     """Two updates of four groups: the second one's weights are the first one's, moved, and kept in a checkpoint."""
     out = tmp_path_factory.mktemp("run")
-    folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
+    folder = Path(job.world_model_weights)
     travel = job.asynchrony.weights
-    rollout = RolloutActor(*folders, job.rollout, job.episodes)
-    scorer = ScorerActor(folders[0], job.reward, job.episodes)
-    model, layout = load_pretrained(folders[1])
+    rollout = RolloutActor(folder, job.rollout, job.episodes)
+    scorer = ScorerActor(folder, job.reward, job.episodes)
+    model, layout = load_pretrained(folder)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.01 * torch.randn_like(weight))
@@ -49,7 +49,7 @@ def run(job, tmp_path_factory) -> Path:
     checkpoints.save(
         out / "checkpoints",
         1,
-        lambda folder: save_pretrained(model, layout, folder / "model"),
+        lambda place: save_pretrained(model, layout, place / "model"),
         metadata=metadata,
     )
     schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
@@ -103,16 +103,16 @@ def test_groups_of_their_own_length_are_made_again_bit_for_bit(job, tmp_path):
     horizons = {"shape": "uniform", "least": 1}
     settings = job.model_dump(mode="json")
     job = JobConfig.model_validate(settings | {"rollout": settings["rollout"] | {"horizons": horizons}})
-    folders = Path(job.tokenizer_weights), Path(job.world_model_weights)
-    rollout = RolloutActor(*folders, job.rollout, job.episodes)
-    scorer = ScorerActor(folders[0], job.reward, job.episodes)
+    folder = Path(job.world_model_weights)
+    rollout = RolloutActor(folder, job.rollout, job.episodes)
+    scorer = ScorerActor(folder, job.reward, job.episodes)
     schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
     numbering = Numbering(schedule, job.alignment.prompts_per_update, job.alignment.group_size)
     lines = rolled_out(numbering, range(8), rollout, scorer, 0)
     lengths = [numbering.ticket(number, 1).name.horizon for number in range(8)]
     assert len(set(lengths)) > 2
     assert max(lengths) > job.rollout.refresh.window
-    assert [line["tokens"] for line in lines] == [
+    assert [line["units"] for line in lines] == [
         length * 3 * 4 for length in lengths
     ]  # G = 3, 4 tokens a frame
     assert [len(line["versions"]) for line in lines] == [-(-length // 2) for length in lengths]

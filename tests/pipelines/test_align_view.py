@@ -13,9 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from roboalign_ray.alignment.objectives.token_batch import BatchCounts
+from roboalign_ray.alignment.records.scored import GroupRecord
+from roboalign_ray.alignment.update import UpdateResult
+from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.pipelines.monitor.terminal_view import LiveView, PlainView, ViewState, render, spark
-from roboalign_ray.pipelines.monitor.utilisation import RoleMeter, RoleState
+from roboalign_ray.pipelines.monitor.utilisation import RoleMeter, RoleState, _amount
+from roboalign_ray.world_model.protocol import RolloutReport
 
 STATE = ViewState(
     title="demo",
@@ -154,6 +159,12 @@ def test_a_meter_tells_what_was_done_in_its_window():
     # At 112 the window begins at 102: half of the call lies in it, and three seconds of one that is under way.
     assert meter.rates(112.0, [109.0]) == pytest.approx(((2 + 3) / 10, 1 / 10, 200 / 10))
     assert meter.rates(120.0) == (0.0, 0.0, 0.0)
+
+
+def test_a_meter_counts_what_reports_records_and_results_are_of():
+    record = GroupRecord("e@0", (1,), (0,), (Failed("x"),), units=5, rollout_seconds=0.1)
+    result = UpdateResult({}, 0.0, 1, 9, BatchCounts(1, 0, 1, 0, 0))
+    assert [_amount(part) for part in (RolloutReport({}, 7, 1.0, 0, 0), record, result, None)] == [7, 5, 9, 0]
 
 
 works = st.lists(st.tuples(st.floats(0.01, 5), st.floats(0, 5), st.integers(1, 8)), max_size=30)

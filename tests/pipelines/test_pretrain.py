@@ -17,6 +17,7 @@ from roboalign_ray.pipelines.evaluate.job import run_evaluate
 from roboalign_ray.pipelines.release.pack_assets import pack
 from roboalign_ray.pipelines.train.world_model import run_pretrain
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+from roboalign_ray.world_model.registry import check_world_model, open_world_model, read_description
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
 TRAINING = {
@@ -65,6 +66,8 @@ def test_both_stages_leave_loadable_models_and_curves(run):
     model, layout = load_pretrained(out / "world_model")
     assert model.config.vocab_size == layout.vocabulary
     assert ActionBinner.load(out / "world_model").bins == config.episodes.action_bins
+    assert read_description(out / "world_model").tokenizer == "../tokenizer"
+    assert open_world_model(out / "world_model").card == check_world_model(out / "world_model", config=config)
     steps, losses = read_curves(out / "logs" / "world_model")["loss"]
     assert steps.tolist() == [2, 4]
     assert np.isfinite(losses).all()

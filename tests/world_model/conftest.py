@@ -10,17 +10,22 @@ import pytest
 import torch
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig, WorldModelConfig
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.world_model.protocol import Prompt
 from roboalign_ray.world_model.token.engine import RolloutEngine
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.transformer import build_model
 
 LAYOUT = SequenceLayout(context_tokens=16, dynamics_tokens=4, action_tokens=3, codes=37, action_bins=11)
+# Bins of width 1 from 0 on: an action is the number of its bin.
+BINNER = ActionBinner((0.0,) * 3, (float(LAYOUT.action_bins),) * 3, LAYOUT.action_bins)
 CONFIG = WorldModelConfig(hidden=32, layers=3, heads=4, kv_heads=4, ffn=48, action_dims=3)
 
 
 class BlockTokenizer:
     """Block means, quantised: 4x4 context blocks of 2x2 pixels, 2x2 dynamics blocks shifted by a context code."""
+
+    frame_size = 8, 8
 
     def encode_context(self, frames):
         means = torch.nn.functional.adaptive_avg_pool2d(frames.mean(1, keepdim=True), 4).flatten(1)
@@ -90,7 +95,7 @@ def make_engine(model, block_tokenizer):
             sampling=SamplingConfig(temperature=temperature, top_k=top_k),
             precision=precision,
         )
-        return RolloutEngine(of or model, block_tokenizer, LAYOUT, config)
+        return RolloutEngine(of or model, block_tokenizer, LAYOUT, BINNER, config)
 
     return make
 

@@ -18,7 +18,7 @@ def with_past(prompt: Prompt, frames: np.ndarray, known: int) -> Prompt:
         prompt.context,
         frames[known - 1],
         prompt.actions[known:],
-        past=np.concatenate([prompt.start[None], frames[: known - 1]]),
+        past=np.concatenate([prompt.start, frames[: known - 1]]),
         past_actions=prompt.actions[:known],
     )
 
@@ -27,10 +27,10 @@ def with_past(prompt: Prompt, frames: np.ndarray, known: int) -> Prompt:
 def test_a_rollout_goes_on_from_its_own_frames_as_if_it_had_not_stopped(make_engine, make_prompt, known):
     engine, prompt = make_engine(temperature=0.0), make_prompt(2, 6)
     whole = engine.rollout([prompt], [(0,)])[0]
-    rest = engine.rollout([with_past(prompt, engine.decode(whole)[0], known)], [(0,)])[0]
-    assert rest.segments[0].given.shape[1] == known + 1
-    np.testing.assert_array_equal(rest.tokens, whole.tokens[:, known:])
-    np.testing.assert_allclose(rest.logprobs, whole.logprobs[:, known:], atol=1e-5)
+    rest = engine.rollout([with_past(prompt, engine.decode(whole)[0, :, 0], known)], [(0,)])[0]
+    assert rest.payload.segments[0].given.shape[1] == known + 1
+    np.testing.assert_array_equal(rest.payload.tokens, whole.payload.tokens[:, known:])
+    np.testing.assert_allclose(rest.payload.logprobs, whole.payload.logprobs[:, known:], atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["none", "swr", "token_window", "reference_recent"])
@@ -40,8 +40,8 @@ def test_logprobs_are_exact_behind_a_past_and_batches_mix(make_engine, make_prom
     moved = with_past(long, rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), 2)
     engine = make_engine(policy)
     groups = engine.rollout([moved, short], [(1, 2), (3, 4)])
-    assert [len(group.tokens[0]) for group in groups] == [7, 7]
-    for segment in (segment for group in groups for segment in group.segments):
+    assert [len(group.payload.tokens[0]) for group in groups] == [7, 7]
+    for segment in (segment for group in groups for segment in group.payload.segments):
         given, generated = segment.given.shape[1], segment.tokens.shape[1]
         with torch.no_grad():
             ids = torch.from_numpy(segment_ids(segment, layout))
@@ -50,15 +50,15 @@ def test_logprobs_are_exact_behind_a_past_and_batches_mix(make_engine, make_prom
             segment.logprobs, expected.reshape(segment.logprobs.shape), atol=1e-5, rtol=1e-5
         )
     alone = engine.rollout([short], [(3, 4)])[0]
-    np.testing.assert_array_equal(groups[1].tokens, alone.tokens)
+    np.testing.assert_array_equal(groups[1].payload.tokens, alone.payload.tokens)
 
 
 def test_sinks_keep_no_more_frames_than_their_window_behind_a_past(make_engine, make_prompt, layout):
     rng = np.random.default_rng(1)
     moved = with_past(make_prompt(0, 9), rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), 2)
     group = make_engine("sinks", window=3).rollout([moved], [(1, 2)])[0]
-    assert group.tokens.shape[1] == 7
-    assert group.peak_sequence == layout.peak_prompt(3)
+    assert group.payload.tokens.shape[1] == 7
+    assert group.cost.peak_sequence == layout.peak_prompt(3)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,10 @@ def test_sinks_keep_no_more_frames_than_their_window_behind_a_past(make_engine, 
         ({"past_actions": None}, "past and past_actions go together"),
         (
             {"past": np.zeros((2, 4, 4, 3), np.uint8)},
-            r"past is uint8 \(2, 4, 4, 3\), not uint8 \(2, 8, 8, 3\)",
+            r"past is uint8 \(2, 1, 4, 4, 3\), not uint8 \(2, 1, 8, 8, 3\)",
         ),
-        ({"past_actions": np.full((2, 3), 99)}, "past_action bin outside"),
+        ({"past_actions": np.full((2, 3), np.nan)}, "not finite"),
+        ({"past_actions": np.zeros((2, 2))}, r"past_actions have shape \(2, 2\), not \[m >= 1, 3\]"),
     ],
 )
 def test_a_past_that_does_not_fit_is_refused(make_engine, make_prompt, changes, message):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from roboalign_ray.config import RefreshConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.protocol import Prompt
-from roboalign_ray.world_model.refresh import make_refresh
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.refresh_starts import make_refresh
 from roboalign_ray.world_model.token.transformer import slot_logits
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -24,16 +24,22 @@ def test_swr_segment_equals_a_fresh_rollout_from_the_decoded_frame(make_engine, 
     prompt, window = make_prompt(0, 6), 3
     engine = make_engine("swr", window, temperature=0.0)
     group = engine.rollout([prompt], [(1, 2)])[0]
-    assert [s.tokens.shape[1] for s in group.segments] == [3, 3]
-    boundary = engine.decode(group)[:, window - 1]
+    assert [s.tokens.shape[1] for s in group.payload.segments] == [3, 3]
+    boundary = engine.decode(group)[:, window - 1, 0]
     for sample in range(2):
         frame = boundary[sample]
         fresh = engine.rollout([Prompt("fresh", frame, frame, prompt.actions[window:])], [(9,)])[0]
-        np.testing.assert_array_equal(group.segments[1].context[sample], fresh.segments[0].context[0])
-        np.testing.assert_array_equal(group.segments[1].given[sample], fresh.segments[0].given[0])
-        np.testing.assert_array_equal(group.segments[1].tokens[sample], fresh.segments[0].tokens[0])
+        np.testing.assert_array_equal(
+            group.payload.segments[1].context[sample], fresh.payload.segments[0].context[0]
+        )
+        np.testing.assert_array_equal(
+            group.payload.segments[1].given[sample], fresh.payload.segments[0].given[0]
+        )
+        np.testing.assert_array_equal(
+            group.payload.segments[1].tokens[sample], fresh.payload.segments[0].tokens[0]
+        )
         np.testing.assert_allclose(
-            group.segments[1].logprobs[sample], fresh.segments[0].logprobs[0], atol=1e-5
+            group.payload.segments[1].logprobs[sample], fresh.payload.segments[0].logprobs[0], atol=1e-5
         )
 
 
@@ -42,12 +48,12 @@ def test_swr_peak_is_context_and_window_frames_whatever_the_horizon(
     make_engine, make_prompt, layout, horizon
 ):
     group = make_engine("swr", 3).rollout([make_prompt(0, horizon)], [(1, 2)])[0]
-    assert group.peak_sequence == layout.context_tokens + 3 * layout.frame_tokens
+    assert group.cost.peak_sequence == layout.context_tokens + 3 * layout.frame_tokens
     plain = make_engine("none").rollout([make_prompt(0, horizon)], [(1, 2)])[0]
-    assert plain.peak_sequence == layout.context_tokens + horizon * layout.frame_tokens
+    assert plain.cost.peak_sequence == layout.context_tokens + horizon * layout.frame_tokens
     # A sample's own prompt and window, for two samples; the first segment's shared prefix needs less.
     per_token = 3 * 2 * 32 * 4
-    assert group.cache_bytes <= 2 * per_token * (1 + layout.peak_prompt(1) + 3 * layout.frame_tokens)
+    assert group.cost.cache_bytes <= 2 * per_token * (1 + layout.peak_prompt(1) + 3 * layout.frame_tokens)
 
 
 def test_paper_peak_reduction_in_closed_form():
@@ -59,13 +65,13 @@ def test_paper_peak_reduction_in_closed_form():
 def test_token_window_keeps_the_context_and_passes_the_last_tokens_on(make_engine, make_prompt, layout):
     engine = make_engine("token_window", 3)
     group = engine.rollout([make_prompt(0, 8)], [(1, 2, 3)])[0]
-    for before, after in zip(group.segments[:-1], group.segments[1:], strict=True):
+    for before, after in zip(group.payload.segments[:-1], group.payload.segments[1:], strict=True):
         np.testing.assert_array_equal(after.context, before.context)
         np.testing.assert_array_equal(after.given, before.tokens[:, -1:])
     # The context's keys survive every boundary: only the given frame and its action are fed again.
     assert engine.counters.prefix_tokens == layout.peak_prompt(1)
     assert engine.counters.row_tokens == 2 * 3 * layout.frame_tokens
-    assert group.peak_sequence == layout.peak_prompt(3)
+    assert group.cost.peak_sequence == layout.peak_prompt(3)
 
 
 def test_swr_computes_the_features_of_a_context_once(make_engine, make_prompt, block_tokenizer, monkeypatch):
@@ -75,7 +81,7 @@ def test_swr_computes_the_features_of_a_context_once(make_engine, make_prompt, b
         type(block_tokenizer), "context_features", lambda _, codes: asked.append(codes.tolist()) or codes
     )
     group = make_engine("swr", 3).rollout([make_prompt(0, 12)], [(1, 2)])[0]
-    first, *later = [segment.context.tolist() for segment in group.segments]
+    first, *later = [segment.context.tolist() for segment in group.payload.segments]
     assert asked == [first, first * 2, *later]  # the first context is its group's, then its samples'
 
 
@@ -86,19 +92,21 @@ def test_reference_recent_reencodes_the_last_frames(
     engine, window = make_engine("reference_recent", 3, recent=recent), 3
     prompt = make_prompt(0, 9)
     group = engine.rollout([prompt], [(1, 2)])[0]
-    frames = np.concatenate([np.broadcast_to(prompt.start, (2, 1, 8, 8, 3)), engine.decode(group)], axis=1)
-    context = np.broadcast_to(group.segments[0].context, (2, layout.context_tokens)).astype(np.int64)
-    for index, segment in enumerate(group.segments[1:], start=1):
+    frames = np.concatenate(
+        [np.broadcast_to(prompt.start, (2, 1, 8, 8, 3)), engine.decode(group)[:, :, 0]], axis=1
+    )
+    context = np.broadcast_to(group.payload.segments[0].context, (2, layout.context_tokens)).astype(np.int64)
+    for index, segment in enumerate(group.payload.segments[1:], start=1):
         last = index * window
         kept = frames[:, max(0, last - recent + 1) : last + 1]
         pixels = torch.from_numpy(np.ascontiguousarray(kept)).movedim(-1, -3).float() / 255
         expected = block_tokenizer.encode_dynamics(pixels, torch.from_numpy(context))
         np.testing.assert_array_equal(segment.given, expected)
-        np.testing.assert_array_equal(segment.context, group.segments[0].context)
+        np.testing.assert_array_equal(segment.context, group.payload.segments[0].context)
         assert len(segment.actions) == kept.shape[1] - 1 + segment.tokens.shape[1]
         np.testing.assert_array_equal(segment.actions, prompt.actions[last - kept.shape[1] + 1 : last + 3])
     kept = min(recent, 2 * window + 1)
-    assert group.peak_sequence == layout.peak_prompt(kept + window - 1)
+    assert group.cost.peak_sequence == layout.peak_prompt(kept + window - 1)
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -108,10 +116,10 @@ def test_sinks_cache_is_bounded(make_engine, make_prompt, layout, window, sinks)
         make_engine("sinks", window, sink_tokens=sinks).rollout([make_prompt(0, horizon)], [(1, 2)])[0]
         for horizon in (window + 4, window + 12)
     ]
-    assert groups[0].cache_bytes == groups[1].cache_bytes
+    assert groups[0].cost.cache_bytes == groups[1].cost.cache_bytes
     bound = max(layout.peak_prompt(window), sinks + window * layout.frame_tokens)
-    assert all(group.peak_sequence == bound for group in groups)
-    assert not groups[0].segments[0].exact
+    assert all(group.cost.peak_sequence == bound for group in groups)
+    assert not groups[0].payload.segments[0].exact
 
 
 @torch.no_grad()
@@ -122,7 +130,7 @@ def test_sinks_attend_to_first_tokens_and_last_frames_at_places_within_the_cache
     model, window, sinks, horizon = make_model(layers=1), 2, 4, 7
     prompt = make_prompt(0, horizon)
     group = make_engine("sinks", window, of=model, sink_tokens=sinks).rollout([prompt], [(1, 2)])[0]
-    segment = group.segments[0]
+    segment = group.payload.segments[0]
     context = np.repeat(segment.context, 2, axis=0) + layout.context_range[0]
     frames = np.concatenate([np.repeat(segment.given, 2, axis=0), segment.tokens], axis=1)
     actions = np.broadcast_to(prompt.actions + layout.action_range[0], (2, *prompt.actions.shape))
@@ -140,8 +148,8 @@ def test_sinks_within_the_window_are_plain_autoregression(make_engine, make_prom
     prompt = make_prompt(0, 3)
     plain = make_engine("none").rollout([prompt], [(1, 2)])[0]
     sinks = make_engine("sinks", 3).rollout([prompt], [(1, 2)])[0]
-    assert sinks.segments[0].exact
-    np.testing.assert_array_equal(plain.logprobs, sinks.logprobs)
+    assert sinks.payload.segments[0].exact
+    np.testing.assert_array_equal(plain.payload.logprobs, sinks.payload.logprobs)
 
 
 def test_more_sinks_than_context_are_refused(layout):
@@ -169,7 +177,7 @@ def test_plan_covers_the_horizon(policy, window, horizon):
 def test_slot_logits_are_the_full_models_logits(model, layout, make_engine, make_prompt):
     from roboalign_ray.world_model.token.transformer import segment_ids
 
-    segment = make_engine().rollout([make_prompt(0, 4)], [(1, 2)])[0].segments[0]
+    segment = make_engine().rollout([make_prompt(0, 4)], [(1, 2)])[0].payload.segments[0]
     ids = torch.from_numpy(segment_ids(segment, layout))
     full = model(ids).logits[:, layout.predicted(5) - 1, : layout.codes]
     torch.testing.assert_close(slot_logits(model, ids, layout, 5), full)

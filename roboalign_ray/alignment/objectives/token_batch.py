@@ -15,8 +15,8 @@ from roboalign_ray.alignment.advantages import GroupAdvantages, frame_advantages
 from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.config import AlignmentConfig, RolloutConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.protocol import Segment
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.rollout import TokenSegment, token_payload
 from roboalign_ray.world_model.token.transformer import segment_ids
 
 
@@ -127,7 +127,7 @@ def training_sequences(
     advantages = [_advantages(group, config) for group in groups]
     for group, values in zip(groups, advantages, strict=True):
         first = 0
-        for segment in group.rollout.segments:
+        for segment in token_payload(group.rollout).segments:
             sequences += _segment_sequences(segment, first, values, layout, group.rollout.prompt_id)
             first += segment.tokens.shape[1]
     flat = sum(not a.dropped and not a.values.any() for a in advantages)
@@ -148,7 +148,7 @@ def _advantages(group: ScoredGroup, config: AlignmentConfig) -> GroupAdvantages:
 
 
 def _segment_sequences(
-    segment: Segment, first: int, advantages: GroupAdvantages, layout: SequenceLayout, where: str
+    segment: TokenSegment, first: int, advantages: GroupAdvantages, layout: SequenceLayout, where: str
 ) -> list[TrainingSequence]:
     """One sequence per valid sample; `first` is the rollout's frame that the segment begins with."""
     if not segment.exact:

@@ -15,17 +15,19 @@ from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.foundation.storage.readers import parse_json, read_arrays
 from roboalign_ray.rewards.protocol import Score, Scored
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
+from roboalign_ray.world_model.registry import payload_type
 
-_ARRAYS = ("context", "given", "actions", "tokens", "logprobs")
+_OWN = "seconds_per_frame"  # the payload's arrays keep their names behind `_PART`
+_PART = "payload_"
 
 
 def save_group(path: Path, group: ScoredGroup) -> None:
     """Write one group."""
     rollout = group.rollout
-    arrays = {"seconds_per_frame": np.asarray(rollout.seconds_per_frame)}
-    for number, segment in enumerate(rollout.segments):
-        arrays |= {f"segment{number}_{name}": getattr(segment, name) for name in _ARRAYS}
+    told, parts = rollout.payload.to_arrays()
+    arrays = {_OWN: np.asarray(rollout.cost.seconds_per_frame)}
+    arrays |= {_PART + name: values for name, values in parts.items()}
     for number, score in enumerate(group.scores):
         if isinstance(score, Scored) and score.per_frame is not None:
             arrays[f"score{number}_per_frame"] = score.per_frame
@@ -33,9 +35,11 @@ def save_group(path: Path, group: ScoredGroup) -> None:
         "prompt_id": rollout.prompt_id,
         "instruction": rollout.instruction,
         "seeds": list(rollout.seeds),
-        "peak_sequence": int(rollout.peak_sequence),
-        "cache_bytes": int(rollout.cache_bytes),
-        "segments": [{"version": s.version, "exact": s.exact} for s in rollout.segments],
+        "start": rollout.start,
+        "peak_sequence": int(rollout.cost.peak_sequence),
+        "cache_bytes": int(rollout.cost.cache_bytes),
+        "kind": rollout.payload.kind,
+        "payload": told,
         "scores": [_score_header(score) for score in group.scores],
     }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -52,22 +56,14 @@ def load_group(path: Path) -> ScoredGroup:
     arrays = read_arrays(path, "scored group")
     try:
         header = parse_json(arrays["header"].tobytes(), where=str(path), what="scored group")
-        segments = tuple(
-            Segment(
-                **{name: arrays[f"segment{number}_{name}"] for name in _ARRAYS},
-                version=entry["version"],
-                exact=entry["exact"],
-            )
-            for number, entry in enumerate(header["segments"])
-        )
-        rollout = RolloutGroup(
-            header["prompt_id"],
-            header["instruction"],
-            tuple(header["seeds"]),
-            segments,
-            header["peak_sequence"],
-            header["cache_bytes"],
-            arrays["seconds_per_frame"],
+        parts = {name.removeprefix(_PART): arrays[name] for name in arrays if name.startswith(_PART)}
+        rollout = Rollout(
+            prompt_id=header["prompt_id"],
+            instruction=header["instruction"],
+            seeds=tuple(header["seeds"]),
+            payload=payload_type(str(header["kind"])).from_arrays(header["payload"], parts),
+            cost=RolloutCost(arrays[_OWN], header["peak_sequence"], header["cache_bytes"]),
+            start=header["start"],
         )
         scores = tuple(_score(entry, number, arrays) for number, entry in enumerate(header["scores"]))
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

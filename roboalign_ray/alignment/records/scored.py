@@ -9,42 +9,41 @@ import numpy as np
 from roboalign_ray.alignment.advantages import rewards_of
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.rewards.protocol import Score, Scored
-from roboalign_ray.world_model.protocol import RolloutGroup
+from roboalign_ray.world_model.protocol import Rollout
 
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A rollout group and one score per sample: what the learner trains on. Tokens and numbers, no pixels.
+    """A rollout and one score per sample: what the learner trains on. Codes and numbers, no pixels.
 
     Attributes:
-        rollout: the group.
+        rollout: G samples of one prompt.
         scores: G, in the order of its seeds.
     """
 
-    rollout: RolloutGroup
+    rollout: Rollout
     scores: tuple[Score, ...]
 
     def record(self) -> GroupRecord:
         """The numbers of this group."""
-        tokens = self.rollout.tokens
         return GroupRecord(
             prompt_id=self.rollout.prompt_id,
             seeds=self.rollout.seeds,
             versions=self.rollout.versions,
             scores=self.scores,
-            tokens=int(tokens.size),
-            rollout_seconds=float(np.sum(self.rollout.seconds_per_frame)),
+            units=int(self.rollout.payload.units),
+            rollout_seconds=float(np.sum(self.rollout.cost.seconds_per_frame)),
         )
 
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """What the driver may know of a group: numbers, no tokens.
+    """What the driver may know of a group: numbers, nothing that was generated.
 
     Attributes:
         prompt_id, seeds, scores: as in the group.
         versions: weight version per segment.
-        tokens: generated tokens of all samples.
+        units: generated for all samples, see `Payload.units`.
         rollout_seconds: wall time of the batch that the group was generated in.
         together: numbers of the groups that were rolled out as one batch with it, its own among them; the last bit of
             its log-probabilities rests on them. Empty where nobody numbered them.
@@ -54,7 +53,7 @@ class GroupRecord:
     seeds: tuple[int, ...]
     versions: tuple[int, ...]
     scores: tuple[Score, ...]
-    tokens: int
+    units: int
     rollout_seconds: float
     together: tuple[int, ...] = ()
 
@@ -65,7 +64,7 @@ class GroupRecord:
             "seeds": list(self.seeds),
             "versions": list(self.versions),
             "scores": [_score_json(score) for score in self.scores],
-            "tokens": self.tokens,
+            "units": self.units,
             **({"together": list(self.together)} if self.together else {}),
         }
 

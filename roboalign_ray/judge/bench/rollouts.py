@@ -8,13 +8,12 @@ from dataclasses import asdict
 import numpy as np
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig, SamplingConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
 from roboalign_ray.judge.bench.plan import Proposal
 from roboalign_ray.judge.data.pairs import JudgedPair
-from roboalign_ray.world_model.protocol import Prompt, WorldModel
+from roboalign_ray.world_model.protocol import Prompt, WorldModel, first_view
 
 MakeModel = Callable[[RolloutConfig], WorldModel]
 
@@ -25,12 +24,11 @@ class RolloutMaker:
     Args:
         maker: cuts real clips and scores generated ones.
         make_model: a world model for a rollout config.
-        binner: the model's action bins.
         name: of the model, part of the pairs' kind.
     """
 
-    def __init__(self, maker: PairMaker, make_model: MakeModel, binner: ActionBinner, name: str) -> None:
-        self._maker, self._make_model, self._binner, self._name = maker, make_model, binner, name
+    def __init__(self, maker: PairMaker, make_model: MakeModel, name: str) -> None:
+        self._maker, self._make_model, self._name = maker, make_model, name
         self._models: dict[tuple[str, float], WorldModel] = {}
 
     def pairs(self, proposals: Sequence[Proposal]) -> Iterator[JudgedPair | Failed]:
@@ -44,10 +42,10 @@ class RolloutMaker:
         if not sources:
             return
         model = self._model(proposals[0])
-        prompts = [source_prompt(source, self._binner) for _, source in sources]
+        prompts = [source_prompt(source) for _, source in sources]
         seeds = [self._seeds(proposal) for proposal, _ in sources]
         for (proposal, source), group in zip(sources, model.rollout(prompts, seeds), strict=True):
-            for sample, generated in enumerate(model.decode(group)):
+            for sample, generated in enumerate(first_view(model.decode(group))):
                 yield self._pair(proposal, source, generated, sample, group.seeds[sample])
 
     def _pair(
@@ -83,13 +81,13 @@ class RolloutMaker:
         return self._models[key]
 
 
-def source_prompt(source: SourceClip, binner: ActionBinner) -> Prompt:
+def source_prompt(source: SourceClip) -> Prompt:
     """A real clip as a prompt: its start frame, which is its own context, and its actions."""
     window = source.window
     return Prompt(
         prompt_id=f"{window.episode_id}@{window.start}",
         context=window.frames[0],
         start=window.frames[0],
-        actions=binner.to_bins(window.actions[: len(window.frames) - 1]),
+        actions=window.actions[: len(window.frames) - 1],
         instruction=window.instruction,
     )

@@ -1,7 +1,7 @@
-"""Fresh rollouts shown to a teacher: tokens in, judged pairs out, each with what was seen on the way.
+"""Fresh rollouts shown to a teacher: rollouts in, judged pairs out, each with what was seen on the way.
 
-    tokens ──► FrameCodec ──► clip behind its start frame ──► teacher ──► JudgedPair, or why there is none
-                              and its real continuation
+    rollout ──► decode ──► clip behind its start frame ──► teacher ──► JudgedPair, or why there is none
+                           and its real continuation
 
 RoboAlign-R1 (arXiv 2605.03821) labels fresh rollouts so, every K policy updates. A teacher that judges by eye is shown
 the clip alone; one that measures also gets the real continuation and what the simulator knows of it.
@@ -23,8 +23,7 @@ from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudg
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
 from roboalign_ray.judge.validation.alarms import motion_share
-from roboalign_ray.world_model.protocol import RolloutGroup
-from roboalign_ray.world_model.token.codec import FrameCodec
+from roboalign_ray.world_model.protocol import Decoder, Rollout, first_view
 
 UNLABELLED = "unlabelled"
 
@@ -58,14 +57,14 @@ class RolloutAnnotator:
 
     Args:
         teacher: gives the scores.
-        codec: of the tokenizer that made the tokens.
+        decoder: of the world model that made the rollouts.
         maker: reads real clips; they are cut to one frame more than a rollout has.
     """
 
-    def __init__(self, teacher: TeacherJudge, codec: FrameCodec, maker: PairMaker) -> None:
-        self.teacher, self.codec, self.maker = teacher, codec, maker
+    def __init__(self, teacher: TeacherJudge, decoder: Decoder, maker: PairMaker) -> None:
+        self.teacher, self.decoder, self.maker = teacher, decoder, maker
 
-    def annotate(self, groups: Sequence[RolloutGroup], samples: Sequence[Sequence[int]]) -> list[Annotation]:
+    def annotate(self, groups: Sequence[Rollout], samples: Sequence[Sequence[int]]) -> list[Annotation]:
         """Label `samples[i]`, positions within group i; group after group, in order."""
         clips: list[tuple[str, JudgedPair | Failed, JudgeRequest | None, float]] = []
         for group, wanted in zip(groups, samples, strict=True):
@@ -92,24 +91,24 @@ class RolloutAnnotator:
         return Annotation(name, labelled(pair, outcome, self.teacher.name), motion, outcome.rationale)
 
     def _clips(
-        self, group: RolloutGroup, wanted: Sequence[int]
+        self, group: Rollout, wanted: Sequence[int]
     ) -> list[tuple[str, JudgedPair | Failed, JudgeRequest | None, float]]:
         names = [sample_id(group.prompt_id, group.seeds[n], group.versions) for n in wanted]
         try:
             source = self._source(group)
-            videos = with_start(source.window.frames[0], self.codec.decode_group(group))
+            videos = with_start(source.window.frames[0], first_view(self.decoder.decode(group)))
         except (EpisodeError, UserError) as error:
             failed = Failed(error.line(), "episode")
             return [(name, failed, None, float("nan")) for name in names]
         return [self._clip(name, group, source, videos[n]) for name, n in zip(names, wanted, strict=True)]
 
-    def _source(self, group: RolloutGroup) -> SourceClip:
+    def _source(self, group: Rollout) -> SourceClip:
         episode_id, _, window = group.prompt_id.rpartition("@")
         start = int(window.partition("+")[0])  # behind it stands the horizon, where groups differ in theirs
-        return self.maker.source(episode_id, start, frames=1 + len(group.seconds_per_frame))
+        return self.maker.source(episode_id, start, frames=1 + group.horizon)
 
     def _clip(
-        self, name: str, group: RolloutGroup, source: SourceClip, frames: np.ndarray
+        self, name: str, group: Rollout, source: SourceClip, frames: np.ndarray
     ) -> tuple[str, JudgedPair | Failed, JudgeRequest, float]:
         pair = JudgedPair(
             pair_id=name,

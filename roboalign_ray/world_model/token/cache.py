@@ -7,6 +7,10 @@ Nothing grows by concatenation: `own` is allocated once per segment at the size 
 no token: it stands for the whole shared prefix while a decode step computes its joint softmax (`attention.py`). Keys
 are stored with their rotary phase applied. Positions are absolute from 0 in a segment; after an eviction (the "sinks"
 policy) they count places within the cache, so the keys that moved are turned by the distance they moved.
+
+States of a rollout share storage. A cache that goes on (`continued`) writes behind the tokens of the one before it, in
+the same storage, unless another one goes on from there already: then it copies the tokens first. Stepping a state once
+therefore copies nothing; each further step from the same state copies its `own` tokens once.
 """
 
 from __future__ import annotations
@@ -15,6 +19,13 @@ import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+class _Storage:
+    """Who may write behind the tokens of a storage: the cache that came last to it."""
+
+    def __init__(self) -> None:
+        self.last = 0
 
 
 class KeyValueCache:
@@ -31,6 +42,7 @@ class KeyValueCache:
         own[:, :, :, :, 0].zero_()
         self._own_layers: list[Pair] = [(keys, values) for keys, values in own.flatten(2, 3)]
         self._set_shared(shared)
+        self._storage, self._turn = _Storage(), 0
 
     @classmethod
     def empty(
@@ -41,7 +53,10 @@ class KeyValueCache:
         return cls(None, own, 1)
 
     def branch(self, samples: int, capacity: int) -> KeyValueCache:
-        """Each row of this cache becomes the prefix that `samples` new rows share; no keys or values are copied."""
+        """Each row of this cache becomes the prefix that `samples` new rows share; no keys or values are copied.
+
+        The new rows have storage of their own, so this cache may be branched again.
+        """
         layers, pair, groups, heads, _, head_dim = self.own.shape
         own = self.own.new_empty((layers, pair, groups * samples, heads, 1 + capacity, head_dim))
         return KeyValueCache(self.own[..., 1 : 1 + self.length, :], own, samples)
@@ -51,6 +66,50 @@ class KeyValueCache:
         assert self.shared is not None
         shape = (*self.own.shape[:-2], 1 + capacity, self.own.shape[-1])
         return KeyValueCache(self.shared[..., :prefix, :], self.own.new_empty(shape), self.samples)
+
+    def continued(self, capacity: int, *, copy: bool = False) -> KeyValueCache:
+        """A cache that holds the same tokens and has room for `capacity` of them; this one keeps what it holds.
+
+        Args:
+            capacity: tokens per row behind the prefix, those that are held included.
+            copy: always into storage of its own: for a cache that will evict, which moves tokens.
+        """
+        if not copy and self._turn == self._storage.last and capacity <= self.capacity:
+            other = KeyValueCache(self.shared, self.own, self.samples)
+            other._storage = self._storage
+            other._turn = self._storage.last = self._turn + 1
+        else:
+            shape = (*self.own.shape[:-2], 1 + max(capacity, self.length), self.own.shape[-1])
+            other = KeyValueCache(self.shared, self.own.new_empty(shape), self.samples)
+            other.own[..., 1 : 1 + self.length, :] = self.own[..., 1 : 1 + self.length, :]
+        other.length = self.length
+        return other
+
+    def branched(self, rows: Tensor, samples: int, *, fold: bool) -> KeyValueCache:
+        """New groups of `samples` rows each, behind what the chosen rows hold.
+
+        Args:
+            rows: int64 [groups'], on this cache's device.
+            samples: rows per new group.
+            fold: store a chosen row's own tokens once, in the prefix that its group shares. Otherwise every new row
+                gets a copy of them: for a policy that evicts, which drops a prefix as a whole.
+        """
+        shared = None if self.shared is None else self.shared[:, :, rows // self.samples]
+        own = self.own[:, :, rows, :, : 1 + self.length]
+        if fold:
+            own = own[..., 1:, :]
+            shared = own if shared is None else torch.cat([shared, own], dim=-2)
+            empty = own.new_empty((*own.shape[:2], len(rows) * samples, own.shape[3], 1, own.shape[-1]))
+            return KeyValueCache(shared, empty, samples)
+        other = KeyValueCache(shared, own.repeat_interleave(samples, dim=2), samples)
+        other.length = self.length
+        return other
+
+    def taken(self, groups: Tensor) -> KeyValueCache:
+        """Copies of chosen groups of a cache without a prefix, one row each: int64 [groups'] of their numbers."""
+        other = KeyValueCache(None, self.own[:, :, groups], 1)
+        other.length = self.length
+        return other
 
     def groups_block(self, first: int, last: int) -> KeyValueCache:
         """A view on groups [first, last): writes go to this cache's storage, its `length` is its own."""
@@ -73,6 +132,11 @@ class KeyValueCache:
         return self.own.shape[2] // self.samples
 
     @property
+    def capacity(self) -> int:
+        """Tokens per row that `own` has room for."""
+        return self.own.shape[-2] - 1
+
+    @property
     def position(self) -> int:
         """Position of the next token, which is also the number of tokens it attends to before itself."""
         return self.prefix + self.length
@@ -93,19 +157,20 @@ class KeyValueCache:
         """Where one layer's next keys and values go: [2, rows, heads, count, d]."""
         return self.own[index].narrow(3, 1 + start, count)
 
-    def evict(self, sinks: int, tokens: int, turn: Tensor) -> None:
+    def evict(self, sinks: int, tokens: int, turn: Tensor, lead: int = 0) -> None:
         """Forget tokens between the sinks and the recent frames, and close the gap.
 
-        The first call drops the shared prefix but for its first `sinks` tokens; later calls drop the oldest `tokens`
-        of every row. Kept keys move to lower positions and are turned accordingly.
+        The first call drops the shared prefix but for its first `sinks` tokens, and the `lead` of every row; later
+        calls drop the oldest `tokens` of every row. Kept keys move to lower positions and are turned accordingly.
 
         Args:
             sinks: tokens kept at the start; at most the prefix.
             tokens: tokens of a frame with its action.
+            lead: first tokens of a row that belong to the prefix's last frame: its action, where rows differ in it.
             turn: complex64 [max distance + 1, d/2], unit phases by distance (`PackedTransformer.phases`).
         """
         if self.prefix > sinks:
-            distance, dropped = self.prefix - sinks, 0
+            distance, dropped = self.prefix - sinks + lead, lead
             assert self.shared is not None
             self._set_shared(self.shared[..., :sinks, :].clone())  # a copy, so that the rest is freed
         else:

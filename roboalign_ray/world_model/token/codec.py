@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from roboalign_ray.world_model.protocol import RolloutGroup
-
 FRAMES_PER_CALL = 64
 _BLOCKS_REMEMBERED = 4
 
 
 class Tokenizer(Protocol):
     """What the engine asks of a tokenizer; frames are float in [0, 1], channels first."""
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame, pixels."""
+        ...
 
     def encode_context(self, frames_BCHW: Tensor) -> Tensor:
         """Codes int64 [B, C]."""
@@ -91,15 +94,6 @@ class FrameCodec:
             for start in range(0, len(codes), step)
         ]
         return torch.cat(blocks).movedim(-3, -1).contiguous().cpu().numpy()
-
-    def decode_group(self, group: RolloutGroup) -> np.ndarray:
-        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
-        samples = len(group.seeds)
-        parts = [
-            self.decode(s.tokens, np.broadcast_to(s.context, (samples, s.context.shape[-1])))
-            for s in group.segments
-        ]
-        return np.concatenate(parts, axis=1)
 
     def _context(self, codes: np.ndarray) -> Any:
         """Features of a block of context codes [b, C], remembered or made."""

@@ -12,7 +12,7 @@ it is rebuilt, and therefore the place where new weights take effect.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,25 +21,32 @@ import torch
 from torch import Tensor
 
 from roboalign_ray.config import RolloutConfig
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.world_model.protocol import Prompt, RolloutGroup
-from roboalign_ray.world_model.refresh import make_refresh
-from roboalign_ray.world_model.token.batch import EngineCounters, Parts, RolloutBatch
-from roboalign_ray.world_model.token.codec import FrameCodec, Tokenizer
+from roboalign_ray.world_model.protocol import ModelCard, Prompt, Rollout
+from roboalign_ray.world_model.token.codec import Tokenizer
+from roboalign_ray.world_model.token.decoder import TokenDecoder
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.packed import PackedTransformer
-from roboalign_ray.world_model.token.sampling import Sampler
+from roboalign_ray.world_model.token.prompt_checks import check_prompts
+from roboalign_ray.world_model.token.refresh_starts import SegmentStart, make_refresh
+from roboalign_ray.world_model.token.sampling import Sampler, uniforms
+from roboalign_ray.world_model.token.state import SharedPrefix, TokenState
+from roboalign_ray.world_model.token.state_files import state_arrays, state_from_arrays
+from roboalign_ray.world_model.token.stepping import EngineCounters, Parts, Step
+from roboalign_ray.world_model.whole_rollouts import WholeRollouts, whole_actions
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class RolloutEngine:
+class RolloutEngine(WholeRollouts[TokenState]):
     """Implements the WorldModel protocol for the token transformer.
 
     Args:
         model: LlamaForCausalLM; its weights are copied, so it may go on training.
         tokenizer: dual-branch tokenizer, see `codec.Tokenizer`.
         layout: slots and vocabulary of the model.
+        binner: physical actions to the bins that the model was trained on.
         rollout_config: refresh, sampling and precision. Horizons come from the prompts.
         version: weight version of `model`.
         device: where the engine runs; default the model's device.
@@ -50,19 +57,30 @@ class RolloutEngine:
         model,
         tokenizer: Tokenizer,
         layout: SequenceLayout,
+        binner: ActionBinner,
         rollout_config: RolloutConfig,
         version: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
         self.layout, self.config, self.counters = layout, rollout_config, EngineCounters()
+        self._binner, self._decoder = binner, TokenDecoder(tokenizer, layout)
         self._model_config = model.config
         self._device = torch.device(device if device is not None else model.device)
-        self._codec = FrameCodec(tokenizer)
         refresh, sampler = make_refresh(rollout_config.refresh, layout), Sampler(rollout_config.sampling)
-        self._parts = Parts(layout, self._codec, refresh, sampler, self.counters, self._begin_segment)
+        self._parts = Parts(layout, self._decoder.codec, refresh, sampler, self.counters, self._begin_segment)
         self._lock, self._running = threading.Lock(), False
         self._pending: tuple[PackedTransformer, int] | None = None
         self._packed, self.version = self._pack(model.state_dict()), version
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is."""
+        return replace(self._decoder.card, version=self.version)
+
+    @property
+    def work(self) -> int:
+        """Passes and tokens so far."""
+        return sum(vars(self.counters).values())
 
     @property
     def native(self) -> bool:
@@ -83,64 +101,129 @@ class RolloutEngine:
             if not self._running:
                 self._adopt()
 
-    def rollout(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> list[RolloutGroup]:
-        """One group per prompt, `len(seeds[i])` samples each; prompts of equal shape run as one batch.
+    def plan(self, horizon: int) -> tuple[int, ...]:
+        """Frames of each segment of a rollout; they sum to the horizon."""
+        return self._parts.refresh.plan(horizon)
+
+    def begin(self, prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]]) -> TokenState:
+        """The state before the first frame; see `WorldModel.begin`. Keys and values are computed by the first step."""
+        check_prompts(prompts, seeds, self._decoder.card, self.config.refresh)
+        began, samples = time.perf_counter(), len(seeds[0])
+        uniforms([seed for own in seeds for seed in own], 0)  # refuses seeds out of range
+        codec, layout = self._decoder.codec, self.layout
+        context = codec.encode_context(np.stack([prompt.context[0] for prompt in prompts]))
+        given = codec.encode_dynamics(np.stack([_given_frames(prompt) for prompt in prompts]), context)
+        past = [prompt.past_actions for prompt in prompts if prompt.past_actions is not None]
+        empty = np.zeros((len(prompts), 0, layout.action_tokens), np.int64)
+        actions = self._binner.to_bins(np.stack(past)) if past else empty
+        return TokenState(
+            prompts=tuple((prompt.prompt_id, prompt.instruction) for prompt in prompts),
+            seeds=tuple(tuple(own) for own in seeds),
+            past=actions.shape[1],
+            actions=np.repeat(actions, samples, axis=0),
+            own_actions=False,
+            first=SegmentStart(context, given, True, True),
+            prefix=SharedPrefix(layout.assemble(context, given, actions)),
+            begin_seconds=time.perf_counter() - began,
+        )
+
+    def step(self, state: TokenState, actions: np.ndarray) -> TokenState:
+        """The state `h` frames further; see `WorldModel.step`.
+
+        Actions per group, [groups, h, A], let the samples of a group share the first action's keys and values as well;
+        with actions per row these are computed per row, which may differ in the last bit of log-probabilities.
+
+        A step copies no keys and values where it is the first one from its state, and each row's own tokens of the
+        segment under way where it is not, or where policy "sinks" moves tokens.
+        """
+        bins, together = self._bins(state, actions)
+        with self._lock:
+            self._running = True
+        try:
+            return Step(self._parts, state, bins, together).run()
+        finally:
+            with self._lock:
+                self._running = False
+                self._adopt()
+
+    def frames(self, state: TokenState, since: int = 0) -> np.ndarray:
+        """Decode generated frames from number `since` on, counted from 0: uint8 [rows, n, 1, H, W, 3]."""
+        return self._decoder.frames(state, since)
+
+    @torch.inference_mode()
+    def branch(self, state: TokenState, rows: Sequence[int], seeds: Sequence[tuple[int, ...]]) -> TokenState:
+        """New groups behind chosen rows; see `WorldModel.branch`.
+
+        What a row holds of the segment under way is stored once per new group, however many samples the group has;
+        policy "sinks" stores it once per sample.
+        """
+        uniforms([seed for own in seeds for seed in own], 0)
+        return state.branch(rows, seeds, fold=self._parts.refresh.cache_frames is None)
+
+    def rollouts(self, state: TokenState) -> list[Rollout]:
+        """What was generated since the last branch, one rollout per group.
 
         Raises:
-            UserError: a prompt's shape or values do not fit the layout, or seeds and prompts do not match.
+            UserError: nothing was.
         """
-        self._check(prompts, seeds)
-        batches: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        for index, prompt in enumerate(prompts):
-            batches[prompt.horizon, prompt.given, len(seeds[index])].append(index)
-        groups: dict[int, RolloutGroup] = {}
-        for members in batches.values():
-            batch = RolloutBatch(self._parts, [prompts[i] for i in members], [seeds[i] for i in members])
-            with self._lock:
-                self._running = True
-            try:
-                groups.update(zip(members, batch.run(), strict=True))
-            finally:
-                with self._lock:
-                    self._running = False
-                    self._adopt()
-        return [groups[index] for index in range(len(prompts))]
+        return state.rollouts()
+
+    def save(self, state: TokenState) -> dict[str, np.ndarray]:
+        """The state as arrays of numbers: codes, and keys and values of the segment under way; no weights."""
+        return state_arrays(state)
+
+    @torch.inference_mode()
+    def load(self, arrays: Mapping[str, np.ndarray]) -> TokenState:
+        """Inverse of `save`, in any process that holds the same weights.
+
+        Raises:
+            UserError: these are no state of this model, or its segment under way was begun with other weights.
+        """
+        return state_from_arrays(arrays, self.layout, self._packed, self.version)
 
     def rollout_again(
         self,
-        prompts: list[Prompt],
-        seeds: list[tuple[int, ...]],
+        prompts: Sequence[Prompt],
+        seeds: Sequence[tuple[int, ...]],
         weights: Sequence[tuple[int, Mapping[str, Tensor]]],
-    ) -> list[RolloutGroup]:
-        """As `rollout`, with the weights of every segment given: makes again what took new ones on its way.
+    ) -> list[Rollout]:
+        """As `rollout`, with the weights of every segment given; see `WorldModel.rollout_again`.
 
-        Args:
-            prompts: of one shape, as many as were one batch.
-            seeds: per prompt, equally many.
-            weights: version and state per segment. The engine's own are left alone.
-
-        Raises:
-            UserError: as `rollout`; or a rollout has another number of segments.
+        The engine's own weights are left alone.
         """
-        self._check(prompts, seeds)
-        segments = len(list(self._parts.refresh.plan(prompts[0].horizon)))
+        segments = len(self.plan(prompts[0].horizon))
         if segments != len(weights):
             raise UserError(f"{len(weights)} weight versions for {segments} segments", where="rollout")
         packed: dict[int, PackedTransformer] = {}
-        for version, state in weights:
+        for version, values in weights:
             if version not in packed:
-                packed[version] = self._pack(state)
+                packed[version] = self._pack(values)
         order = iter(weights)
 
         def begin_segment() -> tuple[PackedTransformer, int]:
             version, _ = next(order)
             return packed[version], version
 
-        return RolloutBatch(replace(self._parts, weights=begin_segment), prompts, seeds).run()
+        state = self.begin(prompts, seeds)
+        bins, together = self._bins(state, whole_actions(prompts))
+        return Step(replace(self._parts, weights=begin_segment), state, bins, together).run().rollouts()
 
-    def decode(self, group: RolloutGroup) -> np.ndarray:
-        """Generated frames uint8 [G, T, H, W, 3], each segment under its own context."""
-        return self._codec.decode_group(group)
+    def decode(self, rollout: Rollout) -> np.ndarray:
+        """Generated frames uint8 [G, T, 1, H, W, 3], each segment under its own context; see `TokenDecoder`."""
+        return self._decoder.decode(rollout)
+
+    def _bins(self, state: TokenState, actions: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Bins [rows, h, A] of physical actions [groups or rows, h, A], and whether they were given per group."""
+        actions, width = np.asarray(actions), self.layout.action_tokens
+        if actions.ndim != 3 or not actions.shape[1] or actions.shape[2] != width:
+            raise UserError(f"actions have shape {actions.shape}, not [B, h >= 1, {width}]", where="step")
+        if len(actions) not in (len(state.seeds), state.rows):
+            raise UserError(
+                f"actions for {len(actions)} rows; the state has {len(state.seeds)} groups of {state.samples}",
+                where="step",
+            )
+        bins, together = self._binner.to_bins(actions), len(actions) == len(state.seeds)
+        return np.repeat(bins, state.rows // len(bins), axis=0), together
 
     def _begin_segment(self) -> tuple[PackedTransformer, int]:
         with self._lock:
@@ -159,41 +242,8 @@ class RolloutEngine:
             state_dict, self._model_config, self.layout, dtype=dtype, device=self._device
         )
 
-    def _check(self, prompts: list[Prompt], seeds: list[tuple[int, ...]]) -> None:
-        if len(prompts) != len(seeds):
-            raise UserError(f"{len(seeds)} tuples of seeds for {len(prompts)} prompts", where="rollout")
-        for prompt, samples in zip(prompts, seeds, strict=True):
-            where = f"prompt '{prompt.prompt_id}'"
-            if not samples:
-                raise UserError("has no seeds", where=where, remedy="give one seed per sample")
-            self._check_actions(where, "actions", prompt.actions)
-            for name, frame in (("context", prompt.context), ("start", prompt.start)):
-                if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-                    raise UserError(
-                        f"{name} is {frame.dtype} {frame.shape}, not uint8 [H, W, 3]", where=where
-                    )
-            if (prompt.past is None) != (prompt.past_actions is None):
-                raise UserError("past and past_actions go together", where=where)
-            if prompt.past is not None and prompt.past_actions is not None:
-                self._check_past(where, prompt.past, prompt.past_actions, prompt.start)
 
-    def _check_actions(self, where: str, name: str, actions: np.ndarray) -> None:
-        width = self.layout.action_tokens
-        if actions.ndim != 2 or not len(actions) or actions.shape[1] != width:
-            raise UserError(f"{name} have shape {actions.shape}, not [T >= 1, {width}]", where=where)
-        if actions.min() < 0 or actions.max() >= self.layout.action_bins:
-            raise UserError(f"{name[:-1]} bin outside [0, {self.layout.action_bins})", where=where)
-
-    def _check_past(self, where: str, past: np.ndarray, actions: np.ndarray, start: np.ndarray) -> None:
-        self._check_actions(where, "past_actions", actions)
-        if past.dtype != np.uint8 or past.shape != (len(actions), *start.shape):
-            raise UserError(
-                f"past is {past.dtype} {past.shape}, not uint8 {(len(actions), *start.shape)}", where=where
-            )
-        if self.config.refresh.policy == "sinks" and len(past) >= self.config.refresh.window:
-            raise UserError(
-                f"{len(past)} past frames do not fit beside the start in a cache of "
-                f"{self.config.refresh.window} frames",
-                where=where,
-                remedy="give fewer, or raise refresh.window",
-            )
+def _given_frames(prompt: Prompt) -> np.ndarray:
+    """Uint8 [past + 1, H, W, 3] of the one view."""
+    start = prompt.start[None, 0]
+    return start if prompt.past is None else np.concatenate([prompt.past[:, 0], start])

@@ -20,8 +20,8 @@ from torch import Tensor
 from roboalign_ray.config import WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.model_folders import check_model_folder
-from roboalign_ray.world_model.protocol import Segment
 from roboalign_ray.world_model.token.layout import LAYOUT_FILE, SequenceLayout, check_same_layout, read_layout
+from roboalign_ray.world_model.token.rollout import TokenSegment
 
 MINIMUM_POSITIONS = 16_384
 
@@ -88,12 +88,12 @@ def predicted_codes(ids: Tensor, layout: SequenceLayout, frames: int, *, given: 
     return ids.index_select(1, torch.as_tensor(positions, device=ids.device)) - layout.dynamics_range[0]
 
 
-def segment_ids(segment: Segment, layout: SequenceLayout) -> np.ndarray:
+def segment_ids(segment: TokenSegment, layout: SequenceLayout) -> np.ndarray:
     """A rollout segment as the training sequence that it is: ids int64 [G, C + (m+n)*D + (m+n-1)*A]."""
     samples = len(segment.tokens)
     given = np.broadcast_to(segment.given, (samples, *segment.given.shape[1:]))
     context = np.broadcast_to(segment.context, (samples, segment.context.shape[-1]))
-    actions = np.broadcast_to(segment.actions, (samples, *segment.actions.shape))
+    actions = np.broadcast_to(segment.actions, (samples, *segment.actions.shape[-2:]))
     return layout.assemble(context, np.concatenate([given, segment.tokens], axis=1), actions)
 
 
