@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from roboalign_ray.alignment.advantages import GroupAdvantages
 from roboalign_ray.alignment.objectives.kl import EXPONENT_BOUND
-from roboalign_ray.alignment.objectives.off_policy import CorrectedLoss, token_loss
+from roboalign_ray.alignment.objectives.off_policy import token_loss
 from roboalign_ray.alignment.objectives.protocol import (
     LearnerPolicy,
     Metrics,
@@ -113,28 +113,22 @@ class GrpoObjective(Objective[TokenItem]):
     ) -> OptimizerStep[TokenItem]:
         """Every segment of every valid sample is a sequence; the reference is asked once per micro-batch."""
         sequences = training_sequences(groups, advantages, self.layout)
-        corrects = isinstance(self._loss, CorrectedLoss)
-        # Without a version, every segment counts as stale.
-        stale = corrects and any(share.version is None or s.version < share.version for s in sequences)
         batches = micro_batches(sequences, self.config.micro_batch_tokens, rank=share.rank, ranks=share.ranks)
         with torch.no_grad():
-            items = [
-                self._item(policy, batch, self.reference(batch)[0], share.version, stale) for batch in batches
-            ]
+            items = [TokenItem(batch, self.reference(batch)[0]) for batch in batches]
+            # Looked for in all sequences, which every rank has: all ranks then pass equally often.
+            if self._loss.needs_stale and any(_stale(s.version, share.version) for s in sequences):
+                items = [self._with_stale(policy, item, share.version) for item in items]
         return OptimizerStep(items, token_count(sequences))
 
-    def _item(
-        self, policy: TokenTrainable, batch: MicroBatch, reference: Tensor, version: int | None, stale: bool
-    ) -> TokenItem:
-        """A micro-batch of a step in which, on some rank, a segment is stale or not."""
-        if not stale:
-            return TokenItem(batch, reference)
-        marks = torch.from_numpy(batch.older_than(version)).to(policy.device)
-        if not (isinstance(self._loss, CorrectedLoss) and self._loss.needs_proximal):
-            return TokenItem(batch, reference, marks)
-        behaviour = torch.from_numpy(batch.behaviour).to(policy.device)
-        proximal = torch.where(marks, policy.predict(batch)[0], behaviour)
-        return TokenItem(batch, reference, marks, proximal)
+    def _with_stale(self, policy: TokenTrainable, item: TokenItem, version: int | None) -> TokenItem:
+        """The item with its marks, and the proximal log-probabilities where the loss needs them."""
+        stale = torch.from_numpy(item.batch.older_than(version)).to(policy.device)
+        if not self._loss.needs_proximal:
+            return replace(item, stale=stale)
+        behaviour = torch.from_numpy(item.batch.behaviour).to(policy.device)
+        proximal = torch.where(stale, policy.predict(item.batch)[0], behaviour)
+        return replace(item, stale=stale, proximal=proximal)
 
     def loss(self, policy: TokenTrainable, item: TokenItem, size: int) -> tuple[Tensor, Metrics]:
         """Forward pass and token loss."""
@@ -160,3 +154,8 @@ class GrpoObjective(Objective[TokenItem]):
                 metrics["kl_bound_fraction"],
                 EXPONENT_BOUND,
             )
+
+
+def _stale(version: int, now: int | None) -> bool:
+    """Whether weights of that version are older than those of now; without a version of now, all are."""
+    return now is None or version < now

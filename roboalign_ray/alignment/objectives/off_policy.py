@@ -46,13 +46,10 @@ def token_loss(config: AlignmentConfig, off_policy: OffPolicyConfig) -> TokenLos
     return GrpoLoss(config)
 
 
-class CorrectedLoss(ABC):
-    """Plain GRPO where nothing is stale, else with a correction.
+class _CorrectedLoss(ABC):
+    """Plain GRPO where nothing is stale, else with a correction."""
 
-    Attributes:
-        needs_proximal: whether `TokenBatch.proximal` is looked at.
-    """
-
+    needs_stale = True
     needs_proximal: bool
 
     def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig) -> None:
@@ -90,7 +87,7 @@ class CorrectedLoss(ABC):
         return clipped_surrogate(ratio, advantages, self.config.clip, self.config.dual_clip)
 
 
-class DecoupledLoss(CorrectedLoss):
+class DecoupledLoss(_CorrectedLoss):
     """Clips against the proximal policy, weighs by what lies between it and the behaviour policy."""
 
     needs_proximal = True
@@ -108,7 +105,7 @@ class DecoupledLoss(CorrectedLoss):
         return batch.proximal, weights, cut, surrogate_of
 
 
-class TruncatedLoss(CorrectedLoss):
+class TruncatedLoss(_CorrectedLoss):
     """REINFORCE with truncated importance weights on stale tokens, plain GRPO on the others."""
 
     needs_proximal = False

@@ -51,7 +51,14 @@ class TokenBatch:
 
 
 class TokenLoss(Protocol):
-    """A loss over micro-batches of tokens. Losses and metrics of the micro-batches of a step add up to the step's."""
+    """A loss over micro-batches of tokens. Losses and metrics of the micro-batches of a step add up to the step's.
+
+    Attributes:
+        needs_stale, needs_proximal: whether it looks at the fields of `TokenBatch` of these names.
+    """
+
+    needs_stale: bool
+    needs_proximal: bool
 
     def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
         """Scalar loss and detached metrics; `token_count` counts the valid tokens of the whole step."""
@@ -60,6 +67,8 @@ class TokenLoss(Protocol):
 
 class GrpoLoss:
     """`grpo_loss` behind the `TokenLoss` protocol."""
+
+    needs_stale = needs_proximal = False
 
     def __init__(self, config: AlignmentConfig) -> None:
         self.config = config
