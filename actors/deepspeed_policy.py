@@ -1,23 +1,24 @@
-"""A policy and its AdamW inside a DeepSpeed engine: `Trainable` for any ZeRO stage, on CPU and GPU."""
+"""A policy and its AdamW inside a DeepSpeed engine, for any ZeRO stage, on CPU and GPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from roboalign_ray.alignment.objectives.token_batch import MicroBatch
-from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
+from roboalign_ray.actors.deepspeed_state import load_engine, save_engine
+from roboalign_ray.alignment.objectives.protocol import PolicyModel
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.foundation.optimisation import decayed_parameters
 
 
 class DeepSpeedPolicy:
-    """Implements `Trainable`.
+    """Implements `LearnerPolicy`, and `predict` for whatever the model's objective calls it with.
 
     Args:
         policy: float32; DeepSpeed takes it over.
@@ -29,10 +30,10 @@ class DeepSpeedPolicy:
     """
 
     def __init__(
-        self, policy: TokenPolicy, config: AlignmentConfig, address: str, *, rank: int, ranks: int
+        self, policy: PolicyModel, config: AlignmentConfig, address: str, *, rank: int, ranks: int
     ) -> None:
         deepspeed = _import_deepspeed(address, rank, ranks)
-        self.layout, self.ranks, self.stage = policy.layout, ranks, config.zero_stage
+        self.model, self.ranks, self.stage = policy, ranks, config.zero_stage
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         parameters = decayed_parameters(policy, config.weight_decay)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -43,10 +44,10 @@ class DeepSpeedPolicy:
         self.device, self.passes = self.engine.device, 0
         self._gathered = deepspeed.zero.GatheredParameters
 
-    def predict(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies, float32 [B, N]."""
+    def predict(self, item: Any) -> Any:
+        """The model's forward pass on an item that its `inputs` takes."""
         self.passes += 1
-        return predict_batch(self.engine, batch, self.device)
+        return self.engine(*self.model.inputs(item, self.device))
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate; at the step's last micro-batch the gradients of all ranks are added."""
@@ -70,12 +71,19 @@ class DeepSpeedPolicy:
         )
 
     @contextmanager
-    def whole_weights(self) -> Iterator[nn.Module]:
+    def whole_weights(self) -> Iterator[PolicyModel]:
         """The model with all its weights in place; with ZeRO 3 they are gathered for the block, on all ranks."""
-        model = self.engine.module.model
-        gathered = self._gathered(list(model.parameters())) if self.stage == 3 else nullcontext()
+        gathered = self._gathered(list(self.model.parameters())) if self.stage == 3 else nullcontext()
         with gathered:
-            yield model
+            yield self.model
+
+    def save_state(self, folder: Path, extra: Mapping[str, Any]) -> None:
+        """Write weights, optimizer and this rank's `extra`; every rank calls this. See `deepspeed_state`."""
+        save_engine(self.engine, folder, extra)
+
+    def load_state(self, folder: Path) -> dict[str, Any]:
+        """Take up what `save_state` wrote; this rank's `extra`. Raises as `load_engine`."""
+        return load_engine(self.engine, folder)
 
     def close(self) -> None:
         """Free the engine. The process group stays: DeepSpeed keeps references to it until the process ends."""

@@ -4,8 +4,8 @@ Ranks are plain actors and not a Ray Train worker group: an update begins when t
 groups as its arguments, and a lost rank is one more lost worker to the loop, which brings all ranks back to the last
 checkpoint together with the groups that were finished by then.
 
-All ranks are given the same scored groups and divide them by arithmetic; gradients are averaged by DeepSpeed. The
-frozen reference is a second copy of the pre-trained weights on every rank.
+All ranks are given the same scored groups and divide them by arithmetic; gradients are averaged by DeepSpeed. What is
+trained, on what, and against which auxiliary policies, is the objective's affair.
 """
 
 from __future__ import annotations
@@ -17,29 +17,24 @@ from typing import Any
 
 import torch
 
-from roboalign_ray.actors.deepspeed_state import load_engine, save_engine
-from roboalign_ray.alignment.objectives.off_policy import build_objective
-from roboalign_ray.alignment.objectives.token_batch import MicroBatch
-from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
+from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.alignment.records.group_files import load_group, save_group
 from roboalign_ray.alignment.records.scored import GroupRecord, ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 from roboalign_ray.config.weights import WeightsConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
 from roboalign_ray.foundation.storage.files import packed_folder, unpack_folder
 from roboalign_ray.foundation.weight_sync.manifest import Manifest
 from roboalign_ray.foundation.weight_sync.packing import pack
-from roboalign_ray.world_model.token.transformer import load_pretrained, save_pretrained
 
 
 class LearnerActor:
     """One rank. Call `join` on all ranks with rank 0's `address`, then everything else on all ranks alike.
 
     Args:
-        world_model: folder of the pre-trained weights: where training starts, and the frozen reference.
+        world_model: folder of the pre-trained weights, where training starts.
         config: objective and optimizer.
         off_policy: what makes up for segments of older weights.
         travel: how weights travel.
@@ -62,7 +57,7 @@ class LearnerActor:
         torch.set_num_threads(threads)
         self.seed = seed
         self.world_model, self.config, self.rank, self.ranks = world_model, config, rank, ranks
-        self.objective = build_objective(config, off_policy or OffPolicyConfig())
+        self.objective = build_objective(config, off_policy)
         self.version, self.travel = 0, travel or WeightsConfig()
         self._buckets: list[Any] = []
 
@@ -85,13 +80,9 @@ class LearnerActor:
         """
         from roboalign_ray.actors.deepspeed_policy import DeepSpeedPolicy
 
-        model, layout = load_pretrained(self.world_model)
-        frozen, _ = load_pretrained(self.world_model)
-        self.policy = DeepSpeedPolicy(
-            TokenPolicy(model, layout), self.config, address, rank=self.rank, ranks=self.ranks
-        )
-        # In the policy's own precision: the first KL is then zero, not the rounding error between two types.
-        self.reference = TokenPolicy(frozen.to(self.policy.dtype), layout).to(self.policy.device).eval()
+        model = self.objective.open_policy(self.world_model)
+        self.policy = DeepSpeedPolicy(model, self.config, address, rank=self.rank, ranks=self.ranks)
+        self.objective.begin(self.policy, self.world_model)
         torch.manual_seed(self.seed + self.rank)
 
     def update(self, *groups: ScoredGroup) -> UpdateResult:
@@ -111,8 +102,7 @@ class LearnerActor:
         set_learning_rate(self.policy.optimizer, self.config.learning_rate * factor)
         result = policy_update(
             self.policy,
-            self._predict_reference,
-            list(groups),
+            groups,
             self.config,
             self.objective,
             rank=self.rank,
@@ -127,7 +117,7 @@ class LearnerActor:
         with self.policy.whole_weights() as model:
             if self.rank:
                 return self.version, None
-            manifest, self._buckets = pack(model.state_dict(), self.version, self.travel)
+            manifest, self._buckets = pack(self.objective.published(model), self.version, self.travel)
         return self.version, manifest
 
     def take_buckets(self) -> tuple[Any, ...]:
@@ -136,16 +126,19 @@ class LearnerActor:
         return (*buckets, len(buckets))
 
     def save(self, folder: Path) -> None:
-        """Write the model as a plain Hugging Face directory (the first rank does)."""
+        """Write the model as a folder that a world model is opened from (the first rank does)."""
         with self.policy.whole_weights() as model:
             if not self.rank:
-                save_pretrained(model, self.policy.layout, folder)
-                ActionBinner.load(self.world_model).save(folder)
+                model.save(folder)
 
     def save_state(self, folder: Path) -> None:
         """Write all that the next update depends on, every rank its part; data alone, see `deepspeed_state`."""
-        extra = {"version": self.version, "generator": torch.get_rng_state()}
-        save_engine(self.policy.engine, folder, extra)
+        extra = {
+            "version": self.version,
+            "generator": torch.get_rng_state(),
+            "objective": self.objective.state_dict(),
+        }
+        self.policy.save_state(folder, extra)
 
     def load_state(self, folder: Path) -> int:
         """Take up what `save_state` wrote; the version it had.
@@ -153,8 +146,9 @@ class LearnerActor:
         Raises:
             StateError: it is missing, damaged, or of another job.
         """
-        extra = load_engine(self.policy.engine, folder)
+        extra = self.policy.load_state(folder)
         torch.set_rng_state(extra["generator"])
+        self.objective.load_state_dict(extra["objective"])
         self.version = int(extra["version"])
         return self.version
 
@@ -186,10 +180,6 @@ class LearnerActor:
     def close(self) -> None:
         """Free the engine."""
         self.policy.close()
-
-    def _predict_reference(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        self.policy.passes += 1
-        return predict_batch(self.reference, batch, self.policy.device)
 
 
 def _node_address() -> str:

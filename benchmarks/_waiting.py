@@ -131,14 +131,14 @@ class WaitingLearner(Waiting):
 
     def update(self, *groups: Any) -> Any:
         """No update."""
-        from roboalign_ray.alignment.objectives.token_batch import BatchCounts
+        from roboalign_ray.alignment.advantages import BatchCounts
         from roboalign_ray.alignment.update import UpdateResult
 
         for _, seeds, *_ in groups:
             self.steps += 1
             time.sleep(seconds_of(self.work.learner, "learner", seeds[0]))
         self.version += 1
-        return UpdateResult({}, 0.0, 1, len(groups), BatchCounts(len(groups), 0, 0, 0, 0))
+        return UpdateResult({}, 0.0, 1, len(groups), "group", BatchCounts(len(groups), 0, 0, 0, 0))
 
     def publish(self) -> tuple[int, Any]:
         """A thousand numbers."""

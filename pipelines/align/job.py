@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roboalign_ray.alignment.objectives.token_batch import check_trainable
+from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage import checkpoints
@@ -72,7 +72,7 @@ def run_align(
     quiet: bool = False,
     beside: Callable[[Crew], AbstractContextManager[None]] | None = None,
 ) -> AlignResult:
-    """Align the configured world model with GRPO.
+    """Align the configured world model with the objective that it names.
 
     Args:
         config: the job.
@@ -88,7 +88,7 @@ def run_align(
         KeyboardInterrupt: the job was asked to end, and has left a checkpoint.
     """
     out = out.absolute()
-    check_trainable(config.rollout)
+    build_objective(config.alignment, config.asynchrony.off_policy).check(config)
     kept = RunCheckpoints(out / CHECKPOINTS, config.alignment.checkpoints)
     if not resume and ((out / ALIGNED).exists() or kept.begun()):
         raise UserError(

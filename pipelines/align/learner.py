@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from roboalign_ray.alignment.objectives.grpo import merge_metrics
+from roboalign_ray.alignment.objectives.protocol import merge_metrics
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.weight_sync.manifest import Manifest, Parcel
@@ -177,5 +177,5 @@ def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, flo
         "dropped_groups": float(first.counts.dropped_groups),
         "flat_groups": float(first.counts.flat_groups),
         "seconds_learner": seconds,
-        "learner_tokens_per_second": first.tokens / seconds,
+        f"learner_{first.unit}s_per_second": first.size / seconds,
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.rewards.protocol import Score, Scored
 
@@ -34,6 +35,45 @@ class GroupAdvantages:
     values: np.ndarray
     valid: np.ndarray
     dropped: bool
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What became of the groups of a batch.
+
+    Attributes:
+        groups, dropped_groups: all, and those with fewer than two valid samples.
+        samples, failed_samples: all, and those that failed or were dropped with their group.
+        flat_groups: groups whose valid samples all have the same reward: nothing to learn but the regulariser.
+    """
+
+    groups: int
+    dropped_groups: int
+    samples: int
+    failed_samples: int
+    flat_groups: int
+
+
+def configured_advantages(scores: Sequence[Score], config: AlignmentConfig) -> GroupAdvantages:
+    """A group's advantages, credit given as `alignment.credit` says.
+
+    Raises:
+        UserError: credit by frame is asked of a reward on whole clips.
+    """
+    if config.credit == "frame":
+        return frame_advantages(scores, config.discount)
+    return group_advantages(scores)
+
+
+def batch_counts(advantages: Sequence[GroupAdvantages]) -> BatchCounts:
+    """Counts of a batch from its groups' advantages."""
+    return BatchCounts(
+        groups=len(advantages),
+        dropped_groups=sum(a.dropped for a in advantages),
+        samples=sum(len(a.valid) for a in advantages),
+        failed_samples=sum(int((~a.valid).sum()) for a in advantages),
+        flat_groups=sum(not a.dropped and not a.values.any() for a in advantages),
+    )
 
 
 def rewards_of(scores: Sequence[Score]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The GRPO objective."""
+"""The alignment: its objective, and the settings that all objectives share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from roboalign_ray.config.paths import Place
 
 
 class AlignmentConfig(FrozenConfig):
-    """GRPO. Defaults follow the public RLVR-World recipe where it states a number; the paper's own G, epsilon,
+    """Post-training. Defaults follow the public RLVR-World recipe where it states a number; the paper's own G, epsilon,
     beta and learning rate are unpublished.
 
     Attributes:
+        objective: name of a built-in or installed objective, or module:Class.
         updates: policy updates (one rollout batch each).
         prompts_per_update: groups per update.
         group_size: G, rollouts per prompt.
@@ -43,6 +44,7 @@ class AlignmentConfig(FrozenConfig):
         held_out_samples: rollouts per held-out prompt, the same seeds at every evaluation.
     """
 
+    objective: str = "grpo"
     updates: PositiveInt = 150
     prompts_per_update: PositiveInt = 128
     group_size: int = Field(16, ge=2)

@@ -103,10 +103,15 @@ def plain_updates(folder, config, batches):
     model, layout = load_pretrained(folder)
     module, frozen = TokenPolicy(model, layout), TokenPolicy(copy.deepcopy(model), layout)
     policy, results = PlainPolicy(module, config), []
+    objective = GrpoObjective(config)
+    objective.layout, objective.reference = layout, lambda batch: predict_batch(frozen, batch)
     for groups in batches:
         results.append(
             policy_update(
-                policy, lambda batch: predict_batch(frozen, batch), groups, config, GrpoObjective(config)
+                policy,
+                groups,
+                config,
+                objective,
             )
         )
     return model, results
@@ -129,7 +134,7 @@ def test_deepspeed_takes_the_same_steps_as_plain_adamw(folder, stage, tmp_path):
 
     assert version == 2
     for ours, theirs in zip(results, plain, strict=True):
-        assert (ours.steps, ours.tokens, ours.counts) == (theirs.steps, theirs.tokens, theirs.counts)
+        assert (ours.steps, ours.size, ours.counts) == (theirs.steps, theirs.size, theirs.counts)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
         assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-3, abs=1e-4)
     saved, layout = load_pretrained(tmp_path / "saved")
@@ -248,7 +253,7 @@ def test_in_bfloat16_the_first_kl_is_exactly_zero_and_frequencies_are_exact(fold
     learner = LearnerActor(folder, config)
     learner.join(learner.address())
     try:
-        copies = [learner.policy.engine.module.model, learner.reference.model]
+        copies = [learner.policy.engine.module.model, learner.objective.frozen.model]
         result = learner.update(make_group(0), make_group(1))
     finally:
         learner.close()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.advantages import frame_advantages, group_advantages
+from roboalign_ray.alignment.advantages import (
+    batch_counts,
+    configured_advantages,
+    frame_advantages,
+    group_advantages,
+)
 from roboalign_ray.alignment.objectives.token_batch import (
     check_trainable,
     micro_batches,
@@ -56,6 +63,12 @@ def group(seed=0, rewards=(0.1, None, 0.7, 0.4), frames=(4, 4, 2), prompt="p"):
     return ScoredGroup(rollout, scores)
 
 
+def prepared(groups, config=AlignmentConfig()):
+    """Sequences and counts of groups."""
+    advantages = [configured_advantages(group.scores, config) for group in groups]
+    return training_sequences(groups, advantages, LAYOUT), batch_counts(advantages)
+
+
 def test_a_segment_is_laid_out_slot_by_slot():
     part = segment(np.random.default_rng(1), 4, 3, given=2, shared=True)
     ids = segment_ids(part, LAYOUT)
@@ -73,7 +86,7 @@ def test_a_segment_is_laid_out_slot_by_slot():
 
 def test_trained_positions_are_the_generated_tokens():
     scored = group()
-    sequences, _ = training_sequences([scored], LAYOUT, AlignmentConfig())
+    sequences, _ = prepared([scored])
     survivors = [0, 2, 3]
     expected = [(part, sample) for part in scored.rollout.payload.segments for sample in survivors]
     assert len(sequences) == len(expected)
@@ -86,7 +99,7 @@ def test_trained_positions_are_the_generated_tokens():
 
 def test_counts_and_failed_samples_leave_no_sequence():
     groups = [group(1), group(2, (None, None, None, 1.0)), group(3, (0.5, 0.5, 0.5, 0.5))]
-    sequences, counts = training_sequences(groups, LAYOUT, AlignmentConfig())
+    sequences, counts = prepared(groups)
     assert (counts.groups, counts.dropped_groups, counts.flat_groups) == (3, 1, 1)
     assert (counts.samples, counts.failed_samples) == (12, 5)
     assert len(sequences) == 3 * (3 + 0 + 4)
@@ -95,7 +108,7 @@ def test_counts_and_failed_samples_leave_no_sequence():
 
 
 def test_a_batch_without_any_valid_group_is_empty():
-    sequences, counts = training_sequences([group(1, (None, None))], LAYOUT, AlignmentConfig())
+    sequences, counts = prepared([group(1, (None, None))])
     assert sequences == []
     assert counts.dropped_groups == 1
     assert micro_batches(sequences, 100) == []
@@ -104,7 +117,7 @@ def test_a_batch_without_any_valid_group_is_empty():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 4), st.integers(1, 4))
 def test_micro_batches_hold_every_sequence_once_on_equally_busy_ranks(budget, ranks, groups):
-    sequences, _ = training_sequences([group(seed) for seed in range(groups)], LAYOUT, AlignmentConfig())
+    sequences, _ = prepared([group(seed) for seed in range(groups)])
     shares = [micro_batches(sequences, budget, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     rows = []
@@ -118,6 +131,23 @@ def test_micro_batches_hold_every_sequence_once_on_equally_busy_ranks(budget, ra
             ]
     assert sum(batch.mask.sum() for share in shares for batch in share) == token_count(sequences)
     assert sorted(rows) == sorted((*s.ids, *s.behaviour, *s.advantages) for s in sequences)
+
+
+def test_a_rank_stacks_its_own_share_alone():
+    sequences, _ = prepared([group(seed) for seed in range(12)])
+
+    def bytes_taken(ranks):
+        tracemalloc.start()
+        batches = micro_batches(sequences, 100, rank=0, ranks=ranks)
+        taken, _ = tracemalloc.get_traced_memory()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert batches
+        return taken, peak
+
+    whole, share = bytes_taken(1), bytes_taken(6)
+    assert share[0] < 0.3 * whole[0]
+    assert share[1] < 0.6 * whole[1]
 
 
 def test_credit_by_clip_is_the_same_for_all_tokens_and_by_frame_for_those_of_a_frame():
@@ -134,7 +164,7 @@ def test_credit_by_clip_is_the_same_for_all_tokens_and_by_frame_for_those_of_a_f
         ("clip", np.repeat(group_advantages(scores).values[:, None], frames, axis=1)),
         ("frame", frame_advantages(scores, 0.5).values),
     ):
-        sequences, _ = training_sequences([by_frame], LAYOUT, AlignmentConfig(credit=credit, discount=0.5))
+        sequences, _ = prepared([by_frame], AlignmentConfig(credit=credit, discount=0.5))
         for place, sample in enumerate(survivors):
             mine = np.concatenate([s.advantages for s in sequences[place :: len(survivors)]])
             np.testing.assert_allclose(mine, expected[sample].repeat(3), rtol=1e-6)
@@ -145,7 +175,7 @@ def test_inexact_segments_are_refused():
     part = segment(np.random.default_rng(0), 4, 2, exact=False)
     rollout = Rollout("p", "", (0, 1, 2, 3), TokenPayload((part,)), RolloutCost(np.zeros(2)))
     with pytest.raises(UserError, match="sinks"):
-        training_sequences([ScoredGroup(rollout, scored.scores)], LAYOUT, AlignmentConfig())
+        prepared([ScoredGroup(rollout, scored.scores)])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.alignment.objectives.grpo import GrpoObjective, TokenBatch, grpo_loss, merge_metrics
+from roboalign_ray.alignment.objectives.protocol import merge_metrics
+from roboalign_ray.alignment.objectives.token_loss import GrpoLoss, TokenBatch, grpo_loss
 from roboalign_ray.config import AlignmentConfig
 
 
@@ -104,7 +105,7 @@ def test_micro_batches_add_up_to_the_whole_step(seed, cuts):
     loss, metrics = grpo_loss(*whole, config, entropy=torch.ones(6, 11, dtype=torch.float64))
     loss.backward()
 
-    parts, objective, collected = tensors(*values), GrpoObjective(config), []
+    parts, objective, collected = tensors(*values), GrpoLoss(config), []
     edges = [0, *sorted(set(cuts)), 6]
     total = 0.0
     for first, last in itertools.pairwise(edges):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign_ray.alignment.objectives.grpo import GrpoObjective, TokenBatch
+from roboalign_ray.alignment.objectives.grpo import GrpoObjective
 from roboalign_ray.alignment.objectives.off_policy import (
-    DecoupledObjective,
-    TruncatedObjective,
-    build_objective,
+    DecoupledLoss,
+    TruncatedLoss,
     importance_weights,
-    stale_masks,
+    token_loss,
 )
 from roboalign_ray.alignment.objectives.token_batch import TrainingSequence, micro_batches
+from roboalign_ray.alignment.objectives.token_loss import GrpoLoss, TokenBatch
 from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
 from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
@@ -90,7 +90,7 @@ def numpy_loss(batch, correction, *, clip, dual, beta, truncation):
 @pytest.mark.parametrize("settings", [DECOUPLED, TRUNCATED], ids=["decoupled", "truncated"])
 def test_against_numpy(settings, seed):
     batch = draw(seed)
-    loss, metrics = build_objective(CONFIG, settings)(batch, float(batch.mask.sum()))
+    loss, metrics = token_loss(CONFIG, settings)(batch, float(batch.mask.sum()))
     loss.backward()
     expected, gradient = numpy_loss(
         batch, settings.correction, clip=0.2, dual=3.0, beta=0.02, truncation=settings.truncation
@@ -114,9 +114,9 @@ def loss_and_gradient(objective, batch):
 def test_decoupled_is_grpo_bit_for_bit_where_proximal_and_behaviour_are_one(dtype):
     batch = draw(3, dtype=dtype)
     batch = replace(batch, proximal=batch.behaviour.clone())
-    plain = loss_and_gradient(GrpoObjective(CONFIG), batch)
+    plain = loss_and_gradient(GrpoLoss(CONFIG), batch)
     for stale in (batch.stale, torch.ones_like(batch.stale), None):
-        corrected = loss_and_gradient(DecoupledObjective(CONFIG, DECOUPLED), replace(batch, stale=stale))
+        corrected = loss_and_gradient(DecoupledLoss(CONFIG, DECOUPLED), replace(batch, stale=stale))
         assert torch.equal(corrected[0], plain[0])
         assert torch.equal(corrected[1], plain[1])
         assert all(torch.equal(corrected[2][name], value) for name, value in plain[2].items())
@@ -126,22 +126,18 @@ def test_decoupled_is_grpo_bit_for_bit_where_proximal_and_behaviour_are_one(dtyp
 def test_truncated_is_grpo_bit_for_bit_on_policy_and_where_nothing_is_stale():
     batch = draw(4, dtype=torch.float32)
     none = replace(batch, stale=torch.zeros_like(batch.stale))
-    plain = loss_and_gradient(GrpoObjective(CONFIG), batch)
-    assert all(
-        map(torch.equal, loss_and_gradient(TruncatedObjective(CONFIG, TRUNCATED), none)[:2], plain[:2])
-    )
+    plain = loss_and_gradient(GrpoLoss(CONFIG), batch)
+    assert all(map(torch.equal, loss_and_gradient(TruncatedLoss(CONFIG, TRUNCATED), none)[:2], plain[:2]))
     same = replace(batch, behaviour=batch.logprobs.detach())
-    plain = loss_and_gradient(GrpoObjective(CONFIG), same)
-    assert all(
-        map(torch.equal, loss_and_gradient(TruncatedObjective(CONFIG, TRUNCATED), same)[:2], plain[:2])
-    )
+    plain = loss_and_gradient(GrpoLoss(CONFIG), same)
+    assert all(map(torch.equal, loss_and_gradient(TruncatedLoss(CONFIG, TRUNCATED), same)[:2], plain[:2]))
 
 
 @pytest.mark.parametrize("settings", [DECOUPLED, TRUNCATED], ids=["decoupled", "truncated"])
 def test_masked_tokens_may_hold_anything_and_far_ones_stay_finite(settings):
     batch = draw(5, dtype=torch.float32)
     batch.mask[1, 2] = 0
-    objective = build_objective(CONFIG, settings)
+    objective = token_loss(CONFIG, settings)
     plain = loss_and_gradient(objective, batch)
     for values in (batch.logprobs.data, batch.behaviour, batch.reference, batch.proximal):
         values[1, 2] = float("nan")
@@ -175,13 +171,14 @@ def test_marks_line_up_with_micro_batches():
         sequences.append(TrainingSequence(ids, frames, frames - 1, behaviour, behaviour, version))
     for rank in range(3):
         batches = micro_batches(sequences, 60, rank=rank, ranks=3)
-        masks = stale_masks(sequences, 2, 60, rank=rank, ranks=3)
-        assert len(masks) == len(batches)
-        for batch, mask in zip(batches, masks, strict=True):
+        assert batches
+        for batch in batches:
+            mask = batch.older_than(2)
             assert mask.shape == batch.behaviour.shape
-            assert torch.equal(mask.all(1), torch.from_numpy(batch.ids[:, 0] < 2))
-            assert torch.equal(mask.any(1), mask.all(1))
-    assert stale_masks(sequences, 0, 60) is None
+            np.testing.assert_array_equal(mask.all(1), batch.ids[:, 0] < 2)
+            np.testing.assert_array_equal(mask.any(1), mask.all(1))
+            assert batch.older_than(None).all()
+            assert not batch.older_than(0).any()
 
 
 class PlainPolicy:
@@ -226,10 +223,9 @@ def made_group(seed, versions):
 def trained(module, groups, settings, version):
     policy, reference = PlainPolicy(copy.deepcopy(module)), copy.deepcopy(module)
     config = AlignmentConfig(prompts_per_update=2, minibatch_prompts=1, group_size=4, micro_batch_tokens=40)
-    objective = build_objective(config, settings)
-    result = policy_update(
-        policy, lambda batch: predict_batch(reference, batch), groups, config, objective, version=version
-    )
+    objective = GrpoObjective(config, settings)
+    objective.layout, objective.reference = LAYOUT, lambda batch: predict_batch(reference, batch)
+    result = policy_update(policy, groups, config, objective, version=version)
     return policy.module.state_dict(), result.metrics
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign_ray.alignment.objectives.grpo import GrpoObjective, merge_metrics
+from roboalign_ray.alignment.objectives.grpo import GrpoObjective
+from roboalign_ray.alignment.objectives.protocol import merge_metrics
 from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, predict_batch
 from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import policy_update
@@ -96,15 +97,21 @@ def config(**changes):
     return AlignmentConfig(**({"prompts_per_update": 4, "minibatch_prompts": 2, "group_size": 6} | changes))
 
 
+def grpo(settings, reference):
+    """The objective over a reference model that is here already."""
+    objective = GrpoObjective(settings)
+    objective.layout, objective.reference = LAYOUT, reference
+    return objective
+
+
 def update(module, groups, settings, *, rank=0, ranks=1, reference=None):
     reference = reference or copy.deepcopy(module)
     policy = PlainPolicy(module, settings)
     return policy_update(
         policy,
-        lambda batch: predict_batch(reference, batch),
         groups,
         settings,
-        GrpoObjective(settings),
+        grpo(settings, lambda batch: predict_batch(reference, batch)),
         rank=rank,
         ranks=ranks,
     )
@@ -121,7 +128,7 @@ def test_the_first_step_is_on_policy(module):
     assert result.metrics["clip_fraction"] == 0
     assert result.metrics["policy_loss"] == pytest.approx(0, abs=1e-6)  # minus the mean advantage
     assert 0 < result.metrics["entropy"] <= np.log(LAYOUT.codes)
-    assert result.tokens == 2 * 5 * 5 * 3
+    assert result.size == 2 * 5 * 5 * 3
     assert result.counts.failed_samples == 2
 
 
@@ -135,9 +142,7 @@ def test_a_bounded_kl_is_told_once_per_update(module, caplog):
         return logprobs + 99, entropy
 
     settings = config(prompts_per_update=2)
-    result = policy_update(
-        PlainPolicy(module, settings), reference, groups, settings, GrpoObjective(settings)
-    )
+    result = policy_update(PlainPolicy(module, settings), groups, settings, grpo(settings, reference))
     assert result.metrics["kl_bound_fraction"] == pytest.approx(1)
     assert np.isfinite(result.metrics["loss"])
     assert [record.message for record in caplog.records] == [
@@ -169,10 +174,9 @@ def test_gradients_of_ranks_add_up_to_the_whole(module):
         policy.step = lambda: collected.extend(p.grad.clone() for p in copied.parameters()) or 0.0
         result = policy_update(
             policy,
-            lambda batch: predict_batch(module, batch),
             groups,
             settings,
-            GrpoObjective(settings),
+            grpo(settings, lambda batch: predict_batch(module, batch)),
             rank=rank,
             ranks=ranks,
         )
@@ -214,10 +218,9 @@ def test_training_raises_the_reward(module):
         means.append(np.mean([score.total for group in groups for score in group.scores]))
         policy_update(
             policy,
-            lambda batch: predict_batch(reference, batch),
             groups,
             settings,
-            GrpoObjective(settings),
+            grpo(settings, lambda batch: predict_batch(reference, batch)),
         )
     assert means[0] == pytest.approx(0.5, abs=0.15)
     assert np.mean(means[-3:]) > means[0] + 0.25

@@ -1,178 +1,161 @@
-"""The GRPO objective on tokens: clipped ratio, dual clip, KL to a frozen reference, mean over all tokens.
-
-    L = sum_t [ -surrogate_t + beta * KL_t ] / N,   surrogate = min(rho A, clip(rho, 1-e, 1+e) A),
-    and max(surrogate, c A) where A < 0 (dual clip, arXiv 1912.09729); rho = pi / pi_behaviour.
-
-N counts the valid tokens of the whole optimizer step, so the gradients of its micro-batches add up to the one
-of the undivided step, however it is divided.
-"""
+"""GRPO on a token world model: segments as training sequences, a frozen reference, corrections for older weights."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from roboalign_ray.alignment.objectives.kl import kl_bounded, kl_estimate
-from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.alignment.advantages import GroupAdvantages
+from roboalign_ray.alignment.objectives.kl import EXPONENT_BOUND
+from roboalign_ray.alignment.objectives.off_policy import token_loss
+from roboalign_ray.alignment.objectives.protocol import (
+    LearnerPolicy,
+    Metrics,
+    Objective,
+    OptimizerStep,
+    Policy,
+    Share,
+)
+from roboalign_ray.alignment.objectives.token_batch import (
+    MicroBatch,
+    check_trainable,
+    micro_batches,
+    token_count,
+    training_sequences,
+)
+from roboalign_ray.alignment.objectives.token_loss import TokenBatch
+from roboalign_ray.alignment.objectives.token_policy import TokenPolicy, open_token_policy, predict_batch
+from roboalign_ray.alignment.records.scored import ScoredGroup
+from roboalign_ray.config import AlignmentConfig, JobConfig
+from roboalign_ray.config.asynchrony import OffPolicyConfig
+from roboalign_ray.world_model.token.layout import SequenceLayout
 
-LOG_RATIO_BOUND = 20.0  # exp() of more overflows to inf, whose zero gradient in a clipped branch becomes NaN
+logger = logging.getLogger(__name__)
 
-Metrics = dict[str, torch.Tensor]
-# ratio and advantages, broadcasting to [B, N] -> surrogate [B, N], and bool [B, N] where a bound cut it
-Surrogate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """What an objective on tokens looks at. All float32 [B, N] but `advantages`, which broadcasts to that.
-
-    Attributes:
-        logprobs: of the sampled tokens under the policy being trained; carries the gradient.
-        behaviour: under the policy that sampled them.
-        reference: under the frozen pre-trained model.
-        advantages: [B, 1] or [B, N].
-        mask: 1 where a token counts, 0 where not.
-        entropy: of the policy's distribution, nats, where it was computed.
-        stale: bool, tokens of older weights than the update began with; None where there are none.
-        proximal: under the policy that the update began with, equal to `behaviour` where not stale; None likewise.
-    """
-
-    logprobs: torch.Tensor
-    behaviour: torch.Tensor
-    reference: torch.Tensor
-    advantages: torch.Tensor
-    mask: torch.Tensor
-    entropy: torch.Tensor | None = None
-    stale: torch.Tensor | None = None
-    proximal: torch.Tensor | None = None
+Predict = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
 
-class Objective(Protocol):
-    """A loss over micro-batches. Losses and metrics of the micro-batches of a step add up to the step's."""
+class TokenTrainable(Policy, Protocol):
+    """What a token policy adds to `Policy`."""
 
-    def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
-        """Scalar loss and detached metrics; `token_count` counts the valid tokens of the whole step."""
+    def predict(self, item: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the generated tokens, and entropies without gradient, float32 [B, N] both."""
         ...
 
 
-class GrpoObjective:
-    """`grpo_loss` behind the `Objective` protocol."""
+@dataclass(frozen=True)
+class TokenItem:
+    """A micro-batch with what does not change during its update.
 
-    def __init__(self, config: AlignmentConfig) -> None:
-        self.config = config
+    Attributes:
+        batch: sequences of one shape.
+        reference: log-probabilities [B, N] under the frozen reference.
+        stale: bool [B, N], tokens of older weights than the update began with; None where the step has none, or the
+            loss does not tell them apart.
+        proximal: log-probabilities [B, N] under the policy at the update's beginning, those of `batch.behaviour` where
+            not stale; None where the loss does not look at it.
+    """
 
-    def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
-        return grpo_loss(
-            batch.logprobs,
-            batch.behaviour,
-            batch.reference,
-            batch.advantages,
-            batch.mask,
-            self.config,
-            token_count=token_count,
-            entropy=batch.entropy,
+    batch: MicroBatch
+    reference: Tensor
+    stale: Tensor | None = None
+    proximal: Tensor | None = None
+
+
+class GrpoObjective(Objective[TokenItem]):
+    """GRPO with the correction that `off_policy` names.
+
+    Attributes:
+        layout: of the sequences; from `begin` on, as the other two.
+        frozen: the reference model.
+        reference: its log-probabilities and entropies of a micro-batch.
+    """
+
+    unit = "token"
+    layout: SequenceLayout
+    frozen: TokenPolicy
+    reference: Predict
+
+    def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig | None = None) -> None:
+        super().__init__(config, off_policy)
+        self._loss = token_loss(config, self.off_policy)
+
+    def check(self, config: JobConfig) -> None:
+        """As `check_trainable`."""
+        check_trainable(config.rollout)
+
+    def open_policy(self, folder: Path) -> TokenPolicy:
+        """As `open_token_policy`."""
+        return open_token_policy(folder)
+
+    def begin(self, policy: LearnerPolicy, folder: Path) -> None:
+        """Load the frozen reference in the policy's own precision: the first KL is then exactly zero."""
+        frozen = open_token_policy(folder).to(policy.dtype).to(policy.device).eval()
+
+        def reference(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+            policy.passes += 1
+            return predict_batch(frozen, batch, policy.device)
+
+        self.layout, self.frozen, self.reference = frozen.layout, frozen, reference
+
+    def prepare(
+        self,
+        policy: TokenTrainable,
+        groups: Sequence[ScoredGroup],
+        advantages: Sequence[GroupAdvantages],
+        share: Share,
+    ) -> OptimizerStep[TokenItem]:
+        """Every segment of every valid sample is a sequence; the reference is asked once per micro-batch."""
+        sequences = training_sequences(groups, advantages, self.layout)
+        batches = micro_batches(sequences, self.config.micro_batch_tokens, rank=share.rank, ranks=share.ranks)
+        with torch.no_grad():
+            items = [TokenItem(batch, self.reference(batch)[0]) for batch in batches]
+            # Looked for in all sequences, which every rank has: all ranks then pass equally often.
+            if self._loss.needs_stale and any(_stale(s.version, share.version) for s in sequences):
+                items = [self._with_stale(policy, item, share.version) for item in items]
+        return OptimizerStep(items, token_count(sequences))
+
+    def _with_stale(self, policy: TokenTrainable, item: TokenItem, version: int | None) -> TokenItem:
+        """The item with its marks, and the proximal log-probabilities where the loss needs them."""
+        stale = torch.from_numpy(item.batch.older_than(version)).to(policy.device)
+        if not self._loss.needs_proximal:
+            return replace(item, stale=stale)
+        behaviour = torch.from_numpy(item.batch.behaviour).to(policy.device)
+        proximal = torch.where(stale, policy.predict(item.batch)[0], behaviour)
+        return replace(item, stale=stale, proximal=proximal)
+
+    def loss(self, policy: TokenTrainable, item: TokenItem, size: int) -> tuple[Tensor, Metrics]:
+        """Forward pass and token loss."""
+        batch = item.batch
+        logprobs, entropy = policy.predict(batch)
+        tokens = TokenBatch(
+            logprobs=logprobs,
+            behaviour=torch.from_numpy(batch.behaviour).to(policy.device),
+            reference=item.reference,
+            advantages=torch.from_numpy(batch.advantages).to(policy.device),
+            mask=torch.from_numpy(batch.mask).to(policy.device),
+            entropy=entropy,
+            stale=item.stale,
+            proximal=item.proximal,
         )
+        return self._loss(tokens, size)
+
+    def finish(self, policy: TokenTrainable, metrics: Mapping[str, float]) -> None:
+        """Warn where the KL had to be bounded."""
+        if metrics.get("kl_bound_fraction"):
+            logger.warning(
+                "%.2g of the tokens are over %g nats less likely than under the reference; their KL is bounded",
+                metrics["kl_bound_fraction"],
+                EXPONENT_BOUND,
+            )
 
 
-def grpo_loss(
-    logprobs: torch.Tensor,
-    behaviour_logprobs: torch.Tensor,
-    reference_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    config: AlignmentConfig,
-    *,
-    token_count: float | None = None,
-    entropy: torch.Tensor | None = None,
-    surrogate_of: Surrogate | None = None,
-) -> tuple[torch.Tensor, Metrics]:
-    """GRPO loss of one (micro-)batch.
-
-    Args:
-        logprobs, behaviour_logprobs, reference_logprobs: [B, N], of the sampled tokens, nats.
-        advantages: [B, 1] or [B, N].
-        mask: [B, N], 1 where a token counts.
-        config: clip, dual_clip, kl_coefficient, kl_estimator.
-        token_count: valid tokens of the whole optimizer step; None takes this batch's own.
-        entropy: [B, N], for the metrics alone.
-        surrogate_of: what stands in the place of `clipped_surrogate`.
-
-    Returns:
-        Scalar loss, and detached metrics. Every metric but "ratio_max" is a sum over valid tokens divided by
-        `token_count`: added over a step's micro-batches they are its means. "ratio_max" combines by maximum.
-    """
-    valid = mask.bool()
-    count = float(mask.sum()) if token_count is None else float(token_count)
-    # Masked here as well as in the mean: the gradient of a NaN times zero would still be NaN.
-    logprobs, behaviour_logprobs, reference_logprobs = (
-        torch.where(valid, values, torch.zeros_like(values))
-        for values in (logprobs, behaviour_logprobs, reference_logprobs)
-    )
-    log_ratio = (logprobs - behaviour_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    ratio = log_ratio.exp()
-    if surrogate_of is None:
-        surrogate, clipped = clipped_surrogate(ratio, advantages, config.clip, config.dual_clip)
-    else:
-        surrogate, clipped = surrogate_of(ratio, advantages)
-    kl = kl_estimate(config.kl_estimator, logprobs, reference_logprobs)
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return torch.where(valid, values, torch.zeros_like(values)).sum() / max(count, 1.0)
-
-    policy_loss = mean(-surrogate)
-    reference_kl = mean(kl)
-    loss = policy_loss + config.kl_coefficient * reference_kl
-    with torch.no_grad():
-        metrics = {
-            "loss": loss.detach(),
-            "policy_loss": policy_loss.detach(),
-            "reference_kl": reference_kl.detach(),
-            "behaviour_kl": mean(torch.expm1(log_ratio) - log_ratio),
-            "kl_bound_fraction": mean(
-                kl_bounded(config.kl_estimator, logprobs, reference_logprobs).to(ratio.dtype)
-            ),
-            "clip_fraction": mean(clipped.to(ratio.dtype)),
-            "ratio_mean": mean(ratio),
-            "ratio_max": torch.where(valid, ratio, torch.zeros_like(ratio)).max(),
-        }
-        if entropy is not None:
-            metrics["entropy"] = mean(entropy)
-    return loss, metrics
-
-
-def clipped_surrogate(
-    ratio: torch.Tensor, advantages: torch.Tensor, clip: float, dual_clip: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clipped surrogate and where a bound cut it.
-
-    Args:
-        ratio: [B, N]. advantages: broadcasts to it.
-        clip: half-width of the trusted interval around ratio 1.
-        dual_clip: bound c > 1 on the loss where the advantage is negative; 0 leaves it out.
-
-    Returns:
-        Surrogate [B, N] and bool [B, N], true where clipping took effect (these tokens have no gradient).
-    """
-    plain = ratio * advantages
-    surrogate = torch.minimum(plain, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    if dual_clip > 0:
-        bounded = torch.maximum(surrogate, dual_clip * advantages)
-        surrogate = torch.where(advantages < 0, bounded, surrogate)
-    return surrogate, surrogate.detach() != plain.detach()
-
-
-def merge_metrics(parts: Sequence[Mapping[str, torch.Tensor | float]]) -> dict[str, float]:
-    """Metrics of a step from those of its micro-batches: sums, and the maximum of "ratio_max"."""
-    merged: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            number = float(value)
-            both = name in merged
-            if name == "ratio_max":
-                merged[name] = max(merged[name], number) if both else number
-            else:
-                merged[name] = merged.get(name, 0.0) + number
-    return merged
+def _stale(version: int, now: int | None) -> bool:
+    """Whether weights of that version are older than those of now; without a version of now, all are."""
+    return now is None or version < now

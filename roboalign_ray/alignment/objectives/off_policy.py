@@ -17,54 +17,39 @@ stale.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 
-from roboalign_ray.alignment.objectives.grpo import (
+from roboalign_ray.alignment.objectives.protocol import Metrics
+from roboalign_ray.alignment.objectives.token_loss import (
     LOG_RATIO_BOUND,
-    GrpoObjective,
-    Metrics,
-    Objective,
+    GrpoLoss,
     Surrogate,
     TokenBatch,
+    TokenLoss,
     clipped_surrogate,
     grpo_loss,
 )
-from roboalign_ray.alignment.objectives.token_batch import TrainingSequence, micro_batches
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 
-EVERY_VERSION = 2**62  # all segments are older than this
 # [B, N] each: log-probabilities that ratios are taken to, weights, where these were cut; and the surrogate, if another.
 _Correction = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Surrogate | None]
 
 
-@runtime_checkable
-class OffPolicyObjective(Protocol):
-    """An `Objective` that looks at `TokenBatch.stale`, and at `TokenBatch.proximal` where `needs_proximal`."""
-
-    needs_proximal: bool
-
-    def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
-        """As in `Objective`; plain GRPO where `stale` is None."""
-        ...
-
-
-def build_objective(config: AlignmentConfig, off_policy: OffPolicyConfig) -> Objective:
-    """The objective that the configuration asks for; plain GRPO by default."""
+def token_loss(config: AlignmentConfig, off_policy: OffPolicyConfig) -> TokenLoss:
+    """The loss that the configuration asks for; plain GRPO by default."""
     if off_policy.correction == "decoupled":
-        return DecoupledObjective(config, off_policy)
+        return DecoupledLoss(config, off_policy)
     if off_policy.correction == "truncated":
-        return TruncatedObjective(config, off_policy)
-    return GrpoObjective(config)
+        return TruncatedLoss(config, off_policy)
+    return GrpoLoss(config)
 
 
-class _CorrectedObjective(ABC):
+class _CorrectedLoss(ABC):
     """Plain GRPO where nothing is stale, else with a correction."""
 
+    needs_stale = True
     needs_proximal: bool
 
     def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig) -> None:
@@ -102,7 +87,7 @@ class _CorrectedObjective(ABC):
         return clipped_surrogate(ratio, advantages, self.config.clip, self.config.dual_clip)
 
 
-class DecoupledObjective(_CorrectedObjective):
+class DecoupledLoss(_CorrectedLoss):
     """Clips against the proximal policy, weighs by what lies between it and the behaviour policy."""
 
     needs_proximal = True
@@ -120,7 +105,7 @@ class DecoupledObjective(_CorrectedObjective):
         return batch.proximal, weights, cut, surrogate_of
 
 
-class TruncatedObjective(_CorrectedObjective):
+class TruncatedLoss(_CorrectedLoss):
     """REINFORCE with truncated importance weights on stale tokens, plain GRPO on the others."""
 
     needs_proximal = False
@@ -153,23 +138,6 @@ def importance_weights(
         difference = torch.where(mask.bool(), target - behaviour, torch.zeros_like(behaviour))
         weights = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
         return weights.clamp(max=truncation), weights > truncation
-
-
-def stale_masks(
-    sequences: list[TrainingSequence], version: int, token_budget: int, *, rank: int = 0, ranks: int = 1
-) -> list[torch.Tensor] | None:
-    """Bool [B, N] for each of this rank's micro-batches: tokens of segments older than `version`.
-
-    None where no sequence of any rank is older: what every rank finds alike, having the same sequences.
-    """
-    if all(sequence.version >= version for sequence in sequences):
-        return None
-    # Twins with their age where the log-probabilities were, stacked the same way: they line up with the originals.
-    twins = [
-        replace(s, behaviour=np.full(len(s.behaviour), s.version < version, np.float32)) for s in sequences
-    ]
-    batches = micro_batches(twins, token_budget, rank=rank, ranks=ranks)
-    return [torch.from_numpy(batch.behaviour > 0) for batch in batches]
 
 
 def _behaviour_kl(batch: TokenBatch, token_count: float) -> torch.Tensor:

@@ -7,13 +7,14 @@ else when it made it. Sequences of one shape are stacked, so no micro-batch hold
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from roboalign_ray.alignment.advantages import GroupAdvantages, frame_advantages, group_advantages
+from roboalign_ray.alignment.advantages import GroupAdvantages
 from roboalign_ray.alignment.records.scored import ScoredGroup
-from roboalign_ray.config import AlignmentConfig, RolloutConfig
+from roboalign_ray.config import RolloutConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.rollout import TokenSegment, token_payload
@@ -55,6 +56,7 @@ class MicroBatch:
         frames, generated: as in `TrainingSequence`.
         behaviour, advantages: float32 [B, N].
         mask: float32 [B, N]; all 0 in a micro-batch that only keeps the ranks in step.
+        versions: int64 [B], weight version that generated each sequence.
     """
 
     ids: np.ndarray
@@ -63,32 +65,16 @@ class MicroBatch:
     behaviour: np.ndarray
     advantages: np.ndarray
     mask: np.ndarray
+    versions: np.ndarray
 
     def silenced(self) -> MicroBatch:
         """The same shape with nothing to learn from."""
-        return MicroBatch(
-            self.ids, self.frames, self.generated, self.behaviour, self.advantages, np.zeros_like(self.mask)
-        )
+        return replace(self, mask=np.zeros_like(self.mask))
 
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """What became of the groups of a batch.
-
-    Attributes:
-        groups, dropped_groups: all, and those with fewer than two valid samples.
-        samples, failed_samples: all, and those that failed or were dropped with their group.
-        flat_groups: groups whose valid samples all have the same reward: nothing to learn but the KL.
-    """
-
-    groups: int
-    dropped_groups: int
-    samples: int
-    failed_samples: int
-    flat_groups: int
-
-    def __add__(self, other: BatchCounts) -> BatchCounts:
-        return BatchCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def older_than(self, version: int | None) -> np.ndarray:
+        """Bool [B, N], tokens of segments of older weights than this version; all of them for None."""
+        older = np.ones_like(self.versions, bool) if version is None else self.versions < version
+        return np.repeat(older[:, None], self.behaviour.shape[1], axis=1)
 
 
 def check_trainable(rollout: RolloutConfig) -> None:
@@ -113,38 +99,23 @@ def check_trainable(rollout: RolloutConfig) -> None:
 
 
 def training_sequences(
-    groups: list[ScoredGroup], layout: SequenceLayout, config: AlignmentConfig
-) -> tuple[list[TrainingSequence], BatchCounts]:
+    groups: Sequence[ScoredGroup], advantages: Sequence[GroupAdvantages], layout: SequenceLayout
+) -> list[TrainingSequence]:
     """Sequences of all valid samples, in the order group, segment, sample.
 
     Args:
-        config: says how credit is given.
+        advantages: of each group.
 
     Raises:
-        UserError: a segment is not exact, or credit by frame is asked of a reward on clips.
+        UserError: a segment is not exact.
     """
     sequences: list[TrainingSequence] = []
-    advantages = [_advantages(group, config) for group in groups]
     for group, values in zip(groups, advantages, strict=True):
         first = 0
         for segment in token_payload(group.rollout).segments:
             sequences += _segment_sequences(segment, first, values, layout, group.rollout.prompt_id)
             first += segment.tokens.shape[1]
-    flat = sum(not a.dropped and not a.values.any() for a in advantages)
-    counts = BatchCounts(
-        groups=len(groups),
-        dropped_groups=sum(a.dropped for a in advantages),
-        samples=sum(len(a.valid) for a in advantages),
-        failed_samples=sum(int((~a.valid).sum()) for a in advantages),
-        flat_groups=flat,
-    )
-    return sequences, counts
-
-
-def _advantages(group: ScoredGroup, config: AlignmentConfig) -> GroupAdvantages:
-    if config.credit == "frame":
-        return frame_advantages(group.scores, config.discount)
-    return group_advantages(group.scores)
+    return sequences
 
 
 def _segment_sequences(
@@ -184,38 +155,41 @@ def micro_batches(
     """This rank's share of the sequences, stacked by shape, at most `token_budget` ids each (or one row).
 
     Every rank gets equally many micro-batches, as collective operations in a forward pass need: the shorter
-    list ends in silenced ones. The result depends on the arguments alone: the ranks need not talk about it.
+    list ends in silenced ones. The result depends on the arguments alone: the ranks need not talk about it. Only what
+    is this rank's is stacked.
     """
-    shares = [_stack(sequences[other::ranks], token_budget) for other in range(ranks)]
+    shares = [_chunks(sequences[other::ranks], token_budget) for other in range(ranks)]
     longest = max(len(share) for share in shares)
-    mine = list(shares[rank])
-    filler = next((batches[0] for batches in shares if batches), None)
-    while len(mine) < longest and filler is not None:
-        mine.append(filler.silenced())
+    mine = [_stack(chunk) for chunk in shares[rank]]
+    if len(mine) < longest:
+        filler = _stack(next(share[0] for share in shares if share)).silenced()
+        mine += [filler] * (longest - len(mine))
     return mine
 
 
-def _stack(sequences: list[TrainingSequence], token_budget: int) -> list[MicroBatch]:
+def _chunks(sequences: list[TrainingSequence], token_budget: int) -> list[list[TrainingSequence]]:
+    """The sequences of each micro-batch: one shape, as many as the budget allows."""
     shapes: dict[tuple[int, int], list[TrainingSequence]] = defaultdict(list)
     for sequence in sequences:
         shapes[sequence.frames, sequence.generated].append(sequence)
-    batches = []
-    for (frames, generated), members in shapes.items():
+    chunks = []
+    for members in shapes.values():
         rows = max(1, token_budget // len(members[0].ids))
-        for first in range(0, len(members), rows):
-            chunk = members[first : first + rows]
-            behaviour = np.stack([s.behaviour for s in chunk])
-            batches.append(
-                MicroBatch(
-                    ids=np.stack([s.ids for s in chunk]),
-                    frames=frames,
-                    generated=generated,
-                    behaviour=behaviour,
-                    advantages=np.stack([s.advantages for s in chunk]),
-                    mask=np.ones_like(behaviour),
-                )
-            )
-    return batches
+        chunks += [members[first : first + rows] for first in range(0, len(members), rows)]
+    return chunks
+
+
+def _stack(chunk: list[TrainingSequence]) -> MicroBatch:
+    behaviour = np.stack([s.behaviour for s in chunk])
+    return MicroBatch(
+        ids=np.stack([s.ids for s in chunk]),
+        frames=chunk[0].frames,
+        generated=chunk[0].generated,
+        behaviour=behaviour,
+        advantages=np.stack([s.advantages for s in chunk]),
+        mask=np.ones_like(behaviour),
+        versions=np.array([s.version for s in chunk]),
+    )
 
 
 def token_count(sequences: list[TrainingSequence]) -> int:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from roboalign_ray.alignment.objectives.protocol import PolicyModel
 from roboalign_ray.alignment.objectives.token_batch import MicroBatch
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.world_model.token.layout import SequenceLayout
-from roboalign_ray.world_model.token.transformer import predicted_codes, slot_logits
+from roboalign_ray.world_model.token.transformer import (
+    load_pretrained,
+    predicted_codes,
+    save_pretrained,
+    slot_logits,
+)
 
 
-class TokenPolicy(nn.Module):
+class TokenPolicy(PolicyModel):
     """A LLaMA whose forward pass gives log-probabilities, so that a distributed wrapper sees one module.
 
     Log-probabilities are those of the slot's vocabulary at temperature 1, as rollouts record them.
+
+    Args:
+        model: a LLaMA.
+        layout: of its sequences.
+        actions: how it reads actions, for the folder that `save` writes; None writes nothing about them.
     """
 
-    def __init__(self, model: nn.Module, layout: SequenceLayout) -> None:
+    def __init__(self, model: nn.Module, layout: SequenceLayout, actions: ActionBinner | None = None) -> None:
         super().__init__()
-        self.model, self.layout = model, layout
+        self.model, self.layout, self.actions = model, layout, actions
 
     def forward(self, ids: Tensor, frames: int, given: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the tokens after the given frames, and entropies of their distributions.
@@ -37,10 +52,35 @@ class TokenPolicy(nn.Module):
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, codes.unsqueeze(-1)).squeeze(-1), entropy
 
+    def inputs(self, item: MicroBatch, device: torch.device | str) -> tuple[Tensor, int, int]:
+        """Arguments of `forward` for a micro-batch."""
+        return torch.from_numpy(item.ids).to(device), item.frames, item.frames - item.generated
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Those of the whole LLaMA."""
+        weights: Mapping[str, Tensor] = self.model.state_dict()
+        return weights
+
+    def save(self, folder: Path) -> None:
+        """Write a plain Hugging Face directory."""
+        save_pretrained(self.model, self.layout, folder)
+        if self.actions is not None:
+            self.actions.save(folder)
+
+
+def open_token_policy(folder: Path) -> TokenPolicy:
+    """A token world model as a policy, float32 on the CPU.
+
+    Raises:
+        UserError: the folder holds no token world model.
+    """
+    model, layout = load_pretrained(folder)
+    return TokenPolicy(model, layout, ActionBinner.load(folder))
+
 
 def predict_batch(
-    policy: nn.Module, batch: MicroBatch, device: torch.device | str = "cpu"
+    policy: TokenPolicy, batch: MicroBatch, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """`TokenPolicy` (or its wrapper) on a micro-batch: log-probabilities and entropies, float32 [B, N]."""
-    ids = torch.from_numpy(batch.ids).to(device)
-    return policy(ids, batch.frames, batch.frames - batch.generated)
+    """A policy without an engine on a micro-batch: log-probabilities and entropies, float32 [B, N]."""
+    logprobs, entropy = policy(*policy.inputs(batch, device))
+    return logprobs, entropy

@@ -1,0 +1,30 @@
+"""Objectives by name: `alignment.objective` of a profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roboalign_ray.alignment.objectives.protocol import Objective
+from roboalign_ray.config import AlignmentConfig
+from roboalign_ray.config.asynchrony import OffPolicyConfig
+from roboalign_ray.plugins import Registry, lacks
+
+OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
+    "objectives",
+    "objective",
+    {"grpo": "roboalign_ray.alignment.objectives.grpo:GrpoObjective"},
+    lacks("open_policy", "begin", "prepare", "loss", "finish", "published", "state_dict", "load_state_dict"),
+)
+
+
+def build_objective(config: AlignmentConfig, off_policy: OffPolicyConfig | None = None) -> Objective[Any]:
+    """The objective that a profile names; its auxiliary policies come with `begin`.
+
+    Args:
+        config: names it.
+        off_policy: what makes up for samples of older weights.
+
+    Raises:
+        UserError: the name is unknown, or what it names is no objective.
+    """
+    return OBJECTIVES.load(config.objective, "alignment.objective")(config, off_policy)
