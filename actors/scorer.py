@@ -112,8 +112,21 @@ class ScorerActor:
 
     def _scores(self, group: RolloutGroup, reward: Reward) -> Sequence[Score]:
         generated = self._codec.decode_group(group)
-        real = self._reader.frames(PromptName.parse(group.prompt_id), generated.shape[1])
-        return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
+        real = self._reader.recorded(PromptName.parse(group.prompt_id), generated.shape[1])
+        inputs = RewardInput(
+            instruction=group.instruction,
+            start=real.frames[0],
+            generated=generated[:, :, None],  # its only view
+            real=real.frames[1:],
+            views=real.views,
+            actions=real.actions,
+            action_names=real.action_names,
+            action_kinds=real.action_kinds,
+            fps=real.fps,
+            embodiment=real.embodiment,
+            proprioception=real.state,
+        )
+        return reward.score(inputs)
 
 
 def _unpacked(files: Mapping[str, bytes]) -> Student:
