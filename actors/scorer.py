@@ -23,7 +23,7 @@ from roboalign_ray.judge.student.model import Student
 from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
 from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.protocol import Decoder, Rollout, first_view
+from roboalign_ray.world_model.protocol import Decoder, Rollout
 from roboalign_ray.world_model.registry import open_decoder
 
 _FETCH_S = 600.0  # for a student
@@ -112,10 +112,22 @@ class ScorerActor:
             return ScoredGroup(group, (failed,) * len(group.seeds))
 
     def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
-        generated = first_view(self._decoder.decode(group))
         first, last = group.start, group.start + group.horizon
-        real = self._reader.frames(PromptName.parse(group.prompt_id), last)[first:]
-        return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
+        real = self._reader.recorded(PromptName.parse(group.prompt_id), last)
+        inputs = RewardInput(
+            instruction=group.instruction,
+            start=real.frames[first],
+            generated=self._decoder.decode(group),
+            real=real.frames[first + 1 :],
+            views=real.views,
+            actions=real.actions[first:],
+            action_names=real.action_names,
+            action_kinds=real.action_kinds,
+            fps=real.fps,
+            embodiment=real.embodiment,
+            proprioception=None if real.state is None else real.state[first:],
+        )
+        return reward.score(inputs)
 
 
 def _unpacked(files: Mapping[str, bytes]) -> Student:

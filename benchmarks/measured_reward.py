@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     witness = load_job(args.profile, ["evaluation.judges=[privileged]"])
     # Fidelity needs no student, and is never asked.
-    changes = {"reward.weights.fidelity": 1, "reward.weights.judged": 0, "seed": args.seed}
+    changes = {"reward.fidelity.weight": 1, "reward.judged.weight": 0, "seed": args.seed}
     changes["alignment.updates"] = args.updates
     config = load_job(args.profile, [f"{key}={value}" for key, value in changes.items()])
     scorer = measuring(config)

@@ -142,7 +142,7 @@ def lacks(*methods: str) -> Callable[[Any], str | None]:
         if missing:
             return f"has no method {', '.join(missing)}"
         if inspect.isabstract(plugin):
-            return f"leaves {', '.join(sorted(plugin.__abstractmethods__))} abstract"
+            return f"leaves {', '.join(sorted(getattr(plugin, '__abstractmethods__', ())))} abstract"
         return None
 
     return fault

@@ -65,7 +65,7 @@ def make_judged_job(folder: Path, **changes) -> JobConfig:
     """As `make_tiny_job`; writes a student and pairs as well."""
     judge = {**judge_section(), "weights": str(folder / "student"), "replay": str(folder / "pairs")}
     sections = {
-        "reward": {"weights": {"fidelity": 0.0, "judged": 1.0}},
+        "reward": {"judged": {"weight": 1.0}},
         "judge": judge,
         "alignment": {"updates": 4, "evaluate_every": 2},
         "cluster": {

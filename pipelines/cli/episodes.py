@@ -58,7 +58,11 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of recorded episodes.")],
     out: Out,
     format: Annotated[
-        str, typer.Option(help="lerobot (v2.x, v3.0), rlds or droid; auto tells by the files.")
+        str,
+        typer.Option(
+            help="lerobot (v2.x, v3.0), rlds or droid; auto tells by the files. Or a source of yours: an installed "
+            "package's name for it, or my_pkg.sources:Mine."
+        ),
     ] = "auto",
     view: Annotated[
         list[str] | None,
@@ -108,6 +112,7 @@ def convert(
       roboalign episodes convert droid stores/droid --height 96 --view exterior_1 --view wrist
       roboalign episodes convert g1 stores/g1 --fps 10 --height 64 --width 64 --fit crop
       roboalign episodes convert arm stores/arm --stride 3 --action-kind 'joint_*=absolute,gripper=hold'
+      roboalign episodes convert logs stores/logs --format my_pkg.sources:Mine
     """
     quiet = quiet or as_json
     from roboalign_ray.pipelines.episodes.convert import ConvertOptions

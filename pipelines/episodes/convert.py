@@ -15,8 +15,7 @@ from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.shaping import Shaping
 from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
-from roboalign_ray.episodes.sources.droid import DroidSource
-from roboalign_ray.episodes.sources.folder import open_folder
+from roboalign_ray.episodes.sources.folder import FolderSource, open_folder
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.sources.rlds import RldsSource
 from roboalign_ray.episodes.store import StoreSummary, write_store
@@ -39,7 +38,7 @@ class ConvertOptions:
     """What to change on the way.
 
     Attributes:
-        format: "auto" or one of the formats of `open_folder`.
+        format: "auto", one of the formats of `open_folder`, or another source's name.
         views: views to keep; none given keeps all.
         height, width: pixels; None keeps the source's, or follows from the other one.
         fit: where the aspect changes: "stretch", "crop" or "pad".
@@ -119,9 +118,7 @@ def convert(
         ) from error
 
 
-def _actions(
-    source: LeRobotSource | RldsSource | DroidSource, options: ConvertOptions, where: Path
-) -> ActionCard:
+def _actions(source: FolderSource, options: ConvertOptions, where: Path) -> ActionCard:
     """What the actions are, from the source and the options.
 
     Raises:
@@ -129,7 +126,7 @@ def _actions(
     """
     card = declare(source.action_card, options.action_kind) if options.action_kind else source.action_card
     shaping = options.shaping
-    if not isinstance(source, DroidSource):  # whose rate is that of each video
+    if isinstance(source, LeRobotSource | RldsSource):  # others have a rate per episode
         try:
             shaping = shaping.of_rate(source.fps, str(where))
         except EpisodeError:  # told of each episode

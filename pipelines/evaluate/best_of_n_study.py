@@ -173,7 +173,8 @@ class _Roller:
 
     def _compared(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
         window = source.window
-        asked = RewardInput(window.instruction, window.frames[0], generated, window.frames[1:])
+        frames = window.frames[:, None]  # one view
+        asked = RewardInput(window.instruction, frames[0], generated[:, :, None], frames[1:])
         near, alike = (self._of(found.liked, name) for name in (self._bench.lpips.label, "SSIM"))
         for sample, score in enumerate(self._fidelity.score(asked)):
             if isinstance(score, Scored):

@@ -159,7 +159,7 @@ def _rewards(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The fidelity reward [E] of both, from the curves already measured, where it has a say."""
     weights = config.reward.fidelity
-    if not config.reward.weights.fidelity:
+    if not weights.weight:
         return {}
 
     def reward(metrics: MetricCurves) -> np.ndarray:
@@ -200,12 +200,9 @@ def _subject(config: JobConfig, bench: Bench) -> str:
 
 
 def _rewarded(config: JobConfig) -> str:
-    weights = config.reward.weights
-    parts = {
-        "fidelity to the real continuation": weights.fidelity,
-        "the student judge's scores": weights.judged,
-    }
-    named = [f"{weight:g} × {name}" if weight != 1 else name for name, weight in parts.items() if weight]
+    titles = {"fidelity": "fidelity to the real continuation", "judged": "the student judge's scores"}
+    parts = {titles.get(name, name): part.weight for name, part in config.reward.parts.items()}
+    named = [f"{weight:g} × {name}" if weight != 1 else name for name, weight in parts.items()]
     return " and ".join(named)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from roboalign_ray.config import JobConfig
+from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.windows import held_out_windows
 from roboalign_ray.evaluation.judge_scores import JudgedResult, ShownClip, judge_rollouts, judged_table
@@ -19,6 +20,7 @@ from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
 from roboalign_ray.judge.protocol import TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.registry import ExtensionJudge
 from roboalign_ray.judge.student.judge import StudentJudge
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.pipelines.align.job import EVENTS, AlignResult
@@ -31,7 +33,7 @@ JUDGE_TITLES = {
     "student": "student",
     "vlm": "VLM teacher",
     PRIVILEGED: PRIVILEGED,
-}  # of `evaluation.judges`, as shown
+}  # of the built-in ones of `evaluation.judges`, as shown; others by their names
 _TOLD = {
     "student": "The student is the one that the run began with.",
     "vlm": "The VLM teacher is shown the rollout alone.",
@@ -82,9 +84,14 @@ def make_panel(config: JobConfig, bench: Bench) -> Panel:
         UserError: a judge cannot be loaded.
     """
     card = bench.decoder.card
-    judges = {JUDGE_TITLES[name]: _judge(name, config, bench) for name in config.evaluation.judges}
+    judges = {judge_title(name): _judge(name, config, bench) for name in config.evaluation.judges}
     sources = judged_sources(config, card.height, card.width, config.evaluation.judged_windows)
     return Panel(sources, judges)
+
+
+def judge_title(name: str) -> str:
+    """What tables call a judge of `evaluation.judges`."""
+    return JUDGE_TITLES.get(name, name)
 
 
 def _judge(name: str, config: JobConfig, bench: Bench) -> TeacherJudge:
@@ -92,6 +99,8 @@ def _judge(name: str, config: JobConfig, bench: Bench) -> TeacherJudge:
         return StudentJudge(Student.load(student_folder(config)).to(bench.device))
     if name == PRIVILEGED:
         return PrivilegedJudge(config.bench.privileged)
+    if name not in BUILT_IN_JUDGES:
+        return ExtensionJudge(name, "evaluation.judges")
     from roboalign_ray.actors.teacher import open_vlm
 
     return open_vlm(config.teacher)

@@ -37,6 +37,7 @@ from roboalign_ray.pipelines.evaluate.judge_panel import (
     JUDGE_TITLES,
     PRIVILEGED,
     Panel,
+    judge_title,
     make_panel,
     run_judged,
 )
@@ -46,15 +47,15 @@ BASE = "base"
 Change = Mapping[str, Any]
 # What an arm changes in the profile: dotted keys and values.
 ALIGNMENT_ARMS: Mapping[str, Change] = {
-    "judged": {"reward.weights.fidelity": 0.0, "reward.weights.judged": 1.0},
+    "judged": {"reward.fidelity.weight": 0.0, "reward.judged.weight": 1.0},
     "LPIPS only": {
-        "reward.weights.fidelity": 1.0,
-        "reward.weights.judged": 0.0,
+        "reward.fidelity.weight": 1.0,
+        "reward.judged.weight": 0.0,
         "reward.fidelity.ssim_weight": 0.0,
     },
     "SSIM only": {
-        "reward.weights.fidelity": 1.0,
-        "reward.weights.judged": 0.0,
+        "reward.fidelity.weight": 1.0,
+        "reward.judged.weight": 0.0,
         "reward.fidelity.lpips_weight": 0.0,
     },
 }
@@ -197,7 +198,7 @@ class _Judges:
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
-        self._names = [JUDGE_TITLES[name] for name in config.evaluation.judges]
+        self._names = [judge_title(name) for name in config.evaluation.judges]
         self._made: tuple[Bench, Panel] | None = None
 
     def known(self, scores: Path) -> dict[str, JudgedResult] | None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from roboalign_ray.config import JobConfig, TokenizerConfig
+from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.config.paths import absolute_path, with_absolute_paths
 from roboalign_ray.episodes import store as stores
 from roboalign_ray.episodes.store import EpisodeStore, open_store
@@ -22,6 +23,7 @@ from roboalign_ray.foundation.failures import HostError, UserError, raise_if_hos
 from roboalign_ray.foundation.storage.readers import read_object
 from roboalign_ray.foundation.weight_sync.files import check_weights_file
 from roboalign_ray.judge.data.pairs import open_pairs
+from roboalign_ray.judge.registry import JUDGES
 from roboalign_ray.pipelines.cluster.weight_folders import (
     replay_folder,
     student_folder,
@@ -239,6 +241,13 @@ def _check_dims(store: EpisodeStore, wanted: int, what: str, remedy: str) -> Non
 # --- judges ------------------------------------------------------------------------------------------------------
 
 
+def check_reward(job: Preflight) -> None:
+    """Every reward from outside this package can be imported, and takes its settings."""
+    from roboalign_ray.rewards.registry import check_rewards
+
+    check_rewards(job.config.reward)
+
+
 def check_judge(job: Preflight) -> None:
     """Where a student rewards: the student, the pairs that it is trained further on, and its teacher are there."""
     if not job.config.reward.needs_judge:
@@ -260,6 +269,9 @@ def check_judges(job: Preflight) -> None:
         check_student(job)
     if "vlm" in judges:
         check_teacher(job)
+    for name in judges:
+        if name not in BUILT_IN_JUDGES:
+            JUDGES.load(name, "evaluation.judges")
 
 
 def check_report_judges(job: Preflight) -> None:

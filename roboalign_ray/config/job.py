@@ -14,12 +14,16 @@ from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.paths import ShippedOrFolder
-from roboalign_ray.config.rewards import RewardConfig
+from roboalign_ray.config.rewards import FidelityRewardConfig, RewardConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import PretrainingConfig, RolloutConfig, WorldModelConfig
+from roboalign_ray.foundation.failures import nearest_key
+from roboalign_ray.plugins import installed, is_import_path
+
+BUILT_IN_JUDGES = ("student", "vlm", "privileged")
 
 
 class EvaluationConfig(FrozenConfig):
@@ -41,7 +45,7 @@ class EvaluationConfig(FrozenConfig):
         judged_windows, judged_samples: held-out windows of a rollout's length that the judges score, and rollouts of
             each.
         judges: who scores those: the student that a job began with, the vision-language teacher of section `teacher`,
-            measurement against the real continuation.
+            measurement against the real continuation, and judges of others by name (docs/extending.md).
     """
 
     episodes: PositiveInt = 16
@@ -57,9 +61,17 @@ class EvaluationConfig(FrozenConfig):
     fvd: bool = False
     judged_windows: PositiveInt = 32
     judged_samples: PositiveInt = 2
-    judges: tuple[Literal["student", "vlm", "privileged"], ...] = Field(
-        ("student", "privileged"), min_length=1
-    )
+    judges: tuple[str, ...] = Field(("student", "privileged"), min_length=1)
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> EvaluationConfig:
+        known = [*BUILT_IN_JUDGES, *installed("judges")]
+        for name in self.judges:
+            if name not in known and not is_import_path(name):
+                raise ConfigError(
+                    f"unknown judge '{name}'", where="evaluation.judges", remedy=nearest_key(name, known)
+                )
+        return self
 
 
 class JobConfig(FrozenConfig):
@@ -86,7 +98,7 @@ class JobConfig(FrozenConfig):
     world_model: WorldModelConfig = WorldModelConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
     rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
+    reward: RewardConfig = RewardConfig(fidelity=FidelityRewardConfig(weight=1.0))
     alignment: AlignmentConfig = AlignmentConfig()
     asynchrony: AsynchronyConfig = AsynchronyConfig()
     judge: JudgeConfig = JudgeConfig()
@@ -115,6 +127,6 @@ class JobConfig(FrozenConfig):
             raise ConfigError(
                 "credit by frame needs a reward that tells frames apart, and a student judges clips as a whole",
                 where="alignment.credit",
-                remedy="set it to clip, or reward.weights.judged to 0",
+                remedy="set it to clip, or reward.judged.weight to 0",
             )
         return self

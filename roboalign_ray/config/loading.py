@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig
+from roboalign_ray.config.complaints import dotted, first_complaint
 from roboalign_ray.config.job import JobConfig
 from roboalign_ray.config.paths import with_absolute_paths
 from roboalign_ray.config.yaml_source import Located, parse_mapping, parse_value, read_mapping
@@ -98,10 +99,10 @@ def dump_yaml(config: FrozenConfig) -> str:
 
 def known_paths(model: type[FrozenConfig] = JobConfig, prefix: str = "") -> Iterator[str]:
     """Dotted paths of every section and value below `model`."""
-    for name, field in model.model_fields.items():
+    for name in model.model_fields:
         path = f"{prefix}{name}"
         yield path
-        if section := _section(field.annotation):
+        if section := model.section(name):
             yield from known_paths(section, f"{path}.")
 
 
@@ -179,26 +180,28 @@ def _merge(model: type[FrozenConfig], base: Mapping[str, Any], over: Mapping[str
     """`over` laid on `base`: sections join key by key, values (lists and mappings too) are replaced whole."""
     merged = dict(base)
     for key, value in over.items():
-        section = _section(model.model_fields[key].annotation)
+        section = model.section(key)
         merged[key] = _merge(section, merged.get(key, {}), value) if section else value
     return merged
 
 
 def _nested(path: str, value: Any) -> dict[str, Any]:
-    for part in reversed(path.split(".")):
+    for part in reversed(_keys(path)):
         value = {part: value}
     return value
 
 
+def _keys(path: str) -> list[str]:
+    """["reward", "my_pkg.rewards:Mine", "weight"] of "reward.my_pkg.rewards:Mine.weight"; other dots part keys."""
+    before, colon, after = path.partition(":")
+    if not colon:
+        return path.split(".")
+    section, _, module = before.partition(".")
+    attribute, *rest = after.split(".")
+    return [section, f"{module}:{attribute}", *rest]
+
+
 # --- checking --------------------------------------------------------------------------------------------------
-
-
-def _section(annotation: Any) -> type[FrozenConfig] | None:
-    """The config model that a field holds, also where it may be None; None for plain values."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, FrozenConfig):
-            return candidate
-    return None
 
 
 def _check_keys(located: Located) -> None:
@@ -211,11 +214,10 @@ def _check_section(
     for key, value in values.items():
         path = f"{prefix}{key}"
         where = located.origins.get(path, located.file)
-        if key not in model.model_fields:
-            raise ConfigError(
-                f"unknown key '{path}'", where=where, remedy=_suggest(model, prefix, str(key), value)
-            )
-        if section := _section(model.model_fields[key].annotation):
+        if not model.knows(str(key)):
+            remedy = model.replaced.get(key) or _suggest(model, prefix, str(key), value)
+            raise ConfigError(f"unknown key '{path}'", where=where, remedy=remedy)
+        if section := model.section(key):
             if not isinstance(value, Mapping):
                 keys = ", ".join(list(section.model_fields)[:4])
                 raise ConfigError(
@@ -226,7 +228,7 @@ def _check_section(
 
 def _suggest(model: type[FrozenConfig], prefix: str, key: str, value: Any) -> str:
     """Names the nearest known key, its siblings first, with its full dotted path."""
-    siblings = [*model.model_fields, *([] if prefix else ["extends"])]
+    siblings = [*model.known_keys(), *([] if prefix else ["extends"])]
     if near := difflib.get_close_matches(key, siblings, n=1, cutoff=0.6):
         suggestion = f"{prefix}{near[0]}"
         if isinstance(value, Mapping) and len(value) == 1:  # an override's inner keys: show the whole path
@@ -280,17 +282,10 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str], profile: str) 
 
 def _readable(error: ValidationError, origins: Mapping[str, str], profile: str) -> ConfigError:
     """The first of pydantic's complaints in one line: origin, dotted path, expected, got."""
-    first, *others = error.errors(include_url=False)
-    names = [part for part in first["loc"] if isinstance(part, str)]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    place, message = first_complaint(error)
+    names = [part for part in place if isinstance(part, str)]
     depths = range(len(names), 0, -1)
     origin = next(
         (origins[key] for n in depths if (key := ".".join(names[:n])) in origins), f"profile '{profile}'"
     )
-    message = first["msg"].replace("a valid tuple", "a list")
-    if message.startswith("Input should be "):
-        message = f"expected {message.removeprefix('Input should be ')}, got {first['input']!r}"
-    elif first["type"] == "missing":
-        message = "a value is missing"
-    more = f" (and {len(others)} more)" if others else ""
-    return ConfigError(f"{path}: {message}{more}", where=origin)
+    return ConfigError(f"{dotted(place)}: {message}", where=origin)

@@ -59,6 +59,8 @@ def profile_schema() -> dict[str, Any]:
 def _sections(model: type[FrozenConfig]) -> set[type[FrozenConfig]]:
     """`model` and every config class below it."""
     found = {model}
+    if model.extensions is not None:
+        found |= _sections(model.extensions.section)
     for field in model.model_fields.values():
         for cls in _classes(field.annotation):
             found |= _sections(cls)

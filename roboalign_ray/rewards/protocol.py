@@ -1,4 +1,4 @@
-"""What a reward is: frames in, one score or one failure per sample out."""
+"""What a reward is: frames and what is known of them in, one score or one failure per sample out."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.judge.student.model import Student
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,64 @@ Score = Scored | Failed
 
 @dataclass(frozen=True)
 class RewardInput:
-    """What a reward may look at.
+    """What a reward may look at: G samples of one start, T generated frames each, seen by V cameras.
 
     Attributes:
-        instruction: the sentence.
-        start: uint8 [H, W, 3], frame 0.
-        generated: uint8 [G, T, H, W, 3].
-        real: uint8 [T, H, W, 3], the real continuation, where there is one.
+        instruction: the sentence; "" where there is none.
+        start: uint8 [V, H, W, 3], frame 0.
+        generated: uint8 [G, T, V, H, W, 3], frames 1 to T.
+        real: uint8 [T, V, H, W, 3], the real continuation, where there is one.
+        views: names of the cameras, V of them; none given where they are not known.
+        actions: float32 [T, A], as commanded and in the episode's units; actions[t] leads from frame t to frame t+1.
+        action_names: A names, with the unit in brackets where there is one; none given where they are not known.
+        action_kinds: A kinds (docs/actions.md); none given where they are not known.
+        fps: frames per second of the clip; None where it is not known.
+        embodiment: robot name; "" where it is not known.
+        proprioception: float32 [T + 1, S], recorded in the real episode at frames 0 to T, where there is any.
     """
 
     instruction: str
     start: np.ndarray
     generated: np.ndarray
     real: np.ndarray | None = None
+    views: tuple[str, ...] = ()
+    actions: np.ndarray | None = None
+    action_names: tuple[str, ...] = ()
+    action_kinds: tuple[str, ...] = ()
+    fps: float | None = None
+    embodiment: str = ""
+    proprioception: np.ndarray | None = None
+
+    def fault(self) -> Failed | None:
+        """Why no sample can be scored: arrays of the wrong shape or type; None where all fit."""
+        generated, start, real = self.generated, self.start, self.real
+        if generated.ndim != 6 or generated.shape[-1] != 3 or 0 in generated.shape:
+            return Failed(f"generated frames are {generated.shape}, not [G, T, V, H, W, 3]", "shape")
+        if start.shape != generated.shape[2:]:
+            return Failed(f"the start frame is {start.shape}, generated ones {generated.shape[2:]}", "shape")
+        if real is not None and real.shape != generated.shape[1:]:
+            return Failed(f"generated frames are {generated.shape[1:]}, the real ones {real.shape}", "shape")
+        for name, frames in (("generated", generated), ("start", start), ("real", real)):
+            if frames is not None and frames.dtype != np.uint8:
+                return Failed(f"{name} frames are {frames.dtype}, not uint8", "shape")
+        frames, views = generated.shape[1], generated.shape[2]
+        if self.views and len(self.views) != views:
+            return Failed(f"{len(self.views)} names for {views} views", "shape")
+        return _fault_beside(self, frames)
+
+
+def _fault_beside(inputs: RewardInput, frames: int) -> Failed | None:
+    """What is wrong with actions and proprioception of a clip of `frames` generated frames."""
+    actions, state = inputs.actions, inputs.proprioception
+    if actions is not None:
+        if actions.ndim != 2 or len(actions) != frames:
+            return Failed(f"actions are {actions.shape}, not [{frames}, A]", "shape")
+        for name, told in (("names", inputs.action_names), ("kinds", inputs.action_kinds)):
+            if told and len(told) != actions.shape[1]:
+                return Failed(f"{len(told)} {name} for {actions.shape[1]} action dimensions", "shape")
+    if state is not None and (state.ndim != 2 or len(state) != frames + 1):
+        return Failed(f"proprioception is {state.shape}, not [{frames + 1}, S]", "shape")
+    return None
 
 
 class Reward(Protocol):
@@ -54,3 +101,16 @@ class Reward(Protocol):
     def score(self, inputs: RewardInput) -> Sequence[Score]:
         """One `Scored` or `Failed` per sample, in order."""
         ...
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What the scorer has, for rewards whose class builds itself by `from_context(config, context)`.
+
+    Attributes:
+        device: that models should run on.
+        student: the judge that scores now; None where no student has a say.
+    """
+
+    device: torch.device
+    student: Student | None = None

@@ -1,36 +1,69 @@
-"""The reward that a config describes."""
+"""The reward that a config describes: built-in parts, installed ones, and those that a profile names by module."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from roboalign_ray.config import RewardConfig
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.config.rewards import ExtensionRewardConfig, RewardPartConfig
 from roboalign_ray.judge.student.model import Student
-from roboalign_ray.rewards.fidelity import FidelityReward
-from roboalign_ray.rewards.protocol import Reward
-from roboalign_ray.rewards.student_judge import PART, JudgedReward
+from roboalign_ray.plugins import Registry
+from roboalign_ray.rewards.extension import (
+    ExtensionReward,
+    build_extension,
+    extension_fault,
+    extension_settings,
+)
+from roboalign_ray.rewards.protocol import Reward, RewardContext
 from roboalign_ray.rewards.weighted import WeightedReward
+
+REWARDS: Registry[Callable[..., Any]] = Registry(
+    "rewards",
+    "reward",
+    {
+        "fidelity": "roboalign_ray.rewards.fidelity:FidelityReward",
+        "judged": "roboalign_ray.rewards.student_judge:JudgedReward",
+    },
+    extension_fault,
+)
 
 
 def build_reward(
     config: RewardConfig, student: Student | None = None, device: torch.device | str = "cpu"
 ) -> Reward:
-    """One part at weight 1 as it is, so that its components keep their own names; else the weighted sum.
+    """One of our parts at weight 1 as it is, so that its components keep their own names; else the weighted sum.
 
     Raises:
-        UserError: the student has a say, and there is none.
+        UserError: the student has a say, and there is none; or an extension cannot be found or made.
     """
-    weights, parts = config.weights, {}
-    if weights.fidelity:
-        fidelity: Reward = FidelityReward(config.fidelity, device=device)
-        parts["fidelity"] = (fidelity, weights.fidelity)
-    if weights.judged:
-        if student is None:
-            raise UserError("the reward needs a student", where="reward.weights.judged")
-        parts[PART] = (JudgedReward(student.to(device).eval(), config.judged), weights.judged)
+    context = RewardContext(torch.device(device), student)
+    parts = {name: (_part(name, part, context), part.weight) for name, part in config.parts.items()}
     if len(parts) == 1:
         [(only, weight)] = parts.values()
-        if weight == 1.0:
+        if weight == 1.0 and not isinstance(only, ExtensionReward):
             return only
     return WeightedReward(parts)
+
+
+def check_rewards(config: RewardConfig) -> None:
+    """Whether every part from outside this package is there and takes its settings. Runs the modules that they name.
+
+    Raises:
+        UserError: the first fault.
+    """
+    for name, part in config.parts.items():
+        if isinstance(part, ExtensionRewardConfig):
+            where = f"reward.{name}"
+            extension_settings(name, REWARDS.load(name, where), part, where)
+
+
+def _part(name: str, part: RewardPartConfig, context: RewardContext) -> Reward:
+    where = f"reward.{name}"
+    extension = REWARDS.load(name, where)
+    if isinstance(part, ExtensionRewardConfig):
+        settings = extension_settings(name, extension, part, where)
+        return build_extension(name, extension, settings, context)
+    return extension.from_context(part, context)  # type: ignore[attr-defined]  # ours have it

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from roboalign_ray.config.rewards import JudgedRewardConfig
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.judge.student.model import Student, with_start
-from roboalign_ray.rewards.protocol import RewardInput, Score, Scored
+from roboalign_ray.rewards.protocol import RewardContext, RewardInput, Score, Scored
 
 UNCERTAINTY = "uncertainty"
 PART = "judged"  # its name in a weighted sum
@@ -33,18 +33,29 @@ class JudgedReward:
         self.student, self.config = student, config
         self.weights = np.asarray(config.weights, dtype=np.float64)
 
+    @classmethod
+    def from_context(cls, config: JudgedRewardConfig, context: RewardContext) -> JudgedReward:
+        """The scorer's student, on its device.
+
+        Raises:
+            UserError: there is none.
+        """
+        if context.student is None:
+            raise UserError("the reward needs a student", where="reward.judged")
+        return cls(context.student.to(context.device).eval(), config)
+
     @property
     def version(self) -> int:
         """Of the student that scores now."""
         return self.student.version
 
     def score(self, inputs: RewardInput) -> Sequence[Score]:
-        """One `Scored` or `Failed` per sample, in order; the clip is the start frame and what was generated."""
+        """One `Scored` or `Failed` per sample, in order; the clip is one view of start and generated frames."""
         generated = inputs.generated
-        problem = _problem(inputs)
-        if problem is not None:
-            return [problem] * len(generated)
-        videos = with_start(inputs.start, generated)
+        view = _view(inputs, self.config.view)
+        if isinstance(view, Failed):
+            return [view] * len(generated)
+        videos = with_start(inputs.start[view], generated[:, :, view])
         judged = self.student.score(videos, [inputs.instruction] * len(videos), batch=self.config.batch)
         return [self._total(s, d, judged.version) for s, d in zip(judged.scores, judged.std, strict=True)]
 
@@ -68,16 +79,15 @@ def judged_scores(score: Score) -> np.ndarray | None:
     return None
 
 
-def _problem(inputs: RewardInput) -> Failed | None:
-    """Why the whole group cannot be judged, or None."""
-    generated, start = inputs.generated, inputs.start
-    if generated.ndim != 5 or generated.shape[-1] != 3 or 0 in generated.shape:
-        return Failed(f"generated frames are {generated.shape}, not [G, T, H, W, 3]", "shape")
-    if start.shape != generated.shape[2:]:
-        return Failed(f"the start frame is {start.shape}, generated ones {generated.shape[2:]}", "shape")
-    for name, frames in (("generated frames", generated), ("the start frame", start)):
-        if frames.dtype != np.uint8:
-            return Failed(f"{name} are {frames.dtype}, not uint8", "shape")
+def _view(inputs: RewardInput, name: str | None) -> int | Failed:
+    """Number of the view that is judged, or why the group cannot be judged."""
+    if (fault := inputs.fault()) is not None:
+        return fault
     if not inputs.instruction.strip():
         return Failed("no instruction to judge against", "missing")
-    return None
+    if name is None:
+        return 0
+    if name not in inputs.views:
+        there = ", ".join(inputs.views) or "they have no names"
+        return Failed(f"no view '{name}' to judge (views: {there})", "missing")
+    return inputs.views.index(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,30 @@ _EPISODES_KEPT = 16
 def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:
     """Frame 0 and `horizon` more."""
     return WindowSpec(horizon + 1, stride=config.frame_stride, view=config.view, height=height, width=width)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the real episode holds of the clip that a prompt names: T transitions, T + 1 frames.
+
+    Attributes:
+        frames: uint8 [T + 1, V, H, W, 3], frame 0 and the real continuation.
+        views: names of the V cameras.
+        actions: float32 [T, A], in the episode's units; actions[t] leads from frame t to frame t+1.
+        action_names, action_kinds: as in `Episode`.
+        fps: frames per second of the clip, which may skip frames of the episode.
+        embodiment: robot name.
+        state: proprioception float32 [T + 1, S] at the frames, or None.
+    """
+
+    frames: np.ndarray
+    views: tuple[str, ...]
+    actions: np.ndarray
+    action_names: tuple[str, ...]
+    action_kinds: tuple[str, ...]
+    fps: float
+    embodiment: str
+    state: np.ndarray | None
 
 
 class PromptReader:
@@ -47,14 +72,26 @@ class PromptReader:
             name.prompt_id, window.context, window.frames[0], window.actions[:horizon], window.instruction
         )
 
-    def frames(self, name: PromptName, horizon: int) -> np.ndarray:
-        """Frame 0 and the real continuation, uint8 [horizon + 1, H, W, 3].
+    def recorded(self, name: PromptName, horizon: int) -> Recorded:
+        """The real clip of a prompt, `horizon` frames after frame 0.
 
         Raises:
             UserError: no such episode.
             EpisodeError: it does not decode, or is too short.
         """
-        return self._window(name, horizon).frames
+        window, episode = self._window(name, horizon), self._episode(name.episode_id)
+        stride = self._config.frame_stride
+        numbers = window.start + stride * np.arange(horizon + 1)
+        return Recorded(
+            frames=window.frames[:, None],
+            views=(self._config.view or next(iter(episode.frames)),),
+            actions=window.actions[:horizon],
+            action_names=episode.action_names,
+            action_kinds=episode.action_kinds,
+            fps=episode.fps / stride,
+            embodiment=episode.embodiment,
+            state=None if episode.state is None else episode.state[numbers],
+        )
 
     def _window(self, name: PromptName, horizon: int) -> Window:
         spec = prompt_spec(self._config, horizon, *self._size)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_job import make_tiny_job, square_episode
+from tiny_job import EPISODES, FRAMES, make_tiny_job, square_episode
 
 from roboalign_ray.actors.rollout import RolloutActor
 from roboalign_ray.actors.scorer import ScorerActor
+from roboalign_ray.episodes.store import write_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.metrics.frame_metrics import ssim, to_images
-from roboalign_ray.rewards.protocol import Scored
+from roboalign_ray.rewards.protocol import RewardInput, Scored
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.token.rollout import TokenPayload
@@ -121,6 +122,40 @@ def test_scores_are_those_of_the_decoded_frames_against_the_store(job, actor, sc
     assert records[1].prompt_id == names[1].prompt_id
 
 
+class Onlooker:
+    """A reward that keeps what it is shown."""
+
+    def score(self, inputs: RewardInput) -> list[Scored]:
+        self.shown = inputs
+        return [Scored(0.0)] * len(inputs.generated)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_reward_is_shown_what_the_episode_knows(stride, job, actor, names, tmp_path):
+    states = np.random.default_rng(0).normal(size=(EPISODES, FRAMES, 5)).astype(np.float32)
+    known = (replace(square_episode(n), state=states[n]) for n in range(EPISODES))
+    write_store(known, tmp_path / "store", held_out_fraction=0.3)
+    settings = {"store": str(tmp_path / "store"), "frame_stride": stride}
+    scorer = ScorerActor(Path(job.tokenizer_weights), job.reward, job.episodes.model_copy(update=settings))
+    groups, _ = actor.rollout(names, SEEDS)
+    name = PromptName("toy/07", 1)
+    onlooker = Onlooker()
+    scorer._scores(replace(groups[0], prompt_id=name.prompt_id), onlooker)
+    shown, episode = onlooker.shown, square_episode(7)
+    assert shown.fault() is None
+    frames = slice(1, 1 + 4 * stride + 1, stride)
+    real = np.concatenate([shown.start[None], shown.real])
+    assert np.abs(real[:, 0].astype(int) - episode.view()[frames]).mean() < 4  # the store's video is lossy
+    np.testing.assert_array_equal(shown.generated[:, :, 0], actor._engine.decode(groups[0]))
+    np.testing.assert_array_equal(
+        shown.actions, episode.actions[1 : 1 + 4 * stride].reshape(4, stride, 2).sum(1)
+    )
+    np.testing.assert_array_equal(shown.proprioception, states[7][frames])
+    assert (shown.action_names, shown.action_kinds) == (episode.action_names, episode.action_kinds)
+    assert (shown.fps, shown.embodiment, shown.views) == (10.0 / stride, "toy", ("front",))
+    assert shown.instruction == "push the square"
+
+
 def test_one_bad_group_fails_alone(actor, scorer, names):
     groups, _ = actor.rollout(names, SEEDS)
     *scored, _ = scorer.score([replace(groups[0], prompt_id="toy/none@3"), groups[1]])
@@ -137,7 +172,7 @@ def test_prompts_hold_the_episodes_frames_and_actions(job, names):
     np.testing.assert_array_equal(prompt.actions, episode.actions[start : start + 4])
     assert prompt.instruction == "push the square"
     with pytest.raises(UserError, match="frames"):
-        reader.frames(PromptName(names[0].episode_id, 8), 4)
+        reader.recorded(PromptName(names[0].episode_id, 8), 4)
 
 
 def test_a_stride_keeps_every_other_frame_and_sums_the_increments(job):
@@ -145,8 +180,10 @@ def test_a_stride_keeps_every_other_frame_and_sums_the_increments(job):
     prompt, episode = reader.prompt(PromptName("toy/03", 1), 3), square_episode(3)
     summed = episode.actions[1:7].reshape(3, 2, 2).sum(1)
     np.testing.assert_array_equal(prompt.actions, summed)
-    frames = reader.frames(PromptName("toy/03", 1), 3).astype(int)
-    assert np.abs(frames - episode.view()[1:8:2]).mean() < 4
+    real = reader.recorded(PromptName("toy/03", 1), 3)
+    assert np.abs(real.frames[:, 0].astype(int) - episode.view()[1:8:2]).mean() < 4
+    np.testing.assert_array_equal(real.actions, summed)
+    assert real.fps == 5.0  # every other frame of 10
 
 
 def test_a_horizon_longer_than_every_episode_is_told(job):

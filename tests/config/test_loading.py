@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from roboalign_ray.config import ConfigError, JobConfig, TeacherConfig
 from roboalign_ray.config.loading import dump_yaml, known_paths, load_job, parse_override, profile_names
+from roboalign_ray.config.rewards import ExtensionRewardConfig
 
 SHIPPED = (
     "chaos",
@@ -72,6 +73,23 @@ def test_values_that_are_mappings_are_replaced_whole(tmp_path: Path) -> None:
     assert (rollout.workers, rollout.resources) == (3, {"arm": 2.0})
 
 
+def test_parts_of_a_reward_may_be_named_by_module(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "base.yaml",
+        "reward: {fidelity: {weight: 5}, my_pkg.rewards:Mine: {weight: 1, sizes: [1, 2]}}\n",
+    )
+    top = write(tmp_path, "top.yaml", "extends: base.yaml\nreward: {'a:b': {weight: 2, deep: {er: 3}}}\n")
+    job = load_job(top, ["reward.my_pkg.rewards:Mine.weight=0.5", "reward.judged.weight=0"])
+    mine, other = (job.reward.parts[name] for name in ("my_pkg.rewards:Mine", "a:b"))
+    assert isinstance(mine, ExtensionRewardConfig)
+    assert isinstance(other, ExtensionRewardConfig)
+    assert (mine.weight, mine.settings) == (0.5, {"sizes": (1, 2)})
+    assert (other.weight, other.settings) == (2.0, {"deep": {"er": 3}})
+    assert list(job.reward.parts) == ["fidelity", "my_pkg.rewards:Mine", "a:b"]
+    assert load_job(write(tmp_path, "again.yaml", dump_yaml(job))) == job
+
+
 @pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005", "5E-05"])
 def test_every_way_of_writing_a_small_number(text: str) -> None:
     assert load_job("demo", [f"alignment.learning_rate={text}"]).alignment.learning_rate == 5e-5
@@ -117,6 +135,14 @@ MISTAKES = {
     "cluster.rollout.workers=1000000000": "expected less than or equal to 10000",
     "cluster.rollout.threads=1000000": "expected less than or equal to 1024",
     "cluster.object_store_gb=0.01": "cluster.object_store_gb: expected greater than or equal to 0.08",
+    "reward.weights.judged=0": "unknown key 'reward.weights'; every part has its own: reward: {fidelity: {weight: 5}",
+    "reward.fidelty.weight=1": "unknown key 'reward.fidelty'; did you mean 'reward.fidelity.weight'?",
+    "reward.fidelity.wieght=1": "did you mean 'reward.fidelity.weight'?",
+    "reward={fidelity: {weight: 0}, judged: {weight: 0}}": "reward: no part has a weight above 0",
+    "reward.my_pkg.rewards:Mine=3": "reward.my_pkg.rewards:Mine is a section, not a value; set weight",
+    "reward.my_pkg.rewards:Mine.weight=-1": "reward.my_pkg.rewards:Mine.weight: expected greater than or equal to 0",
+    "reward.my_pkg.rewards:Mine.scale=2": "reward.my_pkg.rewards:Mine.weight: a value is missing",
+    "reward.my_pkg.rewards.Mine.weight=1": "unknown key 'reward.my_pkg'",
     "alignment.updates": "is not key=value",
     "=5": "is not key=value",
     "alignment..updates=5": "is not key=value",

@@ -1,4 +1,4 @@
-"""The loss against its closed form, learning, resuming, publishing; and the judge as a reward."""
+"""The loss against its closed form, learning, resuming, publishing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import pytest
 import torch
 from tiny_student import TINY, tiny_student
 
-from roboalign_ray.config.base import ConfigError
 from roboalign_ray.config.judge import DistillationConfig, StudentConfig
-from roboalign_ray.config.rewards import JudgedRewardConfig
-from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.rubric import maxima, names
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.student.clips import prepare_clips
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.judge.student.registry import StudentRegistry
 from roboalign_ray.judge.student.training import StudentTrainer, gaussian_nll, weighted_huber
 from roboalign_ray.judge.validation.baselines import TextBlindStudent, others_instructions
-from roboalign_ray.rewards.protocol import RewardInput, Scored
-from roboalign_ray.rewards.student_judge import JudgedReward
-from roboalign_ray.rewards.weighted import WeightedReward
 
 SETTINGS = DistillationConfig(steps=40, warmup_steps=2, learning_rate=3e-3, ema_decay=0.5, pairs_per_step=8)
 
@@ -110,78 +105,6 @@ def test_versions_are_published_whole_once_and_stay(tmp_path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="checksum"):
         registry.load(1)
-
-
-# --- the reward ----------------------------------------------------------------------------------------------------
-
-
-def inputs(instruction: str = "push it") -> RewardInput:
-    rng = np.random.default_rng(0)
-    start = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    return RewardInput(instruction, start, rng.integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8))
-
-
-def test_reward_is_the_weighted_sum_with_the_students_version() -> None:
-    student, given = tiny_student(), inputs()
-    student.version = 5
-    weights = (1.0, 0.5, 0.0, 2.0, 1.0, 0.25)
-    scores = JudgedReward(student, JudgedRewardConfig(weights=weights)).score(given)
-    videos = np.concatenate([np.stack([given.start] * 3)[:, None], given.generated], axis=1)
-    expected = student.score(videos, ["push it"] * 3).scores
-    for score, row in zip(scores, expected, strict=True):
-        assert isinstance(score, Scored)
-        assert score.total == pytest.approx(float(np.dot(weights, row)))
-        assert score.version == 5
-        assert [score.components[name] for name in names()] == pytest.approx(row.tolist())
-
-
-def test_uncertainty_costs_what_the_config_says() -> None:
-    student, given = tiny_student(), inputs()
-    plain = JudgedReward(student, JudgedRewardConfig()).score(given)[0]
-    careful = JudgedReward(student, JudgedRewardConfig(uncertainty_penalty=2.0)).score(given)[0]
-    assert careful.total == pytest.approx(plain.total - 2 * plain.components["uncertainty"])
-
-
-def test_what_cannot_be_scored_has_failed_and_is_no_zero() -> None:
-    student, given = tiny_student(), inputs()
-    reward = JudgedReward(student, JudgedRewardConfig())
-    assert [type(s) for s in reward.score(inputs(" "))] == [Failed] * 3
-    floats = RewardInput("push it", given.start, given.generated.astype(np.float32))
-    assert [type(s) for s in reward.score(floats)] == [Failed] * 3
-    small = RewardInput("push it", given.start[:8], given.generated)
-    assert [type(s) for s in reward.score(small)] == [Failed] * 3
-    with torch.no_grad():
-        student.head.bias[0] = float("nan")
-    assert [(type(s), s.kind) for s in reward.score(given)] == [(Failed, "nan")] * 3
-    with pytest.raises(ConfigError, match="6 weights"):
-        JudgedRewardConfig(weights=(1.0, 2.0))
-
-
-class Fixed:
-    """A reward that says what it is told."""
-
-    def __init__(self, scores) -> None:
-        self.scores = scores
-
-    def score(self, inputs: RewardInput):
-        return self.scores
-
-
-def test_a_weighted_sum_fails_with_its_parts_and_adds_their_frames() -> None:
-    frames = np.array([1.0, 3.0])
-    judged = Fixed([Scored(4.0, {"x": 1.0}, 7), Scored(5.0, {}, 7), Failed("unreadable", "decode")])
-    fidelity = Fixed([Scored(2.0, {}, 0, frames)] * 3)
-    first, second, third = WeightedReward({"judge": (judged, 0.5), "fidelity": (fidelity, 2.0)}).score(
-        inputs()
-    )
-    assert first == Scored(6.0, {"judge": 4.0, "judge/x": 1.0, "fidelity": 2.0}, 7)
-    assert isinstance(second, Scored)
-    assert second.per_frame is None  # the judge tells no frames apart
-    assert third == Failed("judge: unreadable", "decode")
-    alone = WeightedReward({"a": (fidelity, 2.0), "b": (fidelity, 1.0)}).score(inputs())[0]
-    np.testing.assert_array_equal(alone.per_frame, 3 * frames)
-    with pytest.raises(UserError, match="no parts"):
-        WeightedReward({})
 
 
 def test_a_text_blind_student_says_afterwards_what_it_learned_in_batches() -> None:

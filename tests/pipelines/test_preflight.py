@@ -398,7 +398,7 @@ def test_the_plan_counts_teacher_and_distiller() -> None:
         for how, settings in {
             "vlm": [],
             "nobody": ["judge.relabel.teacher=none"],
-            "fidelity": ["reward.weights.judged=0"],
+            "fidelity": ["reward.judged.weight=0"],
         }.items()
     }
     assert names == {

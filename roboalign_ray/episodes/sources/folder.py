@@ -8,12 +8,14 @@ from typing import Literal, get_args
 
 from roboalign_ray.episodes.shaping import WHOLE, Shaping
 from roboalign_ray.episodes.sources.droid import VIEWS, DroidSource, annotation_files
+from roboalign_ray.episodes.sources.extension import ExtensionSource
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.sources.rlds import RldsSource
-from roboalign_ray.foundation.failures import UserError, nearest_key
+from roboalign_ray.foundation.failures import UserError
 
 Format = Literal["lerobot", "rlds", "droid"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+FolderSource = LeRobotSource | RldsSource | DroidSource | ExtensionSource
 
 _SIGNS = {
     "lerobot": "meta/info.json",
@@ -51,12 +53,12 @@ def open_folder(
     views: Sequence[str] = (),
     fps: float | None = None,
     shaping: Shaping = WHOLE,
-) -> LeRobotSource | RldsSource | DroidSource:
+) -> FolderSource:
     """The source of a folder.
 
     Args:
         root: folder of episodes.
-        format: one of `FORMATS`, or "auto".
+        format: one of `FORMATS`, "auto" for whichever of them it is, or the name of another source in `SOURCES`.
         views: views to read; none given reads all.
         fps: frame rate of an RLDS dataset whose rate is not known.
         shaping: what to keep of the frames while they are decoded.
@@ -65,9 +67,9 @@ def open_folder(
         UserError: unknown format or view, or the folder cannot be read as that format.
     """
     if format not in ("auto", *FORMATS):
-        raise UserError(
-            f"unknown format '{format}'", where="--format", remedy=nearest_key(format, ["auto", *FORMATS])
-        )
+        if fps is not None:
+            raise UserError(f"episodes of {format} state their own frame rate", where="--source-fps")
+        return ExtensionSource(format, root, views)
     found = detect_format(root)
     if format not in ("auto", found):
         raise UserError(

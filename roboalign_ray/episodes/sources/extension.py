@@ -1,0 +1,109 @@
+"""Episode sources by name: the formats read here, and classes from outside this package, made to fit a conversion.
+
+class Mine:                                  named by entry point, or as my_pkg.sources:Mine
+    name = "mine"
+    def __init__(self, root: Path): ...
+    def episodes(self): ...                  yields `Episode` and `Quarantined`, in the same order at every call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from roboalign_ray.episodes.action_kinds import ActionCard, names_of
+from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
+from roboalign_ray.foundation.failures import ReportedError, UserError, first_line, raise_if_host
+from roboalign_ray.plugins import Registry, lacks
+
+SOURCES: Registry[type[EpisodeSource]] = Registry(
+    "episode_sources",
+    "episode source",
+    {
+        "lerobot": "roboalign_ray.episodes.sources.lerobot:LeRobotSource",
+        "rlds": "roboalign_ray.episodes.sources.rlds:RldsSource",
+        "droid": "roboalign_ray.episodes.sources.droid:DroidSource",
+    },
+    lacks("episodes"),
+)
+
+
+class ExtensionSource:
+    """Implements `EpisodeSource` with a class from outside this package.
+
+    Args:
+        format: the class's name, in `SOURCES` or module:attribute.
+        root: what it is called with.
+        views: views to keep; none given keeps all.
+
+    Attributes:
+        name: the class's own, or `format`.
+
+    Raises:
+        UserError: no such class, or it cannot be made of `root`.
+    """
+
+    def __init__(self, format: str, root: Path, views: Sequence[str] = ()) -> None:
+        made = SOURCES.load(format, "--format")
+        self._format, self._root, self._views = format, root, tuple(views)
+        try:
+            self._source = made(root)  # type: ignore[call-arg]
+        except Exception as error:
+            raise self._told(error) from error
+        self.name = str(getattr(self._source, "name", format))
+
+    def episodes(self) -> Iterator[Episode | Quarantined]:
+        """The class's episodes, with the wanted views; those whose actions are others than the first one's are set
+        aside.
+
+        Raises:
+            ReportedError: the class failed, or gave something else.
+        """
+        first: Episode | None = None
+        for item in self._items():
+            if isinstance(item, Quarantined):
+                yield item
+                continue
+            first = first or item
+            yield self._kept(item, first)
+
+    @cached_property
+    def action_card(self) -> ActionCard:
+        """What the first episode says of its actions; of no dimension where there is no episode."""
+        for item in self._items():
+            if isinstance(item, Episode):
+                kinds = item.action_kinds
+                names = names_of(item.action_names, len(kinds))
+                return ActionCard(names, kinds, (f"told by {self._format}",) * len(kinds))
+        return ActionCard((), (), ())
+
+    def _items(self) -> Iterator[Episode | Quarantined]:
+        try:
+            for item in self._source.episodes():
+                if not isinstance(item, Episode | Quarantined):
+                    raise UserError(
+                        f"gave a {type(item).__name__}, not an Episode or Quarantined", where=self._format
+                    )
+                yield item
+        except Exception as error:
+            raise self._told(error) from error
+
+    def _kept(self, item: Episode, first: Episode) -> Episode | Quarantined:
+        if (item.action_names, item.action_kinds) != (first.action_names, first.action_kinds):
+            return Quarantined(item.episode_id, f"its actions are not those of {first.episode_id}")
+        if missing := [view for view in self._views if view not in item.frames]:
+            known = ", ".join(item.frames)
+            return Quarantined(item.episode_id, f"has no view {', '.join(missing)} (views: {known})")
+        if not self._views:
+            return item
+        return replace(item, frames={view: item.frames[view] for view in self._views})
+
+    def _told(self, error: Exception) -> ReportedError:
+        raise_if_host(error, where=str(self._root))
+        if isinstance(error, ReportedError):
+            return error
+        told = f"{type(error).__name__}: {first_line(error)}"
+        return UserError(f"cannot be read by {self._format} ({told[:300]})", where=str(self._root))

@@ -1,0 +1,68 @@
+"""Judges from outside this package, beside the student, measurement and the vision-language teacher.
+
+class Mine:                                  named by entry point, or as my_pkg.judges:Mine; called without arguments
+    def judge(self, requests): ...           a `TeacherJudgement` or `Failed` per `JudgeRequest`, in order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from roboalign_ray.foundation.failures import Failed, ReportedError, UserError, first_line, raise_if_host
+from roboalign_ray.judge.protocol import (
+    BROKEN,
+    JudgeRequest,
+    TeacherJudge,
+    TeacherJudgement,
+    judge_each,
+)
+from roboalign_ray.judge.rubric import DIMENSIONS
+from roboalign_ray.plugins import Registry, lacks
+
+# The three built-in ones need a job's folders and device, so the pipelines make them.
+JUDGES: Registry[type[TeacherJudge]] = Registry("judges", "judge", {}, lacks("judge"))
+
+
+class ExtensionJudge:
+    """Implements `TeacherJudge` with a class from outside this package. What it raises costs one request its scores.
+
+    Args:
+        name: in `JUDGES`, or module:attribute; it is also what tables call the judge.
+        where: the setting that the name stands in, for messages.
+
+    Raises:
+        UserError: no such class, or it cannot be made.
+    """
+
+    def __init__(self, name: str, where: str = "") -> None:
+        self.name = name
+        made = JUDGES.load(name, where)
+        try:
+            self._judge = made()
+        except ReportedError:
+            raise
+        except Exception as error:
+            raise_if_host(error, where=name)
+            told = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"the judge {name} cannot be made ({told[:300]})", where=where) from error
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        """One outcome per request, in order."""
+        return judge_each(requests, self._judged)
+
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+        told = list(self._judge.judge(requests))
+        if len(told) != len(requests):
+            raise ValueError(f"{len(told)} judgements of {len(requests)} videos")
+        return [self._checked(one) for one in told]
+
+    def _checked(self, told: TeacherJudgement | Failed) -> TeacherJudgement | Failed:
+        if isinstance(told, Failed):
+            return told
+        if not isinstance(told, TeacherJudgement):
+            return Failed(f"{self.name}: a judgement is of type {type(told).__name__}", BROKEN)
+        if np.shape(told.scores) != (len(DIMENSIONS),) or not np.isfinite(told.scores).all():
+            return Failed(f"{self.name}: the scores are not {len(DIMENSIONS)} finite numbers", BROKEN)
+        return told
