@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from roboalign_ray.alignment.records.scored import GroupRecord, ScoredGroup
@@ -19,6 +20,7 @@ from roboalign_ray.config import EpisodesConfig, RewardConfig
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import unpack_folder
+from roboalign_ray.foundation.telemetry.metrics import encode_gif
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
 from roboalign_ray.rewards.registry import build_reward
@@ -93,6 +95,18 @@ class ScorerActor:
         reward = self._load_reward(student)
         scored = [self._score_group(group, reward) for group in groups]
         return (*scored, [group.record() for group in scored])
+
+    def video(self, group: ScoredGroup) -> bytes:
+        """A GIF of a group's first sample beside the real continuation: real on the left, views below each other.
+
+        Raises:
+            UserError: the episode cannot be read.
+        """
+        rollout = group.rollout
+        generated = self._decoder.decode(rollout)[0]
+        real = self._reader.recorded(PromptName.parse(rollout.prompt_id), rollout.start + len(generated))
+        both = np.concatenate([real.frames[rollout.start + 1 :], generated], axis=3)  # [T, V, H, 2 W, 3]
+        return encode_gif(both.reshape(len(both), -1, *both.shape[3:]), real.fps)
 
     def _load_reward(self, student: Sequence[Any]) -> Reward:
         reference = student[0] if student else None

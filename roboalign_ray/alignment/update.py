@@ -38,6 +38,7 @@ class UpdateResult:
         size: what one pass over the batch trained on, all ranks, in the objective's `unit`.
         unit: of `size`, in the singular.
         counts: groups and samples used and left out.
+        learning_rate: of every step; the caller sets it.
     """
 
     metrics: dict[str, float]
@@ -46,6 +47,7 @@ class UpdateResult:
     size: int
     unit: str
     counts: BatchCounts
+    learning_rate: float = 0.0
 
 
 def policy_update(
