@@ -111,9 +111,10 @@ def _load_start(config: JobConfig, folder: str) -> Any:
     from roboalign_ray.judge.student.model import Student
 
     student = Student.load(folder)
-    if config.judge.student.intervals and not student.config.intervals:
-        student = student.with_intervals()
-    if student.config != config.judge.student:
+    wanted = config.judge.student
+    if student.config != wanted and student.can_grow(wanted):
+        student = student.grown(wanted)
+    if student.config != wanted:
         raise UserError(
             "the student to go on from has another shape",
             where=folder,

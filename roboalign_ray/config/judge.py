@@ -84,6 +84,8 @@ class StudentConfig(FrozenConfig):
             flicker between sampled frames are seen.
         intervals: also show, pixel by pixel, the extremes of change and detail over all frames from the sampled one
             before, so that nothing short is missed in a clip of any length.
+        order_places: with intervals, compare frames also where they differ most, not as whole pictures alone, to find
+            out which comes after which.
         hidden, layers, heads, ffn: video transformer; every layer attends over time, then over space.
         text_encoder: "hashed" (words and their letter trigrams, hashed; needs no files), or a transformers model.
         text_hidden, text_layers, text_heads, text_ffn: of the hashed text encoder.
@@ -103,6 +105,7 @@ class StudentConfig(FrozenConfig):
     stem_blocks: int = Field(1, ge=0, le=512)
     motion: bool = True
     intervals: bool = True
+    order_places: bool = True
     hidden: PositiveInt = 576
     layers: Depth = 12
     heads: PositiveInt = 9

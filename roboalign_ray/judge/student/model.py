@@ -42,6 +42,7 @@ PATCHES = "patches"
 _TEXT, _VISION = "text_encoder", "vision_encoder"  # folders of plugged-in encoders' shapes
 _LOG_VARIANCE = (-8.0, 2.0)  # standard deviations of 0.02 to 2.7 of a dimension's range
 _FIRST_GUESS, _FIRST_LOG_VARIANCE = 0.5, -3.0
+_GROWS = ("intervals", "order_places")
 _NARROW, _QUARTERS = 64, 2  # channels of the summary's map, and its places a side
 
 
@@ -202,10 +203,20 @@ class Student(nn.Module):
             shares, std = self.calibration.apply(shares), self.calibration.apply_std(std)
         return Judgement(denormalise(shares.clip(0, 1)), denormalise(std), self.version)
 
-    def with_intervals(self) -> Student:
-        """The same student, but shown the intervals between its frames and their order as well; it makes nothing of
-        them yet, so that its scores stay as they are. Uncalibrated."""
-        student = Student(self.config.model_copy(update={"intervals": True}))
+    def can_grow(self, config: StudentConfig) -> bool:
+        """Whether `grown` can give this shape."""
+        shown = {name: getattr(config, name) for name in _GROWS}
+        more = all(shown[name] or not getattr(self.config, name) for name in _GROWS)
+        return more and self.config.model_copy(update=shown) == config
+
+    def grown(self, config: StudentConfig) -> Student:
+        """The same student in a shape that shows it more: the intervals between its frames, their order, where they
+        differ most. It makes nothing of what is new yet, so that its scores stay as they are. Uncalibrated.
+
+        Args:
+            config: its own, but for `intervals` and `order_places`, of which it has no fewer.
+        """
+        student = Student(config)
         state = student.state_dict()
         for name, value in self.state_dict().items():
             grown = state[name]
@@ -248,7 +259,11 @@ class Student(nn.Module):
         folder = Path(folder)
         try:
             told = read_description(folder)
-            settings = {"intervals": False, **told["config"]}  # students of before had none
+            settings = {
+                "intervals": False,
+                "order_places": False,
+                **told["config"],
+            }  # of before there were any
             config = StudentConfig.model_validate(settings)
             student = load_module(lambda: cls(config, encoders=folder), folder / WEIGHTS)
             student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
