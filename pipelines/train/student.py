@@ -148,8 +148,6 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     from roboalign_ray.pipelines.train.pair_stream import PairBatches
 
     judge, context = config.judge, ray.train.get_context()
-    student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
-    trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
 
     def prepared(drawn: list[JudgedPair], number: int) -> dict[str, Any]:
         pairs = fresh.batch(drawn, number)
@@ -177,6 +175,9 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
         shares = replace(shares, asked_else=0.0)
     fresh = FreshExamples(shares, stream.pairs, judge.seed + rank)
+    student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
+    student.learn_words(fresh.words())  # before the trainer copies it
+    trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
     return TrainJob(
         trainer=trainer,
         stream=stream,

@@ -59,7 +59,7 @@ def test_without_places_there_are_whole_pictures_alone() -> None:
     clips = torch.from_numpy(prepare_clips([video], CONFIG)).float() / 255
     both = OrderOfFrames(CONFIG, 8).distances(clips)
     whole = OrderOfFrames(CONFIG.model_copy(update={"order_places": False}), 8).distances(clips)
-    assert whole.shape == (1, 66) and both.shape == (1, 132)
+    assert (whole.shape, both.shape) == ((1, 66), (1, 132))
     torch.testing.assert_close(both[:, :66], whole)
 
 

@@ -148,6 +148,16 @@ class Student(nn.Module):
         # first fresh rollouts: it must not reach the features that the scores are made of.
         return scores, self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)
 
+    @property
+    def words(self) -> frozenset[str]:
+        """Words that it has been trained on, which typing errors are mended to; none where a pretrained model reads."""
+        return self.text.known if isinstance(self.text, HashedText) else frozenset()
+
+    def learn_words(self, words: Iterable[str]) -> None:
+        """Add to `words`, before it is trained on them."""
+        if isinstance(self.text, HashedText):
+            self.text.known |= frozenset(words)
+
     def tokenize(self, instructions: Sequence[str]) -> TextTokens:
         """Instructions as the text encoder reads them."""
         return self.text.tokenize(instructions)
@@ -229,6 +239,7 @@ class Student(nn.Module):
                 state[name] = value
         student.load_state_dict(state)
         student.version = self.version
+        student.learn_words(self.words)
         return student.eval()
 
     def save(self, folder: Path) -> None:
@@ -246,6 +257,7 @@ class Student(nn.Module):
             "dimensions": list(names()),
             "config": self.config.model_dump(),
             "calibration": self.calibration.as_json() if self.calibration is not None else None,
+            "words": sorted(self.words),
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
@@ -259,15 +271,13 @@ class Student(nn.Module):
         folder = Path(folder)
         try:
             told = read_description(folder)
-            settings = {
-                "intervals": False,
-                "order_places": False,
-                **told["config"],
-            }  # of before there were any
+            before = {"intervals": False, "order_places": False}  # where a student is older than these
+            settings = before | told["config"]
             config = StudentConfig.model_validate(settings)
             student = load_module(lambda: cls(config, encoders=folder), folder / WEIGHTS)
             student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
             student.version = int(told["version"])
+            student.learn_words(map(str, told.get("words", ())))
         except FileNotFoundError as error:
             raise UserError(
                 f"no student judge here: {Path(error.filename or WEIGHTS).name} is missing",

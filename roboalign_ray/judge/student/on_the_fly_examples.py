@@ -22,10 +22,11 @@ from roboalign_ray.judge.bench.degradation_table import (
     Degradation,
     degrade,
 )
-from roboalign_ray.judge.bench.wording import CONTRADICTIONS, reworded
+from roboalign_ray.judge.bench.wording import CONTRADICTIONS, reworded, taught_phrases
 from roboalign_ray.judge.data.label_store import LabelledPairs
 from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.student.spelling import words_of
 
 _ASKED_ELSE = DEGRADATIONS["wrong_instruction"]
 _SPOILABLE = ("real", "counterfactual")  # first words of kinds: what is faultless as a video
@@ -92,6 +93,11 @@ class FreshExamples:
             if kind != _ASKED_ELSE_KIND:  # those sentences are other tasks'
                 sentences.setdefault(_task(group), set()).add(told)
         self._sentences = {task: sorted(told) for task, told in sorted(sentences.items())}
+
+    def words(self) -> frozenset[str]:
+        """All words of the sentences that a student may be asked here."""
+        told = {sentence for sentences in self._sentences.values() for sentence in sentences}
+        return words_of([*told, *taught_phrases()])
 
     def batch(self, pairs: Sequence[JudgedPair], step: int) -> list[JudgedPair]:
         """The pairs of a training step, some of them changed. The draws follow from seed, step and place; what is cut
