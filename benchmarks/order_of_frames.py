@@ -33,7 +33,7 @@ from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.student.clips import picture_positions
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.judge.student.on_the_fly_examples import OF_ORDER, STRENGTHS
-from roboalign_ray.judge.student.order import IN_TIME, OrderOfFrames, pair_distances
+from roboalign_ray.judge.student.order import IN_TIME, OrderOfFrames, pair_distances, shrunk
 
 HELD_OUT, FRAMES, STRIDE = 0.1, 13, 2
 BATCH, ROUNDS, RATE, DELTA = 128, 10, 2e-3, 0.1
@@ -74,9 +74,9 @@ class Recording:
 def recording(frames: np.ndarray, config: StudentConfig, starts: Sequence[int], stride: int) -> Recording:
     """Of frames uint8 [T, H, W, 3]."""
     count, pairs = len(frames), torch.triu_indices(len(frames), len(frames))
-    pictures = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).float() / 255
+    small = shrunk(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).float() / 255)
     apart = torch.zeros(1 + config.order_places, count, count)
-    apart[:, pairs[0], pairs[1]] = pair_distances(pictures[None], pairs, places=config.order_places)[0]
+    apart[:, pairs[0], pairs[1]] = pair_distances(small[None], pairs, places=config.order_places)[0]
     apart[:, pairs[1], pairs[0]] = apart[:, pairs[0], pairs[1]].clone()
     differ = np.zeros((count, count))
     for lag in range(1, count):

@@ -51,14 +51,20 @@ class OrderOfFrames(nn.Module):
 
     def distances(self, clips: Tensor) -> Tensor:
         """`pair_distances` of all pairs [B, pairs], those of whole pictures first; pictures in the order `IN_TIME`."""
-        return pair_distances(clips[:, :, IN_TIME].flatten(1, 2), self.pairs, places=self.places).flatten(1)
+        small = shrunk(clips.flatten(0, 2)).unflatten(0, clips.shape[:3])
+        return pair_distances(small[:, :, IN_TIME].flatten(1, 2), self.pairs, places=self.places).flatten(1)
 
 
-def pair_distances(pictures: Tensor, pairs: Tensor, *, places: bool) -> Tensor:
+def shrunk(pictures: Tensor) -> Tensor:
+    """Pictures float [N, 3, H, W] as small as they are compared, [N, 3, 16, 16]."""
+    return F.adaptive_avg_pool2d(pictures, _SIDE)
+
+
+def pair_distances(small: Tensor, pairs: Tensor, *, places: bool) -> Tensor:
     """How far apart pictures are: logarithms of mean absolute differences, about -3 to 3.
 
     Args:
-        pictures: float [B, N, 3, H, W] in [0, 1].
+        small: float [B, N, 3, 16, 16], from `shrunk`, colours in [0, 1].
         pairs: int64 [2, P], positions of each pair's pictures.
         places: also the mean over the four of 8x8 places in which the two differ most: a small thing that moves
             hardly changes a whole picture.
@@ -66,13 +72,11 @@ def pair_distances(pictures: Tensor, pairs: Tensor, *, places: bool) -> Tensor:
     Returns:
         float [B, 1 or 2, P].
     """
-    small = F.adaptive_avg_pool2d(pictures.flatten(0, 1), _SIDE).unflatten(0, pictures.shape[:2])
     flat = small.flatten(2)
     apart = [(torch.cdist(flat, flat, p=1) / flat.shape[-1])[:, pairs[0], pairs[1]]]
     if places:
-        coarse = (
-            F.adaptive_avg_pool2d(small.flatten(0, 1), _PLACES).flatten(2).unflatten(0, pictures.shape[:2])
-        )
-        by_place = (coarse[:, pairs[0]] - coarse[:, pairs[1]]).abs().mean(dim=2)
-        apart.append(by_place.topk(_MOST, dim=-1).values.mean(dim=-1))
+        coarse = F.adaptive_avg_pool2d(small.flatten(0, 1), _PLACES).flatten(2).unflatten(0, small.shape[:2])
+        by_colour = [(colour[:, pairs[0]] - colour[:, pairs[1]]).abs() for colour in coarse.unbind(2)]
+        by_place = sum(by_colour) / len(by_colour)
+        apart.append(by_place.topk(_MOST, dim=-1, sorted=False).values.mean(dim=-1))
     return (torch.stack(apart, dim=1) + _FLOOR).log() + 3
