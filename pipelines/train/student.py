@@ -177,6 +177,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     fresh = FreshExamples(shares, stream.pairs, judge.seed + rank)
     student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
     student.learn_words(fresh.words())  # before the trainer copies it
+    student.freeze(settings.frozen)
     trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
     return TrainJob(
         trainer=trainer,

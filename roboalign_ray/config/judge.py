@@ -204,6 +204,7 @@ class DistillationConfig(FrozenConfig):
         ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
         log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
         bootstrap_resamples: of the agreement table's intervals.
+        frozen: parts of the student that stay as they are, statistics included, such as "order" and "order_head".
     """
 
     steps: PositiveInt = 3000
@@ -229,6 +230,7 @@ class DistillationConfig(FrozenConfig):
     log_every: PositiveInt = 20
     checkpoint_every: PositiveInt = 500
     bootstrap_resamples: PositiveInt = 500
+    frozen: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check_weights(self) -> DistillationConfig:

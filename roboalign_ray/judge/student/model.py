@@ -158,6 +158,22 @@ class Student(nn.Module):
         if isinstance(self.text, HashedText):
             self.text.known |= frozenset(words)
 
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Leave these parts as they are in all further training.
+
+        Raises:
+            UserError: there is no part of that name.
+        """
+        known = dict(self.named_children())
+        for name in parts:
+            if name not in known:
+                raise UserError(
+                    f"the student has no part '{name}'",
+                    where="judge.distillation.frozen",
+                    remedy=f"one of: {', '.join(known)}",
+                )
+            known[name].requires_grad_(False)
+
     def tokenize(self, instructions: Sequence[str]) -> TextTokens:
         """Instructions as the text encoder reads them."""
         return self.text.tokenize(instructions)
