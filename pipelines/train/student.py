@@ -103,8 +103,15 @@ def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None)
         config.cluster.trainer.workers,
         where="judge.distillation.pairs_per_step",
     )
-    if start is not None:
-        _load_start(config, str(start))
+    if start is not None or config.judge.distillation.frozen:
+        _student(config, start and str(start)).freeze(config.judge.distillation.frozen)
+
+
+def _student(config: JobConfig, start: str | None) -> Any:
+    """The student to begin with."""
+    from roboalign_ray.judge.student.model import Student
+
+    return _load_start(config, start) if start else Student(config.judge.student)
 
 
 def _load_start(config: JobConfig, folder: str) -> Any:
@@ -141,7 +148,6 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     from ray.train.torch import get_device, prepare_model
 
     from roboalign_ray.judge.student.clips import prepare_clips
-    from roboalign_ray.judge.student.model import Student
     from roboalign_ray.judge.student.on_the_fly_examples import FreshExamples, fresh_shares
     from roboalign_ray.judge.student.training import StudentTrainer
     from roboalign_ray.judge.validation.baselines import others_instructions
@@ -175,7 +181,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
         shares = replace(shares, asked_else=0.0)
     fresh = FreshExamples(shares, stream.pairs, judge.seed + rank)
-    student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
+    student = _student(config, spec["start"])
     student.learn_words(fresh.words())  # before the trainer copies it
     student.freeze(settings.frozen)
     trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
