@@ -104,7 +104,7 @@ def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None)
         where="judge.distillation.pairs_per_step",
     )
     if start is not None or config.judge.distillation.frozen:
-        _student(config, start and str(start)).freeze(config.judge.distillation.frozen)
+        _student(config, str(start) if start else None).freeze(config.judge.distillation.frozen)
 
 
 def _student(config: JobConfig, start: str | None) -> Any:
