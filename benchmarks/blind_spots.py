@@ -2,10 +2,12 @@
 
     python benchmarks/blind_spots.py
     python benchmarks/blind_spots.py --student runs/student --pairs runs/bench --clips 200
+    python benchmarks/blind_spots.py --pairs runs/parts --without-gate-of ASSETS/pairs --agreement
 
 Held-out real clips that show their task being done; where a trial spoils a third, every clip is spoiled in each third.
 Gaps between the clip as it was and the spoiled one, in per cent of the range, least third first to fail; for other
-words the mean absolute change in points. Intervals (95 %) resample groups of episodes.
+words the mean absolute change in points. Intervals (95 %) resample groups of episodes. Whatever is chosen by such
+figures (when to stop, what to average) must be chosen on other groups than the gate's: `--without-gate-of`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roboalign_ray.config.judge import LOCAL_TRIALS
+from roboalign_ray.config.judge import LOCAL_TRIALS, TRIALS
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.judge.bench.parts import THIRDS, third_of
 from roboalign_ray.judge.data.label_store import LabelledPairs
 from roboalign_ray.judge.student.model import Student
-from roboalign_ray.judge.validation.assessment import gate_clips
+from roboalign_ray.judge.validation.agreement import agreement, agreement_table
+from roboalign_ray.judge.validation.assessment import clip_batches, gate_clips, gate_positions
 from roboalign_ray.judge.validation.gate import TOTAL_RANGE
 from roboalign_ray.judge.validation.trials import GateClip, Question, is_paraphrase, spoil
 from roboalign_ray.pipelines.cluster.weight_folders import replay_folder, student_folder
@@ -136,13 +139,30 @@ def main() -> None:
         "--pairs", type=Path, action="append", help="stores of pairs; default: the shipped one"
     )
     parser.add_argument("--clips", type=int, default=200, help="at most so many clips")
+    parser.add_argument("--trials", nargs="+", default=[*TRIALS, *UNTAUGHT], help="default: all")
+    parser.add_argument(
+        "--without-gate-of", type=Path, help="leave out the groups that the gate tries in this store"
+    )
+    parser.add_argument("--agreement", action="store_true", help="also with held-out pairs' labels")
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = load_job("demo")
     student = Student.load(args.student or student_folder(config))
     pairs = LabelledPairs(args.pairs or [replay_folder(config)])
-    gate = config.judge.gate.model_copy(update={"clips": args.clips})
-    clips = gate_clips(pairs, pairs.split("held_out", config.judge.distillation.held_out_fraction), gate)
+    fraction = config.judge.distillation.held_out_fraction
+    held_out = pairs.split("held_out", fraction)
+    if args.without_gate_of:
+        tried = LabelledPairs([args.without_gate_of])
+        shown = gate_positions(tried, tried.split("held_out", fraction), config.judge.gate)
+        groups = {tried.group_ids[n] for n, _ in shown}
+        held_out = np.array([n for n in held_out if pairs.group_ids[n] not in groups])
+    clips = gate_clips(pairs, held_out, config.judge.gate.model_copy(update={"clips": args.clips}))
+    if args.agreement:
+        shares, std = student.raw_shares(clip_batches(pairs, held_out, student.config))
+        told = student.judgement(shares, std).scores
+        groups_told = [pairs.group_ids[n] for n in held_out]
+        found = agreement("student", told, pairs.scores[held_out].astype(float), groups_told)
+        print(f"{len(held_out)} pairs\n\n{agreement_table([found])}")
 
     def scored(asked: Sequence[Question]) -> np.ndarray:
         return student.score([q.frames for q in asked], [q.instruction for q in asked]).totals
@@ -154,7 +174,7 @@ def main() -> None:
     print(
         "| trial | questions | gap, or in the first third | second | last | wins |\n|---|---|---|---|---|---|"
     )
-    for name in (*gate.trials, *UNTAUGHT):
+    for name in args.trials:
         asked = untaught(name, clips) if name in UNTAUGHT else questions(name, clips)
         if asked:
             print(row(name, asked, scored([question for _, question in asked]), exact, clips), flush=True)

@@ -103,17 +103,25 @@ def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None)
         config.cluster.trainer.workers,
         where="judge.distillation.pairs_per_step",
     )
-    if start is not None:
-        _load_start(config, str(start))
+    if start is not None or config.judge.distillation.frozen:
+        _student(config, str(start) if start else None).freeze(config.judge.distillation.frozen)
+
+
+def _student(config: JobConfig, start: str | None) -> Any:
+    """The student to begin with."""
+    from roboalign_ray.judge.student.model import Student
+
+    return _load_start(config, start) if start else Student(config.judge.student)
 
 
 def _load_start(config: JobConfig, folder: str) -> Any:
     from roboalign_ray.judge.student.model import Student
 
     student = Student.load(folder)
-    if config.judge.student.intervals and not student.config.intervals:
-        student = student.with_intervals()
-    if student.config != config.judge.student:
+    wanted = config.judge.student
+    if student.config != wanted and student.can_grow(wanted):
+        student = student.grown(wanted)
+    if student.config != wanted:
         raise UserError(
             "the student to go on from has another shape",
             where=folder,
@@ -135,15 +143,12 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     from ray.train.torch import get_device, prepare_model
 
     from roboalign_ray.judge.student.clips import prepare_clips
-    from roboalign_ray.judge.student.model import Student
     from roboalign_ray.judge.student.on_the_fly_examples import FreshExamples, fresh_shares
     from roboalign_ray.judge.student.training import StudentTrainer
     from roboalign_ray.judge.validation.baselines import others_instructions
     from roboalign_ray.pipelines.train.pair_stream import PairBatches
 
     judge, context = config.judge, ray.train.get_context()
-    student = _load_start(config, spec["start"]) if spec["start"] else Student(judge.student)
-    trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
 
     def prepared(drawn: list[JudgedPair], number: int) -> dict[str, Any]:
         pairs = fresh.batch(drawn, number)
@@ -171,6 +176,10 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
         # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
         shares = replace(shares, asked_else=0.0)
     fresh = FreshExamples(shares, stream.pairs, judge.seed + rank)
+    student = _student(config, spec["start"])
+    student.learn_words(fresh.words())  # before the trainer copies it
+    student.freeze(settings.frozen)
+    trainer = StudentTrainer(prepare_model(student), judge.distillation, device=get_device())
     return TrainJob(
         trainer=trainer,
         stream=stream,

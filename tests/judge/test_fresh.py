@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from made_clips import made_clip
 
+from roboalign_ray.judge.bench.wording import CONTRADICTIONS, PARAPHRASES
 from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.student.on_the_fly_examples import FreshExamples, FreshShares
+from roboalign_ray.judge.student.spelling import words_of
 
 CLIP, _ = made_clip()
 TASKS = {"open": ("open the drawer", "pull it out"), "press": ("press the button",)}
@@ -109,3 +111,16 @@ def test_shares_are_kept() -> None:
     assert asked == pytest.approx(0.25, abs=0.04)
     spoiled = np.mean([one.frames is not CLIP for one in made])
     assert spoiled == pytest.approx(0.5, abs=0.04)
+
+
+def test_all_that_it_may_ask_is_made_of_its_words() -> None:
+    known = FreshExamples(FreshShares(), Pairs(), 0).words()
+    rules = {**PARAPHRASES, **CONTRADICTIONS}
+    del rules["typos"]
+    rng = np.random.default_rng(0)
+    for sentence in Pairs.instructions:
+        for rule in rules.values():
+            asked = [rule(sentence, rng, False) or "" for _ in range(60)]
+            assert words_of(asked) <= known, words_of(asked) - known
+    assert "faucet" in known
+    assert "zebra" not in known

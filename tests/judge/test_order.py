@@ -14,12 +14,13 @@ CONFIG = StudentConfig.small(height=32, width=32, frames=4)
 
 
 def distances(video: np.ndarray) -> np.ndarray:
-    """The whole matrix [12, 12] of a clip, logarithms undone, in grey levels."""
+    """Both matrices [2, 12, 12] of a clip, logarithms undone, in grey levels: whole pictures, and places."""
     module = OrderOfFrames(CONFIG, 8)
     found = module.distances(torch.from_numpy(prepare_clips([video], CONFIG)).float() / 255)[0]
-    matrix = np.zeros((12, 12))
-    matrix[tuple(module.pairs.numpy())] = 255 * np.exp(found.detach().numpy() - 3) - 1
-    return matrix + matrix.T
+    matrices = np.zeros((2, 12, 12))
+    first, second = module.pairs.numpy()
+    matrices[:, first, second] = 255 * np.exp(found.detach().numpy().reshape(2, -1) - 3) - 1
+    return matrices + matrices.transpose(0, 2, 1)
 
 
 @pytest.mark.parametrize("length", [4, 13, 40])
@@ -31,7 +32,7 @@ def test_distances_are_those_of_the_pictures_in_the_order_of_time(length: int) -
         order += [min(before + 1, position) if position else 0, max(position - 1, 0), position]
         before = position
     expected = np.abs(levels[order][:, None] - levels[order][None])
-    np.testing.assert_allclose(distances(video), expected, atol=0.01)
+    np.testing.assert_allclose(distances(video), [expected, expected], atol=0.01)
 
 
 def test_pictures_are_compared_place_by_place() -> None:
@@ -39,13 +40,33 @@ def test_pictures_are_compared_place_by_place() -> None:
     video = np.zeros((4, 32, 32, 3), np.uint8)
     video[:2, :16, :16] = 240
     video[2:, 16:, :16] = 240
-    assert distances(video)[0, -1] == pytest.approx(240 / 2, abs=0.01)
+    whole, places = distances(video)
+    assert whole[0, -1] == pytest.approx(240 / 2, abs=0.01)
+    assert places[0, -1] == pytest.approx(240, abs=0.01)
+
+
+def test_a_small_thing_that_moves_counts_where_it_is() -> None:
+    """One of 64 places lights up: a 64th of the whole picture, a quarter of the four that differ most."""
+    video = np.zeros((4, 32, 32, 3), np.uint8)
+    video[2:, 8:12, 20:24] = 200
+    whole, places = distances(video)
+    assert whole[0, -1] == pytest.approx(200 / 64, abs=0.01)
+    assert places[0, -1] == pytest.approx(200 / 4, abs=0.01)
+
+
+def test_without_places_there_are_whole_pictures_alone() -> None:
+    video = np.random.default_rng(0).integers(0, 256, (13, 32, 32, 3), dtype=np.uint8)
+    clips = torch.from_numpy(prepare_clips([video], CONFIG)).float() / 255
+    both = OrderOfFrames(CONFIG, 8).distances(clips)
+    whole = OrderOfFrames(CONFIG.model_copy(update={"order_places": False}), 8).distances(clips)
+    assert (whole.shape, both.shape) == ((1, 66), (1, 132))
+    torch.testing.assert_close(both[:, :66], whole)
 
 
 def test_a_reversed_part_leaves_every_frame_but_not_the_distances() -> None:
     video = np.stack([np.full((32, 32, 3), 10 * n, np.uint8) for n in range(13)])
     turned = np.concatenate([video[:8], video[8:][::-1]])
-    plain, after = distances(video), distances(turned)
+    plain, after = distances(video)[0], distances(turned)[0]
     assert np.abs(plain - after).max() >= 30
     np.testing.assert_allclose(plain[:6, :6], after[:6, :6], atol=0.01)
     module = OrderOfFrames(CONFIG, 8).eval()

@@ -142,15 +142,15 @@ def test_one_frame_of_a_long_clip_is_seen_wherever_it_is() -> None:
 
 
 def test_a_student_without_intervals_gains_them_and_scores_as_before(videos, tmp_path) -> None:
-    old = tiny_student(intervals=False)
-    widened = old.with_intervals()
+    old = tiny_student(intervals=False, order_places=False)
+    widened = old.grown(StudentConfig.small(**TINY))
     assert widened.config == StudentConfig.small(**TINY)
     np.testing.assert_array_equal(
         old.score(videos, SENTENCES).scores, widened.score(videos, SENTENCES).scores
     )
     old.save(tmp_path)
     told = json.loads((tmp_path / DESCRIPTION).read_text())
-    del told["config"]["intervals"]  # as written before there were any
+    del told["config"]["intervals"], told["config"]["order_places"]  # as written before there were any
     (tmp_path / DESCRIPTION).write_text(json.dumps(told))
     assert Student.load(tmp_path).config == old.config
     with pytest.raises(ConfigError, match="intervals without motion"):

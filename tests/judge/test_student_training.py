@@ -84,6 +84,24 @@ def test_further_training_can_leave_batch_statistics_as_they_were(kept) -> None:
     assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
+def test_what_is_frozen_stays_with_its_statistics_and_the_rest_learns() -> None:
+    torch.manual_seed(0)
+    student = tiny_student(1)
+    student.freeze(["order", "order_head"])
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    trainer = StudentTrainer(student, SETTINGS)
+    for _ in range(5):
+        trainer.step(*lit_clips())
+    for after in (student.state_dict(), trainer.result().state_dict()):
+        same = {name for name in before if torch.equal(before[name], after[name])}
+        frozen = {name for name in before if name.split(".")[0] in ("order", "order_head")}
+        assert {"order.layers.1.weight", "order.layers.0.running_mean", "order_head.weight"} <= frozen <= same
+        assert not same & {"head.weight", "mixture.1.weight", "text.pieces.weight"}
+    assert "mixture.0.running_mean" not in same
+    with pytest.raises(UserError, match=r"judge.distillation.frozen: the student has no part 'ordre'"):
+        student.freeze(["ordre"])
+
+
 def test_versions_are_published_whole_once_and_stay(tmp_path) -> None:
     registry = StudentRegistry(tmp_path / "versions")
     assert registry.newest() is None

@@ -54,8 +54,15 @@ def seen(before: np.ndarray, after: np.ndarray) -> float:
     another picture comes, it is 1. Freezing what stands still, for one, cannot be seen.
     """
     length = min(len(before), len(after))
-    changed = np.abs(before[:length].astype(np.float32) - after[:length]).mean(axis=-1)
+    return float(seen_by_frame(before[:length], after[:length]).max())
+
+
+def seen_by_frame(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """As `seen`, of every frame of two clips [T, H, W, 3] alone: float [T]."""
+    length = len(before)
+    changed = np.abs(before.astype(np.float32) - after).mean(axis=-1)
     high, wide = (size - size % _BLOCK or size for size in changed.shape[1:])
     tall, broad = min(_BLOCK, high), min(_BLOCK, wide)
     blocks = changed[:, :high, :wide].reshape(length, high // tall, tall, wide // broad, broad)
-    return float(np.clip((blocks.mean(axis=(2, 4)).max() - _UNSEEN) / (_SEEN - _UNSEEN), 0, 1))
+    most = blocks.mean(axis=(2, 4)).max(axis=(1, 2))
+    return np.clip((most - _UNSEEN) / (_SEEN - _UNSEEN), 0, 1)

@@ -178,6 +178,14 @@ Rewording = Callable[[str, np.random.Generator, bool], str]
 """Sentence, draws, and whether a judge is tried (True) or trained to the sentence in other words."""
 
 
+def taught_phrases() -> list[str]:
+    """All that rewording and contradiction may bring into a sentence to train on."""
+    frames = [frame.format("") for frame in (*_POLITE, *_FILLERS, *_NEGATIONS)]
+    exchanged = [phrase for word, others in _SYNONYMS for phrase in (word, *others)]
+    contrary = [phrase for pair in _OPPOSITES for phrase in pair]
+    return [*frames, *exchanged, *contrary, *(name for group in _OBJECTS for name in group)]
+
+
 def reworded(sentence: str, rng: np.random.Generator) -> str:
     """The sentence in other words, to train on: one to three paraphrases after another."""
     for name in rng.permutation(list(PARAPHRASES))[: rng.integers(1, 4)]:

@@ -35,6 +35,18 @@ def sampled_positions(length: int, count: int) -> np.ndarray:
     return np.rint(np.linspace(0, length - 1, count)).astype(np.int64)
 
 
+def picture_positions(length: int, config: StudentConfig) -> np.ndarray:
+    """Frames of a clip that are shown as they are, int64 [frames, 1 to 3]: each sampled one; with motion the one before
+    it; with intervals the one right after the sampled one before."""
+    positions = sampled_positions(length, config.frames)
+    pictures = [positions]
+    if config.motion:
+        pictures.append(np.maximum(positions - 1, 0))
+    if config.intervals:
+        pictures.append(np.minimum(np.concatenate([[0], positions[:-1] + 1]), positions))
+    return np.stack(pictures, axis=1)
+
+
 def prepare_clips(videos: Sequence[np.ndarray] | np.ndarray, config: StudentConfig) -> np.ndarray:
     """Sample and resize videos.
 
@@ -110,19 +122,13 @@ def _levels(differences_TCHW: np.ndarray, share: int) -> np.ndarray:
 def _prepared(video: np.ndarray, config: StudentConfig) -> np.ndarray:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
         raise UserError(f"video is {video.dtype} {video.shape}, not uint8 [T, H, W, 3]", where="video")
-    positions = sampled_positions(len(video), config.frames)
-    pictures = [positions]
-    if config.motion:
-        pictures.append(np.maximum(positions - 1, 0))
-    if config.intervals:
-        pictures.append(np.minimum(np.concatenate([[0], positions[:-1] + 1]), positions))
-    shown = np.stack(pictures, axis=1)
+    shown = picture_positions(len(video), config)
     if not config.intervals:
         return _resized(video[shown.reshape(-1)], config).reshape(
             *shown.shape, 3, config.height, config.width
         )
     frames_TCHW = _resized(video, config)
-    return np.concatenate([frames_TCHW[shown], interval_pictures(frames_TCHW, positions)], axis=1)
+    return np.concatenate([frames_TCHW[shown], interval_pictures(frames_TCHW, shown[:, 0])], axis=1)
 
 
 def _resized(video: np.ndarray, config: StudentConfig) -> np.ndarray:

@@ -42,6 +42,7 @@ PATCHES = "patches"
 _TEXT, _VISION = "text_encoder", "vision_encoder"  # folders of plugged-in encoders' shapes
 _LOG_VARIANCE = (-8.0, 2.0)  # standard deviations of 0.02 to 2.7 of a dimension's range
 _FIRST_GUESS, _FIRST_LOG_VARIANCE = 0.5, -3.0
+_GROWS = ("intervals", "order_places")
 _NARROW, _QUARTERS = 64, 2  # channels of the summary's map, and its places a side
 
 
@@ -147,6 +148,32 @@ class Student(nn.Module):
         # first fresh rollouts: it must not reach the features that the scores are made of.
         return scores, self.variance_head(fused.detach()).clamp(*_LOG_VARIANCE)
 
+    @property
+    def words(self) -> frozenset[str]:
+        """Words that it has been trained on, which typing errors are mended to; none where a pretrained model reads."""
+        return self.text.known if isinstance(self.text, HashedText) else frozenset()
+
+    def learn_words(self, words: Iterable[str]) -> None:
+        """Add to `words`, before it is trained on them."""
+        if isinstance(self.text, HashedText):
+            self.text.known |= frozenset(words)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Leave these parts as they are in all further training.
+
+        Raises:
+            UserError: there is no part of that name.
+        """
+        known = dict(self.named_children())
+        for name in parts:
+            if name not in known:
+                raise UserError(
+                    f"the student has no part '{name}'",
+                    where="judge.distillation.frozen",
+                    remedy=f"one of: {', '.join(known)}",
+                )
+            known[name].requires_grad_(False)
+
     def tokenize(self, instructions: Sequence[str]) -> TextTokens:
         """Instructions as the text encoder reads them."""
         return self.text.tokenize(instructions)
@@ -202,10 +229,20 @@ class Student(nn.Module):
             shares, std = self.calibration.apply(shares), self.calibration.apply_std(std)
         return Judgement(denormalise(shares.clip(0, 1)), denormalise(std), self.version)
 
-    def with_intervals(self) -> Student:
-        """The same student, but shown the intervals between its frames and their order as well; it makes nothing of
-        them yet, so that its scores stay as they are. Uncalibrated."""
-        student = Student(self.config.model_copy(update={"intervals": True}))
+    def can_grow(self, config: StudentConfig) -> bool:
+        """Whether `grown` can give this shape."""
+        shown = {name: getattr(config, name) for name in _GROWS}
+        more = all(shown[name] or not getattr(self.config, name) for name in _GROWS)
+        return more and self.config.model_copy(update=shown) == config
+
+    def grown(self, config: StudentConfig) -> Student:
+        """The same student in a shape that shows it more: the intervals between its frames, their order, where they
+        differ most. It makes nothing of what is new yet, so that its scores stay as they are. Uncalibrated.
+
+        Args:
+            config: its own, but for `intervals` and `order_places`, of which it has no fewer.
+        """
+        student = Student(config)
         state = student.state_dict()
         for name, value in self.state_dict().items():
             grown = state[name]
@@ -218,6 +255,7 @@ class Student(nn.Module):
                 state[name] = value
         student.load_state_dict(state)
         student.version = self.version
+        student.learn_words(self.words)
         return student.eval()
 
     def save(self, folder: Path) -> None:
@@ -235,6 +273,7 @@ class Student(nn.Module):
             "dimensions": list(names()),
             "config": self.config.model_dump(),
             "calibration": self.calibration.as_json() if self.calibration is not None else None,
+            "words": sorted(self.words),
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
@@ -248,11 +287,13 @@ class Student(nn.Module):
         folder = Path(folder)
         try:
             told = read_description(folder)
-            settings = {"intervals": False, **told["config"]}  # students of before had none
+            before = {"intervals": False, "order_places": False}  # where a student is older than these
+            settings = before | told["config"]
             config = StudentConfig.model_validate(settings)
             student = load_module(lambda: cls(config, encoders=folder), folder / WEIGHTS)
             student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
             student.version = int(told["version"])
+            student.learn_words(map(str, told.get("words", ())))
         except FileNotFoundError as error:
             raise UserError(
                 f"no student judge here: {Path(error.filename or WEIGHTS).name} is missing",

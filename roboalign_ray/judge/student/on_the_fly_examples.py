@@ -22,10 +22,11 @@ from roboalign_ray.judge.bench.degradation_table import (
     Degradation,
     degrade,
 )
-from roboalign_ray.judge.bench.wording import CONTRADICTIONS, reworded
+from roboalign_ray.judge.bench.wording import CONTRADICTIONS, reworded, taught_phrases
 from roboalign_ray.judge.data.label_store import LabelledPairs
 from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.rubric import maxima
+from roboalign_ray.judge.student.spelling import words_of
 
 _ASKED_ELSE = DEGRADATIONS["wrong_instruction"]
 _SPOILABLE = ("real", "counterfactual")  # first words of kinds: what is faultless as a video
@@ -44,9 +45,12 @@ OF_ORDER = (
     "skip",
     "rush",
 )
-_OFTENER = 2
+_OFTENER, _OFTENEST = 2, 4
+# What runs backwards or is shuffled for a few frames can hardly be told from a sound clip in which an arm turns round:
+# unless such clips are as frequent in training as sound ones that look like them, a median (Huber) calls both sound.
+_HARDEST = ("local_reverse", "reverse_from", "local_shuffle")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # the gate tries a judge at full strength
-_CONTRADICTED = 0.6  # of those asked for something else: by the pair's own sentence, turned round
+_CONTRADICTED = 0.75  # of those asked for something else: by the pair's own sentence, turned round
 _DONE = 0.8  # share of the points of instruction following from which a clip does what a negation forbids
 
 
@@ -90,6 +94,11 @@ class FreshExamples:
                 sentences.setdefault(_task(group), set()).add(told)
         self._sentences = {task: sorted(told) for task, told in sorted(sentences.items())}
 
+    def words(self) -> frozenset[str]:
+        """All words of the sentences that a student may be asked here."""
+        told = {sentence for sentences in self._sentences.values() for sentence in sentences}
+        return words_of([*told, *taught_phrases()])
+
     def batch(self, pairs: Sequence[JudgedPair], step: int) -> list[JudgedPair]:
         """The pairs of a training step, some of them changed. The draws follow from seed, step and place; what is cut
         into a clip comes from the other pairs of the batch."""
@@ -125,7 +134,7 @@ class FreshExamples:
         done = pair.scores[0] >= _DONE * maxima()[0]
         # A clip that does not do what it is forbidden to do is no example of either.
         names = [name for name in CONTRADICTIONS if name != "negated" or done]
-        names.append("other_verb")  # the hardest to tell
+        names += ["other_verb"] * 2  # the hardest to tell
         return CONTRADICTIONS[names[rng.integers(len(names))]](pair.instruction, rng, False)
 
 
@@ -146,13 +155,14 @@ def _spoiled_locally(pair: JudgedPair, batch: Sequence[JudgedPair], rng: np.rand
             (episodes if same_task else scenes).append(other.frames)
     scene, episode = (found[int(rng.integers(len(found)))] if found else None for found in (scenes, episodes))
     material = Material(done=pair.provenance.get("done"), other_scene=scene, other_episode=episode)
-    rules = [
-        rule
-        for rule in LOCAL
-        if rule.possible(material)
-        for _ in range(_OFTENER if rule.name in OF_ORDER else 1)
-    ]
+    rules = [rule for rule in LOCAL if rule.possible(material) for _ in range(_frequency(rule.name))]
     return _by_rule(pair, rules, rng, material)
+
+
+def _frequency(rule: str) -> int:
+    if rule in _HARDEST:
+        return _OFTENEST
+    return _OFTENER if rule in OF_ORDER else 1
 
 
 def _by_rule(

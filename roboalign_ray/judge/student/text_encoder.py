@@ -3,12 +3,11 @@
 The default needs no vocabulary and no download. Words that say nothing of a task are left out ("please", "the"). A
 word is the mean of the embeddings of its pieces, the word itself and its letter trigrams, each hashed to a bucket
 (subword hashing as in Bojanowski et al., arXiv 1607.04606), so that "drawer" and "drawers" start close, a word never
-seen still has a meaning, and a sentence is a handful of tokens.
+seen still has a meaning, and a sentence is a handful of tokens. Typing errors are mended before (`spelling`).
 """
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.storage.model_folders import check_model_folder, needs_code, wants_code
+from roboalign_ray.judge.student.spelling import WORD, mended
 
 HASHED = "hashed"
-_WORD = re.compile(r"[^\W_]+")
 # What people put around an instruction. Words that can change a task stay: "not", "never", "right", "next", and "can",
 # which may be one of cola.
 _EMPTY_WORDS = frozenset(
@@ -56,10 +55,16 @@ class TextTokens:
         return TextTokens(self.ids.to(device), self.mask.to(device))
 
 
-def word_pieces(sentence: str) -> list[list[str]]:
+def word_pieces(sentence: str, known: frozenset[str] = frozenset()) -> list[list[str]]:
     """Pieces of every word: "<word>" and its trigrams; case, punctuation and empty words are dropped, unless there are
-    no others."""
-    said = _WORD.findall(sentence.lower())
+    no others.
+
+    Args:
+        known: words that are looked for behind typing errors; none: words are taken as they stand.
+    """
+    said = WORD.findall(sentence.lower())
+    if known:
+        said = [word if word in _EMPTY_WORDS else mended(word, known) for word in said]
     kept = [word for word in said if word not in _EMPTY_WORDS]
     if len(kept) > 1 and kept[0] in _OPENERS:
         kept = kept[1:]
@@ -68,10 +73,10 @@ def word_pieces(sentence: str) -> list[list[str]]:
 
 
 @lru_cache(maxsize=4096)
-def _hashed(sentence: str, buckets: int, words: int) -> tuple[tuple[int, ...], ...]:
+def _hashed(sentence: str, buckets: int, words: int, known: frozenset[str]) -> tuple[tuple[int, ...], ...]:
     return tuple(
         tuple(1 + zlib.crc32(piece.encode()) % (buckets - 1) for piece in pieces)
-        for pieces in word_pieces(sentence)[:words]
+        for pieces in word_pieces(sentence, known)[:words]
     )
 
 
@@ -79,10 +84,14 @@ class HashedText(nn.Module):
     """Hashed word pieces through a small pre-norm transformer.
 
     Output: features [B, L, text_hidden].
+
+    Attributes:
+        known: words that it has been trained on, in small letters.
     """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
+        self.known: frozenset[str] = frozenset()
         self.buckets, self.words, self.width = config.text_buckets, config.text_words, config.text_hidden
         self.pieces = nn.Embedding(self.buckets, self.width, padding_idx=_EMPTY)
         self.places = nn.Parameter(torch.randn(self.words, self.width) * 0.02)
@@ -104,7 +113,9 @@ class HashedText(nn.Module):
 
     def tokenize(self, instructions: Sequence[str]) -> TextTokens:
         """Ids [B, L, pieces] and mask [B, L]; an instruction without words becomes one empty word."""
-        sentences = [_hashed(text, self.buckets, self.words) or ((_EMPTY,),) for text in instructions]
+        sentences = [
+            _hashed(text, self.buckets, self.words, self.known) or ((_EMPTY,),) for text in instructions
+        ]
         length = max(len(sentence) for sentence in sentences)
         ids = torch.zeros(len(sentences), length, _PIECES, dtype=torch.int64)
         mask = torch.zeros(len(sentences), length, dtype=torch.bool)
@@ -119,9 +130,6 @@ class HashedText(nn.Module):
         there = (tokens.ids != _EMPTY).sum(-1, keepdim=True).clamp_min(1)
         words_BLW = self.pieces(tokens.ids).sum(-2) / there
         return self.layers(words_BLW + self.places[: words_BLW.shape[1]], src_key_padding_mask=~tokens.mask)
-
-    def save_extra(self, folder: Path) -> None:
-        """Nothing beside weights is needed."""
 
 
 class PretrainedText(nn.Module):

@@ -43,7 +43,7 @@ class StudentTrainer(AveragedTrainer[Student]):
     """Adds the loss on scores; `step` takes one batch of judged clips.
 
     Args:
-        model: the `Student`, or its distributed wrapper.
+        model: the `Student`, or its distributed wrapper; what is frozen in it (`Student.freeze`) stays so.
         config: schedule and loss.
         keep_statistics: normalise by what batch normalisation has seen before and leave that as it is: for further
             training on a few batches of another mixture, which would move it away from what the student was made for.
@@ -65,7 +65,7 @@ class StudentTrainer(AveragedTrainer[Student]):
         self.config, self.device = config, device
         self.weights = torch.tensor(config.dimension_weights, device=device)
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        self._kept = norms if keep_statistics else []
+        self._kept = [norm for norm in norms if keep_statistics or not norm.weight.requires_grad]
 
     def step(self, clips: np.ndarray, instructions: Sequence[str], scores: np.ndarray) -> dict[str, float]:
         """One optimizer step.
