@@ -97,7 +97,9 @@ def test_a_branch_is_scored_against_the_frames_that_it_is_about(job, root, names
 def test_evaluation_takes_it(job, root, names):
     model = open_world_model(root / "toy", job.rollout)
     reader = PromptReader(job.episodes, model.card.height, model.card.width)
-    windows = [EvaluationWindow(reader.prompt(name, 4), reader.recorded(name, 4).frames[1:, 0]) for name in names]
+    windows = [
+        EvaluationWindow(reader.prompt(name, 4), reader.recorded(name, 4).frames[1:, 0]) for name in names
+    ]
     config = EvaluationConfig(bootstrap_resamples=20)
     result = evaluate_rollouts(model, windows, load_lpips("alex"), config, RefreshConfig())
     assert result.metrics.per_frame["psnr"].shape == (2, 4)
