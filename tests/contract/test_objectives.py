@@ -26,8 +26,9 @@ from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.state_files import read_state, write_state
 from roboalign_ray.rewards.protocol import Scored
-from roboalign_ray.world_model.protocol import RolloutGroup, Segment
+from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.layout import SequenceLayout
+from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment, token_payload
 from roboalign_ray.world_model.token.transformer import build_model, save_pretrained, token_logprobs
 
 LAYOUT = SequenceLayout(context_tokens=4, dynamics_tokens=3, action_tokens=2, codes=12, action_bins=5)
@@ -148,9 +149,9 @@ def token_group(seed: int, rewards: Sequence[float | None]) -> ScoredGroup:
     """Two segments, of older weights and of those of now."""
     generator, samples = np.random.default_rng(seed), len(rewards)
 
-    def segment(frames: int, version: int) -> Segment:
+    def segment(frames: int, version: int) -> TokenSegment:
         tokens = generator.integers(0, 12, (samples, frames, 3), dtype=np.int32)
-        return Segment(
+        return TokenSegment(
             context=generator.integers(0, 12, (1, 4), dtype=np.int32),
             given=generator.integers(0, 12, (1, 1, 3), dtype=np.int32),
             actions=generator.integers(0, 5, (frames, 2), dtype=np.int32),
@@ -159,8 +160,8 @@ def token_group(seed: int, rewards: Sequence[float | None]) -> ScoredGroup:
             version=version,
         )
 
-    segments = (segment(2, NOW - 1), segment(1, NOW))
-    rollout = RolloutGroup(f"p{seed}", "", tuple(range(samples)), segments, 0, 0, np.zeros(3))
+    payload = TokenPayload((segment(2, NOW - 1), segment(1, NOW)))
+    rollout = Rollout(f"p{seed}", "", tuple(range(samples)), payload, RolloutCost(np.zeros(3)))
     scores = tuple(Failed("lost") if reward is None else Scored(reward) for reward in rewards)
     return ScoredGroup(rollout, scores)
 
@@ -169,7 +170,7 @@ def token_regulariser(model: Any, objective: Any, groups: list[ScoredGroup]) -> 
     """beta times the mean of exp(d) - d - 1 over all tokens, one sample and segment at a time."""
     total, count = torch.zeros(()), 0
     for group in groups:
-        for segment in group.rollout.segments:
+        for segment in token_payload(group.rollout).segments:
             frames = segment.tokens.shape[1] + 1
             for tokens in segment.tokens:
                 codes = np.concatenate([segment.given[0], tokens])[None]

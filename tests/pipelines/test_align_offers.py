@@ -18,7 +18,8 @@ from roboalign_ray.foundation.weight_sync.packing import pack, unpack
 from roboalign_ray.pipelines.align.groups import Numbering
 from roboalign_ray.pipelines.align.learner import Learner
 from roboalign_ray.pipelines.align.loop import AlignmentLoop, Crew
-from roboalign_ray.pipelines.cluster.workforce import WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 from roboalign_ray.world_model.protocol import RolloutReport
