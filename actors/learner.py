@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class LearnerActor:
             schedule="constant",
             floor=1.0,
         )
-        set_learning_rate(self.policy.optimizer, self.config.learning_rate * factor)
+        rate = self.config.learning_rate * factor
+        set_learning_rate(self.policy.optimizer, rate)
         result = policy_update(
             self.policy,
             self._predict_reference,
@@ -120,7 +122,7 @@ class LearnerActor:
             version=self.version,
         )
         self.version += 1
-        return result
+        return replace(result, learning_rate=rate)
 
     def publish(self) -> tuple[int, Manifest | None]:
         """The version, and on the first rank what its buckets consist of; `take_buckets` hands them out."""

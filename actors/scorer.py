@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from roboalign_ray.alignment.records.scored import GroupRecord, ScoredGroup
@@ -19,6 +20,7 @@ from roboalign_ray.config import EpisodesConfig, RewardConfig
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import unpack_folder
+from roboalign_ray.foundation.telemetry.metrics import encode_gif
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
 from roboalign_ray.rewards.registry import build_reward
@@ -27,6 +29,7 @@ from roboalign_ray.world_model.protocol import Decoder, Rollout, first_view
 from roboalign_ray.world_model.registry import open_decoder
 
 _FETCH_S = 600.0  # for a student
+_VIDEO_FPS = 8.0
 
 
 class ScorerActor:
@@ -93,6 +96,17 @@ class ScorerActor:
         reward = self._load_reward(student)
         scored = [self._score_group(group, reward) for group in groups]
         return (*scored, [group.record() for group in scored])
+
+    def video(self, group: ScoredGroup) -> bytes:
+        """A GIF of a group's first sample beside the real continuation: real on the left, generated on the right.
+
+        Raises:
+            UserError: the episode cannot be read.
+        """
+        rollout = group.rollout
+        generated = self._codec.decode_group(rollout)[0]
+        real = self._reader.frames(PromptName.parse(rollout.prompt_id), len(generated))[1:]
+        return encode_gif(np.concatenate([real, generated], axis=2), _VIDEO_FPS)
 
     def _load_reward(self, student: Sequence[Any]) -> Reward:
         reference = student[0] if student else None

@@ -30,7 +30,8 @@ from roboalign_ray.pipelines.align.learner import Learner
 from roboalign_ray.pipelines.align.loop import AlignmentLoop, Crew
 from roboalign_ray.pipelines.capacity.simulated_workers import draw
 from roboalign_ray.pipelines.capacity.simulation import Simulation
-from roboalign_ray.pipelines.cluster.workforce import WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 from roboalign_ray.world_model.protocol import RolloutReport
@@ -184,7 +185,7 @@ def waiting_job(
             "asynchrony": {
                 "staleness": staleness,
                 "groups_per_call": call,
-                "backpressure": {"adaptive": False, "depth_least": 8},
+                "backpressure": {"adaptive": False, "depth": 8},
                 "liveness": {"silence_s": 600.0, "stall_s": 600.0},
                 "workload": {"weights_s": 0.0, **work},
             },

@@ -20,7 +20,7 @@ from _waiting import WaitingCrew, show, waiting_crew, waiting_job
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.pipelines.cluster.runtime import start_ray
-from roboalign_ray.pipelines.cluster.workforce import Observer
+from roboalign_ray.pipelines.cluster.worker_pool import Observer
 
 WEIGHTS = 50_000  # bytes at most of the newest weights and what describes them: they stay
 _SETTLE_S = 60.0  # until what nobody refers to is freed

@@ -28,7 +28,7 @@ from roboalign_ray.judge.online.rollout_annotator import RolloutAnnotator
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
 from roboalign_ray.pipelines.align import launch as align_crew
 from roboalign_ray.pipelines.align.job import ALIGNED, run_align
-from roboalign_ray.pipelines.cluster.workforce import WorkerPool
+from roboalign_ray.pipelines.cluster.worker_pool import WorkerPool
 from roboalign_ray.pipelines.evaluate.best_of_n_study import models_table, run_select
 from roboalign_ray.rewards.protocol import Reward, Score, Scored
 from roboalign_ray.world_model.prompts import prompt_spec

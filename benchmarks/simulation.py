@@ -77,7 +77,7 @@ def curve_job(workers: int, staleness: int) -> JobConfig:
             "alignment": {"prompts_per_update": CURVE_BATCH, "minibatch_prompts": CURVE_BATCH},
             "asynchrony": {
                 "staleness": staleness,
-                "backpressure": {"adaptive": False, "depth_least": 8},
+                "backpressure": {"adaptive": False, "depth": 8},
                 "workload": {
                     "rollout": {"seconds": 30.0, "shape": "lognormal", "variation": 1.0},
                     "scorer": {"seconds": 1.0, "shape": "constant"},

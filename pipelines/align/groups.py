@@ -90,6 +90,9 @@ class TrainingGroups:
     Which groups are rolled out together depends on their numbers alone, not on who is free: with staleness 0 a batch,
     and with it the last bit of every log-probability, is the same in every run.
 
+    Args:
+        version: updates that are done already; the first group is the first of the next one.
+
     Attributes:
         ledger, buffer: the accounts.
         last: updates of the whole run; groups that none of them would train are not started.
@@ -98,7 +101,7 @@ class TrainingGroups:
 
     training = True
 
-    def __init__(self, config: JobConfig, schedule: PromptSchedule) -> None:
+    def __init__(self, config: JobConfig, schedule: PromptSchedule, version: int = 0) -> None:
         settings, batch = config.asynchrony, config.alignment.prompts_per_update
         self.ledger = StalenessLedger(
             batch,
@@ -107,7 +110,9 @@ class TrainingGroups:
             overtaking=settings.overtaking,
             concurrency=settings.concurrency or None,
             tries=settings.tries,
+            version=version,
         )
+        self.ledger.position = version * batch
         self.buffer = ExperienceBuffer(settings.flat_groups, resample_limit=settings.resample_limit)
         self.failures: list[tuple[Ticket, Failed]] = []
         self.last = config.alignment.updates

@@ -7,7 +7,7 @@ out/
   run.json             the run's id, which its checkpoints name
   checkpoints/         complete checkpoints, from which --resume goes on to the same result
   judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
-  aligned/             the result, a world model's folder
+  aligned/             the result, a world model's folder; provenance.json and profile.yaml say how it was made
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from typing import Any
 
 from roboalign_ray.alignment.objectives.token_batch import check_trainable
 from roboalign_ray.config import JobConfig
+from roboalign_ray.config.loading import dump_shareable
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.run_record import ModelReference, describe, this_command, write_record
 from roboalign_ray.foundation.storage import checkpoints
 from roboalign_ray.foundation.storage.files import complete_or_absent
 from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.foundation.telemetry.metrics import MetricsWriter, read_curves
 from roboalign_ray.foundation.telemetry.tracking import check_tracking
-from roboalign_ray.pipelines.align import run_state as align_state
+from roboalign_ray.pipelines.align.fork import begin_fork, open_parent
+from roboalign_ray.pipelines.align.journal_files import TOLD, cut_journal, write_events, write_journal
 from roboalign_ray.pipelines.align.launch import JUDGE, crew_of, replace_learner
 from roboalign_ray.pipelines.align.learner import Weights
 from roboalign_ray.pipelines.align.loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
-from roboalign_ray.pipelines.align.run_checkpoints import RunCheckpoints
-from roboalign_ray.pipelines.align.run_state import COUNTED
+from roboalign_ray.pipelines.align.run_checkpoints import PARENT, RUN, RunCheckpoints
+from roboalign_ray.pipelines.align.run_state import COUNTED, restore, save
+from roboalign_ray.pipelines.align.settings_check import check_same_job, keep_settings, note_changes
 from roboalign_ray.pipelines.cluster.runtime import start_ray
 from roboalign_ray.pipelines.cluster.signals import asked_to_end, handled
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
-from roboalign_ray.pipelines.cluster.workforce import RoleLost
+from roboalign_ray.pipelines.cluster.worker_pool import RoleLost
 from roboalign_ray.pipelines.monitor.monitor import Watch
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule, schedule_from_store
@@ -69,6 +73,7 @@ def run_align(
     out: Path,
     *,
     resume: bool = False,
+    fork: Path | None = None,
     quiet: bool = False,
     beside: Callable[[Crew], AbstractContextManager[None]] | None = None,
 ) -> AlignResult:
@@ -79,14 +84,20 @@ def run_align(
         out: run directory.
         resume: continue from the last complete checkpoint in `out`, or at `alignment.checkpoints` where that one is
             newer; without one, start.
+        fork: begin from this checkpoint of another run, or from that run's newest one; see `begin_fork`.
         quiet: no progress on the terminal.
         beside: a block around all that the crew does, for whoever looks on.
 
     Raises:
-        UserError: settings that cannot be trained with, missing weights or store, or `out` holds another run.
+        UserError: settings that cannot be trained with, missing weights or store, `out` holds another run, or there is
+            no checkpoint to begin from.
         RoleFailure: workers were lost for good, or a deadline passed.
         KeyboardInterrupt: the job was asked to end, and has left a checkpoint.
     """
+    if resume and fork is not None:
+        raise UserError(
+            "--fork begins a run, and --resume goes on with one", where="align", remedy="leave one out"
+        )
     out = out.absolute()
     check_trainable(config.rollout)
     kept = RunCheckpoints(out / CHECKPOINTS, config.alignment.checkpoints)
@@ -97,16 +108,20 @@ def run_align(
     config = check_ready(Preflight("align", config, out))
     check_tracking(config.telemetry.wandb)
     # Checked before any process is started: a damaged checkpoint is told at once.
+    parent = open_parent(fork, config) if fork is not None else None
     found = kept.load(copies=True) if resume else None
     if found is not None:
-        align_state.check_same_job(found.metadata.get("config"), config, str(found.folder))
+        note_changes(check_same_job(found.metadata.get("config"), config, str(found.folder)))
     elif config.reward.needs_judge:
         # Students and labels of an attempt that ended before its first checkpoint are taken up.
         judge = out / JUDGE
         made = [*judge.glob("versions/step-*"), *judge.glob("labels/*.parquet")]
-        align_state.keep_settings(judge, config, align_state.check_same_job, made)
+        keep_settings(judge, config, check_same_job, made)
     schedule = schedule_from_store(config.episodes, config.rollout, config.seed)
-    kept.keep_id(found)
+    if parent is not None:
+        found = begin_fork(parent, config, schedule, kept)
+    else:
+        kept.keep_id(found)
     with (
         start_ray(config.cluster, worker_logs=False, metrics_port=config.telemetry.metrics_port),
         crew_of(config, out) as crew,
@@ -177,6 +192,7 @@ class _Job:
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
         with MetricsWriter(self.out / LOGS, resume_at=self._told(loop)) as writer, self.watch.over(loop):
+            writer.settings(loop.version, dump_shareable(self.config))
             try:
                 self._complete(loop, writer)
                 for update in loop.updates(self.stopped):
@@ -197,9 +213,9 @@ class _Job:
             if self.crew.judge is not None:
                 self.crew.judge.begin()
         else:
-            self.counts, self._row = align_state.restore(found, self.crew, loop)
-        align_state.cut_journal(self.out / JOURNAL, loop.version)
-        align_state.cut_journal(self.out / EVENTS, self._told(loop), align_state.TOLD)
+            self.counts, self._row = restore(found, self.crew, loop)
+        cut_journal(self.out / JOURNAL, loop.version)
+        cut_journal(self.out / EVENTS, self._told(loop), TOLD)
 
     def _told(self, loop: AlignmentLoop) -> int:
         """The first update whose row is still to be written: one that waits for its evaluation, or else the next."""
@@ -207,7 +223,7 @@ class _Job:
 
     def _observe(self, update: Update) -> dict[str, float]:
         """Journal and counts of an update; its scalars."""
-        align_state.write_journal(self.out / JOURNAL, update)
+        write_journal(self.out / JOURNAL, update)
         self.counts["groups"] += len(update.groups)
         for name in COUNTED[1:]:
             self.counts[name] += int(update.scalars[name])
@@ -221,7 +237,10 @@ class _Job:
         last = version == settings.updates
         if version % settings.evaluate_every == 0 or last:
             with self.watch.span("evaluation", version=version):
-                self._row |= loop.evaluate(self.stopped)
+                evaluated = loop.evaluate(self.stopped)
+            self._row |= evaluated.scalars
+            for prompt, video in evaluated.videos.items():
+                writer.gif(version, f"held_out/real_generated/{prompt}", video)
         row, self._row = self._row | self._judged(version), None
         writer.scalars(version, row)
         self.watch.scalars(version, row)
@@ -240,7 +259,7 @@ class _Job:
         if judge is None:
             return {}
         events = judge.take_events()
-        align_state.write_events(self.out / EVENTS, version, events)
+        write_events(self.out / EVENTS, version, events)
         for event in events:
             if event["event"] in ("alarm", "relabelling failed"):
                 self.watch.note(f"judge: {event['event']}: {event['message']}")
@@ -263,9 +282,7 @@ class _Job:
             self.kept.save(self._write(loop))
 
     def _write(self, loop: AlignmentLoop) -> Callable[[Path], Path]:
-        return lambda folder: align_state.save(
-            folder, self.kept.run, loop, self.config, self.counts, self._row
-        )
+        return lambda folder: save(folder, self.kept.identity(), loop, self.config, self.counts, self._row)
 
     def _save_result(self, version: int) -> None:
         """The model of the last update's checkpoint under its final name: there completely, or not at all.
@@ -274,7 +291,17 @@ class _Job:
             UserError: that checkpoint was damaged or exchanged meanwhile.
         """
         last = self.kept.of_step(version)
+        identity = self.kept.identity()
+        record = describe(
+            "align",
+            version,
+            this_command(),
+            run=identity[RUN],
+            parent=identity.get(PARENT),
+            tokenizer=ModelReference.of(tokenizer_folder(self.config), self.config.tokenizer_weights),
+        )
         with complete_or_absent(self.out / ALIGNED) as writing:
             shutil.copytree(last.folder / "model", writing, dirs_exist_ok=True)
             kind = read_description(world_model_folder(self.config)).kind
             write_description(writing, kind, tokenizer_folder(self.config), final=self.out / ALIGNED)
+            write_record(writing, record, dump_shareable(self.config))

@@ -22,7 +22,8 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
     tokenizer_folder,
     world_model_folder,
 )
-from roboalign_ray.pipelines.cluster.workforce import WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 JUDGE = "judge"  # folder of labels, students and what happened to them
 

@@ -14,7 +14,8 @@ from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.weight_sync.manifest import Manifest, Parcel
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
-from roboalign_ray.pipelines.cluster.workforce import Call, RoleLost, WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import Call, RoleLost, WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 _TURN_S = 0.5  # longest wait before heartbeats and deadlines are looked at
 
@@ -173,6 +174,7 @@ def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, flo
     return {
         **merge_metrics([result.metrics for result in results]),
         "grad_norm": first.grad_norm,
+        "learning_rate": first.learning_rate,
         "optimizer_steps": float(first.steps),
         "dropped_groups": float(first.counts.dropped_groups),
         "flat_groups": float(first.counts.flat_groups),

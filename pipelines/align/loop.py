@@ -22,11 +22,13 @@ from roboalign_ray.alignment.records.scored import GroupRecord, reward_scalars
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.pipelines.align.groups import Finished, HeldOutGroups, Source, Ticket, TrainingGroups
+from roboalign_ray.pipelines.align.held_out_videos import Videos
 from roboalign_ray.pipelines.align.learner import Learner, Weights
 from roboalign_ray.pipelines.align.loop_metrics import Pace, Tally, ages
 from roboalign_ray.pipelines.align.online_judge import OnlineJudge
 from roboalign_ray.pipelines.cluster.runtime import OFFER
-from roboalign_ray.pipelines.cluster.workforce import Call, RoleLost, WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import Call, RoleLost, WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 from roboalign_ray.scheduling.backpressure import BackpressureController, Observation
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 from roboalign_ray.world_model.protocol import RolloutReport
@@ -62,6 +64,14 @@ class Rolled:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """One evaluation on held-out prompts: scalars, and GIFs by prompt, generated beside real."""
+
+    scalars: dict[str, float]
+    videos: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Update:
     """What one update did: the groups it trained, by number, and the attempts that failed since the one before."""
 
@@ -83,17 +93,9 @@ class AlignmentLoop:
     def __init__(
         self, config: JobConfig, crew: Crew, schedule: PromptSchedule, weights: Weights | None = None
     ) -> None:
-        settings, batch = config.asynchrony, config.alignment.prompts_per_update
         self.config, self.crew, self.schedule = config, crew, schedule
         self.weights, self.groups = weights or Weights(), TrainingGroups(config, schedule)
-        most = (settings.staleness + 1) * batch
-        self.controller = BackpressureController(
-            settings.backpressure,
-            batch=batch,
-            most=min(settings.concurrency or most, most),
-            rollout_workers=len(crew.rollouts.workers),
-            scorer_workers=len(crew.scorers.workers),
-        )
+        self.controller = controller_of(config, len(crew.rollouts.workers), len(crew.scorers.workers))
         self._held_out: HeldOutGroups | None = None
         self._rolled: deque[Rolled] = deque()
         self._finished: deque[Update] = deque()
@@ -123,7 +125,7 @@ class AlignmentLoop:
                 yield self._finished.popleft()
                 self._mark = time.monotonic()
 
-    def evaluate(self, stopped: Stopped) -> dict[str, float]:
+    def evaluate(self, stopped: Stopped) -> Evaluation:
         """Rewards on held-out prompts with the newest weights; no update begins meanwhile. Raises as `updates`."""
         self._held_out = HeldOutGroups(self.config, self.schedule)
         while not self._held_out.done:
@@ -133,7 +135,9 @@ class AlignmentLoop:
         judge = self.crew.judge
         if judge is not None:
             self._wait(judge.audit(self.version, done.groups), stopped)
-        return scalars
+        videos = Videos(self.crew.workforce, self.crew.scorers, done.groups[: self.config.telemetry.videos])
+        self._wait(videos.work, stopped)
+        return Evaluation(scalars, videos.made)
 
     def judge(self, update: Update, stopped: Stopped) -> None:
         """Show an update to the judge. With staleness 0 what follows from that is waited for, else it goes on beside.
@@ -242,7 +246,7 @@ class AlignmentLoop:
     # --- rollout workers ─► scorers ─► buffer --------------------------------------------------------------------
 
     def _score(self) -> None:
-        depth = self.controller.targets.scorer_depth
+        depth = self.config.asynchrony.backpressure.depth
         while self._rolled and (worker := self.crew.scorers.free(len(self._rolled[0].tickets), depth)):
             rolled = self._rolled.popleft()
             self.crew.workforce.send(
@@ -371,6 +375,19 @@ class AlignmentLoop:
             crew.workforce.resize(crew.rollouts, targets.rollout_workers)
         if settings.scorer.most:
             crew.workforce.resize(crew.scorers, targets.scorer_workers)
+
+
+def controller_of(config: JobConfig, rollout_workers: int, scorer_workers: int) -> BackpressureController:
+    """The controller of a job with so many workers, at its beginning."""
+    settings, batch = config.asynchrony, config.alignment.prompts_per_update
+    most = (settings.staleness + 1) * batch
+    return BackpressureController(
+        settings.backpressure,
+        batch=batch,
+        most=min(settings.concurrency or most, most),
+        rollout_workers=rollout_workers,
+        scorer_workers=scorer_workers,
+    )
 
 
 def _fail_all(source: Source, tickets: list[Ticket], failed: Failed) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from roboalign_ray.pipelines.cluster.workforce import Call
+from roboalign_ray.pipelines.cluster.worker_pool import Call
 from roboalign_ray.world_model.protocol import RolloutReport
 
 _RECENT = 0.2  # weight of the newest call in the mean service times that the controller sees

@@ -22,18 +22,15 @@ from roboalign_ray.actors.annotator import AnnotationRecord
 from roboalign_ray.actors.distiller import StudentRecord
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.online.relabel_schedule import Drift, Relabelling, RelabelSchedule, measure_drift
-from roboalign_ray.judge.rubric import DIMENSIONS, names
-from roboalign_ray.judge.validation.alarms import Alarm, Audit, RewardAlarms
+from roboalign_ray.judge.online.relabel_schedule import Relabelling, RelabelSchedule
 from roboalign_ray.judge.validation.gate import GateResult
 from roboalign_ray.pipelines.align.groups import Finished
+from roboalign_ray.pipelines.align.judge_audits import Event, Found, JudgeAudits, JudgeReport
+from roboalign_ray.pipelines.align.label_queue import DistillerTask, LabelQueue
 from roboalign_ray.pipelines.align.sample_selection import Sample, spread_samples
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure, wait
-from roboalign_ray.pipelines.cluster.workforce import Call, WorkerPool, Workforce
-
-Event = dict[str, Any]
-Found = dict[str, AnnotationRecord]
-"""What the teacher said, by the sample's id."""
+from roboalign_ray.pipelines.cluster.worker_pool import Call, WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,6 @@ class StudentVersion:
     reference: list[Any] = field(default_factory=list)
 
 
-@dataclass
-class _Labelling:
-    """Samples on their way through the annotators."""
-
-    waiting: deque[tuple[list[Sample], int]]  # a group's, and which try it is
-    left: int
-    keep_as: int | None  # round that labels are kept under; None keeps none
-    done: Callable[[Found], None]
-    found: Found = field(default_factory=dict)
-
-
 class OnlineJudge:
     """One run's student and all that happens to it. Everything is done in the workforce's turns.
 
@@ -71,7 +57,6 @@ class OnlineJudge:
 
     Attributes:
         student: newest version.
-        events: what happened since they were last taken, JSON types.
         busy: an audit or a relabelling is under way.
     """
 
@@ -83,17 +68,18 @@ class OnlineJudge:
         self.student = StudentVersion()
         self._holder: Any = None  # the distiller that handed it out
         self._refused = 0  # times in a row that another one did not
+        self._report = JudgeReport()
+        self._audits = JudgeAudits(config.judge.gate, self._report)
+        self._queue: deque[DistillerTask] = deque()  # waits for the distiller to be free
+        self._labels = LabelQueue(config, workforce, annotators, self._queue.append, self._report)
         self._reset()
 
     def _reset(self) -> None:
-        self.events: list[Event] = []
+        for part in (self._report, self._audits, self._queue, self._labels):
+            part.clear()
         self._schedule = RelabelSchedule(self._settings)
-        self._alarms = RewardAlarms(self.config.judge.gate)
         self.busy = False
         self._failed_rounds = 0
-        self._queue: deque[Callable[[Any], None]] = deque()  # distiller calls that wait for it to be free
-        self._labellings: deque[_Labelling] = deque()  # the first is with the teacher
-        self._scalars: dict[str, float] = {}
         self._state: dict[str, Any] | None = None  # before what is under way began
 
     # --- beginning, resuming ---------------------------------------------------------------------------------------
@@ -119,10 +105,9 @@ class OnlineJudge:
             RoleFailure: the distiller does not answer.
         """
         self._reset()
-        # Told when they come: those of updates before the checkpoint that nobody had asked for.
-        self.events, self._scalars = list(state.get("events", ())), dict(state.get("scalars", {}))
+        self._report.load_state_dict(state)  # of updates before the checkpoint, not taken yet
         self._schedule.load_state_dict(state["schedule"])
-        self._alarms.load_state_dict(state["alarms"])
+        self._audits.load_state_dict(state["alarms"])
         self._failed_rounds = int(state["failed_rounds"])
         self._take(self._distillers.actors[0].version, int(state["version"]), *files)
 
@@ -132,12 +117,12 @@ class OnlineJudge:
         With what happened and has not been asked for yet.
         """
         state = self._state or self._settled()
-        return {**state, "events": list(self.events), "scalars": dict(self._scalars)}
+        return {**state, **self._report.state_dict()}
 
     def _settled(self) -> dict[str, Any]:
         return {
             "schedule": self._schedule.state_dict(),
-            "alarms": self._alarms.state_dict(),
+            "alarms": self._audits.state_dict(),
             "failed_rounds": self._failed_rounds,
             "version": self.student.version,
         }
@@ -148,7 +133,7 @@ class OnlineJudge:
         [record] = wait([told], self._distillers.role.deadline_s, "student")
         assert record.version is not None  # a first version is published, or an error
         self.student = StudentVersion(record.version, [files])
-        self.events.append({"event": "student", "version": record.version, "gate": record.gate.as_json()})
+        self._report.event("student", version=record.version, gate=record.gate.as_json())
         return record.gate
 
     # --- after an update -------------------------------------------------------------------------------------------
@@ -168,7 +153,7 @@ class OnlineJudge:
         if self._schedule.audit_due(update) and (samples := spread_samples(groups, audit, version)):
             self.busy, self._state = True, before
             self._schedule.audited(update)
-            self._label(samples, None, partial(self._audited, update, groups, samples))
+            self._labels.add(samples, None, partial(self._audited, update, groups, samples))
             return
         relabelling = self._schedule.after_update(update) if self._settings.every else None
         if relabelling is not None:
@@ -183,24 +168,22 @@ class OnlineJudge:
         """
         samples = spread_samples(groups, self._settings.held_out_samples)
         # An evaluation that is gone through again, as after Ctrl-C in it, is told once.
-        self.events = [e for e in self.events if (e.get("of"), e.get("update")) != ("held_out", update)]
+        report = self._report
+        report.events = [e for e in report.events if (e.get("of"), e.get("update")) != ("held_out", update)]
         waits: list[int] = []
 
         def done(found: Found) -> None:
-            self._measured(update, samples, found, "held_out")
+            self._audits.measure(update, samples, found, "held_out")
             waits.clear()
 
         if self._annotators is not None and samples:
             waits.append(update)
-            self._label(samples, None, done)
+            self._labels.add(samples, None, done)
         return lambda: bool(waits)
 
     def work(self) -> None:
         """Hand waiting work to workers that are free."""
-        if self._labellings and self._annotators is not None:
-            labelling = self._labellings[0]
-            while labelling.waiting and (worker := self._annotators.free()):
-                self._ask(labelling, worker, *labelling.waiting.popleft())
+        self._labels.work()
         self._renew()
         while self._queue and (worker := self._distillers.free()):
             self._queue.popleft()(worker)
@@ -227,138 +210,23 @@ class OnlineJudge:
 
     def take_scalars(self) -> dict[str, float]:
         """Figures since they were last taken, by the names of their curves."""
-        told, self._scalars = self._scalars, {}
-        return {"judge/version": float(self.student.version), **told}
+        return {"judge/version": float(self.student.version), **self._report.take_scalars()}
 
     def take_events(self) -> list[Event]:
         """What happened since it was last asked for."""
-        told, self.events = self.events, []
-        return told
-
-    # --- labelling -------------------------------------------------------------------------------------------------
-
-    def _label(self, samples: Sequence[Sample], keep_as: int | None, done: Callable[[Found], None]) -> None:
-        """Samples go to the teacher, behind those that it has; `done` is told what it said of them."""
-        if not samples:
-            done({})
-            return
-        by_group: dict[int, list[Sample]] = {}
-        for sample in samples:
-            by_group.setdefault(id(sample.group), []).append(sample)
-        waiting = deque((part, 1) for part in by_group.values())
-        self._labellings.append(_Labelling(waiting, len(waiting), keep_as, done))
-
-    def _ask(self, labelling: _Labelling, worker: Any, samples: list[Sample], attempt: int) -> None:
-        self._workforce.send(
-            worker,
-            "annotate",
-            [[sample.place for sample in samples]],
-            samples[0].group.reference,
-            then=partial(self._answered, labelling, samples, attempt),
-            size=1,
-            returns=2,
-            # A vision-language model may think about one video for minutes: the role's deadline alone bounds it.
-            progresses=self._settings.teacher != "vlm",
-        )
-
-    def _answered(
-        self,
-        labelling: _Labelling,
-        samples: list[Sample],
-        attempt: int,
-        call: Call,
-        answer: list[AnnotationRecord] | Failed,
-    ) -> None:
-        if not self._with_teacher(labelling):
-            return
-        if isinstance(answer, Failed):
-            if attempt <= self.config.teacher.labelling.retries:
-                labelling.waiting.append((samples, attempt + 1))
-                return
-            lost = np.full(len(DIMENSIONS), np.nan)
-            answer = [AnnotationRecord(s.pair_id, lost, float("nan"), answer) for s in samples]
-        labelling.found |= {record.pair_id: record for record in answer}
-        self._count(answer)
-        if labelling.keep_as is not None and any(record.failed is None for record in answer):
-            self._queue.append(partial(self._keep, labelling, labelling.keep_as, call.values[0]))
-            return
-        self._one_less(labelling)
-
-    def _keep(
-        self, labelling: _Labelling, round_number: int, rows: Any, worker: Any, *, attempt: int = 1
-    ) -> None:
-        def kept(call: Call, answer: int | Failed) -> None:
-            if not self._with_teacher(labelling):
-                return
-            if not isinstance(answer, Failed):
-                self._one_less(labelling)
-            elif attempt < self._settings.patience:
-                again = partial(self._keep, labelling, round_number, rows, attempt=attempt + 1)
-                self._queue.append(again)
-            else:
-                raise RoleFailure(f"labels could not be kept: {answer.reason}")
-
-        self._workforce.send(worker, "keep", round_number, rows, then=kept)
-
-    def _one_less(self, labelling: _Labelling) -> None:
-        labelling.left -= 1
-        if labelling.left == 0:
-            self._labellings.popleft()
-            labelling.done(labelling.found)
-
-    def _with_teacher(self, labelling: _Labelling) -> bool:
-        """Whether it is this one's turn; an answer to one from before a reset is for nobody."""
-        return bool(self._labellings) and labelling is self._labellings[0]
-
-    def _count(self, records: Sequence[AnnotationRecord]) -> None:
-        failures = [record.failed for record in records if record.failed is not None]
-        self._add("judge/labels", len(records) - len(failures))
-        self._add("judge/label_failures", len(failures))
-        for failed in failures:
-            self.events.append({"event": "label failed", "reason": failed.reason, "kind": failed.kind})
+        return self._report.take_events()
 
     # --- audits ----------------------------------------------------------------------------------------------------
 
     def _audited(
         self, update: int, groups: Sequence[Finished], samples: Sequence[Sample], found: Found
     ) -> None:
-        drift = self._measured(update, samples, found, "judge")
+        drift = self._audits.measure(update, samples, found, "judge")
         relabelling = self._schedule.after_update(update, drift) if self._settings.every else None
         if relabelling is None:
             self._rest()
         else:
             self._relabel(relabelling, groups)
-
-    def _measured(self, update: int, samples: Sequence[Sample], found: Found, prefix: str) -> Drift | None:
-        """Both judges' scores of the same samples: figures, and alarms where they are of training."""
-        if not samples:
-            return None
-        records = [found[sample.pair_id] for sample in samples]
-        student = np.stack([sample.student for sample in samples])
-        teacher = np.stack([record.scores for record in records])
-        motions = np.array([record.motion for record in records])
-        version = max(sample.version for sample in samples)
-        motion = float(np.nanmean(motions)) if np.isfinite(motions).any() else None
-        drift = measure_drift(student, teacher)
-        told = {**_means(student, f"{prefix}/student"), **_means(teacher, f"{prefix}/teacher")}
-        if motion is not None:
-            told[f"{prefix}/motion"] = motion
-        if drift is not None:
-            told[f"{prefix}/gap"] = drift.gap
-            if drift.rank is not None:
-                told[f"{prefix}/rank"] = drift.rank
-        self._scalars |= told
-        self.events.append({"event": "audit", "of": prefix, "update": update, "version": version, **told})
-        if prefix == "judge":
-            for alarm in self._alarms.observe(Audit(update, student, teacher, motion, version)):
-                self._raise_alarm(alarm)
-        return drift
-
-    def _raise_alarm(self, alarm: Alarm) -> None:
-        self._add("judge/alarms", 1)
-        self.events.append(
-            {"event": "alarm", "kind": alarm.kind, "update": alarm.update, "message": alarm.message}
-        )
 
     # --- relabelling -----------------------------------------------------------------------------------------------
 
@@ -387,14 +255,14 @@ class OnlineJudge:
                     # By the newest student among those that scored them: a newer one may just have come.
                     newest = max((sample.version for sample in samples), default=0)
                     scored = [sample for sample in samples if sample.version == newest]
-                    self._measured(relabelling.update, scored, found, "judge")
+                    self._audits.measure(relabelling.update, scored, found, "judge")
                 if any(record.failed is None for record in found.values()):
                     self._distil(relabelling, ids)
                 else:
                     nothing = Failed("the teacher could label none of the rollouts", "unlabelled")
                     self._distilled(relabelling, [], nothing)
 
-            self._label(missing, relabelling.round, done)
+            self._labels.add(missing, relabelling.round, done)
 
         self._queue.append(ask)
 
@@ -415,28 +283,27 @@ class OnlineJudge:
     def _distilled(
         self, relabelling: Relabelling, values: Sequence[Any], answer: StudentRecord | Failed
     ) -> None:
-        event: Event = {
-            "event": "relabelled",
+        about: Event = {
             "round": relabelling.round,
             "update": relabelling.update,
             "cause": relabelling.cause,
         }
         if isinstance(answer, Failed) or answer.version is None:
             self._failed_rounds += 1
-            told = (
+            why = (
                 {"message": answer.reason}
                 if isinstance(answer, Failed)
                 else {"message": f"gate closed by {answer.gate.failed()}", "gate": answer.gate.as_json()}
             )
-            self.events.append({**event, "event": "relabelling failed", **told})
+            self._report.event("relabelling failed", **about, **why)
             self._check_patience(answer)
         else:
             self._failed_rounds = 0
             self.student = StudentVersion(answer.version, [values[0]])
             figures = dict(answer.figures)
-            self._scalars |= {f"judge/distillation/{name}": value for name, value in figures.items()}
-            self.events.append(
-                {**event, "version": answer.version, "gate": answer.gate.as_json(), "figures": figures}
+            self._report.scalars |= {f"judge/distillation/{name}": value for name, value in figures.items()}
+            self._report.event(
+                "relabelled", **about, version=answer.version, gate=answer.gate.as_json(), figures=figures
             )
         self._rest()
 
@@ -456,18 +323,3 @@ class OnlineJudge:
 
     def _rest(self) -> None:
         self.busy, self._state = False, None
-
-    def _add(self, name: str, count: int) -> None:
-        self._scalars[name] = self._scalars.get(name, 0.0) + count
-
-
-def _means(scores: np.ndarray, prefix: str) -> dict[str, float]:
-    """Mean total and mean per dimension over samples that have scores."""
-    known = scores[np.isfinite(scores).all(axis=1)]
-    if not len(known):
-        return {}
-    means = known.mean(axis=0)
-    return {
-        f"{prefix}_total": float(means.sum()),
-        **{f"{prefix}/{name}": float(value) for name, value in zip(names(), means, strict=True)},
-    }

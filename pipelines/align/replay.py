@@ -38,7 +38,7 @@ from roboalign_ray.judge.student.registry import StudentRegistry
 from roboalign_ray.pipelines.align.groups import Numbering, Ticket
 from roboalign_ray.pipelines.align.job import CHECKPOINTS, JOURNAL
 from roboalign_ray.pipelines.align.launch import JUDGE
-from roboalign_ray.pipelines.align.run_state import check_same_job
+from roboalign_ray.pipelines.align.settings_check import check_same_job
 from roboalign_ray.pipelines.cluster.runtime import role_threads
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
@@ -256,7 +256,7 @@ def _check_settings(config: JobConfig, found: checkpoints.Checkpoint) -> None:
         check_same_job(found.metadata["config"], config, str(found.folder))
     except UserError as error:
         remedy = "replay with the profile and the --set values of the run"
-        raise UserError(error.what, where=error.where, remedy=remedy) from error
+        raise UserError(error.what, where=error.where, remedy=remedy, details=error.details) from error
 
 
 def print_replay(result: ReplayResult) -> None:

@@ -1,6 +1,6 @@
 """Where an alignment run keeps its checkpoints: in its own folder, and a copy of each elsewhere if asked for.
 
-    out/run.json       the run's id, drawn when it begins; every checkpoint names it
+    out/run.json       the run's id, drawn when it begins, and a fork's parent; every checkpoint names both
     out/checkpoints/   the two newest; a resumed run starts from the newest one that is whole
     alignment.checkpoints = "s3://bucket/run"   copies of them, for when the machine and its disk are gone
 
@@ -17,6 +17,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,34 @@ from roboalign_ray.foundation.storage.files import require_room, whole_file
 from roboalign_ray.foundation.storage.readers import parse_json, read_bytes
 
 KEPT = 2
-RUN, RUN_FILE = "run", "run.json"
+RUN, PARENT, RUN_FILE = "run", "parent", "run.json"
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 def tell(line: str) -> None:
     """One line on the terminal that is neither progress nor a result."""
     print(f"note: {line}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The checkpoint of another run that a run began from: the run's id, and updates done."""
+
+    run: str
+    step: int
+
+    @classmethod
+    def read(cls, value: Any) -> Parent | None:
+        """From JSON; None where there is none, or something else stands there."""
+        if not isinstance(value, dict):
+            return None
+        run, step = value.get(RUN), value.get("step")
+        sound = isinstance(run, str) and _ID.fullmatch(run) and type(step) is int and step >= 0
+        return cls(str(run), int(step or 0)) if sound else None
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types."""
+        return {RUN: self.run, "step": self.step}
 
 
 class RunCheckpoints:
@@ -48,6 +70,7 @@ class RunCheckpoints:
 
     Attributes:
         run: the run's id; empty until the run is begun or resumed.
+        parent: where the run began, if it is a fork.
 
     Raises:
         CheckpointError: the file system of the copies cannot be opened.
@@ -62,7 +85,7 @@ class RunCheckpoints:
             )
         self._mirror = CheckpointMirror.at(mirror) if mirror else None
         self._passed_over: list[Path] = []
-        self.run = _read_id(folder.parent / RUN_FILE)
+        self.run, self.parent = _read_id(folder.parent / RUN_FILE)
 
     def begun(self) -> bool:
         """Whether there is one, here or there.
@@ -136,18 +159,23 @@ class RunCheckpoints:
         if self._mirror is not None:
             self._mirror.push(written, KEPT)
 
-    def keep_id(self, found: Checkpoint | None) -> None:
+    def keep_id(self, found: Checkpoint | None, parent: Parent | None = None) -> None:
         """Write the run's id into its folder; a run that begins draws one.
 
         Args:
             found: what the run goes on from, as `load` gave it.
+            parent: where a run begins that is a fork.
         """
         if found is None:
-            self.run = uuid.uuid4().hex
+            self.run, self.parent = uuid.uuid4().hex, parent
         path = self.folder.parent / RUN_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as draft:
-            draft.write_text(json.dumps({RUN: self.run}) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(self.identity()) + "\n", encoding="utf-8")
+
+    def identity(self) -> dict[str, Any]:
+        """The run's id, and its parent where it has one; JSON types."""
+        return {RUN: self.run} | ({PARENT: self.parent.as_json()} if self.parent else {})
 
     def _attempts(self, with_copies: bool) -> Iterator[tuple[int, Callable[[], Checkpoint]]]:
         """Ways to a checkpoint, newest step first; of one step, what is here before its copy."""
@@ -169,7 +197,7 @@ class RunCheckpoints:
             CheckpointError: it is of another run.
         """
         self._check_run(found.metadata, str(found.folder))
-        self.run = found.metadata[RUN]
+        self.run, self.parent = found.metadata[RUN], Parent.read(found.metadata.get(PARENT))
         return found
 
     def _check_run(self, metadata: Mapping[str, Any], where: str) -> None:
@@ -222,19 +250,20 @@ class RunCheckpoints:
         return self._mirror.steps() if self._mirror is not None else []
 
 
-def _read_id(path: Path) -> str:
-    """The id in a run's folder; empty where there is none.
+def _read_id(path: Path) -> tuple[str, Parent | None]:
+    """The id in a run's folder, empty where there is none, and the run's parent.
 
     Raises:
         UserError: the file holds something else.
     """
     if not os.path.lexists(path):
-        return ""
+        return "", None
     try:
-        run = parse_json(read_bytes(path, "run's id", most_bytes=4096), where=str(path))[RUN]
-        if isinstance(run, str) and _ID.fullmatch(run):
-            return run
-    except (UserError, KeyError, TypeError):
+        held = parse_json(read_bytes(path, "run's id", most_bytes=4096), where=str(path))
+        run, parent = held[RUN], Parent.read(held.get(PARENT))
+        if isinstance(run, str) and _ID.fullmatch(run) and (parent or PARENT not in held):
+            return run, parent
+    except (UserError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(
         "does not hold a run's id",

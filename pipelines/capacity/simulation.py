@@ -262,7 +262,7 @@ class Simulation:
 
     def _room(self) -> int:
         """Places in the scorers' queues, not counting what is in their hands."""
-        return (self.controller.targets.scorer_depth - 1) * self.scorers.workers - len(self.queue)
+        return (self.settings.backpressure.depth - 1) * self.scorers.workers - len(self.queue)
 
     def _scorer_lost(self, rolled: Rolled) -> None:
         self.ledger.fail(rolled.group, rolled.attempt)

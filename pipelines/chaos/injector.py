@@ -2,7 +2,8 @@
 
     plan ──due──► striker ──signals, limits, nodes──► workers
                      ▲                                   │
-                     └───────── observer: noticed ◄──────┘
+                     └─ observer: noticed ◄──────────────┤
+                        interceptor: replies spoiled ◄───┘
 
 The plan and its counters live in the driver, which is no target. Workers carry no code for this: their processes are
 struck by signals and file-size limits, their replies where the driver passes references on. Only Linux lets one process
@@ -37,7 +38,7 @@ from roboalign_ray.pipelines.chaos.nodes import Nodes
 from roboalign_ray.pipelines.chaos.plan import KINDS
 from roboalign_ray.pipelines.chaos.record import Record, Strike
 from roboalign_ray.pipelines.cluster.runtime import BEAT, RoleFailure
-from roboalign_ray.pipelines.cluster.workforce import Call, Observer, Worker
+from roboalign_ray.pipelines.cluster.worker_pool import Call, Interceptor, Observer, Worker
 
 _LOOK_S = 0.05  # between two looks for a moment that suits a fault
 _ASK_S = 10.0  # for a worker to say where it runs
@@ -49,7 +50,7 @@ _NODE_BACK_S = 60.0  # a removed node is replaced at the latest then
 Place = tuple[Worker, int]  # a worker's place, and how many have been in it before
 
 
-class Striker(Observer):
+class Striker(Observer, Interceptor):
     """Strikes what a plan says, and keeps a record of what the job made of it.
 
     Args:
@@ -104,6 +105,7 @@ class Striker(Observer):
         self._ended.clear()
         self._next_second = min(self._next_second, time.monotonic() + 1.0)  # a soak's clock never stops
         crew.workforce.observers.append(self)
+        crew.workforce.interceptors.append(self)
         thread = threading.Thread(target=self._strike_when_due, name="chaos", daemon=True)
         thread.start()
         try:
@@ -113,6 +115,7 @@ class Striker(Observer):
             self._ended.set()
             thread.join()
             crew.workforce.observers.remove(self)
+            crew.workforce.interceptors.remove(self)
         if self._broken:
             raise self._broken
 
@@ -127,7 +130,7 @@ class Striker(Observer):
 
     # --- what the job says, in the driver's thread ---------------------------------------------------------------
 
-    def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
+    def reply(self, call: Call, answer: Any) -> Any:
         """Counts scored groups; spoils a reply where that is due; notices that a spoiled one was refused."""
         held_out = call.about.get("held_out", False)
         if isinstance(answer, Failed):
@@ -144,14 +147,16 @@ class Striker(Observer):
             self._rolled_out(call)
         elif call.what == "score" and not held_out and self._take_due("scores"):
             self.strikes.add("scores", f"group {_numbers(call)[0]}").groups = set(_numbers(call))
-            first, *others = answer[0].seeds
-            answer[0] = replace(answer[0], seeds=(first ^ 1, *others))
+            record, *others = answer
+            first, *seeds = record.seeds
+            return [replace(record, seeds=(first ^ 1, *seeds)), *others]
         elif call.what == "score":
             for record in answer:
                 if all(isinstance(score, Failed) for score in record.scores):
                     self.strikes.notice("tokens", record.scores[0].reason)
             if not held_out and not self.seconds:
                 self._count(len(answer))
+        return answer
 
     def _rolled_out(self, call: Call) -> None:
         numbers = _numbers(call)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.secrets import masked
-from roboalign_ray.pipelines.cli.jobs import Json, Overrides, Quiet, folder_to_write
+from roboalign_ray.pipelines.cli.options import Json, Overrides, Quiet, folder_to_write
 
 if TYPE_CHECKING:
     from roboalign_ray.config import JobConfig

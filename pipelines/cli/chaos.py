@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from roboalign_ray.pipelines.cli.jobs import Json, Out, Overrides, Profile, Quiet, job_and_folder
+from roboalign_ray.pipelines.cli.options import Json, Out, Overrides, Profile, Quiet, job_and_folder
 
 EXIT_BROKEN = 1
 

@@ -10,7 +10,7 @@ import typer
 
 from roboalign_ray.config.loading import dump_yaml, resolve_job
 from roboalign_ray.config.schema import profile_schema
-from roboalign_ray.pipelines.cli.jobs import Json, Overrides, Profile
+from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
 
 app = typer.Typer(no_args_is_help=True, help="Show profiles and their JSON schema.")
 

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import UserError
-
-
-def folder_to_write(text: str) -> Path:
-    """The value of --out. An empty one, as of a shell's unset variable, would stand for the current folder.
-
-    Raises:
-        UserError: it is empty.
-    """
-    if not text.strip():
-        raise UserError("is empty", where="--out", remedy="name a folder; '.' is the current one")
-    return Path(text)
-
-
-Profile = Annotated[
-    str,
-    typer.Argument(
-        metavar="PROFILE", help="A profile's name, or the path of a .yaml file.", show_default=True
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one value, for example alignment.updates=5. May be repeated.",
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Run directory.",
-        show_default="runs/<profile's name>",
-        parser=folder_to_write,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint in OUT.")]
+from roboalign_ray.pipelines.cli.options import (
+    Json,
+    Out,
+    Overrides,
+    Profile,
+    Quiet,
+    Resume,
+    job_and_folder,
+    show,
+)
 
 
 def demo(
@@ -84,7 +51,7 @@ def demo(
     command = ["roboalign", *sys.argv[1:]]
     summary = run_demo(config, folder, command=command, resume=resume, fresh=fresh, quiet=quiet)
     if as_json:
-        _show(summary, as_json)
+        show(summary, as_json)
         return
     for name, row in summary["before_after"].items():
         typer.echo(f"{name:12} {row['before']:9.4f} -> {row['after']:9.4f}  ({row['verdict']})")
@@ -116,7 +83,7 @@ def pretrain(
     from roboalign_ray.pipelines.train.world_model import STAGES, run_pretrain
 
     summary = run_pretrain(config, folder, (stage,) if stage else STAGES, quiet=quiet)
-    _show(summary, as_json)
+    show(summary, as_json)
 
 
 def align(
@@ -127,6 +94,12 @@ def align(
     replay: Annotated[
         Path | None,
         typer.Option("--replay", metavar="RUN", help="Make the groups of this run again, compare scores."),
+    ] = None,
+    fork: Annotated[
+        Path | None,
+        typer.Option(
+            "--fork", metavar="CHECKPOINT", help="Begin a new run from this one, or from the newest of a RUN."
+        ),
     ] = None,
     groups: Annotated[
         int | None,
@@ -146,6 +119,9 @@ def align(
     Rollout workers sample groups, scorers turn them into rewards, the learner updates; curves and the aligned model
     land in OUT. On a terminal a live view shows what every role does.
 
+    With --resume a run goes on; of its settings those may change that no result depends on. With --fork a new run with
+    other settings begins from a checkpoint, and counts on from it.
+
     With --replay nothing is trained: from a run's journal and checkpoints its groups are made again with the same
     seeds and weights, and their scores compared. Ends in 1 where one differs.
 
@@ -154,6 +130,7 @@ def align(
       roboalign align demo --out runs/first
       roboalign align single_gpu --set alignment.updates=50 --resume
       roboalign align single_gpu --checkpoints s3://bucket/first --resume
+      roboalign align demo --fork runs/first --out runs/longer --set alignment.updates=60
       roboalign align demo --replay runs/demo --groups 16
     """
     quiet = quiet or as_json
@@ -161,17 +138,19 @@ def align(
         overrides = [*(overrides or ()), f"alignment.checkpoints={checkpoints}"]
     config, folder = job_and_folder(profile, overrides, out)
     if replay is not None:
-        if resume or out:
+        if resume or out or fork:
             raise UserError(
-                "--replay trains nothing", where="roboalign align", remedy="leave out --resume and --out"
+                "--replay trains nothing",
+                where="roboalign align",
+                remedy="leave out --resume, --fork and --out",
             )
         return _replay(config, replay, groups, as_json=as_json, quiet=quiet)
     if groups is not None:
         raise UserError("--groups belongs to --replay", where="roboalign align")
     from roboalign_ray.pipelines.align.job import run_align
 
-    result = run_align(config, folder, resume=resume, quiet=quiet)
-    _show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+    result = run_align(config, folder, resume=resume, fork=fork, quiet=quiet)
+    show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
     return 0
 
 
@@ -181,7 +160,7 @@ def _replay(config: JobConfig, run: Path, groups: int | None, *, as_json: bool, 
 
     result = run_replay(config, run, groups=groups, quiet=quiet)
     if as_json:
-        _show({"equal": result.equal, "tolerance": result.tolerance, "rows": result.rows()}, as_json)
+        show({"equal": result.equal, "tolerance": result.tolerance, "rows": result.rows()}, as_json)
     else:
         print_replay(result)
     return 0 if result.equal else 1
@@ -220,11 +199,11 @@ def evaluate(
         config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
     )
     if as_json:
-        _show(result, as_json)
+        show(result, as_json)
         return
     if rows := result.get("long_horizon", {}).get("rows"):
         _print_rows(rows)
-    _show({**result["headline"], "figures": folder / "evaluation.json"}, as_json)
+    show({**result["headline"], "figures": folder / "evaluation.json"}, as_json)
 
 
 def distill(
@@ -268,37 +247,12 @@ def distill(
         config, pairs, folder, start=start, registry=registry, text_blind=text_blind, quiet=quiet
     )
     if as_json:
-        _show(summary, as_json)
+        show(summary, as_json)
         return
     typer.echo((folder / "agreement.md").read_text(encoding="utf-8"))
     if summary["gate"]:
         typer.echo((folder / "gate.md").read_text(encoding="utf-8"))
     typer.echo(f"version: {summary['version']}")
-
-
-def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
-    """The job, and the folder that it runs in."""
-    config = resolve_job(profile, overrides or ())
-    return config, run_folder(config, out)
-
-
-def run_folder(config: JobConfig, out: Path | None) -> Path:
-    """The folder that was asked for, or the one that the profile names."""
-    return (out or Path(config.output) / config.name).expanduser()
-
-
-def _show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:
-    """A job's summary: JSON, or one "key: value" a line."""
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2, default=str))
-        return
-    for key, value in summary.items():
-        if isinstance(value, Mapping):
-            _show(value, as_json, f"{prefix}{key}.")
-        else:
-            typer.echo(
-                f"{prefix}{key}: {value:.6g}" if isinstance(value, float) else f"{prefix}{key}: {value}"
-            )
 
 
 _COLUMNS = {

@@ -13,7 +13,15 @@ from rich.console import Console
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.folder_lock import folder_lock
-from roboalign_ray.pipelines.cli.jobs import Json, Out, Overrides, Profile, Quiet, folder_to_write, run_folder
+from roboalign_ray.pipelines.cli.options import (
+    Json,
+    Out,
+    Overrides,
+    Profile,
+    Quiet,
+    folder_to_write,
+    run_folder,
+)
 from roboalign_ray.pipelines.cli.tables import Column, print_columns
 
 if TYPE_CHECKING:

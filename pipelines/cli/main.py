@@ -30,8 +30,8 @@ from roboalign_ray.pipelines.cli import jobs as jobs_cli
 from roboalign_ray.pipelines.cli import judge as judge_cli
 from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
 from roboalign_ray.pipelines.cli import simulation as simulation_cli
-from roboalign_ray.pipelines.cli.jobs import Json, Overrides, Profile
-from roboalign_ray.pipelines.cluster.signals import asked_to_end, exit_code, handled
+from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
+from roboalign_ray.pipelines.cluster.signals import asked_to_end, exit_code, forget_signals, handled
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -207,6 +207,7 @@ def run(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1 for a bug; 2 for bad input or a full disk; 130 after Ctrl-C, 143 after SIGTERM.
     """
+    forget_signals()
     try:
         result = app(args=arguments, prog_name="roboalign", standalone_mode=False)
         # Typer makes its own code of a KeyboardInterrupt.

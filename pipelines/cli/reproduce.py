@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from roboalign_ray.config.loading import resolve_job
-from roboalign_ray.pipelines.cli.jobs import Json, Out, Overrides, Profile, Quiet, run_folder
+from roboalign_ray.pipelines.cli.options import Json, Out, Overrides, Profile, Quiet, run_folder
 
 HELP = """Make an experiment again: several alignment runs, judged side by side. Started again, it goes on.
 

@@ -10,7 +10,7 @@ import typer
 
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.pipelines.cli.jobs import Json, Overrides, Profile
+from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
 
 if TYPE_CHECKING:
     from roboalign_ray.pipelines.capacity.simulation import SimulationResult

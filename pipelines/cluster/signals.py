@@ -24,7 +24,7 @@ _QUICK_S = 1.0  # for processes to end by themselves, before they are asked to
 _GONE_S = 3.0  # before they are killed
 
 
-_last: list[int] = []  # the signal that this process was last asked to end by
+_last: list[int] = []  # the signal that this command was last asked to end by
 
 
 def asked_to_end(number: int, _frame: Any = None) -> None:
@@ -43,6 +43,11 @@ def end_at_once_until_main() -> None:
     if is_command and threading.current_thread() is threading.main_thread():
         for number in ENDING:
             signal.signal(number, lambda number, _frame: os._exit(128 + number))
+
+
+def forget_signals() -> None:
+    """Call when a command begins: a signal that ended another command in this process does not count for it."""
+    _last.clear()
 
 
 def exit_code() -> int:

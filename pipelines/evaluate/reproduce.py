@@ -30,7 +30,7 @@ from roboalign_ray.foundation.storage.readers import read_object
 from roboalign_ray.foundation.telemetry.metrics import read_curves
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.pipelines.align.job import ALIGNED, LOGS, run_align
-from roboalign_ray.pipelines.align.run_state import check_settings, keep_settings
+from roboalign_ray.pipelines.align.settings_check import check_settings, keep_settings
 from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
 from roboalign_ray.pipelines.evaluate.job import Bench, make_bench
 from roboalign_ray.pipelines.evaluate.judge_panel import (
@@ -64,12 +64,11 @@ HACKING_ARMS: Mapping[str, Change] = {
 }
 
 
-_FREE_SECTIONS = {"name", "output", "cluster", "serving", "telemetry"}
-_FREE_KEYS = {
-    "alignment": {"checkpoint_every", "checkpoints"},
-    "evaluation": {"judges"},
-    "teacher": {"labelling", "engine", "server"},
-}
+_MAY_CHANGE = {
+    *("name", "output", "cluster", "serving", "telemetry"),
+    *("alignment.checkpoint_every", "alignment.checkpoints", "evaluation.judges"),
+    *("teacher.labelling", "teacher.engine", "teacher.server"),
+}  # no figure of an experiment depends on these
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: s
     asked = config.judge.relabel.teacher == "vlm" or JUDGE_TITLES["vlm"] in _read(
         Path(where) / f"{BASE}.json"
     )
-    check_settings(before, config, where, _FREE_SECTIONS | (set() if asked else {"teacher"}), _FREE_KEYS)
+    check_settings(before, config, where, _MAY_CHANGE | (set() if asked else {"teacher"}))
 
 
 def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile
-from roboalign_ray.pipelines.cluster.workforce import Call, Observer, Worker
+from roboalign_ray.pipelines.cluster.worker_pool import Call, Observer, Worker
 
 DRIVER, UPDATES, PAUSES = 0, 1, 2  # the driver's process and its lanes
 _OFFERS = 1_000_000  # added to a worker's lane; more workers than that no role has

@@ -22,7 +22,8 @@ from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile
 from roboalign_ray.foundation.telemetry.metrics import read_rows
 from roboalign_ray.foundation.telemetry.tracking import WandbRun
 from roboalign_ray.pipelines.align.loop import AlignmentLoop
-from roboalign_ray.pipelines.cluster.workforce import Observer, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import Observer
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 from roboalign_ray.pipelines.monitor.call_trace import RunTrace
 from roboalign_ray.pipelines.monitor.terminal_view import LiveView, PlainView, View, ViewState
 from roboalign_ray.pipelines.monitor.utilisation import Meters

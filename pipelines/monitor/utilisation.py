@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.pipelines.cluster.workforce import Call, Observer, Worker, WorkerPool
+from roboalign_ray.pipelines.cluster.worker_pool import Call, Observer, Worker, WorkerPool
 
 
 @dataclass(frozen=True)

@@ -125,13 +125,8 @@ def _load_start(config: JobConfig, folder: str) -> Any:
 
 def _train(spec: dict[str, Any]) -> None:
     """What every worker runs."""
-    config = JobConfig.model_validate(spec["config"])
     train_worker(
-        lambda: _student_job(config, spec),
-        Path(spec["out"]),
-        STUDENT,
-        role=config.cluster.trainer,
-        seed=config.judge.seed,
+        lambda config: _student_job(config, spec), spec, STUDENT, seed=lambda config: config.judge.seed
     )
 
 

@@ -101,14 +101,9 @@ def _start(config: TeacherConfig, pairs: LabelledPairs, out: Path) -> str:
 
 def _train(spec: dict[str, Any]) -> None:
     """What every worker runs."""
-    config = JobConfig.model_validate(spec["config"])
     build = _vision_job if spec["job"] == VISION else _teacher_job
     train_worker(
-        lambda: build(config, spec),
-        Path(spec["out"]),
-        spec["job"],
-        role=config.cluster.trainer,
-        seed=config.teacher.seed,
+        lambda config: build(config, spec), spec, spec["job"], seed=lambda config: config.teacher.seed
     )
 
 

@@ -4,7 +4,7 @@
     workers   train_worker  ──► resume ──► step, log, checkpoint … ──► publish `out/<name>`
 
     out/
-      <name>/          what the job made, with training.json; there only when it is complete
+      <name>/          what the job made, with training.json, provenance.json and profile.yaml; there only when complete
       logs/<name>/     curves
       checkpoints/     of Ray Train
 
@@ -25,8 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from roboalign_ray.config import RoleConfig
+from roboalign_ray.config import JobConfig, RoleConfig
+from roboalign_ray.config.loading import dump_shareable
 from roboalign_ray.foundation.failures import ReportedError, UserError
+from roboalign_ray.foundation.run_record import (
+    ModelReference,
+    RunRecord,
+    describe,
+    this_command,
+    write_record,
+)
 from roboalign_ray.foundation.storage.files import complete_or_absent
 from roboalign_ray.foundation.storage.readers import read_object
 
@@ -65,6 +73,7 @@ class TrainJob:
         step: one batch to metrics; one optimizer step.
         save: writes the result into a folder.
         steps, log_every, checkpoint_every: in optimizer steps.
+        tokenizer: folder of the tokenizer that the result stands on, and where it came from; None where it needs none.
     """
 
     trainer: Trainer
@@ -74,6 +83,7 @@ class TrainJob:
     steps: int
     log_every: int
     checkpoint_every: int
+    tokenizer: tuple[Path, str] | None = None
 
 
 def run_train_job(
@@ -90,8 +100,9 @@ def run_train_job(
     """Run a job on the cluster that is connected; one that is complete in `out` is left as it is.
 
     Args:
-        worker: a module's function that calls `train_worker` with the same `out` and `name`; every worker runs it.
-        spec: what `worker` is called with; plain values.
+        worker: a module's function that calls `train_worker` with what it is called with, and the same `name`; every
+            worker runs it.
+        spec: what `worker` is called with; plain values. "config" is the job's, as `JobConfig.model_dump` gives it.
         out: run directory, absolute.
         name: of the job: folder of its result, and what messages call it.
         role: workers, their resources, and how often they may be restarted.
@@ -113,7 +124,7 @@ def run_train_job(
     if not summary.is_file():
         trainer = TorchTrainer(
             worker,
-            train_loop_config=spec,
+            train_loop_config={**spec, "out": str(out), "command": this_command()},
             scaling_config=_scaling(role),
             run_config=RunConfig(
                 name=name,
@@ -127,25 +138,36 @@ def run_train_job(
     return read_object(summary, "training summary")
 
 
-def train_worker(build: Callable[[], TrainJob], out: Path, name: str, *, role: RoleConfig, seed: int) -> None:
+def train_worker(
+    build: Callable[[JobConfig], TrainJob],
+    spec: Mapping[str, Any],
+    name: str,
+    *,
+    seed: Callable[[JobConfig], int],
+) -> None:
     """What every worker of a job runs: build, resume, train to the last step; the first worker publishes.
 
     Args:
         build: makes the job; called once, after threads and seed are set.
-        out, name, role: as in `run_train_job`.
+        spec: what Ray Train calls the worker with; `run_train_job` made it.
+        name: as in `run_train_job`.
         seed: of torch, before anything is built.
     """
     import ray.train
     import torch
 
+    config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])
+    role = config.cluster.trainer
     torch.set_num_threads(role.threads or max(1, int(role.num_cpus)))
-    torch.manual_seed(seed)
-    job = build()
+    torch.manual_seed(seed(config))
+    job = build(config)
     seconds = _resume(job)
     leads = ray.train.get_context().get_world_rank() == 0
-    metrics = _loop(job, out / "logs" / name, seconds, leads=leads)
+    profile = dump_shareable(config)
+    metrics = _loop(job, out / "logs" / name, seconds, profile, leads=leads)
     if leads:
-        _publish(job, out / name, metrics)
+        record = describe(name, job.steps, spec["command"], tokenizer=_reference(job.tokenizer))
+        _publish(job, out / name, metrics, record, profile)
 
 
 def check_shares(count: int, what: str, workers: int, *, where: str) -> None:
@@ -230,11 +252,13 @@ def _progress(logs: Path, name: str, steps: int, shown: tuple[str, ...], quiet: 
             update()
 
 
-def _loop(job: TrainJob, logs: Path, seconds: float, *, leads: bool) -> dict[str, float]:
+def _loop(job: TrainJob, logs: Path, seconds: float, profile: str, *, leads: bool) -> dict[str, float]:
     """Train to the last step, logging and checkpointing; metrics are means since the last log line."""
     from roboalign_ray.foundation.telemetry.metrics import MetricsWriter
 
     writer = MetricsWriter(logs, resume_at=job.trainer.steps_done + 1) if leads else None
+    if writer is not None:
+        writer.settings(job.trainer.steps_done, profile)
     began, recent, last = time.monotonic() - seconds, [], {}
     for batch in _until(job):
         recent.append(job.step(batch))
@@ -291,7 +315,11 @@ def _resume(job: TrainJob) -> float:
     return float(state["seconds"])
 
 
-def _publish(job: TrainJob, folder: Path, metrics: dict[str, float]) -> None:
+def _reference(tokenizer: tuple[Path, str] | None) -> ModelReference | None:
+    return ModelReference.of(*tokenizer) if tokenizer else None
+
+
+def _publish(job: TrainJob, folder: Path, metrics: dict[str, float], record: RunRecord, profile: str) -> None:
     """Write the result: a folder with a summary is a complete one."""
     import torch
 
@@ -300,3 +328,4 @@ def _publish(job: TrainJob, folder: Path, metrics: dict[str, float]) -> None:
     with complete_or_absent(folder) as writing:
         job.save(writing)
         (writing / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        write_record(writing, record, profile)

@@ -57,7 +57,7 @@ def run_pretrain(
 def _run_stage(config: JobConfig, out: Path, stage: Stage, quiet: bool) -> dict[str, Any]:
     return run_train_job(
         _train,
-        {"config": config.model_dump(), "out": str(out), "stage": stage},
+        {"config": config.model_dump(), "stage": stage},
         out,
         stage,
         role=config.cluster.trainer,
@@ -69,12 +69,12 @@ def _run_stage(config: JobConfig, out: Path, stage: Stage, quiet: bool) -> dict[
 
 def _train(spec: dict[str, Any]) -> None:
     """What every worker of a stage runs."""
-    config, out, stage = JobConfig.model_validate(spec["config"]), Path(spec["out"]), spec["stage"]
+    stage = spec["stage"]
 
-    def build() -> TrainJob:
-        return _tokenizer_job(config) if stage == "tokenizer" else _world_model_job(config, out)
+    def build(config: JobConfig) -> TrainJob:
+        return _tokenizer_job(config) if stage == "tokenizer" else _world_model_job(config, Path(spec["out"]))
 
-    train_worker(build, out, stage, role=config.cluster.trainer, seed=config.seed)
+    train_worker(build, spec, stage, seed=lambda config: config.seed)
 
 
 def _stream(config: JobConfig, frames: int, context_range: int, windows: int):
@@ -148,7 +148,9 @@ def _world_model_job(config: JobConfig, out: Path) -> TrainJob:
 
     settings, device = config.pretraining, get_device()
     own = out / "tokenizer"
-    folder = own if (own / SUMMARY).is_file() else tokenizer_folder(config)
+    folder, source = own, "this run"
+    if not (own / SUMMARY).is_file():
+        folder, source = tokenizer_folder(config), config.tokenizer_weights
     tokenizer = DualBranchTokenizer.load(folder).to(device)
     layout = SequenceLayout.from_config(tokenizer.config, config.world_model, config.episodes.action_bins)
     binner = fit_action_binner(open_store(config.episodes.store), config.episodes)
@@ -170,4 +172,5 @@ def _world_model_job(config: JobConfig, out: Path) -> TrainJob:
         steps=settings.steps,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
+        tokenizer=(folder, source),
     )

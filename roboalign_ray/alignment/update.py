@@ -81,6 +81,7 @@ class UpdateResult:
         steps: optimizer steps taken.
         tokens: trained tokens of one pass over the batch, all ranks.
         counts: groups and samples used and left out.
+        learning_rate: of every step; the caller sets it.
     """
 
     metrics: dict[str, float]
@@ -88,6 +89,7 @@ class UpdateResult:
     steps: int
     tokens: int
     counts: BatchCounts
+    learning_rate: float = 0.0
 
 
 def policy_update(

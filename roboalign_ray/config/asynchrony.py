@@ -58,8 +58,8 @@ class BackpressureConfig(FrozenConfig):
         low, high: watermarks. More groups in flight while both backlogs lie below `low`, fewer once one lies above
             `high`. The scorers' backlog counts full queues, the learner's counts finished batches.
         decrease: factor on the groups in flight where a backlog is too long.
-        depth_least, depth_most: groups per scorer, the one it works on included.
-        patience: looks in a row that must agree before a pool or a queue's depth changes.
+        depth: groups per scorer at most, the one it works on included.
+        patience: looks in a row that must agree before a pool changes.
         utilisation: share of its time that a worker of an elastic pool should be busy.
         deadband: relative change of a pool below which it is left alone.
         rollout, scorer: bounds of the pools.
@@ -71,8 +71,7 @@ class BackpressureConfig(FrozenConfig):
     low: float = Field(0.5, ge=0)
     high: float = Field(1.5, gt=0)
     decrease: float = Field(0.8, gt=0, lt=1)
-    depth_least: PositiveInt = 2
-    depth_most: PositiveInt = 16
+    depth: PositiveInt = 2
     patience: PositiveInt = 3
     utilisation: float = Field(0.85, gt=0, le=1)
     deadband: float = Field(0.1, ge=0)
@@ -81,10 +80,9 @@ class BackpressureConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _check_order(self) -> BackpressureConfig:
-        if self.low >= self.high or self.depth_least > self.depth_most:
+        if self.low >= self.high:
             raise ConfigError(
-                f"low {self.low:g} must lie below high {self.high:g}, and depth_least {self.depth_least} not above "
-                f"depth_most {self.depth_most}",
+                f"low {self.low:g} must lie below high {self.high:g}",
                 where="asynchrony.backpressure",
             )
         return self

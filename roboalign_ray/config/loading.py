@@ -24,6 +24,7 @@ from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.job import JobConfig
 from roboalign_ray.config.paths import with_absolute_paths
 from roboalign_ray.config.yaml_source import Located, parse_mapping, parse_value, read_mapping
+from roboalign_ray.foundation.machine_paths import shareable
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -87,13 +88,16 @@ def profile_names() -> list[str]:
 
 def dump_yaml(config: FrozenConfig) -> str:
     """The whole tree as YAML that `load_job` reads back to an equal config, but for secrets inside URIs: masked."""
-    return yaml.safe_dump(
-        config.public(),
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-        width=100,
-    )
+    return _dump(config.public())
+
+
+def dump_shareable(config: FrozenConfig) -> str:
+    """As `dump_yaml`, and of every absolute path the last name alone: what may leave this machine."""
+    return _dump(shareable(config.public()))
+
+
+def _dump(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
 
 def known_paths(model: type[FrozenConfig] = JobConfig, prefix: str = "") -> Iterator[str]:

@@ -20,6 +20,8 @@ class TelemetryConfig(FrozenConfig):
             one before, and another is begun. 0 writes no trace. [ours]
         window_s: seconds that the live view's throughput and busy shares are means over. [ours]
         points: of every curve in the live view. [ours]
+        videos: held-out prompts of which TensorBoard gets a video at every evaluation, generated beside real; at most
+            `alignment.held_out_prompts`. [ours]
         tolerance: largest difference between a score and the same one made again that `align --replay` lets pass: on
             another machine sums are taken in another order. [ours]
     """
@@ -30,4 +32,5 @@ class TelemetryConfig(FrozenConfig):
     trace_events: NonNegativeInt = 200_000
     window_s: float = Field(60.0, gt=0)
     points: PositiveInt = 32
+    videos: NonNegativeInt = 2
     tolerance: float = Field(1e-5, ge=0)

@@ -1,18 +1,17 @@
-"""Back-pressure: how many groups may be in flight, how many a scorer is handed, how many workers a pool should have.
+"""Back-pressure: how many groups may be in flight, and how many workers a pool should have.
 
-Three questions, three answers:
+Two questions, two answers:
 
 - Groups in flight: additive increase, multiplicative decrease on two backlogs, with a gap between the watermarks in
   which nothing changes. The backlogs are what is observed anyway, and rollout times have tails so long that a
   controller which needs a gain or a model of them would be tuned for one horizon only; this rule finds the edge of
   saturation for any, and backs off in O(log) looks when a role slows down.
-- Groups per scorer, the one in its hands included: 1 + ceil(round trip / service time), enough that a scorer never
-  waits for the driver.
 - Workers of an elastic pool: the offered load over the share of time a worker should be busy (Little's law),
   rate * seconds / utilisation, the rate being what the learner can take.
 
-The last two change only when several looks in a row agree, and a pool only by more than its deadband. No clock: whoever
-looks decides when.
+A pool changes only when several looks in a row agree, and only by more than its deadband. No clock: the caller decides
+when to look. How many groups a scorer is handed ahead is a setting: two hide the driver's round trip, a few
+milliseconds, wherever a score takes longer than that.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ class Observation:
         rollout_workers, scorer_workers: workers that are up.
         rollout_seconds, scorer_seconds: of one group on one worker.
         learner_seconds: of one update.
-        round_trip_seconds: from a scorer's answer until the next group is in its hands.
     """
 
     running: int
@@ -50,15 +48,13 @@ class Observation:
     rollout_seconds: float = 0.0
     scorer_seconds: float = 0.0
     learner_seconds: float = 0.0
-    round_trip_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What should be: groups in flight at most, groups per scorer at most, and workers."""
+    """What should be: groups in flight at most, and workers."""
 
     concurrency: int
-    scorer_depth: int
     rollout_workers: int
     scorer_workers: int
 
@@ -134,9 +130,6 @@ class BackpressureController:
         self.config, self.batch = config, batch
         least = min(config.least or rollout_workers, most)
         self._limit = AimdLimit(least, most, config.decrease)
-        self._depth = PatientTarget(
-            config.depth_least, config.depth_least, config.depth_most, patience=config.patience
-        )
         self._rollout = self._pool(config.rollout, rollout_workers)
         self._scorer = self._pool(config.scorer, scorer_workers)
 
@@ -148,14 +141,12 @@ class BackpressureController:
     @property
     def targets(self) -> Targets:
         """What holds at present."""
-        return Targets(self._limit.value, self._depth.value, self._rollout.value, self._scorer.value)
+        return Targets(self._limit.value, self._rollout.value, self._scorer.value)
 
     def observe(self, seen: Observation) -> Targets:
-        """One look: the targets after it. Nothing changes where `adaptive` is off."""
-        if self.config.adaptive:
-            self._steer_concurrency(seen)
-            self._steer_depth(seen)
-            self._steer_pools(seen)
+        """One look: the targets after it."""
+        self._steer_concurrency(seen)
+        self._steer_pools(seen)
         return self.targets
 
     def backlogs(self, seen: Observation) -> tuple[float, float]:
@@ -163,7 +154,7 @@ class BackpressureController:
 
         Ready groups count for the learner as far as it works: while it rests they wait for others, not for it.
         """
-        room = max(1, seen.scorer_workers) * self._depth.value
+        room = max(1, seen.scorer_workers) * self.config.depth
         return seen.scorer_queue / room, seen.ready / self.batch * seen.learner_busy
 
     def _steer_concurrency(self, seen: Observation) -> None:
@@ -173,10 +164,6 @@ class BackpressureController:
         elif worst < self.config.low and seen.running >= self._limit.value:
             # A bound that nothing reaches is not raised: it would only be too high when it is needed.
             self._limit.raise_by(max(1.0, seen.rollout_workers / STEPS))
-
-    def _steer_depth(self, seen: Observation) -> None:
-        if seen.scorer_seconds > 0:
-            self._depth.wish(1 + seen.round_trip_seconds / seen.scorer_seconds)
 
     def _steer_pools(self, seen: Observation) -> None:
         if not (seen.learner_seconds > 0 and seen.rollout_seconds > 0):
@@ -189,7 +176,7 @@ class BackpressureController:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been learned, JSON types."""
-        kept = {"depth": self._depth, "rollout": self._rollout, "scorer": self._scorer}
+        kept = {"rollout": self._rollout, "scorer": self._scorer}
         return {
             "concurrency": self._limit.exact,
             **{name: [target.value, target.streak] for name, target in kept.items()},
@@ -198,7 +185,7 @@ class BackpressureController:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, within this controller's own bounds."""
         self._limit.exact = min(max(float(state["concurrency"]), self._limit.least), self._limit.most)
-        for name, target in (("depth", self._depth), ("rollout", self._rollout), ("scorer", self._scorer)):
+        for name, target in (("rollout", self._rollout), ("scorer", self._scorer)):
             value, target.streak = state[name]
             target.value = min(max(int(value), target.least), target.most)
 

@@ -83,7 +83,7 @@ class TokenizerTrainer(AveragedTrainer[DualBranchTokenizer]):
             to_unit_frames(context, self.device),
             to_unit_frames(frames, self.device),
         )
-        self._begin(
+        rate = self._begin(
             config.learning_rate,
             warmup=config.warmup,
             total=config.steps,
@@ -99,7 +99,7 @@ class TokenizerTrainer(AveragedTrainer[DualBranchTokenizer]):
         )
         loss = loss + self._adversarial(made, real, parts)
         norm = self._descend(loss, config.clip_norm)
-        return self._metrics(loss, parts, norm, made, real, result, len(context))
+        return {"learning_rate": rate} | self._metrics(loss, parts, norm, made, real, result, len(context))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on."""

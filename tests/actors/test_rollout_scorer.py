@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_job import make_tiny_job, square_episode
 
 from roboalign_ray.actors.rollout import RolloutActor
@@ -60,6 +62,23 @@ def test_same_seeds_same_tokens_in_another_actor_and_company(job, actor, names):
     groups, _ = actor.rollout(names, SEEDS)
     alone, _ = rollout_actor(job).rollout(names[1:], SEEDS[1:])
     np.testing.assert_array_equal(alone[0].payload.tokens, groups[1].payload.tokens)
+
+
+def test_a_video_shows_the_real_clip_and_the_first_sample_side_by_side(actor, scorer, names):
+    groups, _ = actor.rollout(names, SEEDS)
+    first, *_ = scorer.score(groups)
+    picture = Image.open(io.BytesIO(scorer.video(first)))
+    generated = scorer._codec.decode_group(groups[0])[0]
+    real = scorer._reader.frames(names[0], len(generated))[1:]
+    assert picture.n_frames == len(generated) == 4
+    for number in range(4):
+        picture.seek(number)
+        shown = np.array(picture.convert("RGB")).astype(int)
+        half = shown.shape[1] // 2
+        # 256 colours a frame: close, and closer than the other half is
+        assert np.abs(shown[:, :half] - real[number]).mean() < 6
+        assert np.abs(shown[:, half:] - generated[number]).mean() < 6
+        assert np.abs(real[number].astype(int) - generated[number]).mean() > 12
 
 
 def test_an_unreadable_prompt_costs_its_own_group_only(actor, names):

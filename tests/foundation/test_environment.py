@@ -1,20 +1,35 @@
-"""What a report says about the machine."""
+"""What a report says about the machine, against the system's own figures."""
 
 from __future__ import annotations
 
-import platform
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 
 from roboalign_ray.foundation import environment
 
 
 def test_versions_are_those_installed() -> None:
     found = environment.versions(["numpy", "no-such-package"])
-    assert found == {"python": platform.python_version(), "numpy": np.__version__}
+    assert found == {"python": sys.version.split()[0], "numpy": np.__version__}
 
 
-def test_hardware_is_one_line_with_the_cores() -> None:
+def test_hardware_names_the_memory_that_the_system_has() -> None:
     line = environment.hardware()
-    assert line.startswith(f"{environment.usable_cores()} CPU core")
+    cores, memory, *_ = line.split(", ")
+    assert cores.split(" ")[1:] in (["CPU", "core"], ["CPU", "cores"])
+    assert memory == f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory"
     assert "\n" not in line
+
+
+def test_a_process_bound_to_one_core_counts_one() -> None:
+    program = """
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+from roboalign_ray.foundation import environment
+print(environment.usable_cores(), environment.hardware())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 1 CPU core, ")

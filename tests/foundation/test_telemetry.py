@@ -50,6 +50,15 @@ def test_animation_is_a_gif_with_every_frame(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(picture.convert("RGB")), frames[3])
 
 
+def test_settings_stand_in_tensorboard_as_they_are(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.settings(0, "seed: 3\n")
+        writer.settings(4, "seed: 5\n")
+    told = _board(tmp_path).Tensors("profile/text_summary")
+    texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in told]
+    assert texts == [(0, "```yaml\nseed: 3\n\n```"), (4, "```yaml\nseed: 5\n\n```")]
+
+
 def test_torn_line_is_dropped_and_writing_goes_on(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         writer.scalars(0, {"loss": 1.0})

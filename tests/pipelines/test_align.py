@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import io
 import json
 import time
 from collections import defaultdict
@@ -11,14 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from tiny_job import make_tiny_job
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_job import SIZE, make_tiny_job, square_episode
 
 from roboalign_ray.actors.learner import LearnerActor
 from roboalign_ray.actors.rollout import RolloutActor
 from roboalign_ray.actors.scorer import ScorerActor
 from roboalign_ray.alignment.records.scored import reward_scalars
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.run_record import read_record
 from roboalign_ray.foundation.weight_sync.packing import unpack
 from roboalign_ray.pipelines.align.groups import split_evenly
 from roboalign_ray.pipelines.align.job import AlignResult, run_align
@@ -53,6 +61,22 @@ def test_weights_change_and_load_as_a_plain_world_model(job, finished):
     ]
     assert max(moved) > 1e-4
     assert open_world_model(result.model).card.kind == "token"  # it remembers its tokenizer
+
+
+def test_the_result_says_how_it_was_made(job, finished, tmp_path):
+    result, out = finished
+    record = read_record(result.model)
+    assert (record.job, record.step, record.parent) == ("align", 2, None)
+    assert record.run == json.loads((out / "run.json").read_text())["run"]
+    weights = Path(job.tokenizer_weights) / "tokenizer.safetensors"
+    assert record.tokenizer.files[weights.name] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert record.tokenizer.source == "…/tokenizer"
+    profile = load_job(str(result.model / "profile.yaml"))
+    assert profile.alignment == job.alignment
+    assert profile.rollout == job.rollout
+    for path in (*result.model.glob("*.json"), *result.model.glob("*.yaml")):
+        assert str(out.parent) not in path.read_text(), path
+        assert str(Path(job.tokenizer_weights).parent) not in path.read_text(), path
 
 
 def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
@@ -132,6 +156,36 @@ def test_curves_hold_training_and_held_out_figures(finished):
     assert 0 <= result.curves["reference_kl"][1][0] < 1e-2
 
 
+def test_tensorboard_has_the_curves_the_settings_and_held_out_videos(job, finished):
+    """Read back by TensorBoard's own reader."""
+    result, _ = finished
+    board = EventAccumulator(str(result.logs), size_guidance={"images": 0, "tensors": 0})
+    board.Reload()
+    rates = [(event.step, event.value) for event in board.Scalars("learning_rate")]
+    assert rates == [(1, pytest.approx(1e-3)), (2, pytest.approx(1e-3))]
+    for name in ("reward_mean", "held_out/reward_mean", "grad_norm"):
+        steps, values = result.curves[name]
+        assert [event.step for event in board.Scalars(name)] == steps.tolist()
+        np.testing.assert_allclose([event.value for event in board.Scalars(name)], values, rtol=1e-6)
+    [told] = board.Tensors("profile/text_summary")
+    profile = yaml.safe_load(told.tensor_proto.string_val[0].decode().strip("`").removeprefix("yaml"))
+    assert profile["alignment"] == job.public()["alignment"]
+    videos = [tag for tag in board.Tags()["images"] if tag.startswith("held_out/real_generated/")]
+    assert len(videos) == job.alignment.held_out_prompts == 2
+    for tag in videos:
+        assert [event.step for event in board.Images(tag)] == [0, 1, 2]
+        first, *_ = board.Images(tag)
+        assert (first.width, first.height) == (2 * SIZE, SIZE)
+        name = PromptName.parse(tag.removeprefix("held_out/real_generated/"))
+        picture = Image.open(io.BytesIO(first.encoded_image_string))
+        assert picture.n_frames == job.rollout.horizon
+        frames = square_episode(int(name.episode_id.split("/")[1])).frames["front"][name.start + 1 :]
+        for number, real in zip(range(picture.n_frames), frames, strict=False):
+            picture.seek(number)
+            left = np.array(picture.convert("RGB"))[:, :SIZE]
+            np.testing.assert_allclose(left, real, atol=8)  # the store's own compression
+
+
 def test_no_object_outlives_the_job(finished):
     gc.collect()
     worker = ray._private.worker.global_worker.core_worker
@@ -168,7 +222,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(ray_cluster, job, fi
         resumed.curves["held_out/reward_mean"][1], whole.curves["held_out/reward_mean"][1], atol=1e-6
     )
     other = job.model_copy(update={"seed": 9})
-    with pytest.raises(UserError, match="'seed'"):
+    with pytest.raises(UserError, match="another value of seed"):
         run_align(other, tmp_path / "out", resume=True, quiet=True)
 
 

@@ -12,7 +12,8 @@ import pytest
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.checkpoints import Checkpoint, CheckpointError
 from roboalign_ray.foundation.storage.readers import read_lines
-from roboalign_ray.pipelines.align.run_state import COUNTED, cut_journal, restore
+from roboalign_ray.pipelines.align.journal_files import cut_journal
+from roboalign_ray.pipelines.align.run_state import COUNTED, restore
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile, read_trace
 from roboalign_ray.pipelines.cluster.runtime import OFFER
-from roboalign_ray.pipelines.cluster.workforce import Observer, WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import Observer, WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 from roboalign_ray.pipelines.monitor.call_trace import DRIVER, PAUSES, UPDATES, RunTrace
 from roboalign_ray.pipelines.monitor.utilisation import Meters
 

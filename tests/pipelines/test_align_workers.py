@@ -17,7 +17,8 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.weight_sync.manifest import CorruptVersion
 from roboalign_ray.pipelines.align.launch import joined
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
-from roboalign_ray.pipelines.cluster.workforce import RoleLost, WorkerPool, Workforce
+from roboalign_ray.pipelines.cluster.worker_pool import Interceptor, Observer, RoleLost, WorkerPool
+from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 # Workers cannot import a test module: its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -98,6 +99,22 @@ def hire():
         force.close()
 
 
+class Forger(Interceptor):
+    """Adds one to every number that is answered, and exchanges what was left at the worker."""
+
+    def reply(self, call, answer):
+        call.values[:] = ["exchanged"] * len(call.values)
+        return answer + 1 if isinstance(answer, int) else answer
+
+
+class Witness(Observer):
+    def __init__(self):
+        self.seen = []
+
+    def answered(self, call, answer, began, ended):
+        self.seen.append((call.what, answer, list(call.values)))
+
+
 class Answers(list):
     """Takes answers as `then`."""
 
@@ -130,6 +147,18 @@ def test_answers_come_once_and_what_stays_away_is_a_reference(hire):
     assert ray.get(reference, timeout=30).startswith("left by hand")
     assert busy.load == 0
     assert call.seconds > 0
+
+
+def test_an_interceptors_reply_is_what_everybody_sees(hire):
+    force, pool = hire()
+    witness, answers = Witness(), Answers()
+    force.observers.append(witness)
+    force.interceptors.append(Forger())
+    call = force.send(pool.free(), "two", 7, then=answers, returns=2)
+    turn_until(force, lambda: answers)
+    assert answers == [8]
+    assert call.values == ["exchanged"]
+    assert witness.seen == [("two", 8, ["exchanged"])]
 
 
 def test_a_lost_worker_fails_all_its_calls_and_another_takes_its_place(hire):

@@ -22,7 +22,7 @@ from roboalign_ray.pipelines.chaos.injector import Striker, alive
 from roboalign_ray.pipelines.chaos.job import _longer
 from roboalign_ray.pipelines.chaos.nodes import Nodes
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
-from roboalign_ray.pipelines.cluster.workforce import Call, Worker, WorkerPool
+from roboalign_ray.pipelines.cluster.worker_pool import Call, Worker, WorkerPool
 from roboalign_ray.rewards.protocol import Scored
 
 LOST = Failed("learner 1: worker lost", "worker_lost")
@@ -49,7 +49,7 @@ def until(condition) -> None:
 
 
 def answered(striker: Striker, what: str, answer) -> None:
-    striker.answered(Call(worker("learner"), what, 0, [], print, 0.0), answer, 0.0, 1.0)
+    striker.reply(Call(worker("learner"), what, 0, [], print, 0.0), answer)
 
 
 def test_a_full_disk_explains_the_end_of_a_run_once(striker):
@@ -89,8 +89,7 @@ def test_a_spoiled_reply_of_a_scorer_is_noticed_when_its_groups_are_made_again(t
 
     def answer(what, numbers, reply):
         call = Call(worker(what), what, 1, [None], print, 0.0, {"groups": numbers})
-        striker.answered(call, reply, 0.0, 1.0)
-        return reply
+        return striker.reply(call, reply)
 
     assert answer("score", [4], [record]) == [record]  # counted: now the fault is due
     [spoiled] = answer("score", [5], [record])
@@ -111,7 +110,7 @@ def test_groups_that_came_back_scored_are_counted_and_those_of_an_evaluation_are
     striker = Striker(FaultPlan([Fault("hang", 2, "hang")]), tmp_path)
     record = type("Record", (), {"scores": (1.0,)})()
     held_out = Call(worker("scorer"), "score", 1, [], print, 0.0, {"groups": [0], "held_out": True})
-    striker.answered(held_out, [record, record], 0.0, 1.0)
+    striker.reply(held_out, [record, record])
     assert striker.plan.report().visits == {}
     answered(striker, "score", [record, record])
     assert striker.plan.report().exact
@@ -121,7 +120,7 @@ def test_a_soaks_clock_goes_on_between_rounds(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(chaos_faults, "time", SimpleNamespace(monotonic=lambda: now[0]))
     striker = Striker(FaultPlan([Fault("hang", 40, "hang")]), tmp_path, seconds=True)
-    crew = SimpleNamespace(workforce=SimpleNamespace(observers=[], pools=[]))
+    crew = SimpleNamespace(workforce=SimpleNamespace(observers=[], interceptors=[], pools=[]))
     for now[0], seconds in ((0.0, 0), (10.0, 10), (90.0, 90)):  # 80 s of them between two rounds
         with striker.beside(crew):
             until(lambda seconds=seconds: striker.plan.report().visits.get("hang", 0) == seconds)
@@ -141,7 +140,7 @@ def test_a_node_that_cannot_be_added_ends_the_run_with_the_reason(tmp_path):
     nodes = Nodes(SimpleNamespace(add_node=refused, remove_node=lambda *_, **__: None), 1, 1)
     nodes._nodes = {"a": object()}
     striker = Striker(FaultPlan([Fault("node", 1, "kill")]), tmp_path, nodes, seconds=True)
-    crew = SimpleNamespace(workforce=SimpleNamespace(observers=[], pools=[]))
+    crew = SimpleNamespace(workforce=SimpleNamespace(observers=[], interceptors=[], pools=[]))
 
     def struck() -> None:
         with striker.beside(crew):

@@ -69,7 +69,6 @@ def test_no_job_with_a_folder_is_forgotten() -> None:
         "write_report",
         "write_selection",
         "prepare_folder",
-        "train_worker",
         "run_train_job",
         "command_of",
         "judged_section",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_job import make_tiny_job
 
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.run_record import read_record
 from roboalign_ray.foundation.telemetry.metrics import read_curves
 from roboalign_ray.pipelines.evaluate.job import run_evaluate
 from roboalign_ray.pipelines.release.pack_assets import pack
@@ -71,6 +75,36 @@ def test_both_stages_leave_loadable_models_and_curves(run):
     steps, losses = read_curves(out / "logs" / "world_model")["loss"]
     assert steps.tolist() == [2, 4]
     assert np.isfinite(losses).all()
+
+
+def test_both_results_say_how_they_were_made(run):
+    config, out, _ = run
+    for stage in ("tokenizer", "world_model"):
+        record = read_record(out / stage)
+        assert (record.job, record.step, record.run) == (stage, 4, None)
+        profile = load_job(str(out / stage / "profile.yaml"))
+        assert (profile.pretraining, profile.tokenizer) == (config.pretraining, config.tokenizer)
+        for path in (*(out / stage).glob("*.json"), *(out / stage).glob("*.yaml")):
+            assert str(out.parent) not in path.read_text(), path
+    weights = (out / "tokenizer" / "tokenizer.safetensors").read_bytes()
+    stands_on = read_record(out / "world_model").tokenizer
+    assert stands_on.source == "this run"
+    assert stands_on.files["tokenizer.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert read_record(out / "tokenizer").tokenizer is None
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "world_model"])
+def test_tensorboard_has_the_learning_rate_and_the_settings(run, stage):
+    _, out, _ = run
+    board = EventAccumulator(str(out / "logs" / stage))
+    board.Reload()
+    steps, rates = read_curves(out / "logs" / stage)["learning_rate"]
+    shown = board.Scalars("learning_rate")
+    assert [event.step for event in shown] == steps.tolist() == [2, 4]
+    np.testing.assert_allclose([event.value for event in shown], rates, rtol=1e-6)
+    assert (rates > 0).all()
+    [told] = board.Tensors("profile/text_summary")
+    assert b"windows_per_step: 4" in told.tensor_proto.string_val[0]
 
 
 def test_a_complete_run_is_not_trained_again(run):

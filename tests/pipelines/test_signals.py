@@ -145,6 +145,17 @@ def test_a_command_returns_the_signals_code(monkeypatch, number, code):
         assert run(["judge", "select"]) == code
 
 
+def test_an_earlier_commands_signal_does_not_count(monkeypatch):
+    with interrupted():
+        asked_to_end(signal.SIGTERM)
+    monkeypatch.setattr("roboalign_ray.pipelines.cli.main.app", asked_by_nobody)
+    assert run([]) == 130
+
+
+def asked_by_nobody(**_more):
+    raise KeyboardInterrupt
+
+
 def test_signals_wait_for_a_block_and_the_second_one_does_not():
     steps = []
     with interrupted(), handled(asked_to_end), deferred():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.config.asynchrony import AsynchronyConfig, StageTimeConfig
+from roboalign_ray.config.asynchrony import StageTimeConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.pipelines.capacity.simulated_workers import draw
 from roboalign_ray.pipelines.capacity.simulation import Simulation, simulate, stage_rates
@@ -203,6 +203,14 @@ def test_moments(shape):
     assert drawn.std() / drawn.mean() == pytest.approx(variation, rel=0.08, abs=1e-12)
 
 
-def test_defaults_take_turns():
-    assert AsynchronyConfig().staleness == 0
-    assert AsynchronyConfig().off_policy.correction == "none"
+def test_a_job_that_names_no_staleness_takes_turns():
+    """The sum of all stages, as closed form; every group is trained by the weights that made it."""
+    result = simulate(job())
+    assert result.seconds_per_update == pytest.approx(1.0 + 0.5 + 8 * 0.1 + 0.25)
+    assert result.staleness.keys() == {0}
+
+
+def test_without_adaptive_back_pressure_nothing_is_resized():
+    pools = {"adaptive": False, "rollout": {"least": 2, "most": 100}, "scorer": {"least": 1, "most": 50}}
+    result = simulate(job(rollouts=2, scorers=1, staleness=4, backpressure=pools), updates=100)
+    assert (result.workers["rollout"], result.workers["scorer"]) == (2, 1)

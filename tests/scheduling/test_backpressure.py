@@ -45,7 +45,6 @@ OBSERVATIONS = st.builds(
     rollout_seconds=st.floats(0, 100),
     scorer_seconds=st.floats(0, 100),
     learner_seconds=st.floats(0, 100),
-    round_trip_seconds=st.floats(0, 10),
 )
 
 
@@ -61,7 +60,6 @@ def test_bounds_hold_and_the_state_goes_round(observations, cut):
         targets = second.observe(observation)
         assert targets == whole.observe(observation)
         assert 8 <= targets.concurrency <= 64
-        assert 2 <= targets.scorer_depth <= 16
         assert 4 <= targets.rollout_workers <= 12
         assert 1 <= targets.scorer_workers <= 3
 
@@ -97,11 +95,11 @@ def test_ready_groups_weigh_on_the_learner_only_while_it_works():
     assert steered.observe(seen(ready=48, learner_busy=1.0)).concurrency == 51
 
 
-def test_a_scorer_never_waits_for_the_driver():
-    steered = controller(patience=2)
-    for _ in range(2):
-        steered.observe(seen(scorer_seconds=0.1, round_trip_seconds=0.45))
-    assert steered.targets.scorer_depth == 6
+def test_a_scorers_backlog_counts_full_queues():
+    """Four groups wait for two scorers: one full queue of depth 2, half a one of depth 4."""
+    four = seen(scorer_queue=4, ready=24, learner_busy=0.5)
+    assert controller(depth=2).backlogs(four) == (1.0, 0.75)
+    assert controller(depth=4).backlogs(four) == (0.5, 0.75)
 
 
 def test_pools_follow_the_load_of_the_learner():
@@ -121,9 +119,6 @@ def test_patience_and_deadband():
     assert [target.wish(100.0) for _ in range(3)][-1] == 40
 
 
-def test_off_is_off():
-    steered = controller(adaptive=False)
-    before = steered.targets
-    assert steered.observe(seen(scorer_queue=500, ready=500)) == before
+def test_no_group_in_flight_is_no_range():
     with pytest.raises(ValueError, match="no range"):
         controller(most=0)

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,10 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, float(value), int(step), walltime=now)
 
+    def settings(self, step: int, profile: str) -> None:
+        """The resolved settings, YAML, as they hold from a step on."""
+        self.text(step, "profile", f"```yaml\n{profile}\n```")
+
     def text(self, step: int, name: str, text: str) -> None:
         """A text (Markdown) for TensorBoard's text tab."""
         if self._board is not None:
@@ -64,14 +69,17 @@ class MetricsWriter:
 
     def animation(self, step: int, name: str, images: np.ndarray, fps: float = 8.0) -> None:
         """An animated GIF for TensorBoard's image tab, from uint8 [T, H, W, 3]."""
+        if self._board is not None:
+            self.gif(step, name, encode_gif(images, fps))
+
+    def gif(self, step: int, name: str, data: bytes) -> None:
+        """A GIF for TensorBoard's image tab, as `encode_gif` makes one."""
         if self._board is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        height, width = images.shape[1:3]
-        picture = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=encode_gif(images, fps)
-        )
+        width, height = struct.unpack("<HH", data[6:10])  # of the GIF's logical screen
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
         summary = Summary(value=[Summary.Value(tag=name, image=picture)])
         self._board._get_file_writer().add_summary(summary, int(step))
 
