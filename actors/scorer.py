@@ -103,10 +103,8 @@ class ScorerActor:
         Raises:
             UserError: the episode cannot be read.
         """
-        rollout = group.rollout
-        generated = self._codec.decode_group(rollout)[0]
-        real = self._reader.frames(PromptName.parse(rollout.prompt_id), len(generated))[1:]
-        return encode_gif(np.concatenate([real, generated], axis=2), _VIDEO_FPS)
+        generated, real = self._clips(group.rollout)
+        return encode_gif(np.concatenate([real[1:], generated[0]], axis=2), _VIDEO_FPS)
 
     def _load_reward(self, student: Sequence[Any]) -> Reward:
         reference = student[0] if student else None
@@ -126,10 +124,14 @@ class ScorerActor:
             return ScoredGroup(group, (failed,) * len(group.seeds))
 
     def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
+        generated, real = self._clips(group)
+        return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
+
+    def _clips(self, group: Rollout) -> tuple[np.ndarray, np.ndarray]:
+        """Generated frames uint8 [G, T, H, W, 3], and real ones [T + 1, H, W, 3] from the frame before them on."""
         generated = first_view(self._decoder.decode(group))
         first, last = group.start, group.start + group.horizon
-        real = self._reader.frames(PromptName.parse(group.prompt_id), last)[first:]
-        return reward.score(RewardInput(group.instruction, real[0], generated, real[1:]))
+        return generated, self._reader.frames(PromptName.parse(group.prompt_id), last)[first:]
 
 
 def _unpacked(files: Mapping[str, bytes]) -> Student:

@@ -19,6 +19,7 @@ from roboalign_ray.metrics.frame_metrics import ssim, to_images
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.protocol import first_view
 from roboalign_ray.world_model.token.rollout import TokenPayload
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
@@ -68,7 +69,7 @@ def test_a_video_shows_the_real_clip_and_the_first_sample_side_by_side(actor, sc
     groups, _ = actor.rollout(names, SEEDS)
     first, *_ = scorer.score(groups)
     picture = Image.open(io.BytesIO(scorer.video(first)))
-    generated = scorer._codec.decode_group(groups[0])[0]
+    generated = first_view(scorer._decoder.decode(groups[0]))[0]
     real = scorer._reader.frames(names[0], len(generated))[1:]
     assert picture.n_frames == len(generated) == 4
     for number in range(4):
