@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from roboalign_ray.alignment.objectives.token_batch import BatchCounts
+from roboalign_ray.alignment.advantages import BatchCounts
 from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
