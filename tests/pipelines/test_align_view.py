@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from roboalign_ray.alignment.objectives.token_batch import BatchCounts
+from roboalign_ray.alignment.advantages import BatchCounts
 from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.alignment.update import UpdateResult
 from roboalign_ray.foundation.failures import Failed
@@ -163,7 +163,7 @@ def test_a_meter_tells_what_was_done_in_its_window():
 
 def test_a_meter_counts_what_reports_records_and_results_are_of():
     record = GroupRecord("e@0", (1,), (0,), (Failed("x"),), units=5, rollout_seconds=0.1)
-    result = UpdateResult({}, 0.0, 1, 9, BatchCounts(1, 0, 1, 0, 0))
+    result = UpdateResult({}, 0.0, 1, 9, "token", BatchCounts(1, 0, 1, 0, 0))
     assert [_amount(part) for part in (RolloutReport({}, 7, 1.0, 0, 0), record, result, None)] == [7, 5, 9, 0]
 
 
