@@ -55,7 +55,7 @@ class RolloutActor:
     @cached_property
     def _reader(self) -> PromptReader:
         card = self._model.card
-        return PromptReader(self.episodes, card.height, card.width)
+        return PromptReader(self.episodes, card.height, card.width, card.views)
 
     def ready(self) -> None:
         """Load everything, so that bad input is told before the first rollout.

@@ -64,7 +64,7 @@ class ScorerActor:
     @cached_property
     def _reader(self) -> PromptReader:
         card = self._decoder.card
-        return PromptReader(self.episodes, card.height, card.width)
+        return PromptReader(self.episodes, card.height, card.width, card.views)
 
     def ready(self) -> None:
         """Load everything that is there, so that bad input is told before the first score.

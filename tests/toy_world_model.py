@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,8 +72,13 @@ class ToyState:
     origin: int = 0
 
 
+@dataclass(frozen=True)
 class ToyDecoder:
-    card = ModelCard("toy", views=2, height=SIDE, width=SIDE, action_dims=2)
+    views: int
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard("toy", views=self.views, height=SIDE, width=SIDE, action_dims=2)
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         if not isinstance(rollout.payload, ToyPayload):
@@ -81,16 +86,16 @@ class ToyDecoder:
         places = np.concatenate([segment.places for segment in rollout.payload.segments], axis=1)
         if not (np.abs(places) < 1e6).all():
             raise ValueError("the square left the world")
-        return draw(places)
+        return draw(places, self.views)
 
 
 @dataclass
 class ToyModel(WholeRollouts[ToyState]):
     policy: RefreshPlan
+    decoder: ToyDecoder
     gain: float = GAIN
     version: int = 0
     work: int = 0
-    decoder: ToyDecoder = field(default_factory=ToyDecoder)
 
     @property
     def card(self) -> ModelCard:
@@ -130,7 +135,7 @@ class ToyModel(WholeRollouts[ToyState]):
     def frames(self, state: ToyState, since: int = 0) -> np.ndarray:
         if not 0 <= since < state.places.shape[1]:
             raise UserError(f"no frame {since}", where="frames")
-        return draw(state.places[:, since:])
+        return draw(state.places[:, since:], self.decoder.views)
 
     def branch(self, state: ToyState, rows: Sequence[int], seeds: Sequence[tuple[int, ...]]) -> ToyState:
         if len(rows) != len(seeds) or not all(0 <= row < len(state.start) for row in rows):
@@ -195,31 +200,31 @@ class ToyKind:
 
     @classmethod
     def check(cls, folder: Path, *, tokenizer: Path | None, config: Any = None) -> ModelCard:
-        cls.read_weights(folder)
-        return ToyDecoder.card
+        return cls.open_decoder(folder, tokenizer=tokenizer, device=None).card
 
     @classmethod
     def open_model(
         cls, folder: Path, rollout: RolloutConfig, *, tokenizer: Path | None, device: str | None
     ) -> ToyModel:
-        return ToyModel(RefreshPlan.of(rollout.refresh), float(cls.read_weights(folder)["gain"]))
+        decoder = cls.open_decoder(folder, tokenizer=tokenizer, device=device)
+        return ToyModel(RefreshPlan.of(rollout.refresh), decoder, float(cls.read_weights(folder)["gain"]))
 
     @classmethod
     def open_decoder(cls, folder: Path, *, tokenizer: Path | None, device: str | None) -> ToyDecoder:
-        return ToyDecoder()
+        return ToyDecoder(json.loads((folder / "toy.json").read_text())["views"])
 
     @classmethod
     def read_weights(cls, folder: Path) -> Mapping[str, Any]:
-        return {"gain": np.float64((Path(folder) / "gain.txt").read_text())}
+        return {"gain": np.float64(json.loads((folder / "toy.json").read_text())["gain"])}
 
 
-def draw(places: np.ndarray) -> np.ndarray:
-    """Frames uint8 [rows, n, 2, SIDE, SIDE, 3] of columns [rows, n]; the second camera stands on its side."""
+def draw(places: np.ndarray, views: int) -> np.ndarray:
+    """Frames uint8 [rows, n, views, SIDE, SIDE, 3] of columns [rows, n]; every second camera stands on its side."""
     columns = np.round(places).astype(np.int64)[..., None] % SIDE
     lit = (np.arange(SIDE) - columns) % SIDE < 8
     front = np.where(lit[..., None, :, None], np.uint8(220), np.uint8(40))
     front = np.broadcast_to(front, (*places.shape, SIDE, SIDE, 3))
-    return np.stack([front, front.swapaxes(-2, -3)], axis=2)
+    return np.stack([front.swapaxes(-2, -3) if view % 2 else front for view in range(views)], axis=2)
 
 
 def random(seed: int, number: int) -> float:
@@ -227,9 +232,9 @@ def random(seed: int, number: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed)).random(number + 1)[-1] * 2 - 1)
 
 
-def write_toy(folder: Path, gain: float = GAIN) -> None:
+def write_toy(folder: Path, views: int = 2, gain: float = GAIN) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gain.txt").write_text(str(gain))
+    (folder / "toy.json").write_text(json.dumps({"views": views, "gain": gain}))
     write_description(folder, "toy")
 
 

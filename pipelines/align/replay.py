@@ -151,7 +151,7 @@ class _Maker:
     @cached_property
     def _reader(self) -> PromptReader:
         card = self._model.card
-        return PromptReader(self.config.episodes, card.height, card.width)
+        return PromptReader(self.config.episodes, card.height, card.width, card.views)
 
     @cached_property
     def _scorer(self) -> ScorerActor:

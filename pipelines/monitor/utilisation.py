@@ -121,5 +121,5 @@ class Meters(Observer):
 
 
 def _amount(part: Any) -> int:
-    """What a report, record or result counts: units of the world model, or tokens trained on; 0 for others."""
-    return getattr(part, "units", getattr(part, "tokens", 0))
+    """What a report or record counts, units of the world model, or what an update trained on; 0 for others."""
+    return getattr(part, "units", getattr(part, "size", 0))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from roboalign_ray.config import EpisodesConfig
-from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.episodes.windows import Window, WindowSpec, cut_window
@@ -52,10 +52,12 @@ class PromptReader:
     Args:
         config: store, view and stride.
         height, width: pixels that the world model takes.
+        views: V, cameras that it predicts: the view that the config names, or each episode's first one, and the
+            episode's next ones in their order.
     """
 
-    def __init__(self, config: EpisodesConfig, height: int, width: int) -> None:
-        self._config, self._size = config, (height, width)
+    def __init__(self, config: EpisodesConfig, height: int, width: int, views: int = 1) -> None:
+        self._config, self._size, self._views = config, (height, width), views
         self._store = open_store(config.store)
         self._episode = lru_cache(_EPISODES_KEPT)(self._read)
 
@@ -67,9 +69,14 @@ class PromptReader:
             EpisodeError: it does not decode, or is too short.
         """
         horizon = name.horizon or longest
-        window = self._window(name, horizon)
+        windows = list(self._windows(name, horizon).values())
+        first = windows[0]
         return Prompt(
-            name.prompt_id, window.context, window.frames[0], window.actions[:horizon], window.instruction
+            prompt_id=name.prompt_id,
+            context=np.stack([window.context for window in windows]),
+            start=np.stack([window.frames[0] for window in windows]),
+            actions=first.actions[:horizon],
+            instruction=first.instruction,
         )
 
     def recorded(self, name: PromptName, horizon: int) -> Recorded:
@@ -79,12 +86,13 @@ class PromptReader:
             UserError: no such episode.
             EpisodeError: it does not decode, or is too short.
         """
-        window, episode = self._window(name, horizon), self._episode(name.episode_id)
+        windows, episode = self._windows(name, horizon), self._episode(name.episode_id)
+        window = next(iter(windows.values()))
         stride = self._config.frame_stride
         numbers = window.start + stride * np.arange(horizon + 1)
         return Recorded(
-            frames=window.frames[:, None],
-            views=(self._config.view or next(iter(episode.frames)),),
+            frames=np.stack([window.frames for window in windows.values()], axis=1),
+            views=tuple(windows),
             actions=window.actions[:horizon],
             action_names=episode.action_names,
             action_kinds=episode.action_kinds,
@@ -93,9 +101,20 @@ class PromptReader:
             state=None if episode.state is None else episode.state[numbers],
         )
 
-    def _window(self, name: PromptName, horizon: int) -> Window:
+    def _windows(self, name: PromptName, horizon: int) -> dict[str, Window]:
+        """The window by view, as many as the world model predicts."""
+        episode = self._episode(name.episode_id)
+        first = self._config.view or next(iter(episode.frames))
+        views = [first, *(view for view in episode.frames if view != first)][: self._views]
+        if len(views) < self._views:
+            raise EpisodeError(
+                f"has views {', '.join(views)}; the world model predicts {self._views}", where=name.episode_id
+            )
         spec = prompt_spec(self._config, horizon, *self._size)
-        return cut_window(self._episode(name.episode_id), spec, name.start, context=name.start)
+        return {
+            view: cut_window(episode, replace(spec, view=view), name.start, context=name.start)
+            for view in views
+        }
 
     def _read(self, episode_id: str) -> Episode:
         return self._store.read(episode_id)

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_job import make_tiny_job
+from tiny_job import EPISODES, make_tiny_job, square_episode
 from toy_world_model import ToyPayload, ToySegment, install_toy, write_toy
 
 from roboalign_ray.actors.rollout import RolloutActor
 from roboalign_ray.actors.scorer import ScorerActor
 from roboalign_ray.alignment.records.group_files import load_group, save_group
 from roboalign_ray.config import EvaluationConfig, RefreshConfig
+from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.store import write_store
 from roboalign_ray.evaluation.protocols import EvaluationWindow, evaluate_rollouts
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.metrics.perceptual import load_lpips
@@ -32,7 +34,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(root):
-    write_toy(root / "toy")
+    write_toy(root / "toy", views=1)
     install_toy(root / "site")
     return make_tiny_job(root, world_model_weights=str(root / "toy"))
 
@@ -113,3 +115,26 @@ def test_the_checks_of_a_job_pass_and_tell_what_is_missing(job, root):
     fault = find_fault(Preflight("align", broken))
     assert isinstance(fault, UserError)
     assert "unknown world model" in fault.line()
+
+
+def test_a_model_of_two_cameras_gets_both_and_is_scored_on_both(job, root, names, tmp_path):
+    """The same job, but that every episode has a second camera, which sees the first one's pictures upside down."""
+    episodes = (square_episode(number) for number in range(EPISODES))
+    both = (replace(e, frames={**e.frames, "below": e.frames["front"][:, ::-1]}) for e in episodes)
+    write_store(both, tmp_path / "store", held_out_fraction=0.3)
+    config = job.episodes.model_copy(update={"store": str(tmp_path / "store")})
+    write_toy(tmp_path / "toy", views=2)
+    reader = PromptReader(config, 32, 32, views=2)
+    recorded = reader.recorded(names[0], 4)
+    assert recorded.views == ("front", "below")
+    assert recorded.frames.shape == (5, 2, 32, 32, 3)
+    start = reader.prompt(names[0], 4).start
+    assert np.abs(start[0, ::-1].astype(int) - start[1]).mean() < 4  # the store's video is lossy
+    turned = PromptReader(config.model_copy(update={"view": "below"}), 32, 32, views=2)
+    np.testing.assert_array_equal(turned.prompt(names[0], 4).start, start[::-1])
+    rollouts, _ = RolloutActor(tmp_path / "toy", job.rollout, config).rollout(names, SEEDS)
+    scorer = ScorerActor(tmp_path / "toy", job.reward, config)
+    *_, records = scorer.score(rollouts)
+    assert all(isinstance(score, Scored) for record in records for score in record.scores)
+    with pytest.raises(EpisodeError, match="has views front; the world model predicts 2"):
+        PromptReader(job.episodes, 32, 32, views=2).prompt(names[0], 4)

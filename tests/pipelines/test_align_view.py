@@ -163,7 +163,7 @@ def test_a_meter_tells_what_was_done_in_its_window():
 
 def test_a_meter_counts_what_reports_records_and_results_are_of():
     record = GroupRecord("e@0", (1,), (0,), (Failed("x"),), units=5, rollout_seconds=0.1)
-    result = UpdateResult({}, 0.0, 1, 9, BatchCounts(1, 0, 1, 0, 0))
+    result = UpdateResult({}, 0.0, 1, 9, "token", BatchCounts(1, 0, 1, 0, 0))
     assert [_amount(part) for part in (RolloutReport({}, 7, 1.0, 0, 0), record, result, None)] == [7, 5, 9, 0]
 
 
