@@ -37,6 +37,9 @@ def ray_cluster() -> Iterator[None]:
     """A small Ray cluster of this machine."""
     import ray
 
+    from roboalign_ray.pipelines.cluster.runtime import set_environment
+
+    set_environment()  # as jobs do: without it, workers run at a niceness of 15
     ray.init(
         address="local",
         num_cpus=2,

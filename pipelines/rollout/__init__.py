@@ -1,0 +1,1 @@
+"""Rollouts of a world model as files: video, GIF and a LeRobot dataset."""
