@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.action_card_of_store import fitted_action_card
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import open_store, write_store
@@ -99,5 +100,6 @@ def write_weights(config: JobConfig, folder: Path) -> None:
     DualBranchTokenizer(config.tokenizer).save(folder / "tokenizer")
     layout = SequenceLayout.from_config(config.tokenizer, config.world_model, config.episodes.action_bins)
     save_pretrained(build_model(config.world_model, layout), layout, folder / "world_model")
-    statistics = open_store(folder / "store").statistics
-    ActionBinner.from_statistics(statistics, layout.action_bins).save(folder / "world_model")
+    card = fitted_action_card(open_store(folder / "store"), config.episodes)
+    ActionBinner.from_card(card, layout.action_bins).save(folder / "world_model")
+    card.save(folder / "world_model")

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,15 +27,11 @@ from roboalign_ray.foundation.storage.checkpoint_mirror import CheckpointMirror
 from roboalign_ray.foundation.storage.checkpoints import Checkpoint, CheckpointError
 from roboalign_ray.foundation.storage.files import require_room, whole_file
 from roboalign_ray.foundation.storage.readers import parse_json, read_bytes
+from roboalign_ray.foundation.telemetry.notes import tell
 
 KEPT = 2
 RUN, PARENT, RUN_FILE = "run", "parent", "run.json"
 _ID = re.compile(r"[0-9a-f]{32}")
-
-
-def tell(line: str) -> None:
-    """One line on the terminal that is neither progress nor a result."""
-    print(f"note: {line}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import dump_yaml
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import ReportedError
 from roboalign_ray.pipelines.capacity.cluster_nodes import ClusterView, cluster_of, described_nodes
 from roboalign_ray.pipelines.capacity.placement import Node, Placement, bundles_of, placement_of, roles_of
@@ -29,6 +31,8 @@ class Plan:
         nodes: the cluster that was looked at.
         placement: per phase, node names by bundle or what is missing.
         faults: per phase, what is wrong with its episodes and weights; none where all is well.
+        notes: what stops nothing but should be known of episodes and weights, a line each.
+        actions: of store and world model, what their actions mean, a line each; none where that cannot be read.
         described: the cluster is only described: the job does not run from here, and need not find its files here.
     """
 
@@ -39,6 +43,8 @@ class Plan:
     nodes: tuple[Node, ...]
     placement: dict[str, Placement]
     faults: dict[str, ReportedError]
+    notes: tuple[str, ...] = ()
+    actions: dict[str, str] = field(default_factory=dict)
     described: bool = False
 
     @property
@@ -68,6 +74,8 @@ class Plan:
             "nodes": [asdict(node) for node in self.nodes],
             "placement": {name: self._placement_json(name) for name in self.placement},
             "input": {name: self.input(name) for name in self.placement},
+            "actions": self.actions,
+            "notes": list(self.notes),
         }
 
     def input(self, phase: str) -> str:
@@ -99,7 +107,8 @@ def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Pa
     view = _view(config, address, cluster_file)
     # A local Ray stands on this machine: its object store must fit into the memory here.
     here = cluster_file is None and (address or config.cluster.address) == "local"
-    faults = {phase: find_fault(Preflight(kind, config)) for phase, (kind, _) in PHASES.items()}
+    jobs = {phase: Preflight(kind, config) for phase, (kind, _) in PHASES.items()}
+    faults = {phase: find_fault(job) for phase, job in jobs.items()}
     return Plan(
         config=config,
         parameters=parameter_counts(config),
@@ -111,8 +120,24 @@ def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Pa
             for phase, (_, roles) in PHASES.items()
         },
         faults={phase: fault for phase, fault in faults.items() if fault is not None},
+        notes=tuple(dict.fromkeys(note for job in jobs.values() for note in job.notes)),
+        actions=_actions(jobs["alignment"]),
         described=cluster_file is not None,
     )
+
+
+def _actions(job: Preflight) -> dict[str, str]:
+    """What the actions of a job's store and world model mean; what is wrong with them is told as a fault."""
+    cards: dict[str, Callable[[], ActionCard | None]] = {
+        "store": lambda: job.store_card,
+        "world model": lambda: job.card.actions,
+    }
+    found = {}
+    for name, read in cards.items():
+        with suppress(ReportedError):
+            card = read()
+            found[name] = "no action card" if card is None else card.line()
+    return found
 
 
 def _view(config: JobConfig, address: str | None, cluster_file: Path | None) -> ClusterView:
@@ -130,24 +155,29 @@ def print_plan(plan: Plan, *, full: bool = False) -> None:
         full: the resolved profile follows, every key.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
     tables: dict[str, Sequence[tuple[str, ...]]] = {
         "Answer": _answer_rows(plan),
+        "Actions": list(plan.actions.items()),
         "Bundles": _bundle_rows(plan),
         "Cluster": [(node.name, _amounts(node)) for node in plan.nodes],
         "Parameters": _parameter_rows(plan),
         "Tokens": [(_words(name), f"{amount:,}") for name, amount in plan.tokens.items()],
         "Bytes": [(_words(name), _bytes(amount)) for name, amount in plan.bytes.items()],
     }
-    for number, (title, rows) in enumerate(tables.items()):
+    shown = {title: rows for title, rows in tables.items() if rows}
+    for number, (title, rows) in enumerate(shown.items()):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         if number:
             console.print()
         console.print(table)
+    for note in plan.notes:
+        console.print(f"\nnote: {note}", markup=False)
     if full:
         console.print("\nProfile")
         console.print(dump_yaml(plan.config), end="", markup=False)

@@ -134,6 +134,32 @@ def training_range(
     typer.echo(f"{judge}: range of {found.pairs} clips ({spans})")
 
 
+@app.command("action-card")
+def action_card(
+    profile: Annotated[str, typer.Argument(help="The profile that it was pre-trained with.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder of the world model that receives the card.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the profile. May be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+) -> None:
+    """Write beside a world model what its actions mean, from the episodes and the stride that it was trained with.
+
+    Jobs then compare it with their store. 'roboalign pretrain' does this by itself; the command is for world models
+    made before. Weights and action bins stay as they are.
+
+    \b
+    [bold]Example[/bold]
+      roboalign assets action-card shipped --model runs/old/world_model --set episodes.store=runs/store
+    """
+    from roboalign_ray.config.loading import resolve_job
+    from roboalign_ray.pipelines.release.action_cards import write_action_card
+
+    card = write_action_card(resolve_job(profile, overrides or ()), model)
+    typer.echo(json.dumps(card.as_json(), indent=2) if as_json else f"{model}: {card.line()}")
+
+
 @app.command("pack-teacher")
 def pack_teacher(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign judge train' run.")],

@@ -242,32 +242,44 @@ def simulation_config(
 def declare(
     store: Annotated[str, typer.Argument(metavar="STORE", help="A store's folder.")],
     action_kind: ActionKinds = None,
+    action_bounds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BOUNDS",
+            help="Least and greatest value that a dimension can have: x=-0.05:0.05,gripper=0:1. May be repeated.",
+            show_default="as they stand in the store",
+        ),
+    ] = None,
     dims: Annotated[
         int | None,
         typer.Option(help="Of which actions, where the store holds several numbers of dimensions."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what the actions of an existing store are, so that jobs may skip its frames.
+    """Say what the actions of an existing store are, so that jobs may skip its frames and compare it with models.
 
-    Without --action-kind the names and the data are asked. What is found or declared is written to the store.
+    Without --action-kind the names and the data are asked. What is found or declared is written to the store: its
+    action card (docs/actions.md).
 
     \b
     Examples
       roboalign episodes declare stores/mine
       roboalign episodes declare stores/mine --action-kind 'delta*6,hold'
       roboalign episodes declare stores/mine --action-kind 'joint_*=absolute,gripper=hold'
+      roboalign episodes declare stores/mine --action-bounds 'delta_*=-0.05:0.05,gripper=0:1'
     """
     from roboalign_ray.episodes.declaration import declare_store
     from roboalign_ray.episodes.store import open_store
 
-    card = declare_store(open_store(store), ",".join(action_kind or ()), dims)
+    findings = declare_store(
+        open_store(store), ",".join(action_kind or ()), dims, bounds=",".join(action_bounds or ())
+    )
     if as_json:
-        pairs = zip(card.names, card.kinds, card.reasons, strict=True)
+        pairs = zip(findings.names, findings.kinds, findings.reasons, strict=True)
         found = [{"name": name, "kind": kind, "reason": reason} for name, kind, reason in pairs]
         typer.echo(json.dumps({"store": store, "actions": found}, indent=2, ensure_ascii=False))
         return
-    for line in card.lines():
+    for line in findings.lines():
         Console().print(f"actions: {line}", markup=False, soft_wrap=True)
 
 
@@ -335,15 +347,28 @@ def figure_tables(figures: Mapping[str, Any]) -> Iterable[Table]:
     facts.add_row("success (episodes)", _counts(figures["success"]))
     facts.add_row("different instructions", str(figures["instructions"]))
     yield facts
-    for dims, actions in figures["actions"].items():
-        table = Table(title=f"actions of {dims} dimensions, {actions['frames']} frames of the train split")
-        for column in ("dimension", "kind", "p01", "p99", "mean", "std"):
-            table.add_column(column, justify="left" if column in ("dimension", "kind") else "right")
-        for dim, (name, kind) in enumerate(zip(actions["names"], actions["kinds"], strict=True)):
-            shown = ("p01", "p99", "mean", "std") if actions["frames"] else ()
-            row = (f"{actions[figure][dim]:.4g}" for figure in shown)
-            table.add_row(name, kind, *row)
-        yield table
+    for actions in figures["actions"].values():
+        yield _action_table(actions)
+
+
+def _action_table(actions: Mapping[str, Any]) -> Table:
+    """An action card with its figures, a row per dimension."""
+    from roboalign_ray.episodes.action_card import ActionCard
+
+    card = ActionCard.from_json(actions["card"], "action card")
+    table = Table(
+        title=f"actions of {card.dims} dimensions, {actions['frames']} frames of the train split",
+        caption=f"{card.timing()}; {', '.join(card.embodiments) or 'robot not known'}; card {card.hash}",
+    )
+    shown = ("p01", "p99", "mean", "std")
+    bounded = ("bounds",) if any(card.bounds) else ()  # a column less on a narrow terminal
+    for column in ("dimension", "kind", *bounded, *shown):
+        table.add_column(column, justify="right" if column in shown else "left")
+    for dim, (label, kind, pair) in enumerate(zip(card.labels, card.kinds, card.bounds, strict=True)):
+        limits = ["not known" if pair is None else f"{pair[0]:.4g} to {pair[1]:.4g}"] if bounded else []
+        figures = (f"{getattr(card.statistics, name)[dim]:.4g}" for name in shown if card.statistics)
+        table.add_row(label, kind, *limits, *figures)
+    return table
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

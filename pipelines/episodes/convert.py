@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from roboalign_ray.episodes.action_kinds import ActionCard, check_stride
+from roboalign_ray.episodes.action_kinds import ActionFindings, check_stride
 from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.shaping import Shaping
@@ -118,21 +118,25 @@ def convert(
         ) from error
 
 
-def _actions(source: FolderSource, options: ConvertOptions, where: Path) -> ActionCard:
+def _actions(source: FolderSource, options: ConvertOptions, where: Path) -> ActionFindings:
     """What the actions are, from the source and the options.
 
     Raises:
         UserError: the option does not fit, or frames are to be skipped and a kind is not known.
     """
-    card = declare(source.action_card, options.action_kind) if options.action_kind else source.action_card
+    findings = (
+        declare(source.action_findings, options.action_kind)
+        if options.action_kind
+        else source.action_findings
+    )
     shaping = options.shaping
     if isinstance(source, LeRobotSource | RldsSource):  # others have a rate per episode
         try:
             shaping = shaping.of_rate(source.fps, str(where))
         except EpisodeError:  # told of each episode
-            return card
-    check_stride(card.names, card.kinds, shaping.stride, where=str(where))
-    return card
+            return findings
+    check_stride(findings.names, findings.kinds, shaping.stride, where=str(where))
+    return findings
 
 
 def _check(options: ConvertOptions) -> None:
@@ -162,7 +166,7 @@ def _check(options: ConvertOptions) -> None:
 def _converted(
     source: EpisodeSource,
     options: ConvertOptions,
-    actions: ActionCard,
+    actions: ActionFindings,
     remarks: Counter[str],
     console: Console | None,
 ) -> Iterator[Episode | Quarantined]:
@@ -190,7 +194,7 @@ def _remarks(episode: Episode) -> Iterator[str]:
         yield f"frames of {view}: {found}"
 
 
-def _transformed(episode: Episode, options: ConvertOptions, actions: ActionCard) -> Episode | Quarantined:
+def _transformed(episode: Episode, options: ConvertOptions, actions: ActionFindings) -> Episode | Quarantined:
     try:
         episode = unwrap_episode(replace(episode, action_kinds=actions.kinds))
         stride = options.shaping.of_rate(episode.fps, episode.episode_id).stride

@@ -90,6 +90,7 @@ def generate(
             shard_episodes=shard_episodes,
             held_out_fraction=held_out_fraction,
             crf=crf,
+            action_bounds=source.action_bounds,
             overwrite=overwrite,
         )
 

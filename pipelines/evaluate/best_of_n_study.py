@@ -100,11 +100,11 @@ def run_select(
     """
     models = models or {}
     config = check_ready(Preflight("select", config))
-    base = world_model_folder(config)
-    bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
     folders = [folder for found in models.values() for folder in found]
     for folder in folders:  # told now, not after everybody has judged
-        bench.model(folder)
+        check_ready(Preflight("select", config, model=folder))
+    base = world_model_folder(config)
+    bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
     panel = make_panel(config, bench)
     count = len(panel.sources) * samples * (1 + len(folders))
     with Progress("selection", total=count, unit="rollout", quiet=quiet) as progress:

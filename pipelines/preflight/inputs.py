@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from roboalign_ray.config import JobConfig, TokenizerConfig
 from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.config.paths import absolute_path, with_absolute_paths
 from roboalign_ray.episodes import store as stores
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.store import EpisodeStore, open_store
 from roboalign_ray.episodes.windows import WindowPlan, WindowSpec, long_enough
 from roboalign_ray.foundation.failures import HostError, UserError, raise_if_host
@@ -30,6 +31,7 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
     tokenizer_folder,
     world_model_folder,
 )
+from roboalign_ray.pipelines.preflight.actions import compare_actions, store_card
 from roboalign_ray.pipelines.train.train_job import check_shares
 from roboalign_ray.world_model import registry
 from roboalign_ray.world_model.protocol import ModelCard
@@ -48,6 +50,7 @@ class Preflight:
         model: world model to be measured; None takes the configured one.
         stages: of pre-training.
         rollouts: whether a bench rolls the world model out.
+        notes: what the checks found that stops nothing, a line each.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Preflight:
     model: Path | None = None
     stages: tuple[str, ...] = ("tokenizer", "world_model")
     rollouts: bool = True
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # Workers run elsewhere; whoever calls a job from Python may have named relative paths.
@@ -65,6 +69,11 @@ class Preflight:
     def store(self) -> EpisodeStore:
         """The episode store's index."""
         return open_store(self.config.episodes.store)
+
+    @cached_property
+    def store_card(self) -> ActionCard:
+        """What the store's actions mean as the job reads them."""
+        return store_card(self.store, self.config.episodes)
 
     @cached_property
     def world_model(self) -> Path:
@@ -221,6 +230,12 @@ def check_actions(job: Preflight) -> None:
     _check_dims(job.store, job.card.action_dims, "the world model", remedy)
 
 
+def check_action_card(job: Preflight) -> None:
+    """The store's actions mean what the world model was trained on: names, kinds, units, bounds, rate and robot."""
+    stride = job.config.episodes.frame_stride
+    job.notes.extend(compare_actions(job.store, job.store_card, job.world_model, job.card.actions, stride))
+
+
 def check_trained_actions(job: Preflight) -> None:
     """A world model to be trained has as many action tokens as the store has dimensions."""
     if "world_model" in job.stages:
@@ -319,5 +334,5 @@ def _installed(name: str) -> bool:
 def check_bench_weights(job: Preflight) -> None:
     """A bench that rolls the world model out has one that fits its store."""
     if job.rollouts and job.config.bench.rollout:
-        for check in (check_tokenizer, check_world_model, check_actions):
+        for check in (check_tokenizer, check_world_model, check_actions, check_action_card):
             check(job)

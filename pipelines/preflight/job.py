@@ -12,10 +12,12 @@ from collections.abc import Callable
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import ReportedError, UserError
+from roboalign_ray.foundation.telemetry.notes import tell_once
 from roboalign_ray.pipelines.capacity.cluster_nodes import cluster_of
 from roboalign_ray.pipelines.capacity.placement import placement_of
 from roboalign_ray.pipelines.preflight.inputs import (
     Preflight,
+    check_action_card,
     check_action_kinds,
     check_actions,
     check_bench_weights,
@@ -42,7 +44,7 @@ __all__ = ["CHECKS", "Preflight", "cannot_be_placed", "check_ready", "find_fault
 
 Check = Callable[[Preflight], None]
 _EPISODES: tuple[Check, ...] = (check_store, check_view, check_action_kinds)
-_MODEL: tuple[Check, ...] = (check_tokenizer, check_world_model, check_actions)
+_MODEL: tuple[Check, ...] = (check_tokenizer, check_world_model, check_actions, check_action_card)
 _ALIGN: tuple[Check, ...] = (check_out, check_reward, *_EPISODES, check_prompts, *_MODEL, check_judge)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
@@ -81,23 +83,34 @@ _PARTS = {
 def check_ready(job: Preflight, *, room: bool = True) -> JobConfig:
     """Every check of a job, then whether its workers find room; the job's config, with absolute paths.
 
+    What the checks found that stops nothing is told on the terminal.
+
     Args:
         room: whether the cluster that the job runs on is there already, or is this machine.
 
     Raises:
         ReportedError: the first thing that is wrong.
     """
-    for check in CHECKS[job.kind]:
-        check(job)
+    _run_checks(job)
     if room and job.kind in _PARTS:
         _check_room(job)
+    for note in job.notes:
+        tell_once(note)
     return job.config
 
 
+def _run_checks(job: Preflight) -> None:
+    for check in CHECKS[job.kind]:
+        check(job)
+
+
 def find_fault(job: Preflight) -> ReportedError | None:
-    """The first thing that is wrong with a job's input; None where all is well. Does not look at the cluster."""
+    """The first thing that is wrong with a job's input; None where all is well. Does not look at the cluster.
+
+    What stops nothing stands in the job's notes afterwards.
+    """
     try:
-        check_ready(job, room=False)
+        _run_checks(job)
     except ReportedError as error:
         return error
     return None

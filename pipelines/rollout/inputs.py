@@ -16,6 +16,7 @@ from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.storage.readers import parse_json, read_bytes
+from roboalign_ray.pipelines.preflight.actions import compare_actions, store_card
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import ModelCard, Prompt
 
@@ -56,7 +57,7 @@ def start_from_episode(
         horizon: frames to predict.
 
     Raises:
-        UserError: no such episode, or it is too short.
+        UserError: no such episode, it is too short, or its actions mean something else than the world model's.
     """
     store = open_store(config.episodes.store)
     if episode_id not in store.ids:
@@ -66,6 +67,9 @@ def start_from_episode(
             where="--episode",
             remedy="'roboalign episodes inspect STORE' lists some",
         )
+    episodes, model = config.episodes, Path(config.world_model_weights)
+    own = store_card(store, episodes)
+    notes = compare_actions(store, own, model, card.actions, episodes.frame_stride)
     reader = PromptReader(config.episodes, card.height, card.width)
     name = PromptName(episode_id, start, horizon)
     real = reader.recorded(name, horizon)
@@ -76,6 +80,7 @@ def start_from_episode(
         real.embodiment,
         real.action_names,
         real.action_kinds,
+        tuple(notes),
     )
 
 
@@ -110,7 +115,11 @@ def start_from_picture(
             f"{horizon} frames want as many actions, {actions} has {len(values)}", where="--horizon"
         )
     values = values[:horizon]
-    return RolloutStart(Prompt(picture.stem, frame, frame, values, instruction), fps=card.fps, notes=notes)
+    prompt, actions_card = Prompt(picture.stem, frame, frame, values, instruction), card.actions
+    if actions_card is None:
+        return RolloutStart(prompt, notes=notes)
+    robot = actions_card.embodiments[0] if len(actions_card.embodiments) == 1 else ""
+    return RolloutStart(prompt, None, card.fps, robot, actions_card.labels, actions_card.kinds, notes)
 
 
 def read_actions(path: Path, dims: int) -> np.ndarray:

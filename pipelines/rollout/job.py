@@ -207,14 +207,10 @@ def _episodes(start: RolloutStart, frames: np.ndarray, fps: float) -> list[Episo
 def _told(
     config: JobConfig, request: RolloutRequest, start: RolloutStart, model: WorldModel, seeds: tuple[int, ...]
 ) -> dict[str, Any]:
-    card = {
-        key: sorted(value) if isinstance(value, frozenset) else value
-        for key, value in asdict(model.card).items()
-    }
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()}
     return {
         "world_model": config.world_model_weights,
-        "card": card,
+        "card": model.card.as_json(),
         "rollout": config.rollout.public(),
         "request": asked,
         "instruction": start.prompt.instruction,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from roboalign_ray.config import JobConfig
+from roboalign_ray.episodes.action_card_of_store import fitted_action_card
+from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.store import open_store
-from roboalign_ray.episodes.windows import fit_action_binner
 from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.pipelines.train.train_job import (
@@ -153,13 +154,15 @@ def _world_model_job(config: JobConfig, out: Path) -> TrainJob:
         folder, source = tokenizer_folder(config), config.tokenizer_weights
     tokenizer = DualBranchTokenizer.load(folder).to(device)
     layout = SequenceLayout.from_config(tokenizer.config, config.world_model, config.episodes.action_bins)
-    binner = fit_action_binner(open_store(config.episodes.store), config.episodes)
+    card = fitted_action_card(open_store(config.episodes.store), config.episodes)
+    binner = ActionBinner.from_card(card, config.episodes.action_bins)
     predictor = SlotPredictor(build_model(config.world_model, layout), layout)
     trainer = WorldModelTrainer(prepare_model(predictor), tokenizer, layout, settings, device=device)
 
     def save(target: Path) -> None:
         save_pretrained(trainer.result(), layout, target)
         binner.save(target)
+        card.save(target)
         write_description(target, TOKEN, folder, final=out / "world_model")
 
     return TrainJob(

@@ -13,7 +13,8 @@
 | event | flag of a moment, such as the end of the episode | the last one raised counts |
 | unknown | nobody has said | refused |
 
-A source declares the kinds (`ActionCard`), an episode and its store carry them. Nothing assumes one.
+A source finds out the kinds (`ActionFindings`); an episode, its store and its action card carry them. Nothing assumes
+one.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ _SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
-class ActionCard:
-    """What is known of an action's dimensions.
+class ActionFindings:
+    """What is found out about a source's action dimensions, and how.
 
     Attributes:
         names: A names, with the unit in brackets where there is one.

@@ -50,10 +50,17 @@ def words_of(name: str) -> list[str]:
     return joined
 
 
+def split_unit(name: str) -> tuple[str, str]:
+    """A name without its unit, and the unit in brackets at its end; "" without one. `x[3]` has an index, no unit."""
+    found = _UNIT.search(name)
+    if not found or found.group(1).isdecimal() or not found.group(1):
+        return name, ""
+    return name[: found.start()].rstrip() or name, found.group(1)
+
+
 def unit_of(name: str) -> str:
     """The unit in brackets at a name's end, lower case; "" without one."""
-    found = _UNIT.search(name)
-    return found.group(1).lower() if found and not found.group(1).isdecimal() else ""
+    return split_unit(name)[1].lower()
 
 
 def plain_name(name: str) -> str:

@@ -1,31 +1,35 @@
-"""The option `--action-kind`: how a person declares what the dimensions of an action are."""
+"""The options `--action-kind` and `--action-bounds`: how a person declares what the dimensions of an action are."""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from roboalign_ray.episodes.action_card import Bounds
 from roboalign_ray.episodes.action_kinds import (
     ACTION_KINDS,
     EXAMPLE,
     OPTION,
-    ActionCard,
+    ActionFindings,
     ActionKind,
     listed,
 )
 from roboalign_ray.episodes.action_names import is_quaternion
 from roboalign_ray.foundation.failures import UserError, nearest_key
 
+BOUNDS_OPTION = "--action-bounds"
+BOUNDS_EXAMPLE = f"{BOUNDS_OPTION} 'x=-0.05:0.05,gripper=0:1'"
 _ITEM = re.compile(r"(?:[^,\[\(]|\[[^\]]*\]|\([^)]*\))+")  # commas inside brackets belong to a name
 
 
-def declare(card: ActionCard, text: str) -> ActionCard:
-    """The card with the kinds that a person declared.
+def declare(findings: ActionFindings, text: str) -> ActionFindings:
+    """The findings with the kinds that a person declared.
 
     Args:
-        card: what is known without.
+        findings: what is known without.
         text: "NAME=KIND,NAME=KIND", or one kind per dimension in order, "KIND*N" standing for N of them. A name
             may leave out its unit, and its index (`world_vector` means all of its numbers); * and ? match any text.
 
@@ -41,55 +45,99 @@ def declare(card: ActionCard, text: str) -> ActionCard:
         raise UserError(
             f"'{text}' mixes NAME=KIND with kinds in order", where=OPTION, remedy="use one of the two"
         )
-    kinds = list(card.kinds)
-    reasons = list(card.reasons)
-    chosen = _by_name(card, items) if all(named) else _in_order(card, items)
+    kinds = list(findings.kinds)
+    reasons = list(findings.reasons)
+    chosen = _by_name(findings, items) if all(named) else _in_order(findings, items)
     for dim, kind in chosen.items():
-        part_of_rotation = is_quaternion(card.names[dim]) or dim in card.unsummable
+        part_of_rotation = is_quaternion(findings.names[dim]) or dim in findings.unsummable
         if kind in ("delta", "delta_angle") and part_of_rotation:
             raise UserError(
-                f"'{card.names[dim]}' is part of a rotation whose numbers do not add up, so it is no {kind}",
+                f"'{findings.names[dim]}' is part of a rotation whose numbers do not add up, so it is no {kind}",
                 where=OPTION,
                 remedy="absolute ones are 'absolute', increments 'delta_rotation'",
             )
         kinds[dim], reasons[dim] = kind, f"declared by {OPTION}"
-    return replace(card, kinds=tuple(kinds), reasons=tuple(reasons))
+    return replace(findings, kinds=tuple(kinds), reasons=tuple(reasons))
 
 
-def _in_order(card: ActionCard, items: Sequence[str]) -> dict[int, ActionKind]:
+def _in_order(findings: ActionFindings, items: Sequence[str]) -> dict[int, ActionKind]:
     kinds: list[ActionKind] = []
     for item in items:
         word, _, times = item.partition("*")
-        if times and not (times.strip().isdecimal() and 0 < int(times) <= len(card.names)):
+        if times and not (times.strip().isdecimal() and 0 < int(times) <= len(findings.names)):
             raise UserError(
-                f"'{item}' is no KIND*N with N from 1 to {len(card.names)}",
+                f"'{item}' is no KIND*N with N from 1 to {len(findings.names)}",
                 where=OPTION,
                 remedy=f"for example {EXAMPLE}",
             )
         kinds += [_kind(word.strip())] * int(times or 1)
-    if len(kinds) != len(card.names):
+    if len(kinds) != len(findings.names):
         raise UserError(
-            f"{len(kinds)} kinds for {len(card.names)} dimensions",
+            f"{len(kinds)} kinds for {len(findings.names)} dimensions",
             where=OPTION,
-            remedy=f"the dimensions are {listed(card.names)}",
+            remedy=f"the dimensions are {listed(findings.names)}",
         )
     return dict(enumerate(kinds))
 
 
-def _by_name(card: ActionCard, items: Sequence[str]) -> dict[int, ActionKind]:
+def _by_name(findings: ActionFindings, items: Sequence[str]) -> dict[int, ActionKind]:
     chosen: dict[int, ActionKind] = {}
     for item in items:
         name, _, word = item.rpartition("=")
         kind = _kind(word.strip())
-        dims = [d for d, full in enumerate(card.names) if _matches(name.strip().lower(), full.lower())]
-        if not dims:
-            raise UserError(
-                f"no dimension of the action is named '{name.strip()}'",
-                where=OPTION,
-                remedy=f"the dimensions are {listed(card.names)}",
-            )
-        chosen.update(dict.fromkeys(dims, kind))
+        chosen.update(dict.fromkeys(_named(findings.names, name.strip(), OPTION), kind))
     return chosen
+
+
+def declare_bounds(
+    names: Sequence[str], bounds: Sequence[Bounds | None], text: str
+) -> tuple[Bounds | None, ...]:
+    """Bounds with those that a person declared.
+
+    Args:
+        names: A names, with units in brackets.
+        bounds: A bounds that are known without.
+        text: "NAME=LOW:HIGH,NAME=LOW:HIGH"; names as in `declare`, `NAME=none` takes a bound away.
+
+    Raises:
+        UserError: no two finite numbers in order, or a name that no dimension has.
+    """
+    declared = list(bounds)
+    items = [item.strip() for item in _ITEM.findall(text) if item.strip()]
+    if not items:
+        raise UserError("declares nothing", where=BOUNDS_OPTION, remedy=f"for example {BOUNDS_EXAMPLE}")
+    for item in items:
+        name, _, values = item.rpartition("=")
+        pair = None if values.strip() == "none" else _pair(values, item)
+        for dim in _named(names, name.strip(), BOUNDS_OPTION):
+            declared[dim] = pair
+    return tuple(declared)
+
+
+def _pair(values: str, item: str) -> Bounds:
+    try:
+        low, high = map(float, values.split(":"))
+        if math.isfinite(low) and math.isfinite(high) and low <= high:
+            return low, high
+    except ValueError:
+        pass
+    raise UserError(
+        f"'{item}' is no NAME=LOW:HIGH with LOW <= HIGH",
+        where=BOUNDS_OPTION,
+        remedy=f"for example {BOUNDS_EXAMPLE}",
+    )
+
+
+def _named(names: Sequence[str], name: str, option: str) -> list[int]:
+    """The dimensions that a name of an option means."""
+    dims = [d for d, full in enumerate(names) if _matches(name.lower(), full.lower())]
+    if not dims:
+        raise UserError(
+            f"no dimension of the action is named '{name}'",
+            where=option,
+            remedy=f"the dimensions are {listed(names)}",
+        )
+    return dims
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""From names and numbers to an action card: every dimension's kind, how it came to be known, or that it is not.
+"""From names and numbers to findings about actions: every dimension's kind, how it came to be known, or that it is not.
 
 A name, or a data set's published layout, declares a kind unless the data contradict it. Where neither says anything,
 the data decide if they can (see `action_evidence`); what stays open is "unknown", and whoever skips frames is asked.
@@ -20,7 +20,7 @@ from roboalign_ray.episodes.action_evidence import (
     turns_in,
     two_valued_command,
 )
-from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionCard, ActionKind
+from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionFindings, ActionKind
 from roboalign_ray.episodes.action_names import (
     as_target,
     is_angle,
@@ -47,15 +47,15 @@ def resolve_actions(
     published: Mapping[int, Decision] | None = None,
     state_names: Sequence[str] = (),
     notes: Sequence[str] = (),
-) -> ActionCard:
-    """The card of a data set's actions.
+) -> ActionFindings:
+    """What is found out about a data set's actions.
 
     Args:
         names: A names, with units in brackets.
         samples: a few episodes; none leaves the names alone to say something.
         published: kind and reason per dimension, of a data set whose layout is known.
         state_names: names of the state's dimensions, where known.
-        notes: for the card.
+        notes: further remarks, one line each.
     """
     names = [printable(name) for name in names]
     samples = [sample for sample in samples if sample.actions.shape[1] == len(names)]
@@ -81,7 +81,7 @@ def resolve_actions(
     _join_neighbours(decisions, names, quaternions, samples, found)
     _find_angles(decisions, samples, quaternions)
     kinds, reasons = tuple(kind for kind, _ in decisions), tuple(reason for _, reason in decisions)
-    return ActionCard(tuple(names), kinds, reasons, tuple(notes), tuple(sorted(quaternions)))
+    return ActionFindings(tuple(names), kinds, reasons, tuple(notes), tuple(sorted(quaternions)))
 
 
 def _quaternions(names: Sequence[str], samples: Sequence[ActionSample]) -> set[int]:

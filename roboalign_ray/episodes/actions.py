@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.readers import read_object
 
@@ -72,40 +73,15 @@ class ActionBinner:
             raise UserError("the bins want low <= high and at least 2 bins", where=ACTION_BINS)
 
     @classmethod
-    def fit(cls, actions: np.ndarray, bins: int) -> ActionBinner:
-        """Edges at the 1st and 99th percentile of actions [N, A].
+    def from_card(cls, card: ActionCard, bins: int) -> ActionBinner:
+        """Edges at the percentiles of an action card.
 
         Raises:
-            UserError: no actions.
+            UserError: the card has no statistics, as that of a store whose train split is empty.
         """
-        if not len(actions):
+        if card.statistics is None:
             raise UserError("no actions to take percentiles of", where="action bins")
-        low, high = np.percentile(np.asarray(actions, dtype=np.float64), [1, 99], axis=0)
-        return cls(tuple(low.tolist()), tuple(high.tolist()), bins)
-
-    @classmethod
-    def from_statistics(
-        cls, statistics: Mapping[str, Any], bins: int, dims: int | None = None
-    ) -> ActionBinner:
-        """Edges from a store's `statistics`: those of its train split at stride 1.
-
-        Args:
-            statistics: `EpisodeStore.statistics`.
-            bins: bins per dimension.
-            dims: action dimensions, where the store holds robots of several kinds.
-
-        Raises:
-            UserError: no such actions in the store, or several kinds and `dims` not given.
-        """
-        kinds = statistics["actions"]
-        key = str(dims) if dims is not None else next(iter(kinds))
-        if key not in kinds or "p01" not in kinds[key] or (dims is None and len(kinds) > 1):
-            raise UserError(
-                f"the store has no single kind of action with {dims or 'a known number of'} dimensions",
-                where="action bins",
-                remedy=f"it holds actions of {', '.join(kinds)} dimensions",
-            )
-        return cls(tuple(kinds[key]["p01"]), tuple(kinds[key]["p99"]), bins)
+        return cls(card.statistics.p01, card.statistics.p99, bins)
 
     @property
     def dims(self) -> int:

@@ -1,4 +1,4 @@
-"""Say of a store that exists what its actions are: the kinds are written to its statistics and hold for every row."""
+"""Say of a store that exists what its actions are: its statistics then hold all that the action card states."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from itertools import islice
 
 import numpy as np
 
+from roboalign_ray.episodes.action_card_of_store import action_card_of
 from roboalign_ray.episodes.action_evidence import ActionSample
-from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionCard
-from roboalign_ray.episodes.action_option import declare
+from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionFindings
+from roboalign_ray.episodes.action_option import declare, declare_bounds
 from roboalign_ray.episodes.action_resolution import resolve_actions
 from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.foundation.failures import UserError
@@ -19,19 +20,22 @@ from roboalign_ray.foundation.storage.shards import STATISTICS, write_json
 _SAMPLED = 20  # episodes that are looked at
 
 
-def declare_store(store: EpisodeStore, text: str, dims: int | None = None) -> ActionCard:
-    """Write the kinds of a store's actions to it.
+def declare_store(
+    store: EpisodeStore, text: str, dims: int | None = None, *, bounds: str = ""
+) -> ActionFindings:
+    """Write what a store's actions are to it: kinds, which then hold for every row, bounds, and how it was recorded.
 
     Args:
         store: the store; open it again to read with the new kinds.
         text: see `action_option.declare`; "" takes what names and data say.
         dims: which actions, where the store holds actions of several numbers of dimensions.
+        bounds: see `action_option.declare_bounds`; "" leaves them as they are.
 
     Returns:
-        what is now known.
+        what is now known of the kinds.
 
     Raises:
-        UserError: `text` or `dims` do not fit, or the store cannot be written.
+        UserError: `text`, `bounds` or `dims` do not fit, or the store cannot be written.
     """
     known = store.action_dimensions()
     if dims is None and len(known) == 1:
@@ -42,17 +46,27 @@ def declare_store(store: EpisodeStore, text: str, dims: int | None = None) -> Ac
             where=str(store.path),
             remedy="say which ones with --dims",
         )
-    card = _known(store, dims)
+    findings = _known(store, dims)
     if text:
-        card = declare(card, text)
+        findings = declare(findings, text)
+    card = action_card_of(store, dims)
+    known_bounds = declare_bounds(findings.names, card.bounds, bounds) if bounds else card.bounds
     actions = dict(store.statistics["actions"])
-    actions[str(dims)] = {**actions[str(dims)], "kinds": list(card.kinds), "declared": True}
+    actions[str(dims)] = {
+        **actions[str(dims)],
+        "kinds": list(findings.kinds),
+        "declared": True,
+        "bounds": [pair and list(pair) for pair in known_bounds],
+        "rate": card.rate,
+        "stride": card.stride,
+        "embodiments": list(card.embodiments),
+    }
     with whole_file(store.path / STATISTICS) as draft:
         write_json(draft, {**store.statistics, "actions": actions})
-    return card
+    return findings
 
 
-def _known(store: EpisodeStore, dims: int) -> ActionCard:
+def _known(store: EpisodeStore, dims: int) -> ActionFindings:
     """What the store, its names and some of its episodes say."""
     names, kinds = store.action_dimensions()[dims]
     cells = store.cells(range(len(store)), ("actions", "state"))
@@ -64,9 +78,9 @@ def _known(store: EpisodeStore, dims: int) -> ActionCard:
         )
         for cell in islice(fitting, _SAMPLED)
     ]
-    card = resolve_actions(names, samples)
+    findings = resolve_actions(names, samples)
     pairs = [
         (kind, "as the store says") if kind != UNKNOWN else (found, reason)
-        for kind, found, reason in zip(kinds, card.kinds, card.reasons, strict=True)
+        for kind, found, reason in zip(kinds, findings.kinds, findings.reasons, strict=True)
     ]
-    return replace(card, kinds=tuple(k for k, _ in pairs), reasons=tuple(r for _, r in pairs))
+    return replace(findings, kinds=tuple(k for k, _ in pairs), reasons=tuple(r for _, r in pairs))

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from roboalign_ray.episodes.action_card_of_store import action_card_of
 from roboalign_ray.episodes.actions import unwrap_angles
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import EpisodeStore
@@ -37,7 +38,7 @@ def store_figures(store: EpisodeStore) -> dict[str, Any]:
 
     Returns:
         episodes, frames, hours, fps {rate: episodes}, views {"name HxW": episodes}, embodiments, splits, success,
-        length {min, mean, max}, actions {dims: {names, kinds, p01, p99, ...}}, instructions and quarantined
+        length {min, mean, max}, actions {dims: {names, kinds, p01, p99, ..., card}}, instructions and quarantined
         [{episode_id, reason}].
 
     Raises:
@@ -56,7 +57,12 @@ def store_figures(store: EpisodeStore) -> dict[str, Any]:
         "embodiments": dict(Counter(columns["embodiment"].to_pylist())),
         **{key: statistics[key] for key in ("views", "splits", "success", "length", "instructions")},
         "actions": {
-            str(dims): {**statistics["actions"][str(dims)], "names": list(names), "kinds": list(kinds)}
+            str(dims): {
+                **statistics["actions"][str(dims)],
+                "names": list(names),
+                "kinds": list(kinds),
+                "card": action_card_of(store, dims).as_json(),
+            }
             for dims, (names, kinds) in store.action_dimensions().items()
         },
         "quarantined": _quarantined(store.path / "quarantine.json"),

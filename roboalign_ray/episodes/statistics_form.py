@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
+from roboalign_ray.episodes.action_card import Bounds
 from roboalign_ray.episodes.action_kinds import ActionKind
 
 
@@ -14,6 +15,8 @@ class ActionsForm(BaseModel):
 
     Attributes:
         names, kinds: one per dimension; stores of earlier versions have no kinds.
+        declared: whether a person said what the kinds are, for every episode.
+        bounds, rate, stride, embodiments: as in an action card; stores of earlier versions have none of them.
         frames: actions counted; with 0 there are no figures.
         p01, p99, mean, std, min, max: one per dimension, in the units of the actions.
     """
@@ -23,6 +26,10 @@ class ActionsForm(BaseModel):
     names: list[str]
     kinds: list[ActionKind] | None = None
     declared: bool = False
+    bounds: list[Bounds | None] | None = None
+    rate: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    stride: PositiveInt | None = None
+    embodiments: list[str] | None = None
     frames: NonNegativeInt
     p01: list[FiniteFloat] | None = None
     p99: list[FiniteFloat] | None = None

@@ -2,7 +2,7 @@
 
     store/
       shard-00000.parquet    one row per episode (see `rows.py` for the columns)
-      statistics.json        schema version, counts, lengths, action percentiles of the train split
+      statistics.json        schema version, counts, lengths, and what the action card states
       quarantine.json        episodes that could not be used, each with its reason
       README.md              the dataset card
 
@@ -12,13 +12,14 @@ A store is written beside its place and moved there when complete: no reader eve
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from roboalign_ray.episodes.action_card import Bounds
 from roboalign_ray.episodes.action_kinds import ActionKind, check_stride, names_of
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.rows import (
@@ -79,6 +80,7 @@ def write_store(
     held_out_fraction: float = 0.1,
     crf: int = 18,
     pixel_format: str = "yuv444p",
+    action_bounds: Sequence[Bounds | None] = (),
     overwrite: bool = False,
 ) -> StoreSummary:
     """Write episodes as they come; memory holds one shard. Nothing appears at `path` before all is written.
@@ -90,13 +92,14 @@ def write_store(
         shard_episodes: episodes per Parquet file.
         held_out_fraction: split that the action statistics leave out.
         crf, pixel_format: video quality, see `encode_video`.
+        action_bounds: least and greatest value per action dimension, as the source states them; none given: not known.
         overwrite: replace an existing store.
 
     Raises:
         UserError: the folder exists and may not be replaced, two episodes share an id, or none is usable.
     """
     path = Path(path)
-    statistics, quarantined = StoreStatistics(held_out_fraction), []
+    statistics, quarantined = StoreStatistics(held_out_fraction, action_bounds), []
     seen: set[str] = set()
     with new_store(path, "an episode store", _is_store, overwrite=overwrite) as folder:
         writer = ShardWriter(folder, ROW_SCHEMA, shard_rows=shard_episodes, row_group=ROW_GROUP)

@@ -1,23 +1,62 @@
-"""What a store's statistics.json tells: counts, lengths and per-dimension figures of the actions."""
+"""What a store's statistics.json tells: counts, lengths and all that the action card states."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from roboalign_ray.episodes.action_card import ActionStatistics, Bounds
 from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionKind
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.rows import SCHEMA_VERSION
 from roboalign_ray.episodes.splits import split_of
 
+_SAME_RATE = 1.01  # rates of episodes up to this ratio are one: cameras of 29.97 and 30 Hz
+
+
+class RecordingFacts:
+    """How actions were recorded, gathered while episodes pass: what their action card says besides names and kinds."""
+
+    def __init__(self) -> None:
+        self.rates: Counter[float] = Counter()
+        self.strides: set[int] = set()
+        self.robots: set[str] = set()
+
+    def add(self, fps: float | None, robot: str | None, provenance: Any) -> None:
+        """One episode, as a store holds it. Its provenance holds "stride" where conversion skipped frames."""
+        stride = provenance.get("stride", 1) if isinstance(provenance, Mapping) else 0
+        self.rates[fps if fps is not None and 0 < fps < math.inf else 0.0] += 1
+        self.strides.add(stride if isinstance(stride, int) and not isinstance(stride, bool) else 0)
+        self.robots.add(robot or "")
+
+    def as_json(self) -> dict[str, Any]:
+        """rate and stride, None where episodes differ; embodiments, none where an episode names no robot."""
+        slowest, fastest = min(self.rates), max(self.rates)
+        one_rate = slowest > 0 and fastest <= _SAME_RATE * slowest
+        one_stride = len(self.strides) == 1 and min(self.strides) > 0
+        return {
+            "rate": float(self.rates.most_common(1)[0][0]) if one_rate else None,
+            "stride": min(self.strides) if one_stride else None,
+            "embodiments": [] if "" in self.robots else sorted(self.robots),
+        }
+
 
 class StoreStatistics:
-    """Counts and action percentiles, gathered while episodes pass."""
+    """Counts and what the actions' cards state, gathered while episodes pass.
 
-    def __init__(self, held_out_fraction: float) -> None:
+    Args:
+        held_out_fraction: share of groups that the actions' figures leave out.
+        action_bounds: least and greatest value per dimension, as the source states them, for actions with that many
+            dimensions; none given: not known.
+    """
+
+    def __init__(self, held_out_fraction: float, action_bounds: Sequence[Bounds | None] = ()) -> None:
         self.held_out_fraction = held_out_fraction
+        self.action_bounds = tuple(action_bounds)
         self.lengths: list[int] = []
         self.sources: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
@@ -26,6 +65,7 @@ class StoreStatistics:
         self.instructions: set[str] = set()
         self.action_names: dict[int, list[str]] = {}
         self.action_kinds: dict[int, list[ActionKind]] = {}
+        self.recordings: defaultdict[int, RecordingFacts] = defaultdict(RecordingFacts)
         self.actions: dict[int, list[np.ndarray]] = {}
 
     def add(self, episode: Episode) -> None:
@@ -43,6 +83,7 @@ class StoreStatistics:
         self.action_kinds[dims] = [
             common_kind(*pair) for pair in zip(before, episode.action_kinds, strict=True)
         ]
+        self.recordings[dims].add(float(episode.fps), episode.embodiment, episode.provenance)
         if split == "train":
             self.actions.setdefault(dims, []).append(np.asarray(episode.actions, dtype=np.float32))
 
@@ -63,20 +104,17 @@ class StoreStatistics:
         }
 
     def _actions(self, dims: int) -> dict[str, Any]:
-        """Per-dimension figures of the train split; of nothing where it is empty."""
-        names = self.action_names[dims]
-        known = {"names": names, "kinds": self.action_kinds[dims]}
+        """What the card of these actions states; no figures where the train split is empty."""
+        bounds = self.action_bounds if len(self.action_bounds) == dims else (None,) * dims
+        known = {
+            "names": self.action_names[dims],
+            "kinds": self.action_kinds[dims],
+            "bounds": [pair and list(pair) for pair in bounds],
+            **self.recordings[dims].as_json(),
+        }
         if dims not in self.actions:
             return {**known, "frames": 0}
-        rows = np.concatenate(self.actions[dims]).astype(np.float64)
-        low, high = np.percentile(rows, [1, 99], axis=0)
-        figures = {"p01": low, "p99": high, "mean": rows.mean(0), "std": rows.std(0)}
-        figures |= {"min": rows.min(0), "max": rows.max(0)}
-        return {
-            **known,
-            "frames": len(rows),
-            **{key: value.tolist() for key, value in figures.items()},
-        }
+        return {**known, **ActionStatistics.of(np.concatenate(self.actions[dims])).model_dump(mode="json")}
 
 
 def common_kind(first: ActionKind, second: ActionKind) -> ActionKind:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roboalign_ray.config.episodes import EpisodesConfig
 from roboalign_ray.episodes.action_kinds import accumulate_actions
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import Episode, EpisodeError
 from roboalign_ray.episodes.store import EpisodeStore, check_action_kinds
 from roboalign_ray.episodes.transforms import resize_frames
@@ -282,21 +280,3 @@ def _round_robin(lists: Sequence[Sequence[int]], first: int = 0) -> list[int]:
     ]
     longest = max(map(len, turned), default=0)
     return [items[turn] for turn in range(longest) for items in turned if turn < len(items)]
-
-
-def fit_action_binner(store: EpisodeStore, config: EpisodesConfig) -> ActionBinner:
-    """Bins over the actions as the stride leaves them: percentiles of the train split.
-
-    Raises:
-        UserError: the train split is empty, its robots differ in their number of action dimensions, or the stride
-            skips frames of actions whose kinds are not known.
-    """
-    stride = config.frame_stride
-    check_action_kinds(store, stride)
-    rows = [
-        accumulate_actions(actions, kinds, stride, names=names)[: max(1, len(actions) // stride)]
-        for actions, names, kinds in store.actions(store.split("train", config.held_out_fraction))
-    ]
-    if len({part.shape[1] for part in rows}) > 1:
-        raise UserError("episodes differ in their number of action dimensions", where=str(store.path))
-    return ActionBinner.fit(np.concatenate(rows) if rows else np.zeros((0, 1)), config.action_bins)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import Failed, UserError
 
 State = Any  # what `begin` gives; only its world model looks into it
@@ -71,7 +72,7 @@ class ModelCard:
         height, width: of a frame, pixels.
         action_dims: A.
         version: of its weights; 0 for those of the folder.
-        fps: frames per second that it was trained on; None where nobody wrote it down.
+        actions: what its actions mean; None where it was trained before that was written down.
         capabilities: what it offers beside the protocol. "logprobs": its payloads hold log-probabilities.
     """
 
@@ -81,8 +82,18 @@ class ModelCard:
     width: int
     action_dims: int
     version: int = 0
-    fps: float | None = None
+    actions: ActionCard | None = None
     capabilities: frozenset[str] = frozenset()
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second that it was trained on, one action each; None where that is not known."""
+        return None if self.actions is None else self.actions.rate
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        actions = None if self.actions is None else self.actions.as_json()
+        return {**vars(self), "capabilities": sorted(self.capabilities), "actions": actions}
 
 
 class Segment(Protocol):

@@ -23,6 +23,9 @@ from tiny_student import tiny_student
 from roboalign_ray.alignment.records.group_files import load_group, save_group
 from roboalign_ray.alignment.records.journal import read_journal
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.episodes.action_card import ActionCard
+from roboalign_ray.episodes.action_card_check import check_cards
+from roboalign_ray.episodes.action_card_of_store import action_card_of
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.inspect import store_figures
 from roboalign_ray.episodes.store import open_store, write_store
@@ -62,7 +65,7 @@ def _read_store(folder: Path) -> Any:
     store_figures(store)
     held = store.split("held_out"), store.successes(), list(store.actions(range(len(store))))
     if len(store.statistics["actions"]) == 1:
-        ActionBinner.from_statistics(store.statistics, 16)
+        action_card_of(store).strided(2)
     return held, [_or_refused(lambda number=number: store.read(number)) for number in range(len(store))]
 
 
@@ -105,6 +108,7 @@ def _read_models(folder: Path) -> Any:
     return (
         DualBranchTokenizer.load(folder / "tokenizer"),
         ActionBinner.load(world_model),
+        ActionCard.load(world_model),
         load_pretrained(world_model),
     )
 
@@ -147,11 +151,36 @@ def _read_trace(folder: Path) -> Any:
         return None
 
 
+def _write_card(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_store(made_episodes(1, 3, 1, length=6, size=16), folder / "store")
+    action_card_of(open_store(folder / "store")).save(folder)
+    shutil.rmtree(folder / "store")
+    path = folder / "action_card.json"
+    told = json.loads(path.read_text())
+    del told["hash"]  # without it most of the damage reaches the fields
+    path.write_text(json.dumps(told))
+
+
+def _read_card(folder: Path) -> Any:
+    card = ActionCard.load(folder)
+    assert card is not None
+    check = check_cards(card, card.model_copy(update={"names": ("other",) * card.dims}))
+    return (
+        card.line(),
+        card.limits(),
+        card.as_json(),
+        [found.what for found in check.differences],
+        check.notes,
+    )
+
+
 KINDS = {
     "episode store": Kind(
         lambda folder: write_store(made_episodes(1, 3, 2, length=6, size=16), folder, held_out_fraction=0.4),
         _read_store,
     ),
+    "action card": Kind(_write_card, _read_card),
     "judged pairs": Kind(lambda folder: write_pairs(made_pairs(20), folder), _read_pairs),
     "labels": Kind(_write_labels, _read_labels),
     "checkpoint": Kind(_write_checkpoint, lambda folder: checkpoints.load(folder / "step-00000003")),

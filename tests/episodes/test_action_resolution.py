@@ -16,14 +16,15 @@ from made_episodes import made_episode
 from refusals import refused
 
 from roboalign_ray.config import EpisodesConfig, JobConfig
-from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_card_of_store import fitted_action_card
+from roboalign_ray.episodes.action_kinds import ActionFindings
 from roboalign_ray.episodes.action_names import flat_names, kind_from_name
 from roboalign_ray.episodes.action_option import declare
 from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.episodes.sources.rlds import RldsSource
 from roboalign_ray.episodes.sources.tfrecord import parse_example, read_records
 from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
-from roboalign_ray.episodes.windows import WindowSpec, fit_action_binner, held_out_windows
+from roboalign_ray.episodes.windows import WindowSpec, held_out_windows
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.pipelines.cli.main import run
 from roboalign_ray.pipelines.episodes.convert import ConvertOptions, convert
@@ -114,9 +115,9 @@ def test_without_evidence_a_stride_is_refused_before_anything_is_written(
 def test_a_name_that_the_data_contradict_is_asked_for(tmp_path: Path) -> None:
     path = np.cumsum(steps(), axis=0) + 0.3
     write_lerobot(tmp_path / "set", "v2.1", path[1:], ["delta_x", "delta_y", "delta_z"], path[:-1])
-    card = LeRobotSource(tmp_path / "set").action_card
-    assert card.kinds == ("unknown",) * 3
-    assert "its values follow the state itself" in card.reasons[0]
+    findings = LeRobotSource(tmp_path / "set").action_findings
+    assert findings.kinds == ("unknown",) * 3
+    assert "its values follow the state itself" in findings.reasons[0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
@@ -125,9 +126,9 @@ def test_turning_increments_are_told_from_targets_in_any_unit(scale: float, tmp_
     walk = np.random.default_rng(1).normal(scale=0.1 * scale, size=(T, 2)).astype(np.float32)
     path = np.concatenate([np.zeros((1, 2)), np.cumsum(walk, axis=0)]).astype(np.float32) + 0.5 * scale
     write_lerobot(tmp_path / "a", "v2.1", walk, ["roll", "yaw"], path[:-1])
-    assert LeRobotSource(tmp_path / "a").action_card.kinds == ("delta_angle",) * 2
+    assert LeRobotSource(tmp_path / "a").action_findings.kinds == ("delta_angle",) * 2
     write_lerobot(tmp_path / "b", "v2.1", path[1:], ["roll", "yaw"], path[:-1])
-    assert LeRobotSource(tmp_path / "b").action_card.kinds == ("angle",) * 2
+    assert LeRobotSource(tmp_path / "b").action_findings.kinds == ("angle",) * 2
 
 
 def gripper(values: list[float]) -> tuple[str, str]:
@@ -172,9 +173,9 @@ def pose_walk(order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> tuple[np.ndarray, 
 def test_bridge_is_known_where_its_state_moves_as_it_says(tmp_path: Path) -> None:
     actions, state = pose_walk()
     write_rlds_action(tmp_path, {"": actions}, "bridge_dataset", state)
-    card = RldsSource(tmp_path).action_card
-    assert card.names[0] == "delta_x [m]"
-    assert card.kinds == (*("delta",) * 3, *("delta_angle",) * 3, "hold")
+    findings = RldsSource(tmp_path).action_findings
+    assert findings.names[0] == "delta_x [m]"
+    assert findings.kinds == (*("delta",) * 3, *("delta_angle",) * 3, "hold")
 
 
 @pytest.mark.parametrize("change", ["rotation first", "absolute", "wide gripper", "no state"])
@@ -185,10 +186,10 @@ def test_bridge_in_another_layout_gets_no_names_by_its_length(change: str, tmp_p
     if change == "wide gripper":
         actions[:, 6] *= 3
     write_rlds_action(tmp_path, {"": actions}, "bridge_dataset", None if change == "no state" else state)
-    card = RldsSource(tmp_path).action_card
-    assert card.names == tuple(f"action[{d}]" for d in range(7))
-    assert "do not confirm bridge's layout" in " ".join(card.lines())
-    assert not set(card.kinds[:6]) & {"delta"} or change == "wide gripper"
+    findings = RldsSource(tmp_path).action_findings
+    assert findings.names == tuple(f"action[{d}]" for d in range(7))
+    assert "do not confirm bridge's layout" in " ".join(findings.lines())
+    assert not set(findings.kinds[:6]) & {"delta"} or change == "wide gripper"
 
 
 def test_a_dictionary_keeps_its_leaves_their_order_and_its_gripper(tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_rt1_s_gripper_is_one_shot(tmp_path: Path) -> None:
     closing = np.zeros((T, 1), np.float32)
     closing[[5, 14]] = [[1], [-1]]
     write_rlds_action(tmp_path, {"gripper_closedness_action": closing}, "fractal20220817_data")
-    assert RldsSource(tmp_path).action_card.kinds == ("toggle",)
+    assert RldsSource(tmp_path).action_findings.kinds == ("toggle",)
 
 
 def test_rt1_s_mode_stays_one_of_several(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_what_the_data_contradict_in_part_is_not_believed_in_the_rest(tmp_path: 
     state[:, 1] = 0.0
     positions = np.vstack([state[1:], state[-1:]]).astype(np.float32)
     write_rlds_action(tmp_path, {"world_vector": positions}, state=state.astype(np.float32))
-    assert RldsSource(tmp_path, fps=5.0).action_card.kinds == ("unknown",) * 3
+    assert RldsSource(tmp_path, fps=5.0).action_findings.kinds == ("unknown",) * 3
 
 
 @pytest.mark.parametrize("size", [4, 9])
@@ -249,7 +250,7 @@ def test_rotations_that_do_not_add_up_are_no_angles_whatever_their_leaf_is_calle
     half = np.random.default_rng(0).normal(scale=0.02, size=(T, size - 1))
     turns = np.hstack([half, np.sqrt(1 - (half**2).sum(1, keepdims=True))]).astype(np.float32)
     write_rlds_action(tmp_path, {"rotation_delta": turns}, "fractal20220817_data")
-    assert set(RldsSource(tmp_path).action_card.kinds) == {"delta_rotation"}
+    assert set(RldsSource(tmp_path).action_findings.kinds) == {"delta_rotation"}
 
 
 @pytest.mark.parametrize("value", [1.0, -1.0, None])
@@ -260,7 +261,7 @@ def test_the_number_behind_a_pose_is_no_increment_where_it_looks_like_a_gripper(
     grip = np.full(T, value) if value else np.where(np.arange(T) < 8, -1, 1)
     leaf = np.hstack([poses, grip[:, None]]).astype(np.float32)
     write_rlds_action(tmp_path, {"rel_actions_world": leaf})
-    assert RldsSource(tmp_path, fps=5.0).action_card.kinds == (*("delta",) * 6, "unknown")
+    assert RldsSource(tmp_path, fps=5.0).action_findings.kinds == (*("delta",) * 6, "unknown")
 
 
 @pytest.mark.parametrize("grip", [1.0, 0.99, -1.0])
@@ -268,7 +269,7 @@ def test_small_increments_beside_a_closed_gripper_are_no_quaternion(grip: float,
     poses = np.random.default_rng(0).normal(scale=0.01, size=(T, 3))
     actions = np.hstack([poses, np.full((T, 1), grip)]).astype(np.float32)
     write_lerobot(tmp_path, "v2.1", actions, ["delta_x", "delta_y", "delta_z", "gripper"])
-    assert LeRobotSource(tmp_path).action_card.kinds == ("delta", "delta", "delta", "hold")
+    assert LeRobotSource(tmp_path).action_findings.kinds == ("delta", "delta", "delta", "hold")
 
 
 @pytest.mark.parametrize("values", [(-1, 1), (0, 1)])
@@ -277,7 +278,7 @@ def test_a_gripper_called_an_increment_that_holds_two_values_is_asked_for(
 ) -> None:
     actions = np.repeat(values, T // 2).astype(np.float32)[:, None]
     write_lerobot(tmp_path, "v2.1", actions, ["delta_gripper"])
-    assert LeRobotSource(tmp_path).action_card.kinds == ("unknown",)
+    assert LeRobotSource(tmp_path).action_findings.kinds == ("unknown",)
 
 
 @pytest.mark.parametrize("feature", [{"classLabel": {"numClasses": "2"}}, {"text": {}}, {"boundingBox": {}}])
@@ -321,14 +322,14 @@ def test_actions_beside_the_one_that_is_read_are_told(tmp_path: Path) -> None:
     info = json.loads(path.read_text())
     info["features"]["action.wrist"] = {"dtype": "float32", "shape": [1]}
     path.write_text(json.dumps(info))
-    assert "action.wrist: beside 'action', left out" in LeRobotSource(tmp_path).action_card.lines()
+    assert "action.wrist: beside 'action', left out" in LeRobotSource(tmp_path).action_findings.lines()
 
 
 def test_names_that_a_terminal_acts_on_are_stored_and_told_as_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_lerobot(tmp_path / "set", "v2.1", np.ones((T, 2)), ["a\x1b[31m", "b\nc"])
-    assert LeRobotSource(tmp_path / "set").action_card.names == ("a\\x1b[31m", "b\\nc")
+    assert LeRobotSource(tmp_path / "set").action_findings.names == ("a\\x1b[31m", "b\\nc")
     assert "\x1b" not in refused(
         ["episodes", "convert", str(tmp_path / "set"), str(tmp_path / "out"), "--stride", "2"],
         tmp_path,
@@ -339,7 +340,7 @@ def test_names_that_a_terminal_acts_on_are_stored_and_told_as_text(
 def test_an_action_of_absurd_width_is_set_aside(tmp_path: Path) -> None:
     write_rlds_action(tmp_path, {"": np.zeros((2, 5000), np.float32)})
     source = RldsSource(tmp_path, fps=5.0)
-    assert source.action_card.names == ()
+    assert source.action_findings.names == ()
     (item,) = source.episodes()
     assert "5000 numbers" in item.reason
 
@@ -362,7 +363,9 @@ def test_quaternion_increments_are_never_summed(tmp_path: Path) -> None:
 
 # --- the option -------------------------------------------------------------------------------------------------
 
-CARD = ActionCard(("x [m]", "arm[0]", "arm[1]", "grip [-1 open, 1 closed]"), ("unknown",) * 4, ("",) * 4)
+FINDINGS = ActionFindings(
+    ("x [m]", "arm[0]", "arm[1]", "grip [-1 open, 1 closed]"), ("unknown",) * 4, ("",) * 4
+)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +378,7 @@ CARD = ActionCard(("x [m]", "arm[0]", "arm[1]", "grip [-1 open, 1 closed]"), ("u
     ],
 )
 def test_kinds_are_declared_by_name_or_in_order(text: str) -> None:
-    assert declare(CARD, text).kinds == ("delta", "angle", "angle", "hold")
+    assert declare(FINDINGS, text).kinds == ("delta", "angle", "angle", "hold")
 
 
 @pytest.mark.parametrize(
@@ -393,7 +396,7 @@ def test_kinds_are_declared_by_name_or_in_order(text: str) -> None:
 )
 def test_a_declaration_that_does_not_fit_is_one_line(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as refused:
-        declare(CARD, text)
+        declare(FINDINGS, text)
     assert "\n" not in refused.value.line()
 
 
@@ -423,10 +426,10 @@ def test_older_stores_say_what_their_names_say(tmp_path: Path) -> None:
 
 def test_a_store_of_unknown_kinds_is_read_whole_and_refused_at_a_stride(tmp_path: Path) -> None:
     store = older_store(tmp_path / "s", ("x", "y", "elbow.pos"))
-    assert fit_action_binner(store, EpisodesConfig(held_out_fraction=0.4, action_bins=8)).dims == 3
+    assert fitted_action_card(store, EpisodesConfig(held_out_fraction=0.4)).dims == 3
     config = EpisodesConfig(frame_stride=2, held_out_fraction=0.4, store=str(store.path))
     with pytest.raises(UserError, match="x, y are"):
-        fit_action_binner(store, config)
+        fitted_action_card(store, config)
     with pytest.raises(UserError, match="x, y are"):
         held_out_windows(store, WindowSpec(frames=2, stride=2), 1)
     with pytest.raises(UserError, match=r"roboalign episodes declare .*--action-kind 'x=KIND,y=KIND'"):
@@ -443,8 +446,9 @@ def test_declared_kinds_hold_for_windows_and_statistics(
     )
     again = open_store(store.path)
     assert again.read(0).action_kinds == ("delta", "delta", "absolute")
-    binner = fit_action_binner(again, EpisodesConfig(frame_stride=2, held_out_fraction=0.4, action_bins=8))
-    assert (binner.low[1], binner.high[1]) == (1.0, 1.0)  # two increments of 0.5
+    found = fitted_action_card(again, EpisodesConfig(frame_stride=2, held_out_fraction=0.4)).statistics
+    assert found is not None
+    assert (found.min[1], found.max[1]) == (1.0, 1.0)  # two increments of 0.5
     assert run(["episodes", "inspect", str(store.path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out.split("\n{", 1)[-1].join(["{", ""]))
     assert shown["actions"]["3"]["kinds"] == ["delta", "delta", "absolute"]

@@ -11,11 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from roboalign_ray.episodes.action_card import ActionCard, ActionStatistics
 from roboalign_ray.episodes.action_kinds import accumulate_actions
 from roboalign_ray.episodes.actions import ActionBinner, differences, unwrap_angles
 from roboalign_ray.foundation.failures import UserError
 
 finite = st.floats(-1e3, 1e3, width=32)
+
+
+def fitted(actions: np.ndarray, bins: int) -> ActionBinner:
+    """Bins of a card with the statistics of these actions."""
+    dims = actions.shape[1]
+    card = ActionCard.make(("x",) * dims, ("delta",) * dims, statistics=ActionStatistics.of(actions))
+    return ActionBinner.from_card(card, bins)
 
 
 def test_a_turning_wheel_unwraps_to_a_straight_line() -> None:
@@ -47,7 +55,7 @@ def test_stride_loses_no_motion(actions: np.ndarray, stride: int) -> None:
 
 @given(hnp.arrays(np.float64, (40, 2), elements=st.floats(-5, 5)), st.integers(2, 300))
 def test_round_trip_is_within_half_a_bin(actions: np.ndarray, bins: int) -> None:
-    binner = ActionBinner.fit(actions, bins)
+    binner = fitted(actions, bins)
     low, high = np.array(binner.low), np.array(binner.high)
     values = binner.to_values(binner.to_bins(actions))
     clipped = np.clip(actions, low, high)
@@ -72,13 +80,13 @@ def test_centres_map_to_their_own_bin() -> None:
 
 def test_one_outlier_does_not_squeeze_the_rest() -> None:
     actions = np.concatenate([np.linspace(-1, 1, 1000), [1e6]])[:, None]
-    binner = ActionBinner.fit(actions, 100)
+    binner = fitted(actions, 100)
     assert len(np.unique(binner.to_bins(actions))) == 100
 
 
 def test_a_constant_dimension_keeps_its_value() -> None:
     actions = np.stack([np.full(10, 0.7), np.arange(10.0)], axis=1)
-    binner = ActionBinner.fit(actions, 8)
+    binner = fitted(actions, 8)
     assert (binner.to_bins(actions)[:, 0] == 0).all()
     np.testing.assert_allclose(binner.to_values(binner.to_bins(actions))[:, 0], 0.7, rtol=1e-6)
 
@@ -90,11 +98,10 @@ def test_bins_survive_a_file(tmp_path: Path) -> None:
     assert ActionBinner.from_state_dict(json.loads(json.dumps(binner.state_dict()))) == binner
 
 
-def test_statistics_give_the_bins_of_the_right_robot() -> None:
-    statistics = {"actions": {"2": {"p01": [0, 1], "p99": [2, 3]}, "1": {"p01": [5], "p99": [6]}}}
-    assert ActionBinner.from_statistics(statistics, 4, dims=1).low == (5,)
-    with pytest.raises(UserError, match="holds actions of 2, 1 dimensions"):
-        ActionBinner.from_statistics(statistics, 4)
+def test_a_card_gives_bins_between_its_percentiles() -> None:
+    """Of 0, 1, ... 1000 the 1st and 99th percentile are 10 and 990."""
+    binner = fitted(np.arange(1001.0)[:, None], 7)
+    assert binner == ActionBinner((10.0,), (990.0,), 7)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_statistics_give_the_bins_of_the_right_robot() -> None:
         (lambda: ActionBinner((0.0,), (1.0,), 4).to_bins(np.array([np.nan])), "not finite"),
         (lambda: ActionBinner((1.0,), (0.0,), 4), "low <= high"),
         (lambda: ActionBinner((0.0,), (float("inf"),), 4), "finite low and high"),
-        (lambda: ActionBinner.fit(np.zeros((0, 3)), 4), "no actions"),
+        (lambda: ActionBinner.from_card(ActionCard.make(("x",), ("delta",)), 4), "no actions"),
         (lambda: ActionBinner.load(Path("/nonexistent")), "no action bins"),
     ],
 )

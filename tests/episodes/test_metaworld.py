@@ -68,6 +68,19 @@ def test_a_replay_is_bit_identical(source: MetaworldSource, drawer: list[Episode
                 np.testing.assert_array_equal(values, second.outcome.privileged[name])
 
 
+def test_the_bounds_are_what_the_simulators_scale_and_the_steps_of_a_frame_allow(
+    source: MetaworldSource, drawer: list[Episode]
+) -> None:
+    """An expert that heads for a far drawer gives its largest command throughout: the bound is reached."""
+    scale = source._simulators["drawer-open"].env.action_scale
+    low, high = np.array(source.action_bounds).T
+    np.testing.assert_allclose(high, [SMALL.steps_per_frame * scale] * 3 + [1.0])
+    np.testing.assert_array_equal(low, -high)
+    actions = np.concatenate([episode.actions for episode in drawer])
+    assert (np.abs(actions) <= high + 1e-6).all()
+    assert np.abs(actions[:, :3]).max() == pytest.approx(high[0], rel=1e-5)
+
+
 def test_a_second_view_leaves_the_first_as_it_is(source: MetaworldSource, drawer: list[Episode]) -> None:
     """The wrist camera is mounted on the hand: while the hand moves, most of its picture changes."""
     both = MetaworldSource(SMALL.model_copy(update={"views": ("wrist", "front")}))

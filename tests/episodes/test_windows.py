@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_episodes import made_episode, made_episodes
 
-from roboalign_ray.config import EpisodesConfig
-from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.episodes.windows import (
@@ -19,7 +17,6 @@ from roboalign_ray.episodes.windows import (
     WindowSpec,
     completing_starts,
     cut_window,
-    fit_action_binner,
     held_out_windows,
     sample_window,
 )
@@ -156,14 +153,6 @@ def test_held_out_windows_begin_before_their_task_is_done() -> None:
 
     assert shown(1.0) == 1
     assert shown(0.0) < 0.5
-
-
-def test_bins_follow_the_stride(store: EpisodeStore) -> None:
-    """Increments of 0.5 add up to 1.0 over two frames; statistics of single frames would call that an outlier."""
-    binner = fit_action_binner(store, EpisodesConfig(frame_stride=2, held_out_fraction=0.25, action_bins=8))
-    assert (binner.low[1], binner.high[1]) == (1.0, 1.0)
-    single = fit_action_binner(store, EpisodesConfig(held_out_fraction=0.25, action_bins=8))
-    assert single == ActionBinner.from_statistics(store.statistics, 8)
 
 
 def test_impossible_windows_are_told(store: EpisodeStore) -> None:

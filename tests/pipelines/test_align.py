@@ -23,6 +23,7 @@ from roboalign_ray.actors.rollout import RolloutActor
 from roboalign_ray.actors.scorer import ScorerActor
 from roboalign_ray.alignment.records.scored import reward_scalars
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import UserError
@@ -56,6 +57,7 @@ def test_weights_change_and_load_as_a_plain_world_model(job, finished):
     after, again = load_pretrained(result.model)
     assert layout == again
     assert ActionBinner.load(result.model) == ActionBinner.load(Path(job.world_model_weights))
+    assert ActionCard.load(result.model) == ActionCard.load(Path(job.world_model_weights)) is not None
     moved = [
         float((after.state_dict()[name] - value).abs().max()) for name, value in before.state_dict().items()
     ]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from roboalign_ray.config import SimulationConfig
+from roboalign_ray.episodes.action_card_of_store import action_card_of
 from roboalign_ray.episodes.sources.metaworld import MetaworldSource
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError
@@ -35,6 +36,9 @@ def test_two_workers_write_what_one_process_simulates(source: MetaworldSource, t
     wanted = list(source.episodes())
     assert summary.episodes == 8
     assert store.ids == [episode.episode_id for episode in wanted]
+    card = action_card_of(store)
+    assert card.bounds == source.action_bounds
+    assert (card.embodiments, card.rate) == (("sawyer",), pytest.approx(20.0))  # 80 Hz, four steps a frame
     for number, episode in enumerate(wanted):
         np.testing.assert_array_equal(store.read(number).actions, episode.actions)
 

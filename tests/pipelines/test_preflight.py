@@ -15,12 +15,13 @@ from refusals import refused
 from tiny_job import FRAMES, square_episode
 
 from roboalign_ray.config.loading import dump_yaml, load_job
+from roboalign_ray.episodes.action_card import ACTION_CARD, ActionCard
 from roboalign_ray.episodes.store import write_store
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.pipelines.capacity import cluster_nodes as cluster_view
 from roboalign_ray.pipelines.capacity.cluster_nodes import ClusterView, cluster_of, usable_cpus
 from roboalign_ray.pipelines.capacity.placement import Node, placement_of, roles_of
-from roboalign_ray.pipelines.capacity.plan import make_plan
+from roboalign_ray.pipelines.capacity.plan import make_plan, print_plan
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready, find_fault
 
 
@@ -75,12 +76,12 @@ def an_empty_folder(folder: Path) -> None:
     (folder / "store").mkdir()
 
 
-def statistics(**changes: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "store/statistics.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
-    return change
+
+def statistics(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "store/statistics.json", **changes)
 
 
 def episodes(count: int, dims: int = 2) -> Callable[[Path], None]:
@@ -114,6 +115,33 @@ def replaced(name: str, by: str) -> Callable[[Path], None]:
 
     return replace
 
+
+def model_card(**changes: object) -> Callable[[Path], None]:
+    """The world model's action card with other fields, and the hash that belongs to them."""
+
+    def change(folder: Path) -> None:
+        card = ActionCard.load(folder / "world_model")
+        assert card is not None
+        card.model_copy(update=changes).save(folder / "world_model")
+
+    return change
+
+
+# field: (the world model's card differs in it, what the line says of store and model)
+OTHER_CARDS: dict[str, tuple[dict[str, object], str]] = {
+    "name": (
+        {"names": ("delta_row", "x"), "kinds": ("delta", "absolute")},
+        "action 1 is 'delta_column' (delta) in the store, 'x' (absolute) in the model; use the model",
+    ),
+    "kind": ({"kinds": ("velocity", "delta")}, "(delta) in the store, 'delta_row' (velocity) in the model"),
+    "rate": (
+        {"rate": 5.0, "stride": 2},
+        "at 10 Hz, every frame in the store, at 5 Hz, every 2nd frame of 10 Hz in the model; "
+        "set episodes.frame_stride to 2",
+    ),
+    "stride": ({"rate": None, "stride": 4}, "one action covers 1 frames in the store, 4 in the model"),
+    "robot": ({"embodiments": ("franka",)}, "the robot is toy in the store, franka in the model"),
+}
 
 # kind: (what is wrong in the folder, settings, what the line must say)
 CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
@@ -155,6 +183,23 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         lambda folder: (folder / "world_model/action_bins.json").unlink(),
         (),
         "no action bins",
+    ),
+    **{
+        f"an action card with another {field}": (model_card(**changes), (), expected)
+        for field, (changes, expected) in OTHER_CARDS.items()
+    },
+    "a torn action card": (torn("world_model/action_card.json"), (), "cannot be read as action card"),
+    "an action card of another hash": (
+        lambda folder: edit(folder / "world_model/action_card.json", rate=7.0),
+        (),
+        "that of its fields",
+    ),
+    "an action card of more dimensions": (
+        model_card(
+            names=("a", "b", "c"), units=("",) * 3, kinds=("delta",) * 3, bounds=(None,) * 3, statistics=None
+        ),
+        (),
+        "the action card has 3 dimensions, layout.json 2",
     ),
     "the shipped tokenizer beside it": (
         nothing,
@@ -236,6 +281,17 @@ OTHERS = [
     ),
     ("evaluate job.yaml --quiet --out run", ("episodes.view=wrist",), "no view 'wrist'"),
     ("evaluate job.yaml --quiet --out run --model tokenizer", ("evaluation.horizon=4",), "layout.json"),
+    (
+        "evaluate job.yaml --quiet --out run",
+        ("evaluation.horizon=4", "episodes.frame_stride=2"),
+        "at 5 Hz, every 2nd frame of 10 Hz in the store, at 10 Hz, every frame in the model; "
+        "set episodes.frame_stride to 1",
+    ),
+    (
+        "bench build job.yaml --quiet --out run",
+        ("bench.frames=4", "episodes.frame_stride=2"),
+        "set episodes.frame_stride to 1",
+    ),
     ("demo job.yaml --quiet --out run", ("evaluation.horizon=10",), "11 frames of a window"),
     (
         "demo job.yaml --quiet --out run",
@@ -287,6 +343,61 @@ def test_a_good_job_passes_from_a_folder_with_spaces_and_relative_paths(job: Pat
         ready = check_ready(Preflight(kind, config, Path("run")))
         assert ready.episodes.store == str(job / "store")
     assert not (job / "run").exists()
+
+
+def test_what_cannot_be_compared_is_told_once_and_stops_nothing(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_job("job.yaml", PLACES)
+    check_ready(Preflight("align", config, Path("run")))
+    assert capsys.readouterr().err == ""
+    model_card(kinds=("unknown", "delta"), embodiments=())(job)
+    for _ in range(2):  # as by a demo, and then by its alignment
+        check_ready(Preflight("align", config, Path("run")))
+    told = f"note: {job}/store and {job}/world_model: not known in the model, so not compared: "
+    assert capsys.readouterr().err == f"{told}the kind of delta_row; the robot\n"
+
+
+def test_a_world_model_of_an_earlier_version_is_taken_and_the_plan_says_so(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job / "world_model" / ACTION_CARD).unlink()
+    plan = make_plan(load_job("job.yaml", PLACES))
+    assert plan.faults == {}
+    assert plan.actions["world model"] == "no action card"
+    [note] = plan.notes
+    assert note.startswith(f"{job}/world_model: holds no action card")
+    print_plan(plan)
+    lines = capsys.readouterr().out
+    assert f"\nnote: {note}\n" in lines
+    shown = " ".join(lines.split())
+    assert "delta_row delta, delta_column delta; 10 Hz, every frame; toy; card " in shown
+    assert plan.as_json()["notes"] == [note]
+
+
+def test_a_store_of_an_earlier_version_is_compared_by_what_its_episodes_say(job: Path) -> None:
+    path = job / "store/statistics.json"
+    told = json.loads(path.read_text())
+    for key in ("kinds", "bounds", "rate", "stride", "embodiments"):
+        del told["actions"]["2"][key]
+    path.write_text(json.dumps(told))
+    config = load_job("job.yaml", PLACES)
+    assert find_fault(Preflight("align", config)) is None
+    model_card(rate=5.0, stride=2)(job)
+    fault = find_fault(Preflight("align", config))
+    assert fault is not None
+    assert "set episodes.frame_stride to 2" in fault.line()
+
+
+def test_other_statistics_are_told_of_an_alignment(job: Path) -> None:
+    card = ActionCard.load(job / "world_model")
+    assert card is not None
+    assert card.statistics is not None
+    wider = card.statistics.model_copy(update={"p01": (-900.0, -2.0), "p99": (900.0, 2.0)})
+    model_card(statistics=wider)(job)
+    ready = Preflight("align", load_job("job.yaml", PLACES))
+    assert find_fault(ready) is None
+    assert "values of delta_row lie elsewhere" in " ".join(ready.notes)
 
 
 def test_paper_rt1_as_it_comes_says_what_is_missing(job: Path) -> None:

@@ -13,7 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_job import make_tiny_job
 
 from roboalign_ray.config.loading import load_job
+from roboalign_ray.episodes.action_card import ActionCard
+from roboalign_ray.episodes.action_card_of_store import fitted_action_card
 from roboalign_ray.episodes.actions import ActionBinner
+from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.run_record import read_record
 from roboalign_ray.foundation.telemetry.metrics import read_curves
@@ -25,6 +28,7 @@ from roboalign_ray.world_model.registry import check_world_model, open_world_mod
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
 TRAINING = {
+    "episodes": {"frame_stride": 2},
     "tokenizer_training": {
         "steps": 4,
         "windows_per_step": 4,
@@ -72,6 +76,9 @@ def test_both_stages_leave_loadable_models_and_curves(run):
     assert ActionBinner.load(out / "world_model").bins == config.episodes.action_bins
     assert read_description(out / "world_model").tokenizer == "../tokenizer"
     assert open_world_model(out / "world_model").card == check_world_model(out / "world_model", config=config)
+    card = ActionCard.load(out / "world_model")
+    assert card == fitted_action_card(open_store(config.episodes.store), config.episodes)
+    assert ActionBinner.load(out / "world_model") == ActionBinner.from_card(card, config.episodes.action_bins)
     steps, losses = read_curves(out / "logs" / "world_model")["loss"]
     assert steps.tolist() == [2, 4]
     assert np.isfinite(losses).all()
@@ -122,6 +129,7 @@ def test_packed_weights_are_the_trained_ones_rounded_to_bfloat16(run, tmp_path):
     trained, packed = (load_pretrained(folder / "world_model")[0] for folder in (out, tmp_path))
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(packed.state_dict()[name], value.bfloat16().float())
+    assert ActionCard.load(tmp_path / "world_model") == ActionCard.load(out / "world_model") is not None
     assert DualBranchTokenizer.load(tmp_path / "tokenizer").config.height == 32
     assert "roboalign pretrain" in (tmp_path / "world_model" / "README.md").read_text()
 
@@ -138,7 +146,7 @@ def test_evaluation_measures_all_protocols_and_policies(run, tmp_path):
             "tokenizer_weights": str(out / "tokenizer"),
             "world_model_weights": str(out / "world_model"),
             "evaluation": config.evaluation.model_copy(
-                update={"episodes": 2, "horizon": 6, "windows": (2, 3), "bootstrap_resamples": 50}
+                update={"episodes": 2, "horizon": 4, "windows": (2, 3), "bootstrap_resamples": 50}
             ),
         }
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from roboalign_ray.alignment.objectives.protocol import PolicyModel
 from roboalign_ray.alignment.objectives.token_batch import MicroBatch
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.transformer import (
@@ -29,11 +30,18 @@ class TokenPolicy(PolicyModel):
         model: a LLaMA.
         layout: of its sequences.
         actions: how it reads actions, for the folder that `save` writes; None writes nothing about them.
+        card: what its actions mean, for that folder too; None where that is not known.
     """
 
-    def __init__(self, model: nn.Module, layout: SequenceLayout, actions: ActionBinner | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: SequenceLayout,
+        actions: ActionBinner | None = None,
+        card: ActionCard | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.layout, self.actions = model, layout, actions
+        self.model, self.layout, self.actions, self.card = model, layout, actions, card
 
     def forward(self, ids: Tensor, frames: int, given: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the tokens after the given frames, and entropies of their distributions.
@@ -66,6 +74,8 @@ class TokenPolicy(PolicyModel):
         save_pretrained(self.model, self.layout, folder)
         if self.actions is not None:
             self.actions.save(folder)
+        if self.card is not None:
+            self.card.save(folder)
 
 
 def open_token_policy(folder: Path) -> TokenPolicy:
@@ -75,7 +85,7 @@ def open_token_policy(folder: Path) -> TokenPolicy:
         UserError: the folder holds no token world model.
     """
     model, layout = load_pretrained(folder)
-    return TokenPolicy(model, layout, ActionBinner.load(folder))
+    return TokenPolicy(model, layout, ActionBinner.load(folder), ActionCard.load(folder))
 
 
 def predict_batch(

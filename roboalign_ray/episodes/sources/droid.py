@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_kinds import ActionFindings
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS, WHOLE, Shaping
@@ -79,7 +79,7 @@ class DroidSource:
     """
 
     name = "droid"
-    action_card = ActionCard(
+    action_findings = ActionFindings(
         CARTESIAN_DELTAS, CARTESIAN_DELTA_KINDS, ("computed from the states",) * len(CARTESIAN_DELTAS)
     )
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from roboalign_ray.episodes.action_kinds import ActionCard, names_of
+from roboalign_ray.episodes.action_kinds import ActionFindings, names_of
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.sources.base import EpisodeSource, Quarantined
 from roboalign_ray.foundation.failures import ReportedError, UserError, first_line, raise_if_host
@@ -71,14 +71,14 @@ class ExtensionSource:
             yield self._kept(item, first)
 
     @cached_property
-    def action_card(self) -> ActionCard:
+    def action_findings(self) -> ActionFindings:
         """What the first episode says of its actions; of no dimension where there is no episode."""
         for item in self._items():
             if isinstance(item, Episode):
                 kinds = item.action_kinds
                 names = names_of(item.action_names, len(kinds))
-                return ActionCard(names, kinds, (f"told by {self._format}",) * len(kinds))
-        return ActionCard((), (), ())
+                return ActionFindings(names, kinds, (f"told by {self._format}",) * len(kinds))
+        return ActionFindings((), (), ())
 
     def _items(self) -> Iterator[Episode | Quarantined]:
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign_ray.episodes.action_evidence import ActionSample, evidence
-from roboalign_ray.episodes.action_kinds import ActionCard, ActionKind
+from roboalign_ray.episodes.action_kinds import ActionFindings, ActionKind
 from roboalign_ray.episodes.action_resolution import Decision, resolve_actions
 
 CARTESIAN_DELTAS = (
@@ -50,8 +50,10 @@ class ActionLeaf:
     size: int
 
 
-def rlds_card(dataset: str, leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]) -> ActionCard:
-    """The card of an RLDS data set's actions.
+def rlds_findings(
+    dataset: str, leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]
+) -> ActionFindings:
+    """What is found out about an RLDS data set's actions.
 
     Args:
         dataset: its name, as its files have it.
@@ -74,7 +76,7 @@ def _own_names(leaf: ActionLeaf) -> tuple[str, ...]:
     return tuple(f"{leaf.name or 'action'}[{d}]" for d in range(leaf.size))
 
 
-def _flat_bridge(leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]) -> ActionCard:
+def _flat_bridge(leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]) -> ActionFindings:
     """BridgeData V2: pose increments and a gripper, if the state moves as they say."""
     reason = "bridge's published layout, which the state's changes confirm"
     found = [evidence(samples, dim, dim, angle=dim > 2) for dim in range(6)] if _has_state(samples, 7) else []

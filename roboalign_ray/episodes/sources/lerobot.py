@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from roboalign_ray.episodes.action_evidence import ActionSample
-from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_kinds import ActionFindings
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, opened, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
-from roboalign_ray.episodes.sources.lerobot_actions import action_keys, lerobot_card
+from roboalign_ray.episodes.sources.lerobot_actions import action_keys, lerobot_findings
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, read_entries
 from roboalign_ray.episodes.sources.lerobot_frames import table_pictures
 from roboalign_ray.episodes.sources.lerobot_info import Info, is_depth
@@ -141,8 +141,8 @@ class LeRobotSource:
             group_id=episode_id,
             frames=frames,
             actions=sample.actions,
-            action_names=self.action_card.names,
-            action_kinds=self.action_card.kinds,
+            action_names=self.action_findings.names,
+            action_kinds=self.action_findings.kinds,
             state=sample.state,
             instruction=tasks[0] if tasks else "",
             fps=self.fps,
@@ -159,7 +159,7 @@ class LeRobotSource:
         )
 
     @cached_property
-    def action_card(self) -> ActionCard:
+    def action_findings(self) -> ActionFindings:
         """What is known of the actions, told by their names and by the tables of a few episodes."""
         sizes: dict[str, int] = {}
         samples: list[ActionSample] = []
@@ -172,7 +172,7 @@ class LeRobotSource:
                 raise_if_host(error, where=str(self.root))
             if len(samples) == _SAMPLED:
                 break
-        return lerobot_card(self.features, sizes, samples, _STATE)
+        return lerobot_findings(self.features, sizes, samples, _STATE)
 
     def _sample(self, rows: pa.Table, entry: EpisodeEntry) -> ActionSample:
         """Actions and state of an episode."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from roboalign_ray.episodes.action_evidence import ActionSample
-from roboalign_ray.episodes.action_kinds import ActionCard
+from roboalign_ray.episodes.action_kinds import ActionFindings
 from roboalign_ray.episodes.action_names import flat_names
 from roboalign_ray.episodes.action_resolution import resolve_actions
 
@@ -38,13 +38,13 @@ def _is_action(key: str, feature: NamedFeature) -> bool:
     return (key in _WHOLE or key.startswith(_PART)) and feature.dtype not in _NOT_NUMBERS
 
 
-def lerobot_card(
+def lerobot_findings(
     features: Mapping[str, NamedFeature],
     sizes: Mapping[str, int],
     samples: Iterable[ActionSample],
     state_key: str,
-) -> ActionCard:
-    """The card of a LeRobot data set's actions.
+) -> ActionFindings:
+    """What is found out about a LeRobot data set's actions.
 
     Args:
         features: of info.json.

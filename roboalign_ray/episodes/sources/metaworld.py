@@ -35,6 +35,9 @@ from roboalign_ray.episodes.sources.opengl import require_simulator
 
 _WRIST_CAMERA = "gripperPOV"  # its name in Meta-World's model of the arm
 ACTION_KINDS: tuple[ActionKind, ...] = ("delta", "delta", "delta", "hold")
+ACTION_SCALE = (
+    0.01  # metres that a command of 1 moves the hand in a simulator step: the default of Meta-World
+)
 ACTION_NAMES = ("delta_x [m]", "delta_y [m]", "delta_z [m]", "gripper [-1 open, 1 closed]")
 _PRELUDE = 16  # most simulator steps taken before frame 0, so that episodes do not all begin in one pose
 
@@ -161,6 +164,12 @@ class MetaworldSource:
             check_variant(variant)
         require_simulator()
         self._simulators: dict[str, _Simulator] = {}
+
+    @property
+    def action_bounds(self) -> tuple[tuple[float, float], ...]:
+        """Least and greatest value per action dimension: a simulator step is cut to [-1, 1], then scaled to metres."""
+        reach = self.config.steps_per_frame * ACTION_SCALE
+        return (*(((-reach, reach),) * 3), (-1.0, 1.0))
 
     def groups(self) -> list[tuple[str, int]]:
         """(task, start index) of every start state, in the order of the episodes."""

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.episodes.action_evidence import ActionSample
-from roboalign_ray.episodes.action_kinds import ActionCard, listed
+from roboalign_ray.episodes.action_kinds import ActionFindings, listed
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, FrameCollector, Shaping
 from roboalign_ray.episodes.sources.base import Quarantined, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
-from roboalign_ray.episodes.sources.known_actions import ActionLeaf, rlds_card
+from roboalign_ray.episodes.sources.known_actions import ActionLeaf, rlds_findings
 from roboalign_ray.episodes.sources.pictures import decode_picture
 from roboalign_ray.episodes.sources.rlds_features import read_features, view_keys
 from roboalign_ray.episodes.sources.rlds_notes import dataset_notes
@@ -167,8 +167,8 @@ class RldsSource:
             group_id=f"{self.name}:{metadata.get('file_path') or episode_id}",
             frames=views,
             actions=sample.actions,
-            action_names=self.action_card.names,
-            action_kinds=self.action_card.kinds,
+            action_names=self.action_findings.names,
+            action_kinds=self.action_findings.kinds,
             state=sample.state,
             instruction=self._instruction(example),
             fps=self.fps,
@@ -184,16 +184,16 @@ class RldsSource:
         )
 
     @cached_property
-    def action_card(self) -> ActionCard:
+    def action_findings(self) -> ActionFindings:
         """What is known of the actions, told by features.json and by the first records."""
         samples = [self._sample(example) for example in islice(self._readable(), _SAMPLED)]
         if not samples:  # no record is usable, and features.json alone is not believed
-            return ActionCard((), (), ())
+            return ActionFindings((), (), ())
         leaves = [
             ActionLeaf(key.removeprefix(self._action).lstrip("/"), max(0, prod(self.features[key].shape)))
             for key in self._action_keys
         ]
-        return rlds_card(self.name, leaves, samples)
+        return rlds_findings(self.name, leaves, samples)
 
     def _readable(self) -> Iterator[dict[str, FeatureValue]]:
         """Records whose actions and state can be read; the others are told where the episode itself is read."""

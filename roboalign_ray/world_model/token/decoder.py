@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.protocol import ModelCard, Rollout
 from roboalign_ray.world_model.token.codec import FrameCodec, Tokenizer
@@ -18,11 +19,14 @@ class TokenDecoder:
     Args:
         tokenizer: the one that the world model was trained with.
         layout: slots and vocabulary of the world model.
+        actions: what its actions mean, where that is known.
     """
 
-    def __init__(self, tokenizer: Tokenizer, layout: SequenceLayout) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, layout: SequenceLayout, actions: ActionCard | None = None
+    ) -> None:
         self.codec, self._codes = FrameCodec(tokenizer), layout.codes
-        self.card = token_card(layout, *tokenizer.frame_size)
+        self.card = token_card(layout, *tokenizer.frame_size, actions)
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """Generated frames uint8 [G, T, 1, H, W, 3], each segment under its own context.
@@ -58,13 +62,16 @@ class TokenDecoder:
         return np.concatenate(parts, axis=1)[:, :, None]
 
 
-def token_card(layout: SequenceLayout, height: int, width: int) -> ModelCard:
-    """The card of a token world model of this layout, with frames of so many pixels."""
+def token_card(
+    layout: SequenceLayout, height: int, width: int, actions: ActionCard | None = None
+) -> ModelCard:
+    """The card of a token world model of this layout and these actions, with frames of so many pixels."""
     return ModelCard(
         kind=TokenPayload.kind,
         views=1,
         height=height,
         width=width,
         action_dims=layout.action_tokens,
+        actions=actions,
         capabilities=frozenset({"logprobs"}),
     )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from roboalign_ray.config import RolloutConfig
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.protocol import ModelCard, Prompt, Rollout
@@ -50,6 +51,7 @@ class RolloutEngine(WholeRollouts[TokenState]):
         rollout_config: refresh, sampling and precision. Horizons come from the prompts.
         version: weight version of `model`.
         device: where the engine runs; default the model's device.
+        actions: what the model's actions mean, where that is known.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class RolloutEngine(WholeRollouts[TokenState]):
         rollout_config: RolloutConfig,
         version: int = 0,
         device: torch.device | str | None = None,
+        actions: ActionCard | None = None,
     ) -> None:
         self.layout, self.config, self.counters = layout, rollout_config, EngineCounters()
-        self._binner, self._decoder = binner, TokenDecoder(tokenizer, layout)
+        self._binner, self._decoder = binner, TokenDecoder(tokenizer, layout, actions)
         self._model_config = model.config
         self._device = torch.device(device if device is not None else model.device)
         refresh, sampler = make_refresh(rollout_config.refresh, layout), Sampler(rollout_config.sampling)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from roboalign_ray.config import JobConfig, RolloutConfig, TokenizerConfig
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.readers import read_object
@@ -51,7 +52,7 @@ class TokenKind:
         if config is not None:
             bins = config.episodes.action_bins
             check_same_layout(layout, SequenceLayout.from_config(shape, config.world_model, bins), folder)
-        return token_card(layout, shape.height, shape.width)
+        return token_card(layout, shape.height, shape.width, _action_card(layout, folder))
 
     @classmethod
     def open_model(
@@ -65,7 +66,8 @@ class TokenKind:
         on = _device(device)
         model, layout = load_pretrained(folder)
         opened = _open_tokenizer(layout, folder, tokenizer, on)
-        return RolloutEngine(model, opened, layout, ActionBinner.load(folder), rollout, device=on)
+        binner, actions = ActionBinner.load(folder), _action_card(layout, folder)
+        return RolloutEngine(model, opened, layout, binner, rollout, device=on, actions=actions)
 
     @classmethod
     def open_decoder(cls, folder: Path, *, tokenizer: Path | None, device: str | None) -> TokenDecoder:
@@ -75,7 +77,8 @@ class TokenKind:
             UserError: a folder cannot be read, or they do not fit together.
         """
         layout = read_layout(folder)
-        return TokenDecoder(_open_tokenizer(layout, folder, tokenizer, _device(device)), layout)
+        opened = _open_tokenizer(layout, folder, tokenizer, _device(device))
+        return TokenDecoder(opened, layout, _action_card(layout, folder))
 
     @classmethod
     def read_weights(cls, folder: Path) -> Mapping[str, Tensor]:
@@ -122,6 +125,17 @@ def _check_bins(binner: ActionBinner, layout: SequenceLayout, folder: Path) -> N
             where=str(folder),
             remedy="both must come from one pre-training",
         )
+
+
+def _action_card(layout: SequenceLayout, folder: Path) -> ActionCard | None:
+    card = ActionCard.load(folder)
+    if card is not None and card.dims != layout.action_tokens:
+        raise UserError(
+            f"the action card has {card.dims} dimensions, layout.json {layout.action_tokens}",
+            where=str(folder),
+            remedy="both must come from one pre-training",
+        )
+    return card
 
 
 def _device(device: str | None) -> str:
