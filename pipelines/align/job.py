@@ -191,7 +191,7 @@ class _Job:
         """To the last update, whose number it returns."""
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
-        with MetricsWriter(self.out / LOGS, resume_at=self._told(loop)) as writer, self.watch.over(loop):
+        with MetricsWriter(self.out / LOGS, resume_at=self._next_update_row(loop)) as writer, self.watch.over(loop):
             writer.settings(loop.version, dump_shareable(self.config))
             try:
                 self._complete(loop, writer)
@@ -215,9 +215,9 @@ class _Job:
         else:
             self.counts, self._row = restore(found, self.crew, loop)
         cut_journal(self.out / JOURNAL, loop.version)
-        cut_journal(self.out / EVENTS, self._told(loop), TOLD)
+        cut_journal(self.out / EVENTS, self._next_update_row(loop), TOLD)
 
-    def _told(self, loop: AlignmentLoop) -> int:
+    def _next_update_row(self, loop: AlignmentLoop) -> int:
         """The first update whose row is still to be written: one that waits for its evaluation, or else the next."""
         return loop.version + (self._row is None)
 

@@ -50,15 +50,15 @@ def call_json(
     except (aiohttp.InvalidURL, ValueError) as error:
         raise ServerError(f"not a URL that can be asked: {first_line(error)}", may_pass=False) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise ServerError(f"{type(error).__name__}: {_shown(first_line(error))}", may_pass=True) from error
+        raise ServerError(f"{type(error).__name__}: {_one_line(first_line(error))}", may_pass=True) from error
     finally:
         loop.close()
     if 300 <= status < 400:
         raise ServerError(f"{status}: the server redirects, which is not followed", may_pass=False)
     if status >= 400:
-        raise ServerError(f"{status}: {_told(reply)}", may_pass=status in _MAY_PASS)
+        raise ServerError(f"{status}: {_error_message(reply)}", may_pass=status in _MAY_PASS)
     if encoding != "identity":
-        raise ServerError(f"the answer is compressed ({_shown(encoding)})", may_pass=False)
+        raise ServerError(f"the answer is compressed ({_one_line(encoding)})", may_pass=False)
     try:
         told = json.loads(reply)
     except (ValueError, RecursionError) as error:
@@ -95,17 +95,17 @@ async def _call(
         return answer.status, answer.headers.get("Content-Encoding", "identity").lower(), bytes(body)
 
 
-def _told(reply: bytes) -> str:
-    """What the server says is wrong, in a line."""
+def _error_message(reply: bytes) -> str:
+    """The error message of a server's reply, in one line."""
     try:
         body = json.loads(reply)
-        told = body.get("error", body) if isinstance(body, dict) else body
-        return _shown(str(told.get("message", told) if isinstance(told, dict) else told))
+        error = body.get("error", body) if isinstance(body, dict) else body
+        return _one_line(str(error.get("message", error) if isinstance(error, dict) else error))
     except (ValueError, RecursionError):
         return "no reason given"
 
 
-def _shown(text: str) -> str:
-    """Foreign text in one short line that no terminal acts on."""
+def _one_line(text: str) -> str:
+    """External text in one short line without control characters."""
     line = next(iter(text.strip().splitlines()), "")[:_SHOWN]
     return "".join(sign if sign.isprintable() else "?" for sign in line)

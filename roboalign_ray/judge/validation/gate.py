@@ -86,7 +86,7 @@ class GateResult:
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
-        rows = [{key: _told(value) for key, value in asdict(row).items()} for row in self.rows]
+        rows = [{key: _nan_as_null(value) for key, value in asdict(row).items()} for row in self.rows]
         return {"judge": self.judge, "open": self.open, "smallest_gap": self.smallest_gap, "rows": rows}
 
     @classmethod
@@ -94,7 +94,7 @@ class GateResult:
         """What `as_json` gave."""
         rows = []
         for row in told["rows"]:
-            figures: dict[str, Any] = {key: _read(value) for key, value in row.items()}
+            figures: dict[str, Any] = {key: _null_as_nan(value) for key, value in row.items()}
             rows.append(GateRow(**figures))
         return cls(told["judge"], tuple(rows), told["smallest_gap"])
 
@@ -201,14 +201,14 @@ def _row(
     )
 
 
-def _told(value: Any) -> Any:
-    """JSON knows no NaN."""
+def _nan_as_null(value: Any) -> Any:
+    """Replace NaN by None, since JSON has no NaN."""
     if isinstance(value, (tuple, list)):
-        return [_told(one) for one in value]
+        return [_nan_as_null(one) for one in value]
     return None if value != value else value
 
 
-def _read(value: Any) -> Any:
+def _null_as_nan(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_read(one) for one in value)
+        return tuple(_null_as_nan(one) for one in value)
     return _NAN if value is None else value
