@@ -136,7 +136,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes a latent [N, latent, rows, columns] to features per scale and frames [N, 3, H, W] in [-1, 1], unclamped."""
+    """Decodes a latent [N, latent, rows, columns] to features per scale and raw frames [N, 3, H, W] in [-1, 1]."""
 
     def __init__(self, config: TokenizerConfig, *, fused: bool) -> None:
         super().__init__()
