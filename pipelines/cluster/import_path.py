@@ -16,15 +16,15 @@ from collections.abc import Iterable
 class DriversPath(list[str]):
     """The folders that Ray puts on its workers' import path, each before the previous ones.
 
-    They are the driver's folders that come before the standard library, in the driver's order: the script's folder, those
-    of PYTHONPATH, and inserted ones.
+    They are the driver's folders before the standard library, in the driver's order: the script's folder, those of
+    PYTHONPATH, and inserted ones.
     """
 
     def __init__(self) -> None:
         super().__init__(reversed(leading_folders()))
 
     def extend(self, folders: Iterable[str]) -> None:
-        """Ignore Ray's additions (the script's folder and the working folder), which are included if the driver has them."""
+        """Ignore Ray's additions, the script's folder and the working folder: they are present if the driver has them."""
 
 
 def leading_folders() -> list[str]:

@@ -82,7 +82,7 @@ class Worker:
 
 
 class Observer:
-    """Called after every event in the driver's single thread, with times of `time.monotonic`; must not change anything."""
+    """Called after every event in the driver's single thread, with times of `time.monotonic`. Changes nothing."""
 
     def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
         """Called when a call ends with a value or `Failed`. Calls of one worker never overlap. Not for heartbeats."""

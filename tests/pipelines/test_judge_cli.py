@@ -134,7 +134,7 @@ def test_scores_come_as_a_table_and_as_json(
     [
         (None, "has no 'a.json' beside it"),
         ("{", "cannot be read as description of a video"),
-        ("{}", "names no instruction"),
+        ("{}", "has no instruction"),
     ],
 )
 def test_a_folder_to_label_needs_instructions(
