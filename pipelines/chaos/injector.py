@@ -165,7 +165,7 @@ class FaultInjector(Observer, Interceptor):
                 injection.notice("made again")
         if self._take_due("tokens"):
             self.injections.add("tokens", f"group {numbers[0]}").groups = {numbers[0]}
-            call.values[0] = ray.put(_with_invalid_token(ray.get(call.values[0], timeout=_ASK_S)))
+            call.values[0] = ray.put(_with_invalid_payload(ray.get(call.values[0], timeout=_ASK_S)))
 
     def lost(self, worker: Worker, failed: Failed) -> None:
         """Record that an injected fault was noticed, or that a worker was lost without one."""
@@ -270,7 +270,7 @@ class FaultInjector(Observer, Interceptor):
         return any((self.out / CHECKPOINTS).glob(".writing-*/*"))
 
     def _replace_node(self) -> bool:
-        """Remove a node with workers on it, and add another when the job has noticed; return whether a node was found."""
+        """Remove a node with workers, and add one when the job has noticed; return whether a node could be removed."""
         assert self.nodes is not None
         homes = {place: node for place, (_, node) in self._known.items() if place not in self._hit}
         removable = sorted(set(homes.values()) & self.nodes.removable())
@@ -325,10 +325,10 @@ def _flipped(reference: Any, seed: int) -> np.ndarray:
     return np.frombuffer(corrupted(ray.get(reference, timeout=_ASK_S).tobytes(), seed), np.uint8)
 
 
-def _with_invalid_token(rollouts: list[Any]) -> list[Any]:
-    """Rollouts of which the first is damaged: bit 6 of the last byte of its payload's first number is turned over.
+def _with_invalid_payload(rollouts: list[Any]) -> list[Any]:
+    """The rollouts with a corrupted first one: bit 6 of the last byte of its payload's first number is flipped.
 
-    It makes a code that no tokenizer knows of a token, and of a float a number of another order of magnitude.
+    A token becomes a code outside any vocabulary; a float gets another order of magnitude.
     """
     first, *others = rollouts
     header, arrays = first.payload.to_arrays()

@@ -24,7 +24,7 @@ class DriversPath(list[str]):
         super().__init__(reversed(leading_folders()))
 
     def extend(self, folders: Iterable[str]) -> None:
-        """Ignore Ray's additions, the script's folder and the working folder: they are present if the driver has them."""
+        """Ignore Ray's additions (script and working folder), which are present if the driver has them."""
 
 
 def leading_folders() -> list[str]:
