@@ -192,7 +192,7 @@ def test_a_video_without_a_readable_answer_is_failed() -> None:
 
 def test_a_published_model_is_not_asked_by_the_instruction_alone() -> None:
     bare = load_job("demo").teacher
-    with pytest.raises(UserError, match=r"^teacher\.prompt: 'Qwen/Qwen3-VL-8B-Thinking' would be asked"):
+    with pytest.raises(UserError, match=r"^teacher\.prompt: 'Qwen/Qwen3-VL-8B-Thinking' would be given only"):
         check_asking("Qwen/Qwen3-VL-8B-Thinking", bare)
     check_asking("Qwen/Qwen3-VL-8B-Thinking", load_job("paper_rt1").teacher)
 

@@ -221,7 +221,7 @@ class PairMaker:
         )
 
     def material(self, source: SourceClip, rng: np.random.Generator, needs: tuple[str, ...]) -> Material:
-        """The material for `needs` as far as available: masks, other actions' frames, other clips, another instruction."""
+        """The material for `needs`, as far as available: masks, other frames, other clips, another instruction."""
         reference = source.reference
         return Material(
             object_mask=None if reference is None else reference.object_mask,

@@ -1,8 +1,8 @@
-"""A teacher's raw answer to six scores and a rationale, or the reason why it cannot be read.
+"""Parses a teacher's raw answer into six scores and a rationale, or gives the reason why it cannot be read.
 
     <think>reasoning</think> {"instruction_following": 2.5, …, "rationale": "…"}
 
-Nothing is guessed: no number is fished out of prose, no missing score filled in, no score cut down to its maximum.
+Nothing is guessed: no number is extracted from prose, no missing score is filled in, no score is clipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
 
 @dataclass(frozen=True)
 class Answer:
-    """A readable answer: scores float64 [6] in rubric points, the rationale, and the reasoning before it ("": none)."""
+    """A parsed answer: scores float64 [6] in rubric points, the rationale, and the reasoning before it ("" if none)."""
 
     scores: np.ndarray
     rationale: str
@@ -34,7 +34,7 @@ class Answer:
 
 
 def parse_answer(text: str) -> Answer | Failed:
-    """Read an answer; what follows the last </think> must be one JSON object with all six scores and a rationale."""
+    """Parse an answer. The text after the last </think> must be one JSON object with all six scores and a rationale."""
     reasoning, closed, rest = text.rpartition(END_OF_THINKING)
     if not closed and THINK in text:
         return Failed("the reasoning does not end", "parse")
@@ -47,7 +47,7 @@ def parse_answer(text: str) -> Answer | Failed:
     except ValueError as error:
         return Failed(str(error), "parse")
     except OverflowError:
-        return Failed("a score is a number without bounds", "parse")
+        return Failed("a score is not a finite number", "parse")
     return Answer(scores, rationale.strip(), reasoning.removeprefix(THINK).strip())
 
 
@@ -69,7 +69,7 @@ def _object(text: str) -> Mapping[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     told = dict(pairs)
     if len(told) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return told
 
 
