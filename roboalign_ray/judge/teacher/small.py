@@ -79,7 +79,7 @@ def _tokenizer(config: TeacherConfig, instructions: list[str]) -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if size < len(alphabet):
         raise UserError(
-            f"{config.small.vocabulary} tokens cannot hold the {len(alphabet)} bytes and {len(_SPECIAL)} special tokens",
+            f"{config.small.vocabulary} tokens cannot hold the {len(alphabet)} bytes and {len(_SPECIAL)} special ones",
             where="teacher.small.vocabulary",
             remedy="give at least 320",
         )
