@@ -104,8 +104,8 @@ def generated_pairs(videos: list[GeneratedVideo], maker: PairMaker) -> Iterator[
         scored = maker.generated(source, resize_frames(frames, height, width))
         if isinstance(scored, Failed):
             raise UserError(f"cannot be scored ({scored.reason})", where=where)
-        points, about = scored
+        points, measured = scored
         proposal = Proposal("rollout", number, 0, video.start)
-        about = about | {"file": video.path.name, "method": video.method}
+        about = measured | {"file": video.path.name, "method": video.method}
         kind = f"generated/{video.method}"
         yield maker.judged(proposal, source, kind, np.asarray(frames), points, "privileged", about)
