@@ -23,7 +23,9 @@ _LEAST = 2.0  # initial limit: one request is judged while another is decoded
 _FALL, _RISE = 0.8, 1.005
 _NEWEST = 0.2  # weight of a new measurement of the time of a request alone
 _RENEWED_AFTER = 500  # accepted requests of a size class until its time alone is measured again
-_PLACES_BACK = 0.125  # waiting places restored per ended request without a refusal; all of them after the last
+_PLACES_BACK = (
+    0.125  # waiting places restored per ended request without a refusal; all of them after the last
+)
 
 
 @dataclass(eq=False)

@@ -144,7 +144,7 @@ def gate_clips(
 def gate_positions(
     pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, config: GateConfig
 ) -> list[tuple[int, int | None]]:
-    """Positions of the real clips of `gate_clips`, and of the clips that other actions led to (None if there is none)."""
+    """Positions of the real clips of `gate_clips`, and of the clips that other actions led to (or None)."""
     spare = config.smallest_gap * TOTAL_RANGE
     wrong: dict[str, list[int]] = {}
     for n in map(int, positions):
