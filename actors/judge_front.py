@@ -53,7 +53,7 @@ class JudgeFront:
     Args:
         ask: maps a request's body, content type and instruction (from the URL, or None) to a status and JSON. Raises
             Ray's errors if no replica answers.
-        who: health check; returns the name of the judge.
+        identity: health check; returns the name of the judge.
         serving: limits.
         hosts: names allowed in the Host header; empty allows all.
         token: bearer token that requests need; empty needs none.
@@ -63,13 +63,13 @@ class JudgeFront:
     def __init__(
         self,
         ask: Callable[[bytes, str, str | None], Awaitable[Answer]],
-        who: Callable[[], Awaitable[dict[str, Any]]],
+        identity: Callable[[], Awaitable[dict[str, Any]]],
         serving: ServingConfig,
         hosts: tuple[str, ...] = (),
         token: str = "",
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._ask, self._who, self._serving, self._notify = ask, who, serving, notify
+        self._ask, self._identity, self._serving, self._notify = ask, identity, serving, notify
         self._hosts = frozenset(name.lower() for name in hosts)
         self._token = token.encode()
         self._busy_answer = _answer_bytes(Refused(429, _BUSY, **self._retry()).response)
@@ -195,7 +195,7 @@ class JudgeFront:
         if not self._up.is_set():
             raise self._down()
         try:
-            return JSONResponse(await asyncio.wait_for(self._who(), _SUSPECT_S))
+            return JSONResponse(await asyncio.wait_for(self._identity(), _SUSPECT_S))
         except (TimeoutError, RayError, RayServeException):
             raise self._down() from None
 
@@ -338,7 +338,7 @@ class JudgeFront:
 
     async def _alive(self) -> bool:
         try:
-            await asyncio.wait_for(self._who(), _PROBE_S)
+            await asyncio.wait_for(self._identity(), _PROBE_S)
         except (TimeoutError, RayError, RayServeException):
             return False
         return True
@@ -376,10 +376,10 @@ def front_of(
     async def ask(body: bytes, kind: str, instruction: str | None) -> Answer:
         return await judge.judge.remote(body, kind, instruction)
 
-    async def who() -> dict[str, Any]:
-        return await judge.who.remote()
+    async def identity() -> dict[str, Any]:
+        return await judge.identity.remote()
 
-    return JudgeFront(ask, who, serving, hosts, bearer_token(serving), notify)
+    return JudgeFront(ask, identity, serving, hosts, bearer_token(serving), notify)
 
 
 def bearer_token(serving: ServingConfig) -> str:

@@ -118,7 +118,7 @@ class JudgeService:
             return status_of(outcome), {"error": outcome.reason}
         return 200, outcome.as_json()
 
-    async def who(self) -> dict[str, Any]:
+    async def identity(self) -> dict[str, Any]:
         """The judge of this replica."""
         return {"judge": self._judge.name, "version": self._judge.version}
 

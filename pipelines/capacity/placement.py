@@ -192,7 +192,7 @@ def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placement:
     search = _Search([bundles[i] for i in order], [_Free.of(node) for node in nodes])
     if not search.solve():
         stuck = bundles[order[search.deepest]]
-        return Placement(missing=f"{stuck} finds no room beside the other workers; {_tightest(stuck, nodes)}")
+        return Placement(missing=f"{stuck} does not fit beside the other workers; {_tightest(stuck, nodes)}")
     chosen = dict(zip(order, search.chosen, strict=True))
     return Placement(nodes=tuple(nodes[chosen[i]].name for i in range(len(bundles))))
 

@@ -104,7 +104,7 @@ class RolloutAnnotator:
 
     def _source(self, group: Rollout) -> SourceClip:
         episode_id, _, window = group.prompt_id.rpartition("@")
-        start = int(window.partition("+")[0])  # behind it stands the horizon, where groups differ in theirs
+        start = int(window.partition("+")[0])  # the horizon follows if groups have different horizons
         return self.maker.source(episode_id, start, frames=1 + group.horizon)
 
     def _clip(

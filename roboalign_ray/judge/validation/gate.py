@@ -18,7 +18,13 @@ from roboalign_ray.config.judge import GateConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.bench.parts import THIRDS
 from roboalign_ray.judge.rubric import maxima
-from roboalign_ray.judge.validation.trials import GateClip, Question, is_paraphrase, may_be_left_out, spoil
+from roboalign_ray.judge.validation.trials import (
+    GateClip,
+    Question,
+    is_paraphrase,
+    may_be_left_out,
+    trial_questions,
+)
 
 TOTAL_RANGE = float(maxima().sum())
 _MOST_FAILED = 0.5
@@ -149,22 +155,22 @@ def run_gate(
     """
     if not clips:
         raise UserError("no real clip to try the judge on", where=name, remedy="hold out some real episodes")
-    exact = _asked(judge, [Question(c.frames, c.instruction, c.frames) for c in clips], name)
+    exact = _scores(judge, [Question(c.frames, c.instruction, c.frames) for c in clips], name)
     rows = []
     for trial in config.trials:
-        spoiled = spoil(trial, clips, seed)
-        if may_be_left_out(trial) and not any(spoiled):
+        degraded = trial_questions(trial, clips, seed)
+        if may_be_left_out(trial) and not any(degraded):
             rows.append(GateRow(trial, 0, 0, _NAN, _NAN, _NAN, _NAN, True))
             continue
-        kept = [n for n, question in enumerate(spoiled) if question is not None]
-        questions = [question for question in spoiled if question is not None]
-        answers = _asked(judge, questions, name) if kept else np.empty(0)
+        kept = [n for n, question in enumerate(degraded) if question is not None]
+        questions = [question for question in degraded if question is not None]
+        answers = _scores(judge, questions, name) if kept else np.empty(0)
         thirds = [question.third for question in questions]
         rows.append(_row(trial, exact[kept], answers, thirds, config, reward_range))
     return GateResult(name, tuple(rows), config.smallest_gap)
 
 
-def _asked(judge: Judge, questions: Sequence[Question], name: str) -> np.ndarray:
+def _scores(judge: Judge, questions: Sequence[Question], name: str) -> np.ndarray:
     answers = np.asarray(judge(questions), dtype=np.float64)
     if answers.shape != (len(questions),):
         raise UserError(f"answered {answers.shape} to {len(questions)} questions, want [N]", where=name)
@@ -174,16 +180,16 @@ def _asked(judge: Judge, questions: Sequence[Question], name: str) -> np.ndarray
 def _row(
     trial: str,
     exact: np.ndarray,
-    spoiled: np.ndarray,
+    degraded: np.ndarray,
     thirds: Sequence[int | None],
     config: GateConfig,
     reward_range: float,
 ) -> GateRow:
-    scored = np.isfinite(exact) & np.isfinite(spoiled)
+    scored = np.isfinite(exact) & np.isfinite(degraded)
     failed = int((~scored).sum())
     if not scored.any():
         return GateRow(trial, 0, failed, _NAN, _NAN, _NAN, _NAN, False)
-    a, b = exact[scored], spoiled[scored]
+    a, b = exact[scored], degraded[scored]
     shares, won = (a - b) / reward_range, (a > b) + 0.5 * (a == b)
     places = np.array([-1 if third is None else third for third in thirds])[scored]
     gap, wins = (min(values[places == n].mean() for n in np.unique(places)) for values in (shares, won))
@@ -197,9 +203,9 @@ def _row(
         passed = gap >= config.smallest_gap and wins >= config.least_wins
     # A judge that fails on half of the clips does not pass, however well it scores the rest.
     passed = bool(passed) and failed <= _MOST_FAILED * len(scored)
-    thirds = () if (places < 0).any() else by_third
+    gaps = () if (places < 0).any() else by_third
     return GateRow(
-        trial, len(a), failed, float(a.mean()), float(b.mean()), float(gap), float(wins), passed, thirds
+        trial, len(a), failed, float(a.mean()), float(b.mean()), float(gap), float(wins), passed, gaps
     )
 
 

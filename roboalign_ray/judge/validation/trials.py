@@ -75,7 +75,7 @@ def may_be_left_out(trial: str) -> bool:
     return trial in PARAPHRASES or trial in CONTRADICTIONS or "other_episode" in _needs(trial)
 
 
-def spoil(trial: str, clips: Sequence[GateClip], seed: int = 0) -> list[Question | None]:
+def trial_questions(trial: str, clips: Sequence[GateClip], seed: int = 0) -> list[Question | None]:
     """The questions of one trial, one per clip; None if the clip is not suitable.
 
     A clip is not suitable if it has no partner with another instruction, no record of other actions, no visible change
