@@ -76,7 +76,7 @@ class JudgeFront:
         self._admission = Admission(serving.slowdown, serving.most_requests, serving.burst)
         self._turns: dict[Ticket, asyncio.Future[bool]] = {}  # per waiting request: whether it may start
         self._held = 0  # bytes of bodies
-        self._asked: dict[asyncio.Future[Answer], float] = {}
+        self._pending: dict[asyncio.Future[Answer], float] = {}
         self._last_answer = 0.0
         self._up = asyncio.Event()
         self._up.set()
@@ -115,8 +115,8 @@ class JudgeFront:
             if ticket is not None:
                 first = self._last_answer == 0
                 self._last_answer = time.monotonic()
-                told = status == 200 and not first
-                self._admission.finish(ticket, self._last_answer - began if told else None)
+                measured = status == 200 and not first
+                self._admission.finish(ticket, self._last_answer - began if measured else None)
 
     # --- refusals before the body is read ----------------------------------------------------------------------------
 
@@ -248,13 +248,13 @@ class JudgeFront:
         try:
             await self._turn(ticket, ends)
             began = time.monotonic()
-            status, told = await self._asking(body, kind, instruction, ends)
+            status, answer = await self._asking(body, kind, instruction, ends)
             took = time.monotonic() - began if status == 200 else None
         finally:
             for other in self._admission.finish(ticket, took):
                 if not (turn := self._turns[other]).done():
                     turn.set_result(True)
-        return JSONResponse(told, status, self._retry() if status in (429, 503) else None)
+        return JSONResponse(answer, status, self._retry() if status in (429, 503) else None)
 
     async def _turn(self, ticket: Ticket, ends: float) -> None:
         """Wait until an accepted request may start.
@@ -285,12 +285,12 @@ class JudgeFront:
         Raises:
             Refused: no replica answered in time.
         """
-        asked = asyncio.ensure_future(self._ask(body, kind, instruction))
-        if not self._asked:
+        call = asyncio.ensure_future(self._ask(body, kind, instruction))
+        if not self._pending:
             self._last_answer = time.monotonic()  # start of the wait for an answer
-        self._asked[asked] = time.monotonic()
+        self._pending[call] = time.monotonic()
         try:
-            answer = await asyncio.wait_for(asked, max(0.0, ends - time.monotonic()))
+            answer = await asyncio.wait_for(call, max(0.0, ends - time.monotonic()))
         except TimeoutError:
             raise self._too_late() from None
         except BackPressureError:
@@ -306,7 +306,7 @@ class JudgeFront:
         except Exception as error:
             raise Refused(500, f"{type(error).__name__}: {first_line(error)}") from None
         finally:
-            self._asked.pop(asked, None)
+            self._pending.pop(call, None)
         self._last_answer = time.monotonic()
         return answer
 
@@ -315,7 +315,7 @@ class JudgeFront:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_PROBE_S)
-            if self._asked and time.monotonic() - self._last_answer > _SUSPECT_S:
+            if self._pending and time.monotonic() - self._last_answer > _SUSPECT_S:
                 self._look()
 
     def _look(self) -> None:
@@ -328,8 +328,8 @@ class JudgeFront:
             if self._up.is_set():
                 self._notify("the judge does not answer; requests get status 503 until one is back")
             self._up.clear()
-            for asked in list(self._asked):
-                asked.cancel()
+            for call in list(self._pending):
+                call.cancel()
             await asyncio.sleep(_PROBE_S / 2)
         self._last_answer = time.monotonic()
         if not self._up.is_set():

@@ -226,9 +226,9 @@ class FaultInjector(Observer, Interceptor):
             place = (worker, worker.restarts)
             if not worker.up or place in self._known or place in self._hit:
                 continue
-            asked = worker.actor.__ray_call__.options(concurrency_group=BEAT).remote(_whereabouts)
+            reference = worker.actor.__ray_call__.options(concurrency_group=BEAT).remote(_whereabouts)
             with suppress(RayError):  # it was just lost
-                self._known[place] = ray.get(asked, timeout=_ASK_S)
+                self._known[place] = ray.get(reference, timeout=_ASK_S)
                 self.processes[self._known[place][0]] = worker.name
                 self._replace(worker.pool.name)
 

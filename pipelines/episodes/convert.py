@@ -109,8 +109,8 @@ def convert(
             overwrite=options.overwrite,
         )
         counted = [f"{remark} ({n} episode{'s' * (n != 1)})" for remark, n in remarks.items()]
-        told = [*getattr(episodes, "notes", ()), *(f"actions: {line}" for line in actions.lines()), *counted]
-        return replace(summary, notes=tuple(map(printable, told)))
+        notes = [*getattr(episodes, "notes", ()), *(f"actions: {line}" for line in actions.lines()), *counted]
+        return replace(summary, notes=tuple(map(printable, notes)))
     except OSError as error:
         raise_if_host(error, where=str(out))
         raise UserError(

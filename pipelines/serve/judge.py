@@ -217,16 +217,16 @@ def _options(config: JobConfig) -> dict[str, Any]:
 
 
 def _resources(role: RoleConfig) -> dict[str, Any]:
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "num_cpus": role.num_cpus,
         "num_gpus": role.num_gpus,
         "runtime_env": {"env_vars": {**thread_environment(role), **_KEEPS_MEMORY}},
     }
     if role.resources:
-        asked["resources"] = dict(role.resources)
+        options["resources"] = dict(role.resources)
     if role.accelerator_type:
-        asked["accelerator_type"] = role.accelerator_type
-    return asked
+        options["accelerator_type"] = role.accelerator_type
+    return options
 
 
 def _check_teacher(config: JobConfig) -> None:
@@ -268,8 +268,8 @@ def _cause(message: str) -> str:
 def _stopped() -> Iterator[threading.Event]:
     """An event that SIGINT and SIGTERM set during the block."""
     stop = threading.Event()
-    asked = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in asked}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
     try:
         yield stop
     finally:

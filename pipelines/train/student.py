@@ -152,10 +152,10 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
 
     def prepared(drawn: list[JudgedPair], number: int) -> dict[str, Any]:
         pairs = fresh.batch(drawn, number)
-        asked = [pair.instruction for pair in pairs]
+        instructions = [pair.instruction for pair in pairs]
         return {
             "clips": prepare_clips([pair.frames for pair in pairs], judge.student),
-            "instructions": others_instructions(asked) if spec["text_blind"] else asked,
+            "instructions": others_instructions(instructions) if spec["text_blind"] else instructions,
             "scores": np.stack([pair.scores for pair in pairs]),
         }
 

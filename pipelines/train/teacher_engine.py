@@ -90,7 +90,7 @@ class DeepSpeedTeacher:
             for first in range(0, len(pairs), size)
         ]
         weight = sum(float(batch.weights.sum()) for batch in batches)
-        total, told = 0.0, []
+        total, parts = 0.0, []
         for number, batch in enumerate(batches):
             if settings.regression_weight:
                 told_loss, read_loss, metrics = reading_loss(self.engine, batch, settings.huber_delta)
@@ -101,12 +101,12 @@ class DeepSpeedTeacher:
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             self.engine.backward(loss)
             total += float(loss.detach())
-            told.append(metrics)
+            parts.append(metrics)
         self.engine.step()
         self.steps_done += 1
         if self.steps_done % settings.checkpoint_every == 0 and self.steps_done < settings.steps:
             self._checkpoint()
-        means = {key: sum(metrics[key] for metrics in told) / len(told) for key in told[0]}
+        means = {key: sum(metrics[key] for metrics in parts) / len(parts) for key in parts[0]}
         return {"loss": total, **means, "learning_rate": settings.learning_rate * factor}
 
     def state_dict(self) -> dict[str, Any]:

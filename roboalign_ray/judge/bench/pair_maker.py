@@ -160,8 +160,8 @@ class PairMaker:
             return self._degraded(proposal, source, points)
         variant = window.episode_id.rsplit("/", 1)[-1]
         kind = "real" if proposal.family == "real" else f"counterfactual/{variant}"
-        told = source.provenance | {"measurements": dict(source.score.measurements)}
-        return self.judged(proposal, source, kind, window.frames, points, source.annotator, told)
+        about = source.provenance | {"measurements": dict(source.score.measurements)}
+        return self.judged(proposal, source, kind, window.frames, points, source.annotator, about)
 
     def judged(
         self,
@@ -196,8 +196,8 @@ class PairMaker:
         points = score.scores()
         if isinstance(points, Failed):
             return points
-        told = {name: round(value, 4) for name, value in score.measurements.items()}
-        return points, source.provenance | {"measurements": told, "points": describe(score)}
+        about = {name: round(value, 4) for name, value in score.measurements.items()}
+        return points, source.provenance | {"measurements": about, "points": describe(score)}
 
     def _degraded(self, proposal: Proposal, source: SourceClip, points: np.ndarray) -> JudgedPair | Failed:
         rng = np.random.default_rng([self.config.seed, 7, proposal.position])
@@ -208,7 +208,7 @@ class PairMaker:
         degraded = degrade(
             proposal.name, window.frames, window.instruction, points, proposal.strength, rng, material
         )
-        told = source.provenance | {"proposal": asdict(proposal), "true_instruction": window.instruction}
+        about = source.provenance | {"proposal": asdict(proposal), "true_instruction": window.instruction}
         return self.judged(
             proposal,
             source,
@@ -216,7 +216,7 @@ class PairMaker:
             degraded.frames,
             degraded.scores,
             "degradation",
-            told,
+            about,
             degraded.instruction,
         )
 

@@ -58,11 +58,11 @@ class RolloutMaker:
         scored = self._maker.generated(source, frames)
         if isinstance(scored, Failed):
             return scored
-        points, told = scored
+        points, measured = scored
         numbered = Proposal(**(asdict(proposal) | {"position": self._place(proposal, sample)}))
         about = {"proposal": asdict(proposal), "seed": seed, "model": self._name}
         kind = f"rollout/{self._name}/{proposal.name}-t{proposal.strength:g}"
-        return self._maker.judged(numbered, source, kind, frames, points, "privileged", told | about)
+        return self._maker.judged(numbered, source, kind, frames, points, "privileged", measured | about)
 
     def _place(self, proposal: Proposal, sample: int) -> int:
         return proposal.position * self._maker.config.samples + sample

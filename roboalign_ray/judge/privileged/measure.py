@@ -91,11 +91,11 @@ class PrivilegedTeacher:
         if min(len(frames), len(real_uint8)) < 3:
             raise UserError(f"a clip of {len(frames)} frames is too short to be judged", where="teacher")
         held = frames[np.minimum(np.arange(len(real_uint8)), len(frames) - 1)]
-        told, real = held.astype(np.float32), real_uint8.astype(np.float32)
+        generated, real = held.astype(np.float32), real_uint8.astype(np.float32)
         shares: dict[str, float] = {}
-        shares |= self._regions(told, real, reference)
-        shares |= self._time(told[: len(frames)], real[: len(frames)])
-        shares |= self._scene(told, real, reference)
+        shares |= self._regions(generated, real, reference)
+        shares |= self._time(generated[: len(frames)], real[: len(frames)])
+        shares |= self._scene(generated, real, reference)
         return PrivilegedScore(self._components(shares, reference), shares)
 
     def _components(self, shares: Mapping[str, float], reference: Reference) -> tuple[Component, ...]:
@@ -117,68 +117,72 @@ class PrivilegedTeacher:
             for part, limit in zip((*parts, product(*lasting)), limits, strict=True)
         )
 
-    def _regions(self, told: np.ndarray, real: np.ndarray, reference: Reference) -> dict[str, float]:
+    def _regions(self, generated: np.ndarray, real: np.ndarray, reference: Reference) -> dict[str, float]:
         """Agreement of gripper and object over the clip, of the object over its last third, and of contacts."""
         shares: dict[str, float] = {}
         hand, thing = reference.gripper_mask, reference.object_mask
         everywhen = np.arange(len(real)) > 0
         if hand is not None:
-            shares |= self._agreement("gripper", told, real, hand, everywhen)
+            shares |= self._agreement("gripper", generated, real, hand, everywhen)
         if thing is not None:
             end = np.arange(len(real)) >= len(real) - max(1, len(real) // 3)
             for name, when in (("object", everywhen), ("outcome", end)):
-                there = self._agreement(name, told, real, thing, when)
+                there = self._agreement(name, generated, real, thing, when)
                 # An object that was wrongly left behind is still at its start position.
-                left = self._agreement(name, told, real, np.broadcast_to(thing[:1], thing.shape), when)
+                left = self._agreement(name, generated, real, np.broadcast_to(thing[:1], thing.shape), when)
                 shares |= {name: min(there[name], left.get(name, 1.0))} if there else {}
         if hand is not None and thing is not None and reference.contact is not None:
             touching = np.asarray(reference.contact, dtype=bool) & everywhen
-            touched = self._agreement("contact", told, real, hand | thing, touching).get("contact", 1.0)
-            alone = self._stillness(told, real, thing & ~hand, ~touching)
+            touched = self._agreement("contact", generated, real, hand | thing, touching).get("contact", 1.0)
+            alone = self._stillness(generated, real, thing & ~hand, ~touching)
             weight = touching[1:].mean()
             shares["contact"] = float(weight * touched + (1 - weight) * alone)
         return shares
 
     def _agreement(
-        self, name: str, told: np.ndarray, real: np.ndarray, mask: np.ndarray, when: np.ndarray
+        self, name: str, generated: np.ndarray, real: np.ndarray, mask: np.ndarray, when: np.ndarray
     ) -> dict[str, float]:
         """The share under its name; empty if the region is never visible."""
         inside = mask & when[:, None, None]
         if not inside.any():
             return {}
-        error = np.abs(told - real).mean(axis=-1)[inside].mean()
+        error = np.abs(generated - real).mean(axis=-1)[inside].mean()
         change = np.abs(real - real[:1]).mean(axis=-1)[inside].mean()
         limit = max(float(change), self.config.region_floor)
         return {name: _share(1 - (float(error) - self.config.tolerance) / limit)}
 
-    def _stillness(self, told: np.ndarray, real: np.ndarray, mask: np.ndarray, when: np.ndarray) -> float:
+    def _stillness(
+        self, generated: np.ndarray, real: np.ndarray, mask: np.ndarray, when: np.ndarray
+    ) -> float:
         inside = (mask & when[:, None, None])[1:]
         if not inside.any():
             return 1.0
-        moved, wanted = (np.abs(np.diff(clip, axis=0)).mean(axis=-1)[inside].mean() for clip in (told, real))
+        moved, wanted = (
+            np.abs(np.diff(clip, axis=0)).mean(axis=-1)[inside].mean() for clip in (generated, real)
+        )
         return _share(1 - max(0.0, float(moved - wanted)) / self.config.untouched_limit)
 
-    def _time(self, told: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    def _time(self, generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
         """Shares for motion where the real frames move, for steady light and speed, and for the absence of jumps."""
         config = self.config
-        change, wanted = (np.abs(np.diff(clip, axis=0)).mean(axis=(1, 2, 3)) for clip in (told, real))
+        change, wanted = (np.abs(np.diff(clip, axis=0)).mean(axis=(1, 2, 3)) for clip in (generated, real))
         moving = wanted >= config.still
         frozen = ((change < config.freeze_share * wanted) & moving).sum() / max(1, moving.sum())
-        second, usual = (float(np.abs(np.diff(clip, 2, axis=0)).mean()) for clip in (told, real))
-        jump, largest = (float(_block_change(clip).max()) for clip in (told, real))
+        second, usual = (float(np.abs(np.diff(clip, 2, axis=0)).mean()) for clip in (generated, real))
+        jump, largest = (float(_block_change(clip).max()) for clip in (generated, real))
         return {
             "motion": _share(1 - float(frozen)),
             "steadiness": _share(1 - max(0.0, second - usual) / config.flicker_limit),
             "continuity": _share(1 - max(0.0, jump - largest) / config.jump_limit),
         }
 
-    def _scene(self, told: np.ndarray, real: np.ndarray, reference: Reference) -> dict[str, float]:
+    def _scene(self, generated: np.ndarray, real: np.ndarray, reference: Reference) -> dict[str, float]:
         """Shares of the background, of the fine structure and of the object's contrast that are preserved."""
         config = self.config
-        error = np.abs(told - real).mean(axis=-1)
+        error = np.abs(generated - real).mean(axis=-1)
         still = np.abs(real - real[:1]).mean(axis=-1).max(axis=0) < config.region_floor
         strange = float(error[1:, still].mean()) if still.any() else 0.0
-        fine, usual = (_gradient_energy(clip[1:]) for clip in (told, real))
+        fine, usual = (_gradient_energy(clip[1:]) for clip in (generated, real))
         ratio = fine / max(usual, 1e-6)
         shares = {
             "background": _share(1 - (strange - config.tolerance) / config.background_limit),
@@ -186,14 +190,14 @@ class PrivilegedTeacher:
         }
         thing = reference.object_mask
         if thing is not None and thing[1:].any():
-            shares["presence"] = self._presence(told, real, thing)
+            shares["presence"] = self._presence(generated, real, thing)
         return shares
 
-    def _presence(self, told: np.ndarray, real: np.ndarray, thing: np.ndarray) -> float:
+    def _presence(self, generated: np.ndarray, real: np.ndarray, thing: np.ndarray) -> float:
         """Share of the object's contrast to its surroundings that remains, anywhere near its true position."""
         near = _ring(thing)
         kept = []
-        for frame, wanted, inside, around in zip(told[1:], real[1:], thing[1:], near[1:], strict=True):
+        for frame, wanted, inside, around in zip(generated[1:], real[1:], thing[1:], near[1:], strict=True):
             if inside.any() and around.any():
                 contrast = wanted[inside] - wanted[around].mean(axis=0)
                 found = frame[inside] - frame[around].mean(axis=0)

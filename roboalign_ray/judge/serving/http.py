@@ -106,10 +106,10 @@ class ServedStudent:
         return judge_each(requests, self._judged)
 
     def _judged(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        said = self._student.score(
+        judged = self._student.score(
             [request.frames for request in requests], [request.instruction for request in requests]
         )
-        return [self._one(*one) for one in zip(requests, said.scores, said.std, strict=True)]
+        return [self._one(*one) for one in zip(requests, judged.scores, judged.std, strict=True)]
 
     def _one(self, request: JudgeRequest, scores: np.ndarray, std: np.ndarray) -> ServedJudgement | Failed:
         if not (np.isfinite(scores).all() and np.isfinite(std).all()):
@@ -134,14 +134,16 @@ class ServedTeacher:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
         """See `ServedJudge`."""
-        said: list[TeacherJudgement | Failed] = self._teacher.judge(requests)
-        return [self._one(*one) for one in zip(requests, said, strict=True)]
+        judged: list[TeacherJudgement | Failed] = self._teacher.judge(requests)
+        return [self._one(*one) for one in zip(requests, judged, strict=True)]
 
-    def _one(self, request: JudgeRequest, said: TeacherJudgement | Failed) -> ServedJudgement | Failed:
-        if isinstance(said, Failed):
-            return said
+    def _one(self, request: JudgeRequest, judgement: TeacherJudgement | Failed) -> ServedJudgement | Failed:
+        if isinstance(judgement, Failed):
+            return judgement
         seen = compared(request, self._range)
-        return ServedJudgement(said.scores, said.std, said.rationale, self.name, self.version, seen)
+        return ServedJudgement(
+            judgement.scores, judgement.std, judgement.rationale, self.name, self.version, seen
+        )
 
 
 def compared(request: JudgeRequest, training_range: TrainingRange | None) -> Seen | None:

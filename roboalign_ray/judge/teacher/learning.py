@@ -89,15 +89,15 @@ def answer_batch(pairs: Sequence[JudgedPair], prompter: VideoPrompter, config: T
     shown = [prompter.shown(JudgeRequest(pair.frames, pair.fps, pair.instruction)) for pair in pairs]
     texts = [prompter.text(pair.instruction) for pair in pairs]
     inputs = dict(prompter.inputs(texts, shown))
-    told = [
+    encoded = [
         _encoded(opened(target_answer(pair.scores, config, _rationale(pair)), text), prompter, config)
         for pair, text in zip(pairs, texts, strict=True)
     ]
-    length = max(len(ids) for ids, _ in told)
+    length = max(len(ids) for ids, _ in encoded)
     pad = prompter.tokenizer.pad_token_id
-    answers = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in told])
-    there = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in told])
-    scored = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in told])
+    answers = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in encoded])
+    there = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in encoded])
+    scored = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in encoded])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answers], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], there], dim=1)
     if "mm_token_type_ids" in inputs:
@@ -118,12 +118,12 @@ def reading_loss(model: Any, batch: AnswerBatch, delta: float) -> tuple[Tensor, 
     """
     length = batch.answers.shape[1]
     logits, read = model(**batch.inputs, use_cache=False, logits_to_keep=length + 1)
-    loss, told = _answer_loss(logits, batch)
+    loss, metrics = _answer_loss(logits, batch)
     rows, places = batch.begun.nonzero(as_tuple=True)
     shares, wanted = read[rows, places].float(), batch.shares[rows]
     mean = F.huber_loss(shares, wanted, delta=delta)
-    told["read_mae"] = float((shares.detach() - wanted).abs().mean())
-    return loss, mean * len(batch.shares), told
+    metrics["read_mae"] = float((shares.detach() - wanted).abs().mean())
+    return loss, mean * len(batch.shares), metrics
 
 
 def answer_loss(model: Any, batch: AnswerBatch) -> tuple[Tensor, dict[str, float]]:
@@ -142,11 +142,11 @@ def _answer_loss(logits: Tensor, batch: AnswerBatch) -> tuple[Tensor, dict[str, 
     nll = F.cross_entropy(predicted.transpose(1, 2), batch.answers, reduction="none")
     with torch.no_grad():
         right = predicted.argmax(-1) == batch.answers
-        told = {
+        metrics = {
             "score_nll": float(nll[batch.scored].mean()),
             "score_accuracy": float(right[batch.scored].float().mean()),
         }
-    return (nll * batch.weights).sum(), told
+    return (nll * batch.weights).sum(), metrics
 
 
 def lora_model(model: Any, config: TeacherConfig) -> Any:
@@ -170,16 +170,16 @@ def lora_model(model: Any, config: TeacherConfig) -> Any:
 
 def _encoded(answer: str, prompter: VideoPrompter, config: TeacherConfig) -> tuple[list[int], list[bool]]:
     """Token ids of an answer with the end of the turn, and which of them belong to the six numbers."""
-    told = prompter.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = prompter.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
     spans = [match.span(1) for match in _SCORE.finditer(answer)]
     scored = [
-        any(first < end and last > begin for begin, end in spans) for first, last in told["offset_mapping"]
+        any(first < end and last > begin for begin, end in spans) for first, last in encoded["offset_mapping"]
     ]
-    return [*told["input_ids"], prompter.tokenizer.eos_token_id], [*scored, False]
+    return [*encoded["input_ids"], prompter.tokenizer.eos_token_id], [*scored, False]
 
 
 def _rationale(pair: JudgedPair) -> str:
     """The teacher's rationale if the label has one; "" means that the rubric's text is used."""
     section, key = _RATIONALE_AT
-    told = pair.provenance.get(section)
-    return str(told.get(key) or "") if isinstance(told, dict) else ""
+    provenance = pair.provenance.get(section)
+    return str(provenance.get(key) or "") if isinstance(provenance, dict) else ""

@@ -58,8 +58,8 @@ def teacher_name(model: str, adapter: str | None) -> str:
 
 def describe_base(model: str, adapter: Path) -> None:
     """Write a file beside an adapter that names the weights it was trained on."""
-    told = {"model": model, "fingerprint": _fingerprint(model_source(model))}
-    (adapter / _BASE_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    base = {"model": model, "fingerprint": _fingerprint(model_source(model))}
+    (adapter / _BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 def check_adapter(adapter: str, model: str) -> None:
@@ -78,8 +78,8 @@ def check_adapter(adapter: str, model: str) -> None:
             where=adapter,
             remedy="convert it to safetensors if you trust its source",
         )
-    told = read_object(folder / _ADAPTER_FILE, "adapter config")
-    trained_on, own = str(told.get("base_model_name_or_path")), folder / _BASE_FILE
+    config = read_object(folder / _ADAPTER_FILE, "adapter config")
+    trained_on, own = str(config.get("base_model_name_or_path")), folder / _BASE_FILE
     if own.is_file():
         base = read_object(own, "adapter's base model")
         trained_on = str(base.get("model"))

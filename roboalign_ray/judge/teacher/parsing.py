@@ -39,9 +39,9 @@ def parse_answer(text: str) -> Answer | Failed:
     if not closed and THINK in text:
         return Failed("the reasoning does not end", "parse")
     try:
-        told = _object(rest)
-        scores = np.array([_score(told, number) for number in range(len(DIMENSIONS))])
-        rationale = told.get(RATIONALE)
+        content = _object(rest)
+        scores = np.array([_score(content, number) for number in range(len(DIMENSIONS))])
+        rationale = content.get(RATIONALE)
         if not isinstance(rationale, str):
             raise ValueError(f"no {RATIONALE}")
     except ValueError as error:
@@ -56,30 +56,30 @@ def _object(text: str) -> Mapping[str, Any]:
     if fenced := _FENCE.match(text):
         text = fenced[1]
     try:
-        told = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"not a JSON object ({error.msg})" if text else "no answer") from None
     except RecursionError:
         raise ValueError("not a JSON object (nested too deep)") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise ValueError("not a JSON object")
-    return told
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told = dict(pairs)
-    if len(told) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError("a key occurs twice")
-    return told
+    return content
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a score")
 
 
-def _score(told: Mapping[str, Any], number: int) -> float:
+def _score(content: Mapping[str, Any], number: int) -> float:
     dimension = DIMENSIONS[number]
-    value = told.get(dimension.name)
+    value = content.get(dimension.name)
     if value is None:
         raise ValueError(f"no {dimension.name}")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

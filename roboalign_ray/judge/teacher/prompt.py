@@ -25,11 +25,11 @@ _CLOSING = "Scores between the levels are allowed. Be strict, and judge each dim
 
 def worded(prompt: TeacherPromptConfig) -> TeacherPromptConfig:
     """The prompt's settings with every sentence written out."""
-    told = {
+    texts = {
         "opening": _OPENING if prompt.opening is None else prompt.opening,
         "closing": _CLOSING if prompt.closing is None else prompt.closing,
     }
-    return prompt.model_copy(update=told)
+    return prompt.model_copy(update=texts)
 
 
 def prompt_text(instruction: str, config: TeacherConfig) -> str:

@@ -135,8 +135,8 @@ def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, mod
     }
     if server.video_as == "video":
         times = shown.metadata()
-        told = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
-        body["media_io_kwargs"] = {"video": {**told, "num_frames": -1, "do_sample_frames": False}}
+        metadata = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
+        body["media_io_kwargs"] = {"video": {**metadata, "num_frames": -1, "do_sample_frames": False}}
         if server.send_limits:
             limits = size_limits(config.frames, config.pixels, server.multiple)
             body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}

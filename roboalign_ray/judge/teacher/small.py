@@ -88,10 +88,13 @@ def _tokenizer(config: TeacherConfig, instructions: list[str]) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     learned = bare.backend_tokenizer
     learned.train_from_iterator(_sentences(config, instructions), trainer)
-    told = json.loads(learned.to_str())["model"]
-    vocabulary = {token: n for token, n in told["vocab"].items() if token not in (*_SPECIAL, *_TAGS)}
+    tokenizer_model = json.loads(learned.to_str())["model"]
+    vocabulary = {
+        token: n for token, n in tokenizer_model["vocab"].items() if token not in (*_SPECIAL, *_TAGS)
+    }
     merges: Any = [
-        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in told["merges"]
+        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" "))
+        for pair in tokenizer_model["merges"]
     ]
     tokenizer = Qwen2Tokenizer(
         vocab={token: n for n, token in enumerate(sorted(vocabulary, key=vocabulary.__getitem__))},

@@ -224,10 +224,10 @@ class TransformersTeacher:
                 logits_processor=LogitsProcessorList(held),
             )
         new = ids[:, inputs["input_ids"].shape[1] :]
-        told = prompter.tokenizer.batch_decode(
+        texts = prompter.tokenizer.batch_decode(
             new, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return [told[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
+        return [texts[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
 
     def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
         return [judgement_of(texts) for texts in self.answers(requests)]

@@ -186,12 +186,12 @@ def vision_inputs(pairs: Sequence[JudgedPair], prompter: VideoPrompter) -> dict[
     seen = prompter.inputs([prompter.text(pair.instruction) for pair in pairs], shown)
     ids = [prompter.tokenizer(pair.instruction, add_special_tokens=False)["input_ids"] for pair in pairs]
     starts = [0]
-    for told in ids[:-1]:
-        starts.append(starts[-1] + len(told))
+    for sentence in ids[:-1]:
+        starts.append(starts[-1] + len(sentence))
     return {
         "patches": seen["pixel_values_videos"],
         "grids": seen["video_grid_thw"],
-        "words": torch.tensor([token for told in ids for token in told]),
+        "words": torch.tensor([token for sentence in ids for token in sentence]),
         "offsets": torch.tensor(starts),
     }
 
