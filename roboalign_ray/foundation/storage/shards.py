@@ -238,8 +238,10 @@ class ShardedRows(Generic[Item]):
             ) from error
 
     def cells(self, numbers: Iterable[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of the rows at these positions, file by file. No other column is read. A column that a file
-        does not have gives None."""
+        """Yield some columns of the rows at these positions, file by file, without reading other columns.
+
+        A column that a file does not have gives None.
+        """
         wanted: dict[Path, list[int]] = {}
         for number in numbers:
             shard, row = self.places[number]

@@ -197,7 +197,8 @@ def truncated(
 ) -> np.ndarray:
     """The clip ends early, before the task is done if that is known.
 
-    At strength 1 it ends after 30 % of the frames, but it has at least two frames."""
+    At strength 1 it ends after 30 % of the frames, but it has at least two frames.
+    """
     end = min(material.done or len(frames), len(frames) - 1)
     return frames[: max(2, min(end, round((1 - 0.7 * strength) * end)))]
 

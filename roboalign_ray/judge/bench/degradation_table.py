@@ -51,8 +51,13 @@ class Degradation:
         return all(getattr(material, name) is not None for name in self.needs)
 
     def scores(self, scores: np.ndarray, strength: float, visible: float = 1.0) -> np.ndarray:
-        """Points float32 [6] after degrading a clip with these points [6]; `visible`, 0 to 1, is the visibility of the
-        change."""
+        """Points float32 [6] of a degraded clip that had these points [6].
+
+        Args:
+            scores: points of the real clip.
+            strength: 0 to 1.
+            visible: visibility of the change, 0 to 1.
+        """
         weight = visible * (strength if self.graded else float(strength > 0))
         return check_scores(scores) * (1 - weight * np.array(self.lost, dtype=np.float32))
 

@@ -79,8 +79,8 @@ def trial_questions(trial: str, clips: Sequence[GateClip], seed: int = 0) -> lis
     """The questions of one trial, one per clip; None if the clip is not suitable.
 
     A clip is not suitable if it has no partner with another instruction, no record of other actions, no visible change
-    in
-    that third, or no word with a synonym or an opposite."""
+    in that third, or no word with a synonym or an opposite.
+    """
     made: list[Question | None] = []
     for number, clip in enumerate(clips):
         rng = np.random.default_rng((seed, number))
