@@ -65,7 +65,7 @@ def load_engine(engine: Any, folder: Path) -> dict[str, Any]:
         here = {"ranks": engine.dp_world_size, "stage": _stage(engine)}
         there = {name: held[name] for name in here}
         if there != here:
-            raise ValueError(f"it is of {_told(there)}, the job has {_told(here)}")
+            raise ValueError(f"it was written with {_layout_text(there)}, this job has {_layout_text(here)}")
         with _partitioned(engine):
             _take_weights(engine, weights)
             _take_optimizer(engine, held["optimizer"])
@@ -152,5 +152,5 @@ def _rank_file(engine: Any, folder: Path) -> Path:
     return folder / f"rank-{engine.global_rank}.safetensors"
 
 
-def _told(kind: Mapping[str, int]) -> str:
+def _layout_text(kind: Mapping[str, int]) -> str:
     return f"{kind['ranks']} ranks with ZeRO stage {kind['stage']}"

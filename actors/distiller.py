@@ -69,7 +69,7 @@ class DistillerActor:
         Raises:
             UserError: student or pairs cannot be read, or it fails the gate.
         """
-        return _told(self._redistiller.begin())
+        return _files_and_record(self._redistiller.begin())
 
     def version(
         self, number: int, files: Mapping[str, bytes] | None = None
@@ -82,7 +82,7 @@ class DistillerActor:
         Raises:
             UserError: there is none of that number, or the files are another's.
         """
-        return _told(self._redistiller.version(number, files))
+        return _files_and_record(self._redistiller.version(number, files))
 
     def known(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """The labels of those that have one already: rubric points, float64 [6]."""
@@ -95,11 +95,11 @@ class DistillerActor:
     def relabel(
         self, round_number: int, base: int, ids: Sequence[str]
     ) -> tuple[Mapping[str, bytes], StudentRecord]:
-        """The student trained on what was kept: its files, and what it showed; no files where it failed the gate."""
-        return _told(self._redistiller.relabel(round_number, base, ids))
+        """Train the student on the kept labels. Return its files and its record; no files when it failed the gate."""
+        return _files_and_record(self._redistiller.relabel(round_number, base, ids))
 
 
-def _told(outcome: Published | GateResult) -> tuple[Mapping[str, bytes], StudentRecord]:
+def _files_and_record(outcome: Published | GateResult) -> tuple[Mapping[str, bytes], StudentRecord]:
     if isinstance(outcome, GateResult):
         return {}, StudentRecord(None, outcome, {})
     return outcome.files, StudentRecord(outcome.version, outcome.gate, outcome.figures)

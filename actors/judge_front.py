@@ -1,11 +1,11 @@
-"""The HTTP side of the served judge: who may ask, how much is read, how many are accepted, and what each answer means.
+"""The HTTP side of the served judge: authorisation, size limits, admission control, and HTTP status codes.
 
     request ──► Host, token, path, size ──► full? 429 ──► body, timeout_s ──► full? 429 ──► a replica ──► 200 scores
                 400 401 404 405 413 415                   408                              400 · 500 502 · 503
 
-Nothing of a request reaches a replica before its body is there, so slow connections hold no replica. `roboalign judge
-serve` runs this in a web server of its own (`pipelines/serve/web_server.py`); a Serve config file puts `JudgeIngress`
-behind Serve's.
+A request is sent to a replica only when its body is complete, so slow connections occupy no replica. `roboalign judge
+serve` runs this in its own web server (`pipelines/serve/web_server.py`); with a Serve config file, `JudgeIngress` runs
+behind Serve's web server.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from roboalign_ray.judge.serving.http import INSTRUCTION, check_content_type
 Answer = tuple[int, dict[str, Any]]
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MEGABYTE = 1_000_000
-_PROBE_S = 1.0  # longest wait for a sign of life
-_SUSPECT_S = 2.0  # without an answer, while requests wait, before one is asked for
+_PROBE_S = 1.0  # limit for an answer to a health check
+_SUSPECT_S = 2.0  # if requests wait this long without an answer, a health check is made
 _BUSY = "busy: too many requests at once"
 _PATHS = {"/score": ("POST",), "/health": ("GET", "HEAD"), "/-/healthz": ("GET", "HEAD")}
 
 
 class Refused(Exception):
-    """A request that is answered without a judge."""
+    """A request that is refused before it reaches a judge."""
 
     def __init__(self, status: int, error: str, **headers: str) -> None:
         super().__init__(error)
@@ -48,35 +48,35 @@ class Refused(Exception):
 
 
 class JudgeFront:
-    """Answers HTTP requests by way of the replicas.
+    """Answers HTTP requests with the help of the replicas.
 
     Args:
-        ask: a request's body, content type and instruction (of the address; None without one) to a status and JSON.
-            Raises Ray's errors where no replica answers.
-        who: a sign of life: who judges.
+        ask: maps a request's body, content type and instruction (from the URL, or None) to a status and JSON. Raises
+            Ray's errors if no replica answers.
+        identity: health check; returns the name of the judge.
         serving: limits.
         hosts: names allowed in the Host header; empty allows all.
-        token: that requests must carry; empty asks for none.
-        notify: told in a line when the judge is lost, and when it is back.
+        token: bearer token that requests need; empty needs none.
+        notify: called with one line when the judge is lost, and when it is back.
     """
 
     def __init__(
         self,
         ask: Callable[[bytes, str, str | None], Awaitable[Answer]],
-        who: Callable[[], Awaitable[dict[str, Any]]],
+        identity: Callable[[], Awaitable[dict[str, Any]]],
         serving: ServingConfig,
         hosts: tuple[str, ...] = (),
         token: str = "",
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._ask, self._who, self._serving, self._notify = ask, who, serving, notify
+        self._ask, self._identity, self._serving, self._notify = ask, identity, serving, notify
         self._hosts = frozenset(name.lower() for name in hosts)
         self._token = token.encode()
         self._busy_answer = _answer_bytes(Refused(429, _BUSY, **self._retry()).response)
         self._admission = Admission(serving.slowdown, serving.most_requests, serving.burst)
-        self._turns: dict[Ticket, asyncio.Future[bool]] = {}  # of those that wait: whether they may start
+        self._turns: dict[Ticket, asyncio.Future[bool]] = {}  # per waiting request: whether it may start
         self._held = 0  # bytes of bodies
-        self._asked: dict[asyncio.Future[Answer], float] = {}
+        self._pending: dict[asyncio.Future[Answer], float] = {}
         self._last_answer = 0.0
         self._up = asyncio.Event()
         self._up.set()
@@ -100,7 +100,7 @@ class JudgeFront:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """For the length of the block, notice replicas that do not answer."""
+        """Watch the replicas during the block."""
         watching = asyncio.create_task(self._watch())
         try:
             yield
@@ -108,23 +108,23 @@ class JudgeFront:
             watching.cancel()
 
     async def warm_up(self, body: bytes, kind: str, instruction: str, times: int = 5) -> None:
-        """Judge a video a few times: the first takes longest, the others tell what one takes alone."""
+        """Judge a video a few times: the first time is the slowest, the others measure the time of a request alone."""
         for _ in range(times):
             ticket, began = self._admission.admit(len(body)), time.monotonic()
             status, _ = await self._ask(body, kind, instruction)
             if ticket is not None:
                 first = self._last_answer == 0
                 self._last_answer = time.monotonic()
-                told = status == 200 and not first
-                self._admission.finish(ticket, self._last_answer - began if told else None)
+                measured = status == 200 and not first
+                self._admission.finish(ticket, self._last_answer - began if measured else None)
 
-    # --- what is refused before anything is read ---------------------------------------------------------------------
+    # --- refusals before the body is read ----------------------------------------------------------------------------
 
     def _checked(self, request: Request) -> str:
-        """The path, of a request that may ask.
+        """The path of an authorised request.
 
         Raises:
-            Refused: wrong host, token, path or method.
+            Refused: the host, token, path or method is wrong.
         """
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         if self._hosts:
@@ -148,7 +148,7 @@ class JudgeFront:
         """Content type and instruction of a request for a score.
 
         Raises:
-            Refused: the body is larger than allowed, or of a kind that is not understood.
+            Refused: the body is larger than allowed, or its type is not supported.
         """
         headers = request.headers
         if headers.get("content-encoding", "identity").lower() != "identity":
@@ -170,11 +170,11 @@ class JudgeFront:
         return Refused(429, _BUSY, **self._retry())
 
     def refusal(self, target: bytes, length: int) -> bytes | None:
-        """The whole HTTP answer to a request for a score that would be turned away at once; None otherwise.
+        """The complete HTTP answer to a request for a score that would be refused at once; None otherwise.
 
         Args:
-            target: of the request's first line.
-            length: of its body, in bytes.
+            target: target in the request's first line.
+            length: length of its body in bytes.
         """
         if not self._admission.full or not target.startswith(b"/score"):
             return None
@@ -195,7 +195,7 @@ class JudgeFront:
         if not self._up.is_set():
             raise self._down()
         try:
-            return JSONResponse(await asyncio.wait_for(self._who(), _SUSPECT_S))
+            return JSONResponse(await asyncio.wait_for(self._identity(), _SUSPECT_S))
         except (TimeoutError, RayError, RayServeException):
             raise self._down() from None
 
@@ -224,10 +224,10 @@ class JudgeFront:
             self._held -= held[0]
 
     async def _body(self, request: Request, held: list[int]) -> bytes:
-        """The body; no more of it is read than is allowed.
+        """Read the body, up to the allowed size.
 
         Args:
-            held: what it adds to the bytes held, also where it fails.
+            held: receives the bytes that the body adds to the total, also when reading fails.
         """
         parts: list[bytes] = []
         async for part in request.stream():
@@ -248,19 +248,19 @@ class JudgeFront:
         try:
             await self._turn(ticket, ends)
             began = time.monotonic()
-            status, told = await self._asking(body, kind, instruction, ends)
+            status, answer = await self._asking(body, kind, instruction, ends)
             took = time.monotonic() - began if status == 200 else None
         finally:
             for other in self._admission.finish(ticket, took):
                 if not (turn := self._turns[other]).done():
                     turn.set_result(True)
-        return JSONResponse(told, status, self._retry() if status in (429, 503) else None)
+        return JSONResponse(answer, status, self._retry() if status in (429, 503) else None)
 
     async def _turn(self, ticket: Ticket, ends: float) -> None:
         """Wait until an accepted request may start.
 
         Raises:
-            Refused: too many others came, or it was too late, or the judge was lost meanwhile.
+            Refused: too many other requests came, the deadline passed, or the judge was lost meanwhile.
         """
         if ticket.started:
             return
@@ -280,24 +280,24 @@ class JudgeFront:
         return Refused(503, f"no score within {self._serving.timeout_s:g} s", **self._retry())
 
     async def _asking(self, body: bytes, kind: str, instruction: str | None, ends: float) -> Answer:
-        """What a replica says.
+        """The answer of a replica.
 
         Raises:
-            Refused: none answered, or not in time.
+            Refused: no replica answered in time.
         """
-        asked = asyncio.ensure_future(self._ask(body, kind, instruction))
-        if not self._asked:
-            self._last_answer = time.monotonic()  # from here on, one is waited for
-        self._asked[asked] = time.monotonic()
+        call = asyncio.ensure_future(self._ask(body, kind, instruction))
+        if not self._pending:
+            self._last_answer = time.monotonic()  # start of the wait for an answer
+        self._pending[call] = time.monotonic()
         try:
-            answer = await asyncio.wait_for(asked, max(0.0, ends - time.monotonic()))
+            answer = await asyncio.wait_for(call, max(0.0, ends - time.monotonic()))
         except TimeoutError:
             raise self._too_late() from None
         except BackPressureError:
             raise self._busy() from None
         except asyncio.CancelledError:
             if self._up.is_set():
-                raise  # this request itself was cancelled
+                raise  # this request was cancelled
             raise self._down() from None
         except (RayError, RayServeException) as error:
             self._look()
@@ -306,20 +306,20 @@ class JudgeFront:
         except Exception as error:
             raise Refused(500, f"{type(error).__name__}: {first_line(error)}") from None
         finally:
-            self._asked.pop(asked, None)
+            self._pending.pop(call, None)
         self._last_answer = time.monotonic()
         return answer
 
-    # --- whether a replica is there ----------------------------------------------------------------------------------
+    # --- health of the replicas --------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_PROBE_S)
-            if self._asked and time.monotonic() - self._last_answer > _SUSPECT_S:
+            if self._pending and time.monotonic() - self._last_answer > _SUSPECT_S:
                 self._look()
 
     def _look(self) -> None:
-        """Find out whether any replica lives; until one does, requests are refused at once."""
+        """Check whether any replica answers; until one does, requests are refused at once."""
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._until_alive())
 
@@ -328,8 +328,8 @@ class JudgeFront:
             if self._up.is_set():
                 self._notify("the judge does not answer; requests get status 503 until one is back")
             self._up.clear()
-            for asked in list(self._asked):
-                asked.cancel()
+            for call in list(self._pending):
+                call.cancel()
             await asyncio.sleep(_PROBE_S / 2)
         self._last_answer = time.monotonic()
         if not self._up.is_set():
@@ -338,17 +338,17 @@ class JudgeFront:
 
     async def _alive(self) -> bool:
         try:
-            await asyncio.wait_for(self._who(), _PROBE_S)
+            await asyncio.wait_for(self._identity(), _PROBE_S)
         except (TimeoutError, RayError, RayServeException):
             return False
         return True
 
 
 class JudgeIngress:
-    """The same behind Serve's own web server, for a Serve config file.
+    """The front behind Serve's own web server, for a Serve config file.
 
     Args:
-        serving: limits; its allowed hosts, empty for all.
+        serving: limits; its list of allowed hosts, empty for all.
         judge: handle of the replicas.
     """
 
@@ -367,26 +367,26 @@ def front_of(
     hosts: tuple[str, ...],
     notify: Callable[[str], None] = lambda line: None,
 ) -> JudgeFront:
-    """A front before the replicas of a handle; its token stands in the environment of this process.
+    """A front for the replicas of a handle; its token comes from this process's environment.
 
     Raises:
-        UserError: the token is one that no header can hold.
+        UserError: the token contains characters that a header cannot hold.
     """
 
     async def ask(body: bytes, kind: str, instruction: str | None) -> Answer:
         return await judge.judge.remote(body, kind, instruction)
 
-    async def who() -> dict[str, Any]:
-        return await judge.who.remote()
+    async def identity() -> dict[str, Any]:
+        return await judge.identity.remote()
 
-    return JudgeFront(ask, who, serving, hosts, bearer_token(serving), notify)
+    return JudgeFront(ask, identity, serving, hosts, bearer_token(serving), notify)
 
 
 def bearer_token(serving: ServingConfig) -> str:
-    """The token that requests must carry, from the environment; empty where none is set.
+    """The bearer token that requests need, from the environment; empty if none is set.
 
     Raises:
-        UserError: it is one that no header can hold.
+        UserError: the token contains characters that a header cannot hold.
     """
     token = os.environ.get(serving.token_env, "")
     if token and not (token.isascii() and token.isprintable() and " " not in token):
@@ -399,20 +399,20 @@ def bearer_token(serving: ServingConfig) -> str:
 
 
 def _length(request: Request) -> int:
-    """Bytes of the body, as the headers tell; 0 where they do not."""
+    """Bytes of the body according to the headers; 0 if they do not give it."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdecimal() else 0
 
 
 def _answer_bytes(response: Response) -> bytes:
-    """A response as it goes over the wire, on a connection that stays open."""
+    """The bytes of a response on a connection that stays open."""
     lines = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}".encode()]
     lines += [name + b": " + value for name, value in response.raw_headers]
     return b"\r\n".join([*lines, b"", bytes(response.body)])
 
 
 def _host_name(header: str) -> str:
-    """The name in a Host header, without its port; "" where it has no name."""
+    """The name in a Host header, without its port; "" if it has no name."""
     header = header.strip().lower()
     if header.startswith("["):  # an IPv6 address
         return header[1:].partition("]")[0]

@@ -1,6 +1,6 @@
-"""One replica of the served judge: reads bodies, judges what waits in batches, says in a line what is wrong with one.
+"""One replica of the served judge: it reads bodies, judges waiting videos in batches, and reports errors in one line.
 
-body ──► read in a thread, pixels in flight bounded ──► what waits is judged together ──► status, JSON
+body ──► read in a thread, pixels in flight bounded ──► waiting videos judged together ─► status, JSON
          400, 422                                       500, 502
 """
 
@@ -31,7 +31,7 @@ from roboalign_ray.judge.serving.http import (
 
 JudgeKind = Literal["student", "teacher"]
 Outcome = ServedJudgement | Failed
-_READERS = 2  # videos decoded at once: one ahead of the judge, and one more
+_READERS = 2  # videos decoded at the same time: one ahead of the judge, and one more
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Asked:
 
     Attributes:
         question: the video and its instruction.
-        answer: of `loop`; done where nobody waits for it any more.
+        answer: a future of `loop`; it is done if the request no longer waits.
     """
 
     question: JudgeRequest
@@ -48,22 +48,22 @@ class Asked:
     loop: asyncio.AbstractEventLoop
 
     def tell(self, outcome: Outcome) -> None:
-        """Give the answer, from any thread."""
+        """Set the answer. May be called from any thread."""
 
-        def told() -> None:
+        def set_answer() -> None:
             if not self.answer.done():
                 self.answer.set_result(outcome)
 
-        with suppress(RuntimeError):  # the loop has ended, and so has the replica
-            self.loop.call_soon_threadsafe(told)
+        with suppress(RuntimeError):  # the loop has ended with the replica
+            self.loop.call_soon_threadsafe(set_answer)
 
 
 class JudgeService:
-    """The judge, its model loaded once.
+    """The judge with its model, which is loaded once.
 
     Args:
-        judge: which judge.
-        config: its `serving` section; the teacher's.
+        judge: which judge to serve.
+        config: the `serving` section and the teacher's section are used.
         student: folder of the student.
         threads: torch threads.
 
@@ -88,11 +88,11 @@ class JudgeService:
 
         Args:
             body: JSON, or a video file.
-            content_type: says which of them it is.
-            instruction: the address's, for a video file.
+            content_type: media type of the body.
+            instruction: instruction from the URL, for a video file.
 
         Returns:
-            the HTTP status, and what is told as JSON.
+            the HTTP status and the JSON answer.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Outcome] = loop.create_future()
@@ -102,7 +102,8 @@ class JudgeService:
                 held.enter_context(self._pixels.lease(pixels, wait_s=self._serving.timeout_s))
 
             def read() -> None:
-                # From here to the judge without a way through the loop: under load, each way costs a millisecond.
+                # The question goes to the judge directly, not through the event loop: under load, that would cost a
+                # millisecond.
                 question = read_question(body, content_type, instruction, self._serving, lease)
                 self._waiting.put(Asked(question, answer, loop))
 
@@ -117,23 +118,23 @@ class JudgeService:
             return status_of(outcome), {"error": outcome.reason}
         return 200, outcome.as_json()
 
-    async def who(self) -> dict[str, Any]:
-        """Which judge answers here."""
+    async def identity(self) -> dict[str, Any]:
+        """The judge of this replica."""
         return {"judge": self._judge.name, "version": self._judge.version}
 
     async def check_health(self) -> None:
-        """Asked by Serve from time to time.
+        """Called by Serve regularly.
 
         Raises:
-            RuntimeError: batches fail one after the other; Serve then starts another replica in this one's place.
+            RuntimeError: several batches in a row failed; Serve then replaces this replica.
         """
         if self._failed_in_a_row >= self._serving.failures_in_a_row:
             raise RuntimeError(f"the last {self._failed_in_a_row} batches failed inside the judge")
 
-    # --- in a thread of its own --------------------------------------------------------------------------------------
+    # --- in a separate thread ----------------------------------------------------------------------------------------
 
     def _judge_waiting(self) -> None:
-        """Judge what waits, together, for as long as the process lives; the next batch begins as soon as one ends."""
+        """Judge all waiting videos as one batch, again and again, as long as the process runs."""
         while True:
             taken = [self._waiting.get()]
             while len(taken) < self._serving.batch and not self._waiting.empty():

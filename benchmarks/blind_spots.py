@@ -27,7 +27,7 @@ from roboalign_ray.judge.student.model import Student
 from roboalign_ray.judge.validation.agreement import agreement, agreement_table
 from roboalign_ray.judge.validation.assessment import clip_batches, gate_clips, gate_positions
 from roboalign_ray.judge.validation.gate import TOTAL_RANGE
-from roboalign_ray.judge.validation.trials import GateClip, Question, is_paraphrase, spoil
+from roboalign_ray.judge.validation.trials import GateClip, Question, is_paraphrase, trial_questions
 from roboalign_ray.pipelines.cluster.weight_folders import replay_folder, student_folder
 
 RESAMPLES = 1000
@@ -80,7 +80,7 @@ def questions(trial: str, clips: Sequence[GateClip]) -> list[tuple[int, Question
     asked = []
     for turn in range(THIRDS if trial in LOCAL_TRIALS else 1):
         turned_round = [*clips[turn:], *clips[:turn]]
-        made = spoil(trial, turned_round, seed=turn)
+        made = trial_questions(trial, turned_round, seed=turn)
         asked += [
             ((n + turn) % len(clips), question) for n, question in enumerate(made) if question is not None
         ]

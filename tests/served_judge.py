@@ -50,7 +50,7 @@ def front(
 ) -> Iterator[int]:
     """The front before anything with `judge` and `who`; gives its port."""
     config = ServingConfig(headers_s=headers_s, **serving)
-    app = JudgeFront(judge.judge, judge.who, config, hosts, token)
+    app = JudgeFront(judge.judge, judge.identity, config, hosts, token)
 
     async def nothing() -> None:
         """No warming up."""

@@ -212,14 +212,14 @@ class TrainingGroups:
     def commit_update(self) -> list[tuple[int, Finished]]:
         """The update is done: every group in it, by number. References to their tokens are let go here."""
         done, self._training = self._training, []
-        trained = [(number, self._told(number, group)) for number, group in done]
+        trained = [(number, self._with_rollout_group(number, group)) for number, group in done]
         self.buffer.commit()
         self.buffer.remove(self.ledger.commit_update())
         live = {number for number, _, _ in self.ledger.prompts()}
         self._together = {number: call for number, call in self._together.items() if number in live}
         return trained
 
-    def _told(self, number: int, group: Finished) -> Finished:
+    def _with_rollout_group(self, number: int, group: Finished) -> Finished:
         """With the groups that it was rolled out together with."""
         record = replace(group.record, together=self._together.get(number, (number,)))
         return replace(group, record=record)

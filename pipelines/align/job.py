@@ -38,7 +38,7 @@ from roboalign_ray.pipelines.align.run_checkpoints import PARENT, RUN, RunCheckp
 from roboalign_ray.pipelines.align.run_state import COUNTED, restore, save
 from roboalign_ray.pipelines.align.settings_check import check_same_job, keep_settings, note_changes
 from roboalign_ray.pipelines.cluster.runtime import start_ray
-from roboalign_ray.pipelines.cluster.signals import asked_to_end, handled
+from roboalign_ray.pipelines.cluster.signals import handled, interrupt
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.pipelines.cluster.worker_pool import RoleLost
 from roboalign_ray.pipelines.monitor.monitor import Watch
@@ -140,14 +140,14 @@ def interruptions() -> Iterator[Stopped]:
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
         if len(asked) > 1:
-            asked_to_end(number, frame)
+            interrupt(number, frame)
 
     with handled(ask):
         try:
             yield lambda: bool(asked)
         except KeyboardInterrupt:
             if asked:
-                asked_to_end(asked[0])
+                interrupt(asked[0])
             raise
 
 
@@ -191,7 +191,10 @@ class _Job:
         """To the last update, whose number it returns."""
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
-        with MetricsWriter(self.out / LOGS, resume_at=self._told(loop)) as writer, self.watch.over(loop):
+        with (
+            MetricsWriter(self.out / LOGS, resume_at=self._next_update_row(loop)) as writer,
+            self.watch.over(loop),
+        ):
             writer.settings(loop.version, dump_shareable(self.config))
             try:
                 self._complete(loop, writer)
@@ -215,9 +218,9 @@ class _Job:
         else:
             self.counts, self._row = restore(found, self.crew, loop)
         cut_journal(self.out / JOURNAL, loop.version)
-        cut_journal(self.out / EVENTS, self._told(loop), TOLD)
+        cut_journal(self.out / EVENTS, self._next_update_row(loop), TOLD)
 
-    def _told(self, loop: AlignmentLoop) -> int:
+    def _next_update_row(self, loop: AlignmentLoop) -> int:
         """The first update whose row is still to be written: one that waits for its evaluation, or else the next."""
         return loop.version + (self._row is None)
 

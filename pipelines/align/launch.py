@@ -54,14 +54,14 @@ def replace_learner(config: JobConfig, crew: Crew) -> None:
         RoleLost: one of them was lost while it loaded.
         RoleFailure: they did not come up otherwise.
     """
-    crew.workforce.dismiss(crew.learner.pool)
-    crew.workforce.disregard()
+    crew.workforce.close_pool(crew.learner.pool)
+    crew.workforce.drop_callbacks()
     pool = _learners(config)
     crew.workforce.pools.append(pool)
     crew.learner = Learner(crew.workforce, pool, crew.learner.era + 1)
     address = crew.learner.ask_first("address").answer
     crew.learner.ask("join", address)
-    pool.welcome()
+    pool.mark_up()
 
 
 def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
@@ -160,7 +160,7 @@ def joined(make: Callable[[], WorkerPool], workforce: Workforce) -> WorkerPool:
             lost += 1
             if lost > pool.role.max_restarts:
                 raise
-            workforce.dismiss(pool)
+            workforce.close_pool(pool)
         else:
-            pool.welcome()
+            pool.mark_up()
             return pool

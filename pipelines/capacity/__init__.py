@@ -1,1 +1,1 @@
-"""What a job needs and where it fits: sizes, placement, the plan, the load simulation."""
+"""Capacity planning: the sizes of a job, its placement on a cluster, the plan, and the load simulation."""

@@ -1,4 +1,4 @@
-"""What a cluster has: this machine, a running Ray cluster, or one described in a file.
+"""The nodes of a cluster: this machine, a running Ray cluster, or a cluster described in a file.
 
 The description is YAML, a list of nodes or kinds of nodes:
 
@@ -26,7 +26,7 @@ _GB = 1e9
 
 
 class NodeConfig(FrozenConfig):
-    """One node of a described cluster, or `count` equal ones.
+    """One node of a described cluster, or `count` equal nodes.
 
     Attributes:
         accelerator_type: Ray's name of the GPU, for example "H100".
@@ -44,11 +44,11 @@ class NodeConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class ClusterView:
-    """What a cluster has.
+    """The nodes of a cluster.
 
     Attributes:
-        nodes: those that are there, and those that an autoscaler may still start.
-        open_ended: more may be started, of which nothing is known: what does not fit may still fit later.
+        nodes: existing nodes, and nodes that an autoscaler may still start.
+        open_ended: whether an unknown number of nodes may be started, so that a job may fit later.
     """
 
     nodes: tuple[Node, ...]
@@ -82,11 +82,11 @@ def _from_entry(entry: Any, where: str) -> list[Node]:
 
 
 def local_node() -> Node:
-    """This machine as a local Ray sees it: usable cores, accelerators, memory within the container's limit."""
+    """This machine as a local Ray sees it: usable cores, accelerators, and memory within the container's limit."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
     resources = {"CPU": float(usable_cpus()), GPU: 0.0}
-    # Ray's own count: it asks the driver alone, so that torch need not be imported.
+    # Ray's own count: it uses only the GPU driver, so torch need not be imported.
     manager: Any = get_accelerator_manager_for_resource(GPU)
     if devices := int(manager.get_current_node_num_accelerators()):
         visible = manager.get_current_process_visible_accelerator_ids()
@@ -97,7 +97,7 @@ def local_node() -> Node:
 
 
 def cluster_of(config: ClusterConfig) -> ClusterView:
-    """The cluster that a job would run on now: the one that is connected, this machine, or the one at its address.
+    """The cluster that a job would run on: the connected one, this machine, or the one at the job's address.
 
     Raises:
         ReportedError: no cluster answers at the address.
@@ -110,10 +110,10 @@ def cluster_of(config: ClusterConfig) -> ClusterView:
 
 
 def ray_cluster(address: str) -> ClusterView:
-    """The Ray cluster at `address`: its nodes, and those that it may still start.
+    """The Ray cluster at `address`: its nodes, and the nodes that it may still start.
 
     Raises:
-        ReportedError: no cluster answers there.
+        ReportedError: no cluster answers at the address.
     """
     from roboalign_ray.pipelines.cluster.runtime import start_ray
 
@@ -125,7 +125,7 @@ def usable_cpus() -> int:
     """Processor cores that this process may use: its affinity and its container's quota, at least 1."""
     cores = usable_cores()
     quota, _, period = _cgroup("cpu.max").partition(" ")
-    if not period:  # the older version of control groups
+    if not period:  # version 1 of control groups
         quota, period = _cgroup("cpu/cpu.cfs_quota_us"), _cgroup("cpu/cpu.cfs_period_us")
     if quota.isdigit() and period.isdigit() and int(period):
         cores = min(cores, int(quota) // int(period))
@@ -144,25 +144,25 @@ def _connected() -> ClusterView:
         )
         for node in alive
     )
-    # Nodes of a launcher or an operator belong to a named group, from which an autoscaler may start more.
+    # Nodes started by a launcher or an operator belong to a named group, of which an autoscaler may start more nodes.
     groups = [(node.get("Labels") or {}).get(_GROUP_LABEL, "") for node in alive]
     if not any(groups):
         return ClusterView(nodes)
     limits = _group_limits()
     if limits is None:
         return ClusterView(nodes, open_ended=True)
-    return ClusterView((*nodes, *_to_come(limits, groups)))
+    return ClusterView((*nodes, *_startable_nodes(limits, groups)))
 
 
 def _group_limits() -> list[tuple[str, dict[str, float], int]] | None:
-    """Name, resources and most nodes of every group that the autoscaler has told of; None where it told nothing."""
+    """Name, resources and largest size of every group that the autoscaler reports; None if it reports nothing."""
     from ray._private.state import state
 
     try:
-        told = state.get_cluster_config()
-    except Exception:  # through ray:// it cannot be asked for
+        config = state.get_cluster_config()
+    except Exception:  # not available through ray://
         return None
-    groups = list(told.node_group_configs) if told else []
+    groups = list(config.node_group_configs) if config else []
     if not groups or any(group.max_count < 0 for group in groups):
         return None
     return [
@@ -170,8 +170,8 @@ def _group_limits() -> list[tuple[str, dict[str, float], int]] | None:
     ]
 
 
-def _to_come(limits: list[tuple[str, dict[str, float], int]], present: list[str]) -> list[Node]:
-    """Nodes that groups may still start."""
+def _startable_nodes(limits: list[tuple[str, dict[str, float], int]], present: list[str]) -> list[Node]:
+    """Nodes that the groups may still start."""
     return [
         Node(f"{name} (not started yet)", {k: v for k, v in resources.items() if k != "memory"})
         for name, resources, most in limits

@@ -1,8 +1,8 @@
-"""Whether a job's bundles fit on a cluster's nodes, decided before anything starts.
+"""Decides before a job starts whether its bundles fit on a cluster's nodes.
 
-Pure: nodes and bundles in, an assignment or the name of what is missing out. The rules are Ray's: a bundle stands
-on one node; a fraction of a GPU stands on one device, several GPUs are whole devices; an accelerator type is a
-resource of the node that has it.
+Pure functions: from nodes and bundles to an assignment or the name of the missing resource. The rules are Ray's: a
+bundle is on one node; a fraction of a GPU is on one device, several GPUs are whole devices; an accelerator type is a
+resource of its node.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GPU = "GPU"
 
 @dataclass(frozen=True)
 class Node:
-    """One machine: named amounts, "CPU" and "GPU" among them; memory in bytes, 0 where it is not known."""
+    """One machine: amounts by resource name, including "CPU" and "GPU"; memory in bytes, 0 if unknown."""
 
     name: str
     resources: dict[str, float]
@@ -30,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one worker of a role needs on one node."""
+    """The resources that one worker of a role needs on one node."""
 
     role: str
     index: int
@@ -43,12 +43,12 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Placement:
-    """Which node each bundle stands on, or why there is no such assignment.
+    """The node of each bundle, or the reason why there is no assignment.
 
     Attributes:
-        nodes: node name per bundle, in the bundles' order; empty when it does not fit.
-        missing: one line that names the missing resource; "" when it fits.
-        growing: the same of a cluster that may still grow, so that the job may fit later.
+        nodes: node name per bundle, in the bundles' order; empty if the job does not fit.
+        missing: one line that names the missing resource; "" if it fits.
+        growing: like `missing`, but for a cluster that may still grow, so that the job may fit later.
     """
 
     nodes: tuple[str, ...] = ()
@@ -57,13 +57,13 @@ class Placement:
 
     @property
     def fits(self) -> bool:
-        """Whether every bundle has its place, or may get one."""
+        """Whether every bundle has a node, or may get one later."""
         return not self.missing
 
 
 @dataclass(frozen=True)
 class _Free:
-    """What is left of a node while bundles are laid on it."""
+    """The free resources of a node while bundles are placed."""
 
     amounts: dict[str, float]
     devices: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ class _Free:
         return cls(amounts, [1.0] * int(node.resources.get(GPU, 0)))
 
     def after(self, needs: dict[str, float]) -> Iterator[_Free]:
-        """Every distinct way that this node can look once `needs` are taken from it; nothing where they don't fit."""
+        """Every distinct state of this node after `needs` are taken from it; empty if they do not fit."""
         amounts = dict(self.amounts)
         for name, amount in needs.items():
             if name != GPU:
@@ -85,18 +85,18 @@ class _Free:
         if gpus <= 0:
             yield _Free(amounts, devices)
         elif gpus < 1:
-            # Fullest device first, so that whole ones stay whole as long as they can.
+            # The fullest device first, so that devices stay whole as long as possible.
             for i, left in enumerate(devices):
                 if left >= gpus - _EPSILON and (i == 0 or left - devices[i - 1] > _EPSILON):
                     yield _Free(amounts, [*devices[:i], left - gpus, *devices[i + 1 :]])
         else:
-            kept = len(devices) - int(gpus)  # whole devices stand at the end
+            kept = len(devices) - int(gpus)  # whole devices are at the end
             if kept >= 0 and all(left >= 1 - _EPSILON for left in devices[kept:]):
                 yield _Free(amounts, [*devices[:kept], *[0.0] * int(gpus)])
 
     @cached_property
     def key(self) -> tuple:
-        """Equal for nodes that are interchangeable from here on."""
+        """A key that is equal for interchangeable nodes."""
         amounts = sorted(
             (name, round(amount, 5)) for name, amount in self.amounts.items() if amount > _EPSILON
         )
@@ -104,10 +104,10 @@ class _Free:
 
 
 def roles_of(job: str, config: JobConfig) -> list[tuple[str, RoleConfig]]:
-    """The roles whose workers a job holds at the same time, by name.
+    """The roles whose workers a job uses at the same time, by name.
 
     Args:
-        job: "train", "align", "label", "serve student", "serve teacher", or a job that holds none.
+        job: "train", "align", "label", "serve student", "serve teacher", or a job without workers.
     """
     cluster, judge = config.cluster, config.reward.needs_judge
     labels = judge and config.judge.relabel.teacher != "none"
@@ -119,7 +119,7 @@ def roles_of(job: str, config: JobConfig) -> list[tuple[str, RoleConfig]]:
             ("scorer", cluster.scorer),
             ("learner", cluster.learner),
             *([("teacher", cluster.teacher)] if labels else []),
-            # One distiller, however many its section says: it holds the student.
+            # Always one distiller, since it holds the student.
             *([("distiller", cluster.distiller.model_copy(update={"workers": 1}))] if judge else []),
         ],
         "label": [("teacher", cluster.teacher)],
@@ -131,12 +131,12 @@ def roles_of(job: str, config: JobConfig) -> list[tuple[str, RoleConfig]]:
 def placement_of(
     job: str, config: JobConfig, nodes: Sequence[Node], *, here: bool, open_ended: bool = False
 ) -> Placement:
-    """Where a job's workers stand, or what is missing for them.
+    """The nodes of a job's workers, or the missing resource.
 
     Args:
         job: as in `roles_of`.
-        here: the nodes are this machine, whose memory must hold Ray's object store too.
-        open_ended: the cluster may grow to an unknown size; what does not fit now may fit then.
+        here: whether the node is this machine, whose memory must also hold Ray's object store.
+        open_ended: whether the cluster may grow to an unknown size, so that the job may fit later.
 
     Raises:
         UserError: a role asks for 1.5 GPUs.
@@ -161,7 +161,7 @@ def bundles_of(role: str, config: RoleConfig) -> list[Bundle]:
     """One bundle per worker of a role.
 
     Raises:
-        UserError: more than one GPU but not a whole number of them, which Ray refuses.
+        UserError: `num_gpus` is above 1 and not an integer, which Ray refuses.
     """
     if config.num_gpus > 1 and config.num_gpus % 1:
         raise UserError(
@@ -176,10 +176,11 @@ def bundles_of(role: str, config: RoleConfig) -> list[Bundle]:
 
 
 def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placement:
-    """An assignment of every bundle to a node, or what is missing for one.
+    """Assign every bundle to a node, or find the missing resource.
 
-    Large bundles first, with backtracking; interchangeable nodes are tried once and dead ends remembered, so jobs
-    of some dozens of bundles are decided exactly. A search that runs out of steps reports the bundle it stuck at.
+    Large bundles are placed first, with backtracking. Interchangeable nodes are tried once and dead ends are
+    remembered, so jobs of some dozens of bundles are decided exactly. If the search runs out of steps, it reports the
+    bundle that it could not place.
     """
     if not nodes:
         return Placement(missing="the cluster has no node")
@@ -191,13 +192,13 @@ def place(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> Placement:
     search = _Search([bundles[i] for i in order], [_Free.of(node) for node in nodes])
     if not search.solve():
         stuck = bundles[order[search.deepest]]
-        return Placement(missing=f"{stuck} finds no room beside the other workers; {_tightest(stuck, nodes)}")
+        return Placement(missing=f"{stuck} does not fit beside the other workers; {_tightest(stuck, nodes)}")
     chosen = dict(zip(order, search.chosen, strict=True))
     return Placement(nodes=tuple(nodes[chosen[i]].name for i in range(len(bundles))))
 
 
 class _Search:
-    """Depth first, one bundle a level; without recursion, since there may be thousands of bundles."""
+    """Depth-first search, one bundle per level; without recursion, since there may be thousands of bundles."""
 
     def __init__(self, bundles: Sequence[Bundle], free: list[_Free]) -> None:
         self.bundles, self.free = bundles, free
@@ -206,7 +207,7 @@ class _Search:
         self.steps, self.deepest = 0, 0
 
     def solve(self) -> bool:
-        """Whether all bundles find a place; then `chosen` names their nodes."""
+        """Whether all bundles can be placed; then `chosen` has their nodes."""
         levels, before = [self._ways()], []
         while len(self.chosen) < len(self.bundles):
             way = next(levels[-1], None)
@@ -224,7 +225,7 @@ class _Search:
         return True
 
     def _ways(self) -> Iterator[tuple[int, _Free]]:
-        """Nodes that take the next bundle, and what is then left of them; alike nodes once."""
+        """The nodes that fit the next bundle, with their state afterwards; interchangeable nodes occur once."""
         depth = len(self.chosen)
         self.deepest = max(self.deepest, depth)
         state = (depth, *sorted(free.key for free in self.free))
@@ -245,13 +246,13 @@ def _names(bundles: Iterable[Bundle]) -> list[str]:
 
 
 def _weight(bundle: Bundle, nodes: Sequence[Node]) -> float:
-    """Largest share of the cluster that a bundle takes of any resource."""
+    """The largest share of any resource of the cluster that a bundle takes."""
     totals = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in bundle.needs}
     return max((amount / totals[name] for name, amount in bundle.needs.items() if totals[name]), default=0.0)
 
 
 def _shortage(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
-    """The first resource of which the cluster, or its largest node, has too little; "" when sums suffice."""
+    """The first resource of which the cluster or its largest node has too little; "" if the totals suffice."""
     for name in _names(bundles):
         needed = sum(bundle.needs.get(name, 0.0) for bundle in bundles)
         present = sum(node.resources.get(name, 0.0) for node in nodes)
@@ -273,7 +274,7 @@ def _shortage(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
 
 
 def _copies(needs: dict[str, float], node: Node) -> float:
-    """How many bundles alike an empty node holds."""
+    """The number of equal bundles that an empty node holds."""
     counts = []
     for name, amount in needs.items():
         present = node.resources.get(name, 0.0)
@@ -285,7 +286,7 @@ def _copies(needs: dict[str, float], node: Node) -> float:
 
 
 def _tightest(bundle: Bundle, nodes: Sequence[Node]) -> str:
-    """The resource of a bundle that the largest node has least to spare of."""
+    """The scarcest resource of a bundle on the largest node."""
     largest = {name: max(node.resources.get(name, 0.0) for node in nodes) for name in bundle.needs}
     name = max(
         largest, key=lambda name: bundle.needs[name] / largest[name] if largest[name] else float("inf")

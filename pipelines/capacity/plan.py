@@ -1,4 +1,4 @@
-"""`roboalign plan`: a job before it runs. What it is made of, how large it is, and whether it fits."""
+"""`roboalign plan`: the parts and sizes of a job, and whether it fits on a cluster, before it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES = {"pre-training": ("pretrain", "train"), "alignment": ("align", "align")
 
 @dataclass(frozen=True)
 class Plan:
-    """What `make_plan` found out.
+    """The result of `make_plan`.
 
     Attributes:
         parameters: per component and part.
@@ -49,14 +49,14 @@ class Plan:
 
     @property
     def missing(self) -> str:
-        """What keeps the first phase that does not fit from fitting; "" where all fit."""
+        """The missing resource of the first phase that does not fit; "" if all phases fit."""
         return next((f"{name}: {p.missing}" for name, p in self.placement.items() if not p.fits), "")
 
     def require_fit(self) -> None:
-        """Raise what keeps the job from running: the missing resource first, then episodes or weights.
+        """Raise the error that keeps the job from running: first a missing resource, then episodes or weights.
 
         Raises:
-            ReportedError: as the jobs themselves would say it.
+            ReportedError: the same error that the job would raise.
         """
         if self.missing:
             raise cannot_be_placed(self.missing, self.config)
@@ -79,7 +79,7 @@ class Plan:
         }
 
     def input(self, phase: str) -> str:
-        """ "ready", or what is wrong with a phase's episodes or weights, in one line."""
+        """ "ready", or the error in a phase's episodes or weights, in one line."""
         return self.faults[phase].line() if phase in self.faults else "ready"
 
     def _placement_json(self, phase: str) -> dict[str, Any]:
@@ -95,17 +95,17 @@ class Plan:
 
 
 def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Path | None = None) -> Plan:
-    """Sizes of a job, its placement on a cluster, and what is wrong with its input.
+    """Compute a job's sizes and its placement on a cluster, and check its input.
 
     Args:
-        address: a running Ray cluster to look at; None takes the job's own (`cluster.address`).
-        cluster_file: a described cluster, looked at instead.
+        address: address of a running Ray cluster; None uses the job's own (`cluster.address`).
+        cluster_file: description of a cluster to be used instead.
 
     Raises:
         ReportedError: the cluster cannot be reached, its description is wrong, or a role asks for 1.5 GPUs.
     """
     view = _view(config, address, cluster_file)
-    # A local Ray stands on this machine: its object store must fit into the memory here.
+    # A local Ray runs on this machine, so its object store must fit into this machine's memory.
     here = cluster_file is None and (address or config.cluster.address) == "local"
     jobs = {phase: Preflight(kind, config) for phase, (kind, _) in PHASES.items()}
     faults = {phase: find_fault(job) for phase, job in jobs.items()}
@@ -149,10 +149,10 @@ def _view(config: JobConfig, address: str | None, cluster_file: Path | None) -> 
 
 
 def print_plan(plan: Plan, *, full: bool = False) -> None:
-    """The plan as text and tables on stdout: the answer first, then what the job is made of.
+    """Print the plan on stdout as text and tables: the answer first, then the parts of the job.
 
     Args:
-        full: the resolved profile follows, every key.
+        full: also print the resolved profile with every key.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -184,7 +184,7 @@ def print_plan(plan: Plan, *, full: bool = False) -> None:
 
 
 def _answer_rows(plan: Plan) -> list[tuple[str, str, str]]:
-    """Per phase: whether it fits the cluster, and whether its episodes and weights can be used."""
+    """Rows per phase: whether it fits on the cluster, and whether its episodes and weights can be used."""
     return [
         (phase, _fit(placement), f"input: {plan.input(phase)}") for phase, placement in plan.placement.items()
     ]

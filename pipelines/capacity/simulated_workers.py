@@ -1,4 +1,4 @@
-"""Workers of the simulated loop: pools that count what their workers do, and how long a piece of work takes."""
+"""Workers of the simulated loop: pools that count the states of their workers, and random durations of work."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from roboalign_ray.config.asynchrony import StageTimeConfig
 
 
 def draw(stage: StageTimeConfig, source: random.Random) -> float:
-    """Seconds of one group: mean `seconds`, standard deviation over mean `variation` where the shape has one.
+    """Draw the seconds of one group: mean `seconds`, coefficient of variation `variation` if the shape has one.
 
-    Pareto: with a = 1 + sqrt(1 + 1/variation^2) and least value seconds (a - 1) / a.
+    Pareto: with a = 1 + sqrt(1 + 1/variation^2) and minimum seconds (a - 1) / a.
     """
     mean, variation = stage.seconds, stage.variation
     if stage.shape == "constant" or mean == 0:
@@ -28,7 +28,7 @@ def draw(stage: StageTimeConfig, source: random.Random) -> float:
 
 @dataclass
 class WorkerPool:
-    """Workers of a role, all alike: how many are idle, busy, holding what nobody takes, or down; and for how long."""
+    """Equal workers of a role: the numbers of idle, busy, blocked and lost workers, and the time in each state."""
 
     workers: int
     idle: int = field(init=False)
@@ -46,7 +46,7 @@ class WorkerPool:
         self.idle = self.goal = self.workers
 
     def tally(self, now: float) -> None:
-        """Count the time since the last change."""
+        """Add the time since the last change to the totals."""
         elapsed, self.last = now - self.last, now
         self.busy_s += elapsed * self.busy
         self.busy_since_look += elapsed * self.busy
@@ -54,29 +54,29 @@ class WorkerPool:
         self.worker_s += elapsed * self.workers
 
     def busy_since(self, now: float) -> float:
-        """Worker-seconds of work since the last look."""
+        """Worker-seconds of work since the last call."""
         self.tally(now)
         return self.busy_since_look
 
     def forget(self, now: float) -> None:
-        """Measure from now on."""
+        """Reset the totals, to measure from now on."""
         self.tally(now)
         self.busy_s = self.held_s = self.worker_s = 0.0
 
     def take(self, now: float) -> None:
-        """An idle worker begins."""
+        """An idle worker starts work."""
         self.tally(now)
         self.idle -= 1
         self.busy += 1
 
     def hold(self, now: float) -> None:
-        """A busy worker is done and cannot hand on."""
+        """A busy worker is done but cannot pass its group on."""
         self.tally(now)
         self.busy -= 1
         self.held += 1
 
     def give(self, now: float, *, held: bool = False) -> None:
-        """A worker is free again; it leaves where there are too many."""
+        """A worker is free again; it is removed if there are too many."""
         self.tally(now)
         if held:
             self.held -= 1
@@ -86,7 +86,7 @@ class WorkerPool:
         self.retire(now)
 
     def retire(self, now: float) -> None:
-        """Idle workers beyond the goal leave."""
+        """Remove idle workers beyond the target."""
         leaving = min(self.idle, self.workers - self.goal)
         if leaving > 0:
             self.tally(now)
@@ -94,7 +94,7 @@ class WorkerPool:
             self.workers -= leaving
 
     def arrive(self, now: float) -> None:
-        """A worker that was asked for is there."""
+        """A requested worker has started."""
         self.tally(now)
         self.coming -= 1
         self.workers += 1
@@ -107,7 +107,7 @@ class WorkerPool:
         self.busy -= 1
 
     def rise(self, now: float) -> None:
-        """A lost worker is back."""
+        """A lost worker has been replaced."""
         self.tally(now)
         self.idle += 1
         self.retire(now)

@@ -1,11 +1,12 @@
-"""A job's rollout, scoring and learning as a discrete-event model: what throughput and idleness to expect of a shape.
+"""A discrete-event model of a job's rollout, scoring and learning: the expected throughput and idle time.
 
     rollout workers ──► bounded queue ──► scorers ──► buffer ──► learner ──► weights ──► rollout workers
           ▲ ledger: may a group start?                  ▲ ledger: may an update begin?
 
-It runs the very ledger, buffer and back-pressure controller of a real run; only the work is replaced by durations drawn
-from `asynchrony.workload`. A worker whose scorers' queue is full keeps its group and waits. Workers are lost at random
-with their group, which is started again; a lost learner begins its update anew. The same seed gives the same run.
+It uses the ledger, buffer and back-pressure controller of a real run; only the work is replaced by durations drawn
+from `asynchrony.workload`. If the scorers' queue is full, a rollout worker keeps its group and waits. Workers are lost
+at random with their group, which is started again; a lost learner restarts its update. The same seed gives the same
+run.
 """
 
 from __future__ import annotations
@@ -28,25 +29,27 @@ from roboalign_ray.scheduling.experience_buffer import ExperienceBuffer
 from roboalign_ray.scheduling.staleness_ledger import Outcome, StalenessLedger
 
 ROLES = ("rollout", "scorer", "learner")
-_MOST_EVENTS = 200  # for each group and worker and update; a run that gets anywhere needs about three
-_RECENT = 0.05  # weight of the newest group in the mean service times that the controller sees
+_MOST_EVENTS = (
+    200  # limit on events per group, worker and update; a run that makes progress needs about three
+)
+_RECENT = 0.05  # weight of the newest group in the mean service times for the controller
 
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What a simulated run came to, after its first updates.
+    """The results of a simulated run, without its first updates.
 
     Attributes:
-        groups_per_second: trained.
-        ideal_groups_per_second: of the slowest role alone, never waiting and never failing.
-        seconds_per_update: mean.
-        utilisation: share of their time that a role's workers worked; updates alone for the learner.
-        blocked: share of their time that rollout workers held a group which no scorer had room for.
-        workers: mean number by role.
-        staleness: trained groups by age in versions, over the whole run.
-        counts: of the ledger, over the whole run.
-        concurrency: groups in flight allowed at the end; None where only staleness bounds them.
-        events: simulated.
+        groups_per_second: trained groups per second.
+        ideal_groups_per_second: rate of the slowest role without waiting and without failures.
+        seconds_per_update: mean time per update.
+        utilisation: share of time in which a role's workers worked; for the learner, only updates count.
+        blocked: share of time in which rollout workers waited with a group because the scorers' queue was full.
+        workers: mean number of workers by role.
+        staleness: number of trained groups by age in versions, over the whole run.
+        counts: counts of the ledger, over the whole run.
+        concurrency: allowed number of groups in flight at the end; None if only staleness bounds it.
+        events: number of simulated events.
     """
 
     groups_per_second: float
@@ -62,12 +65,12 @@ class SimulationResult:
 
     @property
     def bottleneck(self) -> str:
-        """The role that works most of its time."""
+        """The role with the highest utilisation."""
         return max(self.utilisation, key=lambda role: self.utilisation[role])
 
     @property
     def mean_staleness(self) -> float:
-        """Of trained groups, in versions."""
+        """Mean age of trained groups, in versions."""
         total = sum(self.staleness.values())
         return sum(age * number for age, number in self.staleness.items()) / total if total else 0.0
 
@@ -78,9 +81,9 @@ class SimulationResult:
 
 
 def stage_rates(config: JobConfig) -> dict[str, float]:
-    """Groups a second of each role if it never had to wait: workers over seconds; inf where a stage takes no time.
+    """Groups per second of each role without waiting: workers over seconds; inf if a stage takes no time.
 
-    The learner's counts the time in which weights are handed on.
+    The learner's time includes the distribution of weights.
     """
     work, cluster, batch = config.asynchrony.workload, config.cluster, config.alignment.prompts_per_update
     update_s = batch * work.learner.seconds / cluster.learner.workers + work.weights_s
@@ -96,11 +99,11 @@ def stage_rates(config: JobConfig) -> dict[str, float]:
 
 
 def simulate(config: JobConfig, updates: int = 20) -> SimulationResult:
-    """Run the model for that many updates, the first fifth of them (more than the bound on staleness) not measured.
+    """Run the model. The first fifth of the updates (more than the bound on staleness) is not measured.
 
     Args:
-        config: roles from `cluster`, batch from `alignment`, everything else from `asynchrony`; `seed`.
-        updates: raised where the bound on staleness needs more to settle.
+        config: `cluster` gives the roles, `alignment` the batch, `asynchrony` the rest; also `seed`.
+        updates: number of updates; increased if the bound on staleness needs a longer warm-up.
     """
     warm_up = max(updates // 5, config.asynchrony.staleness + 1)
     return Simulation(config).run(warm_up, max(updates, 2 * warm_up))
@@ -133,9 +136,9 @@ class Simulation:
         )
         self.rollouts, self.scorers = WorkerPool(cluster.rollout.workers), WorkerPool(cluster.scorer.workers)
         self.learner = WorkerPool(1)
-        self.queue: deque[Rolled] = deque()  # with a scorer's room, not yet in its hands
-        self.blocked: deque[Rolled] = deque()  # each holds its rollout worker
-        self.published = [0.0]  # when each version could be had
+        self.queue: deque[Rolled] = deque()  # with a place in a scorer's queue, not yet being scored
+        self.blocked: deque[Rolled] = deque()  # each blocks its rollout worker
+        self.published = [0.0]  # when each version became available
         self.publishing = False
         self.seconds = {"rollout": 0.0, "scorer": 0.0, "learner": 0.0}
         self.now = 0.0
@@ -143,7 +146,7 @@ class Simulation:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
 
     def run(self, warm_up: int, updates: int) -> SimulationResult:
-        """Simulate until `updates` are done; measure from the end of update `warm_up`."""
+        """Simulate `updates` updates; measure from the end of update `warm_up`."""
         if self.settings.backpressure.adaptive:
             self._apply_targets()
             self._after(self.settings.backpressure.every_s, self._look)
@@ -154,7 +157,7 @@ class Simulation:
             self.events += 1
             if self.events > _MOST_EVENTS * updates * (self.batch + self.rollouts.workers + 100):
                 raise UserError(
-                    f"hardly a group is finished: {self.ledger.counts['failed']} failures by update "
+                    f"almost no group is finished: {self.ledger.counts['failed']} failures by update "
                     f"{self.ledger.version}",
                     where="asynchrony.workload",
                     remedy="workers must live longer than a group takes: raise mean_time_to_failure_s",
@@ -220,7 +223,7 @@ class Simulation:
         self._start_rollouts()
 
     def _versions(self, duration: float, first: int) -> tuple[int, ...]:
-        """Version per segment of a rollout that ends now; each takes the newest there was when it began."""
+        """The version of each segment of a rollout that ends now: the newest version when the segment began."""
         began, each = self.now - duration, duration / self.work.segments
         later = (
             bisect_right(self.published, began + number * each) - 1 for number in range(1, self.work.segments)
@@ -261,7 +264,7 @@ class Simulation:
         return self.blocked.popleft()
 
     def _room(self) -> int:
-        """Places in the scorers' queues, not counting what is in their hands."""
+        """Free places in the scorers' queues, without the groups being scored."""
         return (self.settings.backpressure.depth - 1) * self.scorers.workers - len(self.queue)
 
     def _scorer_lost(self, rolled: Rolled) -> None:
@@ -344,7 +347,7 @@ class Simulation:
     # --- time ----------------------------------------------------------------------------------------------------
 
     def _after(self, seconds: float, action: Callable[..., None], *arguments: Any) -> None:
-        # The event's number decides between equal times, so that a run can be repeated.
+        # Events at equal times are ordered by number, so that a run is reproducible.
         self._planned += 1
         heapq.heappush(self._heap, (self.now + seconds, self._planned, action, arguments))
 
@@ -356,7 +359,7 @@ class Simulation:
         lost: Callable[..., None],
         *arguments: Any,
     ) -> None:
-        """`done(duration, …)` when the work is finished, or `lost(…)` when its worker is, whichever comes first."""
+        """Schedule `done(duration, …)` at the end of the work, or `lost(…)` if its worker is lost before."""
         mean = stage.mean_time_to_failure_s
         failure = self.random.expovariate(1 / mean) if mean else math.inf
         if failure < duration:
@@ -365,7 +368,7 @@ class Simulation:
             self._after(duration, done, duration, *arguments)
 
     def _down(self, pool: WorkerPool, stage: StageTimeConfig, begin: Callable[[], None]) -> None:
-        """The worker that was busy is lost, and back after a while."""
+        """A busy worker is lost and is replaced later."""
         pool.fall(self.now)
         self._after(stage.restart_s, self._back, pool, begin)
 
@@ -383,7 +386,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Rolled:
-    """A rolled-out group on its way to a score."""
+    """A rolled-out group that waits for its score."""
 
     group: int
     attempt: int

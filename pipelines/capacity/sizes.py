@@ -1,7 +1,7 @@
-"""What a job is made of, in numbers: parameters per component, tokens and bytes per rollout.
+"""The sizes of a job: parameters per component, tokens and bytes per rollout.
 
-Parameters are counted on the real modules, built on the meta device: nothing is allocated, nothing can drift from
-the code that trains. Tokens and bytes follow from the sequence layout and the refresh policy.
+Parameters are counted on the real modules, built on the meta device: no memory is allocated, and the counts always
+match the training code. Tokens and bytes follow from the sequence layout and the refresh policy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from roboalign_ray.world_model.refresh import RefreshPlan
 from roboalign_ray.world_model.token.layout import SequenceLayout
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
-_CODE_BYTES = _LOGPROB_BYTES = 4  # int32 codes and float32 log-probabilities, as `TokenSegment` holds them
+_CODE_BYTES = _LOGPROB_BYTES = 4  # int32 codes and float32 log-probabilities, as in `TokenSegment`
 
 
 def layout_of(config: JobConfig) -> SequenceLayout:
@@ -51,9 +51,9 @@ def segment_frames(refresh: RefreshConfig, horizon: int) -> list[tuple[int, int]
 
 
 def peak_tokens(layout: SequenceLayout, refresh: RefreshConfig, horizon: int) -> int:
-    """Tokens of the longest prompt that a frame of a `horizon`-frame rollout is generated from.
+    """Tokens of the longest prompt for any frame of a `horizon`-frame rollout.
 
-    "sinks" holds the whole context until the first eviction, so its longest prompt is the one just before.
+    "sinks" keeps the whole context until the first eviction, so its longest prompt is the one just before that.
     """
     if refresh.policy == "sinks":
         return layout.length(min(horizon, refresh.window))
@@ -81,10 +81,10 @@ def token_sizes(config: JobConfig) -> dict[str, int]:
 
 
 def byte_sizes(config: JobConfig) -> dict[str, int]:
-    """Bytes of one rollout as it travels, as pixels, and of the keys and values held for its longest prompt.
+    """Bytes of one rollout as sent between workers, as pixels, and of the key-value cache for its longest prompt.
 
-    A rollout travels as int32 codes and float32 log-probabilities; every segment after a refresh brings what its
-    samples no longer share. The cache holds what they share once per group, and the rest once per sample.
+    A rollout is sent as int32 codes and float32 log-probabilities; every segment after a refresh adds the codes that
+    its samples no longer share. The cache holds shared tokens once per group, and the others once per sample.
     """
     layout, model, rollout = layout_of(config), config.world_model, config.rollout
     tokens, samples = token_sizes(config), config.alignment.group_size
@@ -108,7 +108,7 @@ def byte_sizes(config: JobConfig) -> dict[str, int]:
 
 
 def _after_refresh(layout: SequenceLayout, refresh: RefreshConfig, horizon: int) -> tuple[int, int]:
-    """Tokens that a group still shares in its most demanding segment, and codes that a refresh adds per sample."""
+    """The tokens that a group still shares in its largest segment, and the codes that a refresh adds per sample."""
     context, frame = layout.context_tokens, layout.dynamics_tokens
     if refresh.policy == "none" or horizon <= refresh.window:
         return layout.length(1), 0

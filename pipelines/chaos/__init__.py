@@ -1,1 +1,1 @@
-"""The chaos job: faults injected into a running alignment job, and the report of what they cost."""
+"""The chaos job: injects faults into a running alignment job and reports their effects."""

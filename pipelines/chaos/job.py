@@ -1,11 +1,11 @@
-"""A job under fire: runs an alignment job while faults are struck, then holds what it left against its promises.
+"""Runs an alignment job while faults are injected, then checks the job's promises on its run directory.
 
     profile ──► rounds of run_align ──► journal, checkpoints ──► audit ──┐
                      ▲                                                   ├─► chaos.md, chaos.json
-    fault plan ──► striker ─────────────────────────► strikes ───────────┘
+    fault plan ──► fault injector ──────────────────► injections ────────┘
 
-A round is one run to `alignment.updates` more updates; there are as many as it takes until everything that was planned
-has been struck. A run that a full disk ends is taken up again, as its owner would.
+A round runs the job for `alignment.updates` more updates. Rounds follow until all planned faults have been injected. A
+run that a full disk ended is resumed, as a user would do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from roboalign_ray.foundation.storage.readers import read_lines
 from roboalign_ray.foundation.telemetry.metrics import read_rows
 from roboalign_ray.pipelines.align.groups import Numbering
 from roboalign_ray.pipelines.align.job import CHECKPOINTS, JOURNAL, LOGS, run_align
-from roboalign_ray.pipelines.chaos.injector import Striker, alive
+from roboalign_ray.pipelines.chaos.injector import FaultInjector, alive
 from roboalign_ray.pipelines.chaos.nodes import chaos_cluster
 from roboalign_ray.pipelines.chaos.plan import count_faults, draw_plan, draw_soak
 from roboalign_ray.pipelines.chaos.report import ChaosReport, write_report
@@ -33,21 +33,21 @@ from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 
 _ROUNDS = 50
-# A round is a third of what the rest would take at the pace so far: a job that is struck slows down.
+# A round has a third of the updates that the rest of the plan needs at the present pace: faults slow a job down.
 _OF_REST = 3
-_GONE_S = 30.0  # for processes that were told to end
+_GONE_S = 30.0  # limit for worker processes to end
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to do to a job.
+    """Which faults to inject.
 
     Attributes:
-        faults: "kind" or "kind:times" each; empty takes all that the job has.
-        kills: of every role.
-        minutes: of a soak; 0 strikes each kind as often as `kills` says.
-        nodes: of a local cluster.
-        seed: of the plan and the choice of targets.
+        faults: each "kind" or "kind:times"; empty takes all kinds that the job supports.
+        kills: kills per role.
+        minutes: length of a soak; 0 injects each kind a number of times that follows from `kills`.
+        nodes: nodes of a local cluster.
+        seed: seed of the plan and of the choice of targets.
     """
 
     faults: Sequence[str] = ()
@@ -59,21 +59,23 @@ class Order:
 
 @one_job
 def run_chaos(config: JobConfig, out: Path, order: Order, *, quiet: bool = False) -> ChaosReport:
-    """Run a job under fire; the report, which is also written into `out`.
+    """Run a job with injected faults. Return the report, which is also written into `out`.
 
     Args:
-        config: the job; its workers' `max_restarts` must allow for what is planned.
-        out: run directory, new.
+        config: the job; `max_restarts` of its roles must allow the planned number of losses.
+        out: new run directory.
 
     Raises:
-        UserError: faults that cannot be struck at this job; or as `run_align`.
+        UserError: this job does not support a chosen fault; or as `run_align`.
     """
     out = out.absolute()
     if (out / JOURNAL).exists():
         raise UserError("holds a run already", where=str(out), remedy="choose another folder")
     if config.cluster.address != "local":
         raise UserError(
-            f"'{config.cluster.address}' is not struck", where="cluster.address", remedy="use 'local'"
+            f"no faults are injected into the cluster '{config.cluster.address}'",
+            where="cluster.address",
+            remedy="use 'local'",
         )
     judged = config.reward.needs_judge and config.judge.relabel.teacher != "none"
     counts = count_faults(order.faults, order.kills, nodes=order.nodes, judged=judged)
@@ -82,22 +84,22 @@ def run_chaos(config: JobConfig, out: Path, order: Order, *, quiet: bool = False
         if order.minutes
         else draw_plan(order.seed, counts, config.alignment.prompts_per_update)
     )
-    # Several nodes are made for the job, so that it has room.
+    # With several nodes, the nodes are sized for the job, so it has room.
     config = check_ready(Preflight("align", config, out), room=order.nodes == 1)
     began = time.monotonic()
     with chaos_cluster(config, order.nodes) as nodes:
-        striker = Striker(plan, out, nodes, order.seed, seconds=bool(order.minutes))
-        config, resumed, failure = _run_rounds(config, out, striker, quiet=quiet)
-        left = _left_over(striker.processes)
+        injector = FaultInjector(plan, out, nodes, order.seed, seconds=bool(order.minutes))
+        config, resumed, failure = _run_rounds(config, out, injector, quiet=quiet)
+        left = _left_over(injector.processes)
     findings, lost, twice = _findings(config, out, failure)
-    findings += (_gone(left), _struck(striker))
+    findings += (_no_process_left(left), _all_injected(injector))
     report = ChaosReport(
-        strikes=tuple(striker.strikes),
+        injections=tuple(injector.injections),
         plan=plan.report(),
         findings=findings,
         lost=lost,
         twice=twice,
-        surprises=tuple(striker.surprises),
+        surprises=tuple(injector.surprises),
         updates=config.alignment.updates,
         resumed=resumed,
         seconds=time.monotonic() - began,
@@ -107,33 +109,35 @@ def run_chaos(config: JobConfig, out: Path, order: Order, *, quiet: bool = False
     return report
 
 
-def _run_rounds(config: JobConfig, out: Path, striker: Striker, *, quiet: bool) -> tuple[JobConfig, int, str]:
-    """The job that was run in the end, how often it was taken up after a full disk, and what ended it for good."""
+def _run_rounds(
+    config: JobConfig, out: Path, injector: FaultInjector, *, quiet: bool
+) -> tuple[JobConfig, int, str]:
+    """Run the rounds. Return the last config, how often the job was resumed, and its failure ("" if it completed)."""
     length, resumed = config.alignment.updates, 0
     for _ in range(_ROUNDS):
         try:
-            run_align(config, out, resume=(out / JOURNAL).exists(), quiet=quiet, beside=striker.beside)
+            run_align(config, out, resume=(out / JOURNAL).exists(), quiet=quiet, beside=injector.attached)
         except (OSError, RoleFailure, HostError) as error:
-            if not striker.explains(error):
+            if not injector.explains(error):
                 return config, resumed, first_line(error)
             resumed += 1
             continue
-        except KeyboardInterrupt:  # it has left a checkpoint: what was struck until now is told all the same
-            striker.strikes.forgo()
-            return config, resumed, "stopped by hand"
-        if striker.spent:
+        except KeyboardInterrupt:  # the job wrote a checkpoint; the faults so far are still reported
+            injector.injections.mark_moot()
+            return config, resumed, "interrupted by the user"
+        if injector.complete:
             return config, resumed, ""
-        config = _longer(config, length, striker.share)
-    return config, resumed, f"not everything was struck within {_ROUNDS} rounds"
+        config = _longer(config, length, injector.share)
+    return config, resumed, f"not all faults were injected within {_ROUNDS} rounds"
 
 
 def _longer(config: JobConfig, least: int, share: float) -> JobConfig:
-    """The next round: few enough of them that starts take little of the time, short enough not to outlive the plan.
+    """The config of the next round: long enough that starts take little of the time, but not longer than the plan.
 
     Args:
-        config: the round that was run.
-        least: updates of a round.
-        share: of the plan that has gone by.
+        config: config of the previous round.
+        least: smallest number of updates per round.
+        share: share of the plan that has passed.
     """
     done = config.alignment.updates
     rest = done / share - done if share else 0.0
@@ -144,7 +148,7 @@ def _longer(config: JobConfig, least: int, share: float) -> JobConfig:
 def _findings(
     config: JobConfig, out: Path, failure: str
 ) -> tuple[tuple[Finding, ...], tuple[int, ...], tuple[int, ...]]:
-    """Promises of the run, and the numbers of groups that were lost, and trained twice."""
+    """Findings on the run's promises, and the numbers of groups that were lost and that were trained twice."""
     last = checkpoints.latest(out / CHECKPOINTS)
     if last is None:
         return (Finding("the run completes", False, failure or "no checkpoint"),), (), ()
@@ -170,13 +174,13 @@ def _findings(
 
 
 def _curves(out: Path, updates: int) -> Finding:
-    """Every update's row is there once."""
+    """Check that every update has exactly one row of metrics."""
     steps = [row["step"] for row in read_rows(out / LOGS)]
     return Finding("every update has its row", steps == list(range(updates + 1)), f"{len(steps)} rows")
 
 
 def _left_over(processes: dict[int, str]) -> list[str]:
-    """Workers whose processes are still there a while after all were told to end."""
+    """Names of workers whose processes still run after `_GONE_S`."""
     ends = time.monotonic() + _GONE_S
     while (left := [name for process, name in processes.items() if alive(process)]) and (
         time.monotonic() < ends
@@ -185,11 +189,11 @@ def _left_over(processes: dict[int, str]) -> list[str]:
     return left
 
 
-def _gone(left: Sequence[str]) -> Finding:
+def _no_process_left(left: Sequence[str]) -> Finding:
     return Finding("no process is left over", not left, ", ".join(left) or "0 left")
 
 
-def _struck(striker: Striker) -> Finding:
-    report = striker.plan.report()
-    told = f"{len(striker.strikes)} of {len(report.planned)} struck"
-    return Finding("every fault is struck once", report.exact and striker.spent, told)
+def _all_injected(injector: FaultInjector) -> Finding:
+    report = injector.plan.report()
+    detail = f"{len(injector.injections)} of {len(report.planned)} injected"
+    return Finding("every fault is injected once", report.exact and injector.complete, detail)

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on one machine, of which some can be removed and added while a job runs."""
+"""A cluster of several nodes on one machine; nodes can be removed and added while a job runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roboalign_ray.foundation.failures import first_line
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure, set_environment, start_ray
 from roboalign_ray.pipelines.cluster.signals import StartedProcesses
 
-# A node that died is told within about three seconds instead of fourteen.
+# Ray reports a dead node within about three seconds instead of fourteen.
 _HEALTH = {
     "health_check_initial_delay_ms": 2000,
     "health_check_period_ms": 500,
@@ -24,7 +24,7 @@ _HEALTH = {
 
 
 class Nodes:
-    """The nodes beside the head, where the driver stands."""
+    """The nodes other than the head node, which runs the driver."""
 
     def __init__(self, cluster: Cluster, cpus: int, store_bytes: int) -> None:
         self._cluster, self._cpus, self._store_bytes = cluster, cpus, store_bytes
@@ -32,38 +32,38 @@ class Nodes:
         self.removed = self.added = 0
 
     def removable(self) -> set[str]:
-        """Ids of the nodes that may go."""
+        """Ids of the nodes that may be removed."""
         return set(self._nodes)
 
     def add(self) -> None:
-        """One node more.
+        """Add a node.
 
         Raises:
-            RoleFailure: it did not start.
+            RoleFailure: the node did not start.
         """
         try:
             node = self._cluster.add_node(num_cpus=self._cpus, object_store_memory=self._store_bytes)
-        except Exception as error:  # Ray raises nothing narrower
+        except Exception as error:  # Ray raises no narrower exception
             raise RoleFailure(f"no node could be added: {first_line(error)}") from error
         self._nodes[node.node_id] = node
         self.added += 1
 
     def remove(self, name: str) -> None:
-        """End a node at once, and all that runs on it."""
+        """End a node and all its processes at once."""
         self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
         self.removed += 1
 
 
 @contextmanager
 def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
-    """Ray for the block: on `nodes` nodes of this machine, without whichever one of them a job still fits.
+    """Run the block with Ray on `nodes` nodes of this machine; the job still fits when any one of them is removed.
 
     Yields:
-        The nodes that may be removed; None where there is only one.
+        The nodes that may be removed; None if there is only one node.
 
     Raises:
         UserError: Ray cannot be started.
-        RoleFailure: a node cannot.
+        RoleFailure: a node cannot be started.
     """
     if nodes == 1:
         with start_ray(config.cluster, worker_logs=False):
@@ -73,7 +73,7 @@ def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
     cpus = _cpus_per_node(config.cluster, nodes)
     store = int(config.cluster.object_store_gb * 1e9)
     head = {"num_cpus": cpus, "object_store_memory": store, "include_dashboard": False}
-    # Its hooks for the process's end would have to be set by the main thread, and nodes are added by another one.
+    # `Cluster` can set its exit hooks only in the main thread, but nodes are added in another thread.
     started = StartedProcesses()
     cluster = Cluster(
         initialize_head=True, shutdown_at_exit=False, head_node_args={**head, "_system_config": _HEALTH}
@@ -91,7 +91,7 @@ def chaos_cluster(config: JobConfig, nodes: int) -> Iterator[Nodes | None]:
 
 
 def _cpus_per_node(cluster: ClusterConfig, nodes: int) -> int:
-    """So many that all roles stand on one node less; Ray leaves a node for the next when half of it is taken."""
+    """CPUs per node such that all roles fit on one node fewer; Ray uses the next node once a node is half full."""
     roles: list[RoleConfig] = [
         cluster.rollout,
         cluster.scorer,

@@ -1,7 +1,7 @@
-"""What can be done to a running job, and when: the kinds of faults and the plans made of them. Pure.
+"""The kinds of faults, and plans that say when to inject them. Pure functions.
 
-A plan counts: groups that came back scored, or, for a soak, seconds. Each of its faults is due at one count, once, and
-is struck at the first moment after it that suits it: a kill waits for a worker at work, a full disk for a checkpoint.
+A plan counts scored groups or, for a soak, seconds. Each fault is due once, at one count. It is injected at the first
+suitable moment after that: a kill waits for a busy worker, a full disk waits for a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Kind:
     """One kind of fault.
 
     Attributes:
-        action: what is done, in the words of fault plans.
-        roles: whose workers it may hit; empty where it hits no worker.
-        what: one line for people.
-        often: whether it is planned as often as kills are asked for, or a third as often.
+        action: the action of the fault plan.
+        roles: roles whose workers it may hit; empty if it hits no worker.
+        what: description in one line.
+        often: whether it is planned `kills` times; if not, a third as often.
     """
 
     action: Action
@@ -36,18 +36,18 @@ class Kind:
 
 _JUDGE = ("annotator", "distiller")
 KINDS: Mapping[str, Kind] = {
-    "rollout": Kind("kill", ("rollout",), "rollout worker killed at work", True),
-    "scorer": Kind("kill", ("scorer",), "scorer killed at work", True),
-    "learner": Kind("kill", ("learner",), "learner killed at work", True),
-    "checkpoint": Kind("kill", ("learner",), "learner killed in mid-checkpoint", True),
-    "annotator": Kind("kill", ("annotator",), "teacher killed at work"),
-    "distiller": Kind("kill", ("distiller",), "distiller killed at work"),
-    "hang": Kind("hang", ("rollout", "scorer", "learner"), "worker stopped in its tracks"),
-    "weights": Kind("corrupt", (), "bit of the new weights flipped on their way"),
-    "tokens": Kind("corrupt", (), "token of a rollout spoiled on its way to the scorer"),
-    "scores": Kind("corrupt", (), "seed in a scorer's reply spoiled on its way back"),
-    "quota": Kind("quota", ("learner",), "disk quota reached in mid-checkpoint"),
-    "journal": Kind("quota", (), "disk quota reached in the middle of a journal's line"),
+    "rollout": Kind("kill", ("rollout",), "busy rollout worker killed", True),
+    "scorer": Kind("kill", ("scorer",), "busy scorer killed", True),
+    "learner": Kind("kill", ("learner",), "busy learner killed", True),
+    "checkpoint": Kind("kill", ("learner",), "learner killed during a checkpoint", True),
+    "annotator": Kind("kill", ("annotator",), "busy teacher killed"),
+    "distiller": Kind("kill", ("distiller",), "busy distiller killed"),
+    "hang": Kind("hang", ("rollout", "scorer", "learner"), "worker stopped (SIGSTOP)"),
+    "weights": Kind("corrupt", (), "bit of new weights flipped in transit"),
+    "tokens": Kind("corrupt", (), "token of a rollout corrupted on the way to the scorer"),
+    "scores": Kind("corrupt", (), "seed in a scorer's reply corrupted"),
+    "quota": Kind("quota", ("learner",), "disk quota reached during a checkpoint"),
+    "journal": Kind("quota", (), "disk quota reached within a journal line"),
     "node": Kind("kill", (), "node removed with all its workers, another added"),
 }
 
@@ -55,27 +55,29 @@ KINDS: Mapping[str, Kind] = {
 def count_faults(
     chosen: Sequence[str], kills: int, *, nodes: int = 1, judged: bool = False
 ) -> dict[str, int]:
-    """How often each kind is to be struck.
+    """The number of injections of each kind.
 
     Args:
-        chosen: "kind" or "kind:times" each; empty chooses all that the job has.
-        kills: of every role, and the default for kinds that kill one; the others come a third as often, once at least.
-        nodes: of the cluster.
-        judged: whether a teacher and a distiller are at work.
+        chosen: each "kind" or "kind:times"; empty chooses all kinds that the job supports.
+        kills: number for kinds that kill a rollout worker, scorer or learner; other kinds get a third, at least one.
+        nodes: nodes of the cluster.
+        judged: whether the job has a teacher and a distiller.
 
     Raises:
-        UserError: an unknown kind, a number below 1, or a kind that this job does not have.
+        UserError: a kind is unknown or not supported by this job, or a number is below 1.
     """
-    able = [name for name in KINDS if _misses(name, nodes, judged) == ""]
+    able = [name for name in KINDS if _missing_support(name, nodes, judged) == ""]
     counts = {}
     for text in chosen or able:
         name, colon, times = text.partition(":")
         if name not in KINDS:
             raise UserError(f"unknown fault '{name}'", where="--fault", remedy=f"one of {', '.join(KINDS)}")
-        if missing := _misses(name, nodes, judged):
+        if missing := _missing_support(name, nodes, judged):
             raise UserError(f"'{name}' needs {missing}", where="--fault")
         if colon and not (times.isdecimal() and int(times)):
-            raise UserError(f"'{text}' names no number of times", where="--fault", remedy=f"as in {name}:2")
+            raise UserError(
+                f"'{text}' has no valid number of times", where="--fault", remedy=f"as in {name}:2"
+            )
         counts[name] = int(times) if colon else kills if KINDS[name].often else max(1, kills // _OFTEN)
     return counts
 
@@ -84,8 +86,8 @@ def draw_plan(seed: int, counts: Mapping[str, int], batch: int) -> FaultPlan:
     """All faults in a random order, about one for every update.
 
     Args:
-        counts: times by kind.
-        batch: groups of an update; the plan counts scored groups.
+        counts: number of injections by kind.
+        batch: groups per update; the plan counts scored groups.
     """
     chosen = random.Random(seed)
     order = [name for name, times in counts.items() for _ in range(times)]
@@ -94,10 +96,10 @@ def draw_plan(seed: int, counts: Mapping[str, int], batch: int) -> FaultPlan:
 
 
 def draw_soak(seed: int, kinds: Iterable[str], seconds: float) -> FaultPlan:
-    """A random fault every 20 to 60 seconds, kills of one role three times as likely as any other; counts seconds.
+    """A random fault every 20 to 60 seconds; kinds with `often` are three times as likely. The plan counts seconds.
 
     Raises:
-        UserError: no time for a single one.
+        UserError: the time is too short for a fault.
     """
     chosen, names = random.Random(seed), tuple(kinds)
     likely = [_OFTEN if KINDS[name].often else 1 for name in names]
@@ -118,10 +120,10 @@ def _in_turn(order: Sequence[str], gaps: Iterable[int]) -> FaultPlan:
     return FaultPlan(faults)
 
 
-def _misses(name: str, nodes: int, judged: bool) -> str:
-    """What a job would need for this kind; empty where it has it."""
+def _missing_support(name: str, nodes: int, judged: bool) -> str:
+    """What the job lacks for this kind; empty if it supports the kind."""
     if name == "node" and nodes < 2:
         return "--nodes 2 or more"
     if name in _JUDGE and not judged:
-        return "a job whose judge is relabelled"
+        return "a job with judge.relabel.teacher"
     return ""

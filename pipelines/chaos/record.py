@@ -1,4 +1,4 @@
-"""What was struck and what the job made of it: the record that a striker keeps and a report is made of."""
+"""The record of injected faults and of the job's reactions, from which the report is made."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 
 
 @dataclass(eq=False)
-class Strike:
-    """One fault that was struck.
+class Injection:
+    """One injected fault.
 
     Attributes:
-        kind: of `chaos_plan.KINDS`.
-        target: which worker or what else.
-        at: when, on the clock `time.monotonic`.
-        noticed: when the job told of it first; None while it has not.
-        why: what the job said.
-        groups: of training, in the hands that were struck.
-        replaced: workers that took the places of those lost.
-        moot: whether there was nothing left to notice: the job was done, or what was spoiled had been replaced.
+        kind: one of `chaos_plan.KINDS`.
+        target: the worker or other target.
+        at: time of injection, from `time.monotonic`.
+        noticed: when the job first reported it; None until then.
+        why: the job's report.
+        groups: numbers of the training groups that the target was processing.
+        replaced: number of replaced workers.
+        moot: whether it can no longer be noticed: the job was done, or the corrupted data had been replaced.
     """
 
     kind: str
@@ -32,40 +32,40 @@ class Strike:
 
     @property
     def seconds(self) -> float | None:
-        """Until it was noticed."""
+        """Time from the injection until it was noticed."""
         return None if self.noticed is None else self.noticed - self.at
 
     @property
     def open(self) -> bool:
-        """Whether it is still to be noticed."""
+        """Whether it has not been noticed yet but still can be."""
         return self.noticed is None and not self.moot
 
     def notice(self, why: str) -> None:
-        """The job says so; only the first time counts."""
+        """Record that the job reported it; only the first report counts."""
         if self.noticed is None:
             self.noticed, self.why, self.moot = time.monotonic(), why, False
 
-    def forgo(self) -> None:
-        """Nobody will notice any more."""
+    def mark_moot(self) -> None:
+        """Record that it can no longer be noticed."""
         self.moot = self.noticed is None
 
 
-class Record(list[Strike]):
-    """All strikes, in order."""
+class Record(list[Injection]):
+    """All injections, in order."""
 
-    def add(self, kind: str, target: str) -> Strike:
-        """One was struck this moment."""
-        self.append(Strike(kind, target, time.monotonic()))
+    def add(self, kind: str, target: str) -> Injection:
+        """Record an injection at the present time."""
+        self.append(Injection(kind, target, time.monotonic()))
         return self[-1]
 
     def notice(self, kind: str, why: str) -> None:
-        """The job tells of what was struck in this way."""
-        for strike in self:
-            if strike.kind == kind:
-                strike.notice(why)
+        """Record that the job reported the injections of a kind."""
+        for injection in self:
+            if injection.kind == kind:
+                injection.notice(why)
 
-    def forgo(self, *kinds: str) -> None:
-        """What is open, of these kinds or of all, will not be noticed any more."""
-        for strike in self:
-            if not kinds or strike.kind in kinds:
-                strike.forgo()
+    def mark_moot(self, *kinds: str) -> None:
+        """Record that open injections, of these kinds or of all, can no longer be noticed."""
+        for injection in self:
+            if not kinds or injection.kind in kinds:
+                injection.mark_moot()

@@ -1,4 +1,4 @@
-"""What came of a job under fire, as a table for people and as JSON. Pure but for the two files."""
+"""The chaos report, as a Markdown table and as JSON. Pure functions, apart from writing the two files."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from roboalign_ray.alignment.records.audit import Finding
 from roboalign_ray.config.asynchrony import LivenessConfig
 from roboalign_ray.foundation.faults import FaultReport
 from roboalign_ray.pipelines.chaos.plan import KINDS
-from roboalign_ray.pipelines.chaos.record import Strike
+from roboalign_ray.pipelines.chaos.record import Injection
 
 TABLE, FIGURES = "chaos.md", "chaos.json"
-DEAD_S, HUNG_S = 2.0, 15.0  # within which the loss of a worker must have been noticed
+DEAD_S, HUNG_S = 2.0, 15.0  # limits for noticing the loss of a worker
 
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """What was done and what became of it.
+    """The injected faults and the state of the run afterwards.
 
     Attributes:
-        strikes: in order.
-        plan: planned against fired.
+        injections: in order.
+        plan: planned faults and fired faults.
         findings: promises, kept or not.
-        lost, twice: numbers of groups.
-        surprises: why workers were lost that nothing had struck.
-        updates: asked for in the end.
-        resumed: how often the run was taken up again after a full disk.
-        seconds: of it all.
-        liveness: the settings that the workers were watched with.
+        lost, twice: numbers of groups that were lost, and that were trained twice.
+        surprises: reasons of worker losses without an injected fault.
+        updates: number of updates at the end.
+        resumed: how often the run was resumed after a full disk.
+        seconds: total duration.
+        liveness: the heartbeat settings of the workers.
     """
 
-    strikes: tuple[Strike, ...]
+    injections: tuple[Injection, ...]
     plan: FaultReport
     findings: tuple[Finding, ...]
     lost: tuple[int, ...]
@@ -48,8 +48,8 @@ class ChaosReport:
 
     @property
     def promises(self) -> tuple[Finding, ...]:
-        """All of them, those about noticing included."""
-        return (*self.findings, *_noticed(self.strikes))
+        """All promises, including those on noticing faults."""
+        return (*self.findings, *_noticed(self.injections))
 
     @property
     def holds(self) -> bool:
@@ -58,14 +58,14 @@ class ChaosReport:
 
 
 def markdown(report: ChaosReport) -> str:
-    """Two tables: one line per kind of fault, one per promise."""
+    """Two tables: one row per kind of fault, one row per promise."""
     lines = [
-        "| fault | planned | struck | noticed after (s), median / most | groups in hand | lost | twice | replaced |",
+        "| fault | planned | injected | noticed after (s), median / max | groups in flight | lost | twice | replaced |",
         "|---|---|---|---|---|---|---|---|",
         *(_row(report, kind) for kind in KINDS if any(f.point == kind for f in report.plan.planned)),
         "",
-        f"{report.updates} updates in {report.seconds:.0f} s; taken up again after a full disk {report.resumed} times; "
-        f"{len(report.surprises)} workers lost that nothing had struck.",
+        f"{report.updates} updates in {report.seconds:.0f} s; resumed {report.resumed} times after a full disk; "
+        f"{len(report.surprises)} workers lost without an injected fault.",
         "",
         "| promise | | |",
         "|---|---|---|",
@@ -75,8 +75,8 @@ def markdown(report: ChaosReport) -> str:
 
 
 def figures(report: ChaosReport) -> dict[str, Any]:
-    """Everything, JSON types; times count from the first strike."""
-    first = min((strike.at for strike in report.strikes), default=0.0)
+    """The whole report in JSON types; times count from the first injection."""
+    first = min((injection.at for injection in report.injections), default=0.0)
     return {
         "holds": report.holds,
         "updates": report.updates,
@@ -90,59 +90,61 @@ def figures(report: ChaosReport) -> dict[str, Any]:
         "promises": [asdict(finding) for finding in report.promises],
         "strikes": [
             {
-                "kind": strike.kind,
-                "target": strike.target,
-                "at_s": round(strike.at - first, 2),
-                "noticed_after_s": None if strike.seconds is None else round(strike.seconds, 3),
-                "why": strike.why,
-                "groups_in_hand": sorted(strike.groups),
-                "replaced": strike.replaced,
-                "moot": strike.moot,
+                "kind": injection.kind,
+                "target": injection.target,
+                "at_s": round(injection.at - first, 2),
+                "noticed_after_s": None if injection.seconds is None else round(injection.seconds, 3),
+                "why": injection.why,
+                "groups_in_hand": sorted(injection.groups),
+                "replaced": injection.replaced,
+                "moot": injection.moot,
             }
-            for strike in report.strikes
+            for injection in report.injections
         ],
     }
 
 
 def write_report(report: ChaosReport, out: Path) -> None:
-    """Table and figures into the run directory."""
-    out.mkdir(parents=True, exist_ok=True)  # a run that ends at once leaves nothing
+    """Write table and figures into the run directory."""
+    out.mkdir(parents=True, exist_ok=True)  # a run that ends at once leaves no folder
     (out / TABLE).write_text(markdown(report), encoding="utf-8")
     (out / FIGURES).write_text(json.dumps(figures(report), indent=2) + "\n", encoding="utf-8")
 
 
 def _row(report: ChaosReport, kind: str) -> str:
-    strikes = [strike for strike in report.strikes if strike.kind == kind]
-    after = [strike.seconds for strike in strikes if strike.seconds is not None]
-    groups = {number for strike in strikes for number in strike.groups}
+    injections = [injection for injection in report.injections if injection.kind == kind]
+    after = [injection.seconds for injection in injections if injection.seconds is not None]
+    groups = {number for injection in injections for number in injection.groups}
     cells = (
         f"`{kind}`: {KINDS[kind].what}",
         sum(fault.point == kind for fault in report.plan.planned),
-        len(strikes),
+        len(injections),
         f"{median(after):.2f} / {max(after):.2f}" if after else "",
         len(groups) if groups else "",
         len(groups & set(report.lost)),
         len(groups & set(report.twice)),
-        sum(strike.replaced for strike in strikes),
+        sum(injection.replaced for injection in injections),
     )
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def _noticed(strikes: Sequence[Strike]) -> Iterator[Finding]:
-    """That every strike was noticed, and lost workers in time."""
-    unseen = [strike for strike in strikes if strike.open]
-    moot = sum(strike.moot for strike in strikes)
-    told = f"{len(strikes) - len(unseen) - moot} of {len(strikes)}"
-    told += f", {moot} had nothing left to notice" if moot else ""
-    told += f"; not: {unseen[0].kind} of {unseen[0].target}" if unseen else ""
-    yield Finding("every fault is noticed", not unseen, told)
+def _noticed(injections: Sequence[Injection]) -> Iterator[Finding]:
+    """Findings that every injection was noticed, and that lost workers were noticed in time."""
+    unseen = [injection for injection in injections if injection.open]
+    moot = sum(injection.moot for injection in injections)
+    detail = f"{len(injections) - len(unseen) - moot} of {len(injections)}"
+    detail += f", {moot} could no longer be noticed" if moot else ""
+    detail += f"; not noticed: {unseen[0].kind} of {unseen[0].target}" if unseen else ""
+    yield Finding("every fault is noticed", not unseen, detail)
     for what, limit, of in (("dead", DEAD_S, "kill"), ("hung", HUNG_S, "hang")):
         after = [
-            strike.seconds
-            for strike in strikes
-            if strike.seconds is not None and KINDS[strike.kind].roles and KINDS[strike.kind].action == of
+            injection.seconds
+            for injection in injections
+            if injection.seconds is not None
+            and KINDS[injection.kind].roles
+            and KINDS[injection.kind].action == of
         ]
         if after:
             late = sum(seconds > limit for seconds in after)
-            told = f"{max(after):.2f} s at most, {late} of {len(after)} later"
-            yield Finding(f"a {what} worker is noticed within {limit:g} s", not late, told)
+            detail = f"{max(after):.2f} s at most, {late} of {len(after)} too late"
+            yield Finding(f"a {what} worker is noticed within {limit:g} s", not late, detail)

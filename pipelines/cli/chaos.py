@@ -1,4 +1,4 @@
-"""`roboalign chaos`: strikes a job while it runs and checks what it keeps of its promises."""
+"""`roboalign chaos`: injects faults into a running job and checks that it keeps its promises."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def chaos(
         typer.Option(
             "--fault",
             metavar="KIND[:TIMES]",
-            help="Strike this kind, so many times. May be repeated.",
+            help="Inject this kind, this many times. May be repeated.",
             show_default="all kinds",
         ),
     ] = None,
-    kills: Annotated[int, typer.Option("--kills", min=1, help="Kills of every role.")] = 5,
+    kills: Annotated[int, typer.Option("--kills", min=1, help="Kills per role.")] = 5,
     minutes: Annotated[
         float,
-        typer.Option("--minutes", min=0, help="Soak: a random fault every 20 to 60 seconds, for so long."),
+        typer.Option("--minutes", min=0, help="Soak: a random fault every 20 to 60 seconds, for this time."),
     ] = 0.0,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of a cluster on this machine.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Of the plan and the choice of targets.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the plan and of the choice of targets.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Run an alignment job under fire and check that it keeps its promises.
+    """Run an alignment job, inject faults into it, and check that it keeps its promises.
 
-    Kills rollout workers, scorers and the learner (also in mid-checkpoint), hangs workers, spoils weights and rollouts
-    on their way, fills the disk, removes a node and adds one. Then journal, accounts and checkpoints are held against
-    what was promised: no group lost, none trained twice, the bound on staleness, the updates asked for. Writes chaos.md
-    and chaos.json into OUT; ends in 1 where a promise was broken.
+    Kills rollout workers, scorers and the learner (also during a checkpoint), hangs workers, corrupts weights and
+    rollouts in transit, fills the disk, removes a node and adds one. Then checks the journal, the ledger and the
+    checkpoints: no group lost, none trained twice, the bound on staleness kept, all updates done. Writes chaos.md and
+    chaos.json into OUT; exits with 1 if a promise was broken.
 
     \b
     [bold]Examples[/bold]

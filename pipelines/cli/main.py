@@ -32,7 +32,7 @@ from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
 from roboalign_ray.pipelines.cli import rollout as rollout_cli
 from roboalign_ray.pipelines.cli import simulation as simulation_cli
 from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
-from roboalign_ray.pipelines.cluster.signals import asked_to_end, exit_code, forget_signals, handled
+from roboalign_ray.pipelines.cluster.signals import exit_code, forget_signals, handled, interrupt
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -231,7 +231,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `roboalign` script."""
-    with handled(asked_to_end):
+    with handled(interrupt):
         code = run()
     sys.exit(code)
 

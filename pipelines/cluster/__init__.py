@@ -1,1 +1,1 @@
-"""Ray, as jobs use it: start or join a cluster, worker pools, deadlines, messages."""
+"""The Ray layer of jobs: starting or joining a cluster, worker pools, deadlines, messages."""

@@ -1,6 +1,7 @@
-"""Why a worker died: the cause that Ray's message ends with, and what it means where it is no bug.
+"""Finds the cause of a worker's death in Ray's error, and turns known causes into one-line errors.
 
-What a constructor raises reaches the driver as text alone: a headline of Ray's, tracebacks, and the exception last.
+An exception in an actor's constructor reaches the driver only as text: a headline from Ray, tracebacks, and the
+exception at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _EXTRAS = {
 
 
 def death_reason(error: BaseException) -> str:
-    """Why an actor died, in one line: what its constructor raised, or else what Ray says first.
+    """The cause of an actor's death in one line: its constructor's exception, or else the first line of Ray's message.
 
     Args:
         error: a `RayActorError`.
@@ -35,16 +36,16 @@ def death_reason(error: BaseException) -> str:
         return type(error).__name__
     if not getattr(error, "actor_init_failed", False):
         return lines[0]
-    # A message may run over several lines: the first one names the exception's class.
+    # A message may have several lines; its first line names the exception's class.
     return next((line for line in reversed(lines) if _NAMED.match(line)), lines[-1])
 
 
 def reported_reason(reason: str, what: str) -> ReportedError | None:
-    """The error in one line that a constructor's exception stands for; None for a bug or a lost process.
+    """The one-line error that a constructor raised; None for a bug or a lost process.
 
     Args:
-        reason: as `death_reason` gives it.
-        what: the worker, for messages.
+        reason: the text from `death_reason`.
+        what: name of the worker, for messages.
     """
     if match := _OWN.match(reason):
         module, name, line = match.groups()

@@ -1,8 +1,8 @@
-"""Ray started here listens on this machine alone, unless a job asks otherwise.
+"""Makes a local Ray listen only on the loopback interface, unless the job's config allows other machines.
 
-Ray binds the metrics page, and each of its own ports, to every interface where it takes the machine for one of a
-cluster; where its setting RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0, on any system, it binds them to loopback. Processes
-that Ray starts read the setting from the environment, this one has read it when it imported Ray.
+Ray binds the metrics page and its own ports to every interface when clusters are enabled. With its setting
+RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER at 0, on any system, it binds them to loopback. Processes that Ray starts read the
+setting from the environment; this process read it when it imported Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SETTING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 @contextmanager
 def bound_to_loopback(wanted: bool) -> Iterator[None]:
-    """For the length of the block, a Ray that is started here listens on loopback only, where that is wanted."""
+    """If `wanted`, make a Ray that is started inside the block listen only on loopback."""
     if not wanted:
         yield
         return

@@ -1,7 +1,7 @@
-"""Which of Ray's own messages reach the terminal of a job.
+"""Controls which of Ray's messages reach the terminal of a job.
 
-A job tells every loss and every recovery in a line of its own. Ray would print the same events again, some as
-tracebacks, and some on standard output, where `--json` promises nothing but JSON.
+A job prints one line for every loss and every recovery. Ray would print the same events again, some as tracebacks,
+and some on standard output, where `--json` must print only JSON.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _TOKEN_IS_USED = "Token authentication is enabled"
 
 
 class _TokenIsUsed(logging.Filter):
-    """Drops the notice that Ray's default protection is on; the warning that it is off stays."""
+    """Drops the notice that Ray's token authentication is on; the warning that it is off is kept."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(_TOKEN_IS_USED)
 
 
 def quieten_driver() -> None:
-    """Before Ray starts: no notice of its default protection, no traceback for a result that was never asked for."""
+    """Hide the notice of token authentication and tracebacks of unread results. Call it before Ray starts."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     logger = logging.getLogger(_TOKEN_LOGGER)
     if not any(isinstance(entry, _TokenIsUsed) for entry in logger.filters):
@@ -29,9 +29,9 @@ def quieten_driver() -> None:
 
 
 def hide_worker_messages(hidden: bool) -> None:
-    """Whether reports of workers and nodes that died stay off the terminal; `log_to_driver` leaves those on.
+    """Hide or show reports of dead workers and nodes on the terminal, which `log_to_driver` does not control.
 
-    Ray has no setting for this. Its debugger uses the same switch.
+    Ray has no setting for this. Its debugger uses the same internal switch.
     """
     from ray._private import worker
 

@@ -1,4 +1,4 @@
-"""Why Ray cannot start on this machine: what shows before it is tried, and what its own errors mean, in one line."""
+"""Checks before Ray is started, and one-line errors for Ray's start failures."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from roboalign_ray.foundation.failures import HostError, ReportedError, UserErro
 from roboalign_ray.foundation.storage.files import require_room
 
 _SOCKET_PATH_BYTES = 107  # longest path of a Unix socket on Linux
-# What Ray appends to its temporary folder: the longest name of a session and of a socket in it.
+# The path that Ray appends to its temporary folder: the longest names of a session and of a socket in it.
 _SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SESSION_BYTES = (
-    16_000_000  # logs and sockets of a short session; without room for them Ray waits for half a minute
+    16_000_000  # logs and sockets of a short session; without this space Ray waits for half a minute
 )
 _START_ONE = "use 'local', or start one with: ray start --head"
 
 
 def temporary_folder() -> Path:
-    """Where Ray keeps a session's logs and sockets."""
+    """The folder of Ray's logs and sockets."""
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
 
 
 def check_local_start(metrics_port: int = 0) -> None:
-    """What a local Ray needs of this machine: a current folder, a short writable temporary one, a home, a free port.
+    """Check the requirements of a local Ray.
+
+    They are: an existing current folder, a writable temporary folder with a short path, a home folder, a free port.
 
     Args:
-        metrics_port: that metrics will be shown at; 0 takes a free one.
+        metrics_port: port of the metrics page; 0 takes a free one.
 
     Raises:
-        ReportedError: one of them is missing.
+        ReportedError: a requirement is not met.
     """
     absolute_path(".", "roboalign")
     folder = temporary_folder()
@@ -50,7 +52,7 @@ def check_local_start(metrics_port: int = 0) -> None:
 
 
 def start_failure(error: Exception, address: str) -> ReportedError:
-    """The one line that an error of `ray.init` stands for."""
+    """The one-line error for an exception of `ray.init`."""
     if address != "local":
         return UserError(
             f"no Ray cluster at '{address}' ({first_line(error)})", where="cluster.address", remedy=_START_ONE
@@ -61,20 +63,20 @@ def start_failure(error: Exception, address: str) -> ReportedError:
     return UserError(
         f"Ray cannot start on this machine ({first_line(error)})",
         where="cluster.object_store_gb" if about_memory else "cluster.address",
-        remedy="set it smaller"
+        remedy="use a smaller value"
         if about_memory
         else f"Ray's logs are in {temporary_folder()}/session_latest/logs",
     )
 
 
 def check_reachable(address: str, timeout_s: float) -> None:
-    """Ray itself tries for minutes where nothing listens.
+    """Check that a cluster's port answers, since Ray itself retries for minutes when it does not.
 
     Args:
-        address: of a cluster; "auto" looks at RAY_ADDRESS, as Ray does.
+        address: address of the cluster; "auto" reads RAY_ADDRESS, as Ray does.
 
     Raises:
-        UserError: it names a host and port that do not answer.
+        UserError: the address has a host and port that do not answer.
     """
     named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = named.removeprefix("ray://").rpartition(":")
@@ -94,7 +96,7 @@ def check_reachable(address: str, timeout_s: float) -> None:
 def _check_writable(folder: Path, what: str, remedy: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A folder on a read-only or special file system exists, and still takes no file.
+        # A folder on a read-only or special file system exists, but files cannot be created in it.
         probe = folder / f".roboalign-{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -105,7 +107,7 @@ def _check_writable(folder: Path, what: str, remedy: str) -> None:
 
 
 def _check_token_folder() -> None:
-    """Ray keeps the token that admits processes to a cluster in the home folder, and makes one where there is none."""
+    """Check the folder of Ray's authentication token: Ray reads it from the home folder, or creates one there."""
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return

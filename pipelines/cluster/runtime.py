@@ -1,7 +1,7 @@
-"""Ray, as a job needs it: start or join a cluster, make actors of plain classes, wait with a deadline.
+"""Starts or joins a Ray cluster, makes actors from plain classes, and waits for results with a deadline.
 
-Every remote wait goes through `settle` or `wait`: they end, and their errors name the role and the cause. Bad
-input, or a full disk, found by a worker comes back as the `ReportedError` that it is.
+Every remote wait goes through `settle` or `wait`: both end at a deadline, and their errors name the role and the
+cause. A `ReportedError` in a worker (bad input, a full disk) is raised unchanged in the driver.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from roboalign_ray.pipelines.cluster.import_path import DriversPath
 from roboalign_ray.pipelines.cluster.loopback import bound_to_loopback
 from roboalign_ray.pipelines.cluster.ray_messages import hide_worker_messages, quieten_driver
 from roboalign_ray.pipelines.cluster.ray_start import check_local_start, check_reachable, start_failure
-from roboalign_ray.pipelines.cluster.signals import StartedProcesses, asked_to_end, deferred, ending
+from roboalign_ray.pipelines.cluster.signals import StartedProcesses, deferred, ending, interrupt
 
-# Defaults for this process and all workers that it starts; a value set outside wins.
+# Defaults for this process and all workers that it starts; values in the environment take precedence.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new Parquet reader starts up to 32 actors for footers alone
-    "RAY_worker_niceness": "0",  # its default of 15 starves a job's workers beside anything else on the machine
+    "RAY_DATA_USE_DATASOURCE_V2": "0",  # the new Parquet reader starts up to 32 actors only to read footers
+    "RAY_worker_niceness": "0",  # with Ray's default of 15, other processes on the machine starve a job's workers
     "TOKENIZERS_PARALLELISM": "false",
 }
-_CONNECT_S = 10.0  # seconds for a cluster's port to answer
-# Threads of their own, so that a worker can be asked for a sign of life, or offered weights, while it works.
+_CONNECT_S = 10.0  # limit for a cluster's port to answer
+# Concurrency groups (separate threads), so that a worker answers heartbeats and weight offers while it computes.
 BEAT, OFFER = "beat", "offer"
 
 
 class RoleFailure(RuntimeError):
-    """A role of the job cannot go on: workers lost, an error inside one, or a deadline passed."""
+    """A role of the job failed: workers were lost, one raised an error, or a deadline passed."""
 
 
 class WorkerLost(RoleFailure):
-    """A worker's process or node is gone: another one may do better."""
+    """A worker's process or node was lost; a replacement may succeed."""
 
 
 @contextmanager
 def start_ray(
     cluster: ClusterConfig, *, dashboard: bool = False, worker_logs: bool = True, metrics_port: int = 0
 ) -> Iterator[None]:
-    """Ray for the length of the block: started here for "local", joined otherwise; left alone where already up.
+    """Run the block with Ray: start it for "local", else join the cluster. If Ray already runs, do nothing.
 
     Args:
         dashboard: start Ray's dashboard (local clusters).
-        worker_logs: show what workers print.
-        metrics_port: of the page that Prometheus fetches (local clusters); 0 takes a free one.
+        worker_logs: show the workers' output.
+        metrics_port: port of the page that Prometheus reads (local clusters); 0 takes a free one.
 
     Raises:
         ReportedError: Ray cannot start here, or the cluster at `cluster.address` cannot be reached.
@@ -75,7 +75,7 @@ def start_ray(
     if cluster.address == "local":
         check_local_start(metrics_port)
         options |= {
-            "num_cpus": usable_cpus(),  # as `plan` counts them
+            "num_cpus": usable_cpus(),  # the same count as in `plan`
             "object_store_memory": int(cluster.object_store_gb * 1e9),
             "include_dashboard": dashboard,
             "_metrics_export_port": metrics_port or None,
@@ -92,14 +92,14 @@ def start_ray(
 
 @contextmanager
 def session(init: Callable[[], None], *, starts: bool = True) -> Iterator[None]:
-    """Ray for the block; it ends, with all its processes, whenever the block is left, at a signal too.
+    """Run the block with Ray, and shut Ray down with all its processes when the block is left, also by a signal.
 
     Args:
         init: starts or joins Ray.
-        starts: it starts processes, which are ended.
+        starts: whether `init` starts processes, which must be ended.
 
     Raises:
-        KeyboardInterrupt: this process was asked to end.
+        KeyboardInterrupt: this process received SIGINT or SIGTERM.
     """
     started = StartedProcesses() if starts else None
     with ending():
@@ -107,8 +107,8 @@ def session(init: Callable[[], None], *, starts: bool = True) -> Iterator[None]:
             with deferred():
                 try:
                     init()
-                except SystemExit:  # Ray's own answer to SIGTERM while it starts
-                    asked_to_end(signal.SIGTERM)
+                except SystemExit:  # Ray's reaction to SIGTERM while it starts
+                    interrupt(signal.SIGTERM)
             yield
         finally:
             with deferred():
@@ -120,7 +120,7 @@ def _init(cluster: ClusterConfig, options: Mapping[str, Any]) -> None:
         loopback = bound_to_loopback(cluster.address == "local" and not cluster.reachable)
         if not cluster.address.startswith("ray://"):
             options = {**options, "job_config": _job_config()}
-        # Workers of a local cluster have this process's environment; those of a joined one get its thread settings.
+        # Workers of a local cluster inherit this environment; workers of a joined cluster get only the thread settings.
         environment = {} if cluster.address == "local" else {"env_vars": wait_environment()}
         with loopback:
             ray.init(address=cluster.address, runtime_env=environment, **options)
@@ -135,7 +135,7 @@ def _job_config() -> JobConfig:
 
 
 def set_environment() -> None:
-    """What this process and all nodes and workers that it starts find in their environment."""
+    """Set environment variables for this process and for all nodes and workers that it starts."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _interpreter_on_path()
@@ -143,7 +143,7 @@ def set_environment() -> None:
 
 
 def _interpreter_on_path() -> None:
-    """Workers find the tools (ninja, for one) that stand beside this Python."""
+    """Add this Python's folder to PATH, so that workers find the tools in it (such as ninja)."""
     beside = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")
     if beside not in path.split(os.pathsep):
@@ -156,17 +156,17 @@ def role_threads(role: RoleConfig) -> int:
 
 
 def thread_environment(role: RoleConfig) -> dict[str, str]:
-    """What a worker's libraries read before they start threads: how many, and how long they watch for work."""
+    """Thread settings for a worker's libraries: the number of threads, and how long idle threads spin."""
     threads = str(role_threads(role))
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **wait_environment()}
 
 
 def spawn(cls: type, role: RoleConfig, arguments: Sequence[dict[str, Any]]) -> list[Any]:
-    """One actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources.
+    """Start one actor per entry of `arguments` (keyword arguments of `cls`), with the role's resources.
 
-    Ray itself restarts none and repeats no call: whoever uses them sees every loss, and decides.
+    Ray restarts no actor and repeats no call. The caller sees every loss and decides what to do.
     """
-    make_remote: Any = ray.remote  # its annotations know no concurrency groups
+    make_remote: Any = ray.remote  # its annotations lack concurrency groups
     remote = make_remote(concurrency_groups={BEAT: 1, OFFER: 1})(cls).options(
         num_cpus=role.num_cpus,
         num_gpus=role.num_gpus,
@@ -186,16 +186,16 @@ def stop(actors: Sequence[Any]) -> None:
 
 
 def settle(refs: Sequence[Any], deadline_s: float, what: str, *, numbered: bool = True) -> list[Any]:
-    """The value of every reference, or `Failed` where its worker was lost or raised.
+    """Wait for the value of every reference; `Failed` if its worker was lost or raised an error.
 
     Args:
         refs: references of one stage, one per worker.
-        deadline_s: for all of them together, seconds.
-        what: names the stage in errors ("rollouts").
-        numbered: whether the errors also say which of the references it was.
+        deadline_s: deadline for all of them together, seconds.
+        what: name of the stage in errors ("rollouts").
+        numbered: whether errors also give the number of the reference.
 
     Raises:
-        ReportedError: a worker raised one, or could not start for want of a module.
+        ReportedError: a worker raised one, or could not start because a module is missing.
         RoleFailure: the deadline passed.
     """
     ends = time.monotonic() + deadline_s
@@ -204,12 +204,12 @@ def settle(refs: Sequence[Any], deadline_s: float, what: str, *, numbered: bool 
 
 
 def wait(refs: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
-    """The values of all references; like `settle`, but one failure is an error.
+    """Wait for the values of all references. Like `settle`, but any failure is raised.
 
     Raises:
-        ReportedError: a worker raised one, or could not start for want of a module.
+        ReportedError: a worker raised one, or could not start because a module is missing.
         WorkerLost: a worker was lost.
-        RoleFailure: the deadline passed, or a worker raised.
+        RoleFailure: the deadline passed, or a worker raised another error.
     """
     values = settle(refs, deadline_s, what)
     for value in values:
@@ -233,8 +233,8 @@ def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
         return Failed(f"{what}: {type(cause).__name__}: {_first_line(cause)}", _kind_of(cause))
     except RayActorError as error:
         reason = death_reason(error)
-        if told := reported_reason(reason, what):
-            raise told from error
+        if reported := reported_reason(reason, what):
+            raise reported from error
         return Failed(f"{what}: worker lost ({reason})", "worker_lost")
     except RayError as error:
         return Failed(f"{what}: {type(error).__name__}: {_first_line(error)}", "ray_error")
@@ -243,7 +243,7 @@ def _settle_one(ref: Any, ends: float, deadline_s: float, what: str) -> Any:
 def _kind_of(cause: BaseException | None) -> str:
     if isinstance(cause, WeightsRefused):
         return "weights"
-    return "ray_error" if isinstance(cause, RayError) else "worker_error"  # an argument was lost, for one
+    return "ray_error" if isinstance(cause, RayError) else "worker_error"  # for example, an argument was lost
 
 
 def _first_line(error: BaseException | None) -> str:

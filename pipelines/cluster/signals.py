@@ -1,12 +1,13 @@
-"""Ctrl-C and SIGTERM, as a command needs them: a clean end with its own exit code, at any moment.
+"""Handles Ctrl-C and SIGTERM in commands: at any time they end the process cleanly, with the right exit code.
 
-    while modules are imported  the process ends at once: there is nothing to tidy up
-    while Ray starts or stops   noted, and raised when that is done; asked twice, raised at once
+    while modules are imported  the process ends at once: there is nothing to clean up
+    while Ray starts or stops   recorded, and raised when that is done; a second signal is raised at once
     while a job loads           KeyboardInterrupt: blocks are left, Ray is stopped
-    while a job's loop runs     noted: the loop leaves a checkpoint (`roboalign_ray.pipelines.align.job.interruptions`)
+    while a job's loop runs     recorded: the loop writes a checkpoint
+                                (`roboalign_ray.pipelines.align.job.interruptions`)
 
-Exit codes are the shell's: 130 after Ctrl-C, 143 after SIGTERM. Only the main thread is told of signals; elsewhere
-nothing here does anything.
+Exit codes follow the shell: 130 after Ctrl-C, 143 after SIGTERM. Python delivers signals only to the main thread; in
+other threads these functions do nothing.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-_QUICK_S = 1.0  # for processes to end by themselves, before they are asked to
-_GONE_S = 3.0  # before they are killed
+_QUICK_S = 1.0  # limit for processes to end by themselves, before they are terminated
+_GONE_S = 3.0  # limit for processes to end after SIGTERM, before they are killed
 
 
-_last: list[int] = []  # the signal that this command was last asked to end by
+_last: list[int] = []  # the last of these signals that this command received
 
 
-def asked_to_end(number: int, _frame: Any = None) -> None:
-    """A handler for both signals.
+def interrupt(number: int, _frame: Any = None) -> None:
+    """Signal handler for both signals.
 
     Raises:
-        KeyboardInterrupt: always, after SIGTERM too: what ends cleanly at Ctrl-C then ends so as well.
+        KeyboardInterrupt: always, also for SIGTERM, so that code which ends cleanly at Ctrl-C does so at SIGTERM.
     """
     _last[:] = [number]
     raise KeyboardInterrupt
 
 
 def end_at_once_until_main() -> None:
-    """Where this process is the command: both signals end it without a traceback until its `main` says otherwise."""
+    """If this process is the command, make both signals end it without a traceback until `main` sets its handler."""
     is_command = sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0] if sys.argv else "") == "roboalign"
     if is_command and threading.current_thread() is threading.main_thread():
         for number in ENDING:
@@ -46,18 +47,18 @@ def end_at_once_until_main() -> None:
 
 
 def forget_signals() -> None:
-    """Call when a command begins: a signal that ended another command in this process does not count for it."""
+    """Forget signals of earlier commands in this process. Call it when a command begins."""
     _last.clear()
 
 
 def exit_code() -> int:
-    """What a command returns that a `KeyboardInterrupt` has ended."""
+    """The exit code of a command that was ended by a `KeyboardInterrupt`."""
     return 128 + (_last[0] if _last else signal.SIGINT)
 
 
 @contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Both signals go to a handler for the block; what was set before is set again afterwards."""
+    """Use a handler for both signals within the block; the previous handlers are restored afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -70,27 +71,27 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Both signals wait until the block is done, which must not be left half-way; the second one does not.
+    """Defer both signals until the block, which must not be interrupted, is done. A second signal is not deferred.
 
     Raises:
-        KeyboardInterrupt: one came.
+        KeyboardInterrupt: a signal arrived.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            asked_to_end(number, frame)
+        received.append(number)
+        if len(received) > 1:
+            interrupt(number, frame)
 
     with handled(note):
         yield
-    if asked:
-        asked_to_end(asked[0])
+    if received:
+        interrupt(received[0])
 
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Both signals leave the block as exceptions, unless somebody handles them already."""
+    """Raise both signals as exceptions inside the block, unless they already have handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -98,7 +99,7 @@ def ending() -> Iterator[None]:
     free = (signal.SIG_DFL, signal.default_int_handler, None)
     for number, handler in before.items():
         if handler in free:
-            signal.signal(number, asked_to_end)
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
@@ -106,7 +107,7 @@ def ending() -> Iterator[None]:
 
 
 class StartedProcesses:
-    """Which processes this one starts from now on, and all that these start in turn."""
+    """The processes that this process starts from now on, and all their descendants."""
 
     def __init__(self) -> None:
         import psutil
@@ -115,10 +116,10 @@ class StartedProcesses:
         self._before = set(self._me.children())
 
     def end(self, stop: Callable[[], None]) -> None:
-        """Stop them the usual way; those that are then left, such as Ray's agents for a minute, are ended.
+        """Call `stop`, then end the processes that are left; Ray's agents, for example, stay for a minute.
 
         Args:
-            stop: the usual way.
+            stop: the regular shutdown.
         """
         import psutil
 

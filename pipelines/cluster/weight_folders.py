@@ -1,4 +1,4 @@
-"""Where a job's weights lie: folders named in its config, or those inside the package."""
+"""Finds the folders of a job's weights: the folders named in its config, or those shipped with the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tokenizer_folder(config: JobConfig) -> Path:
     """Folder of the tokenizer's weights.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has no weights.
     """
     return _folder(config.tokenizer_weights, "tokenizer", _TOKENIZER_FILE)
 
@@ -27,16 +27,16 @@ def world_model_folder(config: JobConfig) -> Path:
     """Folder of the world model.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has no weights.
     """
     return _folder(config.world_model_weights, "world_model", *_WORLD_MODEL_FILES)
 
 
 def student_folder(config: JobConfig) -> Path:
-    """Folder of the student that an alignment job begins with.
+    """Folder of the student judge that an alignment job starts with.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has no student.
     """
     return _folder(
         config.judge.weights,
@@ -47,10 +47,10 @@ def student_folder(config: JobConfig) -> Path:
 
 
 def replay_folder(config: JobConfig) -> Path:
-    """The judged pairs that relabelling mixes with fresh labels.
+    """Folder of the judged pairs that relabelling mixes with new labels.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has no pairs.
     """
     return _folder(
         config.judge.replay,

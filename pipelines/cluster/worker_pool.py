@@ -1,8 +1,8 @@
-"""Workers and calls: what each is doing, who is free; and the hooks that are called as answers come.
+"""Pools of workers with their pending calls, and the hooks that are called with answers.
 
-    pool ──► workers, one place each ──► calls under way
+    pool ──► worker slots ──► pending calls
 
-What happens to calls and to lost workers is `Workforce`'s affair.
+`Workforce` handles the calls and the loss of workers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from roboalign_ray.pipelines.cluster.runtime import RoleFailure, settle, spawn
 
 
 class RoleLost(RoleFailure):
-    """The learner cannot go on: a rank or its weights were lost; others take over from the last checkpoint."""
+    """The learner failed: a rank or its weights were lost. New workers resume from the last checkpoint."""
 
 
 @dataclass(eq=False)
 class Call:
-    """One call under way.
+    """One pending remote call.
 
     Attributes:
-        size: groups in it.
-        values: references to what it leaves where it is; the answer is what comes after them.
-        about: what an observer may tell of it: group numbers, weight version. JSON types.
-        group: of the worker's threads; None is the one that works.
-        progresses: whether signs of life grow with its work; else the deadline alone says when it takes too long.
-        seconds: of work, known when it has answered.
+        size: number of groups in it.
+        values: references to results that stay in the object store; the answer is returned after them.
+        about: details for observers: group numbers, weight version. JSON types.
+        group: concurrency group of the call; None is the worker's main thread.
+        progresses: whether the heartbeat's counter grows while it runs; if not, only the deadline limits it.
+        seconds: duration of the work, set when the call is answered.
     """
 
     worker: Worker
@@ -49,12 +49,12 @@ class Call:
 
 @dataclass(eq=False)
 class Worker:
-    """One worker's place in a pool; the actor in it may be replaced.
+    """One worker slot of a pool; the actor in it may be replaced.
 
     Attributes:
         up: whether it has loaded everything.
-        calls: those that it works on, in order; heartbeats and offers are not among them.
-        since: when the first of them had its turn.
+        calls: its pending calls in order, without heartbeats and weight offers.
+        since: when the first of them began.
     """
 
     pool: WorkerPool
@@ -72,36 +72,39 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The worker's name in messages."""
         return f"{self.pool.name} {self.number + 1}"
 
     @property
     def load(self) -> int:
-        """Groups in its hands."""
+        """Number of groups in its pending calls."""
         return sum(call.size for call in self.calls)
 
 
 class Observer:
-    """Called after every event in the driver's one thread, on the clock `time.monotonic`; changes nothing."""
+    """Called after every event in the driver's single thread, with times of `time.monotonic`. Changes nothing."""
 
     def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
-        """A call is over, with a value or `Failed`. One worker's calls never overlap; heartbeats are not told."""
+        """Called when a call ends with a value or `Failed`. Calls of one worker never overlap. Not for heartbeats."""
 
     def lost(self, worker: Worker, failed: Failed) -> None:
-        """A worker was lost, hung or late."""
+        """Called when a worker is lost, hangs or exceeds its deadline."""
 
     def started(self, worker: Worker) -> None:
-        """A worker that was started while the job ran has loaded everything."""
+        """Called when a worker that was started during the job has loaded everything."""
 
     def turned(self) -> None:
-        """A turn is over."""
+        """Called at the end of each turn."""
 
 
 class Interceptor:
-    """May change a reply before the job and the observers see it. Fault injection alone needs this."""
+    """May change a reply before the job and the observers get it. Only fault injection needs this."""
 
     def reply(self, call: Call, answer: Any) -> Any:
-        """Return the answer that everybody else sees; `call.values` may be exchanged too. Heartbeats pass by."""
+        """Return the answer for the job and the observers; `call.values` may be replaced too.
+
+        Not called for heartbeats.
+        """
         return answer
 
 
@@ -110,7 +113,7 @@ class WorkerPool:
 
     Args:
         arguments: keyword arguments of `cls`, one entry per worker.
-        together: whether they cannot go on without each other: losing one raises `RoleLost`.
+        together: whether the workers depend on each other: the loss of one then raises `RoleLost`.
     """
 
     def __init__(
@@ -133,23 +136,23 @@ class WorkerPool:
 
     @property
     def actors(self) -> list[Any]:
-        """Their handles."""
+        """The actor handles of all workers."""
         return [worker.actor for worker in self.workers]
 
     @property
     def up(self) -> int:
-        """Workers that can be given work."""
+        """Number of workers that can receive work."""
         return sum(worker.up for worker in self.workers)
 
     def free(self, size: int = 1, depth: int = 0) -> Worker | None:
-        """The least busy worker that has nothing to do, or whose `size` groups more stay within `depth`."""
+        """The least busy worker that is idle, or that with `size` more groups stays within `depth`; None if none is."""
         fit = [w for w in self.workers if w.up and (not w.calls or w.load + size <= depth)]
         return min(fit, key=lambda worker: (worker.load, worker.number), default=None)
 
     def load(self) -> Callable[[], None]:
-        """All begin to load everything; what is returned waits until they have, and welcomes them.
+        """Start loading in all workers. The returned function waits until all have loaded and marks them as up.
 
-        One that is lost meanwhile is replaced as often as its role's `max_restarts` says.
+        A worker that is lost while it loads is replaced, at most `max_restarts` times.
 
         Raises:
             UserError: bad input found while loading.
@@ -172,17 +175,17 @@ class WorkerPool:
                     worker.restarts += 1
                     [worker.actor] = spawn(self.cls, self.role, [worker.arguments])
                     loading[worker] = worker.actor.ready.remote()
-            self.welcome()
+            self.mark_up()
 
         return loaded
 
-    def welcome(self) -> None:
-        """All have loaded everything."""
+    def mark_up(self) -> None:
+        """Record that all workers have loaded everything."""
         for worker in self.workers:
             worker.up = True
 
-    def another(self) -> Worker:
-        """A place for one worker more."""
+    def add_slot(self) -> Worker:
+        """Add a worker slot."""
         worker = Worker(self, self._arguments, self._numbers)
         self._numbers += 1
         self.workers.append(worker)

@@ -1,10 +1,10 @@
-"""The workers of an alignment job: who is free, what each is doing, whether it lives, who takes a lost one's place.
+"""Manages the workers of an alignment job: free workers, pending calls, heartbeats, deadlines and replacements.
 
-    send ──► calls under way ──► turn: answers · heartbeats · deadlines ──► `then(call, answer)`
+    send ──► pending calls ──► turn: answers · heartbeats · deadlines ──► `then(call, answer)`
 
-Every call is answered exactly once, with its value or with `Failed`. A worker that is lost, hangs or passes its role's
-deadline is ended, all its calls fail, and a new one is started in its place as often as the role's `max_restarts` says.
-Only a worker that has loaded everything is given work. One thread does all this; nothing here knows what a group is.
+Every call gets exactly one answer: its value or `Failed`. A worker that is lost, hangs or exceeds its role's deadline
+is ended, all its calls fail, and a new actor replaces it, at most `max_restarts` times. Only a worker that has loaded
+everything receives work. All of this runs in one thread. The module is independent of the content of groups.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from roboalign_ray.pipelines.cluster.worker_pool import (
     WorkerPool,
 )
 
-_CHECK_S = 0.25  # between looks at heartbeats and deadlines
-_FETCH_S = 60.0  # for an answer's numbers, which are ready
+_CHECK_S = 0.25  # interval between checks of heartbeats and deadlines
+_FETCH_S = 60.0  # limit for fetching an answer that is ready
 
 
 class Workforce:
-    """All calls to all workers, in one place to wait at.
+    """All pending calls to all workers, with one method to wait for any of them.
 
     Attributes:
-        lost: workers that were lost, hung or late, ever.
+        lost: total number of workers that were lost, hung or exceeded their deadline.
         observers: called after every event.
-        interceptors: called with every reply before anything else is.
+        interceptors: called with every reply before the job and the observers.
     """
 
     def __init__(self, pools: Sequence[WorkerPool], liveness: LivenessConfig) -> None:
@@ -59,13 +59,13 @@ class Workforce:
         progresses: bool = True,
         about: Mapping[str, Any] | None = None,
     ) -> Call:
-        """Call a worker's method; `then` is told the answer, or `Failed`.
+        """Call a worker's method. `then` is called with the answer or `Failed`.
 
         Args:
-            size: groups in it.
-            returns: values of the method, of which the last is the answer.
+            size: number of groups in the call.
+            returns: number of values that the method returns; the last one is the answer.
             group, progresses: see `Call`.
-            about: for observers, see `Call`.
+            about: details for observers, see `Call`.
         """
         options = {"num_returns": returns} | ({"concurrency_group": group} if group else {})
         answered = getattr(worker.actor, method).options(**options).remote(*arguments)
@@ -80,16 +80,16 @@ class Workforce:
         return call
 
     def turn(self, timeout_s: float) -> None:
-        """Wait until something is answered, or for so long; then see to all that is, and to heartbeats and deadlines.
+        """Wait for an answer, at most `timeout_s`; then handle all answers, heartbeats and deadlines.
 
         Raises:
-            UserError: a worker met bad input.
-            RoleLost: of workers that cannot go on without each other one was lost.
-            RoleFailure: none is left of a role.
+            UserError: a worker found bad input.
+            RoleLost: a worker of a pool whose workers depend on each other was lost.
+            RoleFailure: a role has no worker left.
         """
         for reference in self._answered(timeout_s):
             call = self._pending.pop(reference, None)
-            if call is not None:  # else its worker was lost a moment ago
+            if call is not None:  # None if its worker was just lost
                 self._settle(reference, call)
         now = time.monotonic()
         if now >= self._check_at:
@@ -101,24 +101,24 @@ class Workforce:
             observer.turned()
 
     def resize(self, pool: WorkerPool, workers: int) -> None:
-        """Start workers, or end idle ones, towards that many."""
+        """Start workers, or end idle ones, to bring the pool to `workers` workers."""
         while len(pool.workers) < workers:
-            self._start(pool.another())
+            self._start(pool.add_slot())
         idle = [worker for worker in reversed(pool.workers) if worker.up and not worker.calls]
         for worker in idle[: max(0, len(pool.workers) - workers)]:
             self._forget(worker)
             stop([worker.actor])
             pool.workers.remove(worker)
 
-    def dismiss(self, pool: WorkerPool) -> None:
-        """End a pool's workers for good, whatever they are doing."""
+    def close_pool(self, pool: WorkerPool) -> None:
+        """End all workers of a pool, including busy ones, and remove the pool."""
         for worker in pool.workers:
             self._forget(worker)
         stop(pool.actors)
         self.pools.remove(pool)
 
-    def disregard(self) -> None:
-        """Nobody cares any more for what is under way; the workers are free when they are done with it."""
+    def drop_callbacks(self) -> None:
+        """Drop the callbacks of all pending calls. The workers still complete these calls."""
         for call in self._pending.values():
             if call is not call.worker.beat and call.worker.up:
                 call.then = _ignore
@@ -136,7 +136,7 @@ class Workforce:
         if not references:
             time.sleep(min(timeout_s, _CHECK_S))
             return
-        # All that are there; only where there is none, the first that comes.
+        # All ready answers; if there are none, wait for the first one.
         done, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
         if not done:
             wait_s = min(timeout_s, _CHECK_S)
@@ -163,7 +163,7 @@ class Workforce:
                 observer.answered(call, answer, began, now)
         call.then(call, answer)
 
-    # --- life and death --------------------------------------------------------------------------------------------
+    # --- heartbeats and replacement --------------------------------------------------------------------------------
 
     def _check(self, worker: Worker, now: float) -> None:
         liveness, deadline = self.liveness, worker.pool.role.deadline_s
@@ -172,13 +172,13 @@ class Workforce:
             self._lose(worker, Failed(reason, "deadline"))
         elif worker.beat is not None:
             if now - worker.beat_at > liveness.silence_s:
-                reason = f"{worker.name}: no sign of life for {liveness.silence_s:g} s"
+                reason = f"{worker.name}: no heartbeat for {liveness.silence_s:g} s"
                 self._lose(worker, Failed(reason, "worker_hung"))
         elif worker.up and now - worker.beat_at >= liveness.every_s:
             worker.beat_at = now
-            worker.beat = self.send(worker, "beat", then=self._beaten, group=BEAT)
+            worker.beat = self.send(worker, "beat", then=self._heartbeat_answered, group=BEAT)
 
-    def _beaten(self, call: Call, answer: Any) -> None:
+    def _heartbeat_answered(self, call: Call, answer: Any) -> None:
         worker = call.worker
         worker.beat = None
         if isinstance(answer, Failed):
@@ -186,15 +186,15 @@ class Workforce:
         elif not worker.calls or not worker.calls[0].progresses or answer != worker.progress:
             worker.progress, worker.same_since = answer, call.sent
         elif call.sent - worker.same_since > self.liveness.stall_s:
-            # Two heartbeats so far apart found the same: not the driver's own pauses, but the worker's standstill.
+            # Two answered heartbeats this far apart gave the same progress, so the worker hangs, not the driver.
             reason = f"{worker.name}: no progress in {worker.calls[0].what} for {self.liveness.stall_s:g} s"
             self._lose(worker, Failed(reason, "worker_hung"))
 
     def _lose(self, worker: Worker, failed: Failed) -> None:
-        """End it for good, start another in its place, and fail what it had."""
+        """End the worker's actor, start a replacement, and fail its calls."""
         now = time.monotonic()
         for observer in self.observers:
-            if worker.calls:  # what waited behind it has not begun
+            if worker.calls:  # the calls after the first have not begun
                 observer.answered(worker.calls[0], failed, worker.since, now)
             observer.lost(worker, failed)
         pool, calls = worker.pool, self._forget(worker)
@@ -213,7 +213,7 @@ class Workforce:
             call.then(call, failed)
 
     def _forget(self, worker: Worker) -> list[Call]:
-        """Its calls, which nobody waits for any more."""
+        """Remove all pending calls of a worker and return them, without its heartbeat."""
         mine = {reference: call for reference, call in self._pending.items() if call.worker is worker}
         for reference in mine:
             del self._pending[reference]
@@ -233,10 +233,9 @@ class Workforce:
             for observer in self.observers:
                 observer.started(worker)
         elif worker.actor is not None and worker in worker.pool.workers and not worker.calls:
-            self._lose(
-                worker, answer
-            )  # it could not load; a worker lost while loading has been replaced already
+            # It could not load. A worker that was lost while it loaded has already been replaced.
+            self._lose(worker, answer)
 
 
 def _ignore(call: Call, answer: Any) -> None:
-    """What becomes of an answer that nobody waits for."""
+    """The callback of a call whose answer is no longer needed."""

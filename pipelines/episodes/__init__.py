@@ -1,1 +1,1 @@
-"""Jobs that make episode stores: simulate, convert."""
+"""Jobs that make episode stores: simulation and conversion."""

@@ -1,4 +1,4 @@
-"""From a folder of recorded episodes to a store: read, thin out in time, resize, write; count what was set aside."""
+"""Converts a folder of recorded episodes into a store: reads, subsamples, resizes, writes; counts unusable ones."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from roboalign_ray.foundation.telemetry.progress import Progress
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to change on the way.
+    """Options of a conversion.
 
     Attributes:
         format: "auto", one of the formats of `open_folder`, or another source's name.
-        views: views to keep; none given keeps all.
-        height, width: pixels; None keeps the source's, or follows from the other one.
-        fit: where the aspect changes: "stretch", "crop" or "pad".
-        stride: keep every n-th frame, the actions in between accumulated.
-        fps: or the frame rate wanted, which must divide the source's; None keeps it.
+        views: views to keep; empty keeps all.
+        height, width: pixels; None keeps the source's size, or follows from the other one.
+        fit: what to do when the aspect ratio changes: "stretch", "crop" or "pad".
+        stride: keep every n-th frame; the actions in between are accumulated.
+        fps: alternatively the target frame rate, which must divide the source's; None keeps it.
         limit: stop after this many usable episodes; None takes all.
-        action_kind: what the action's dimensions are (see `action_option.declare`); "" leaves it to the source.
-        source_fps: frame rate of an RLDS dataset whose rate is not known.
+        action_kind: the kinds of the action's dimensions (see `action_option.declare`); "" uses the source's.
+        source_fps: frame rate of an RLDS dataset with an unknown rate.
         held_out_fraction: share of episode groups that the action statistics leave out.
         overwrite: replace an existing store.
     """
@@ -66,7 +66,7 @@ class ConvertOptions:
 
     @property
     def shaping(self) -> Shaping:
-        """What the source keeps of the frames while it decodes them."""
+        """The shaping that the source applies to frames while it decodes them."""
         return Shaping(self.stride, self.fps, self.height, self.width, self.fit)
 
 
@@ -78,14 +78,14 @@ def convert(
 
     Args:
         source: folder in one of the formats of `open_folder`.
-        out: the store's folder; nothing appears there before all is written.
+        out: folder of the store; it appears only when everything is written.
         options: see `ConvertOptions`.
         command: the command line, for the dataset card.
-        console: where progress is shown; None shows it on standard error.
+        console: console for the progress; None shows it on standard error.
 
     Raises:
-        UserError: an option, the source as a whole or the place of the store cannot be used, no episode can, or
-            frames are to be skipped and it is not known what the actions are.
+        UserError: an option, the source or the path of the store cannot be used, no episode can be used, or frames are
+            to be skipped but the kinds of the actions are unknown.
         HostError: the disk or the temporary folder is full, memory is short, or access is denied; nothing is written.
     """
     _check(options)
@@ -109,8 +109,8 @@ def convert(
             overwrite=options.overwrite,
         )
         counted = [f"{remark} ({n} episode{'s' * (n != 1)})" for remark, n in remarks.items()]
-        told = [*getattr(episodes, "notes", ()), *(f"actions: {line}" for line in actions.lines()), *counted]
-        return replace(summary, notes=tuple(map(printable, told)))
+        notes = [*getattr(episodes, "notes", ()), *(f"actions: {line}" for line in actions.lines()), *counted]
+        return replace(summary, notes=tuple(map(printable, notes)))
     except OSError as error:
         raise_if_host(error, where=str(out))
         raise UserError(
@@ -122,7 +122,7 @@ def _actions(source: FolderSource, options: ConvertOptions, where: Path) -> Acti
     """What the actions are, from the source and the options.
 
     Raises:
-        UserError: the option does not fit, or frames are to be skipped and a kind is not known.
+        UserError: the option does not fit, or frames are to be skipped but a kind is unknown.
     """
     findings = (
         declare(source.action_findings, options.action_kind)
@@ -130,7 +130,7 @@ def _actions(source: FolderSource, options: ConvertOptions, where: Path) -> Acti
         else source.action_findings
     )
     shaping = options.shaping
-    if isinstance(source, LeRobotSource | RldsSource):  # others have a rate per episode
+    if isinstance(source, LeRobotSource | RldsSource):  # other sources have a rate per episode
         try:
             shaping = shaping.of_rate(source.fps, str(where))
         except EpisodeError:  # told of each episode
@@ -170,7 +170,7 @@ def _converted(
     remarks: Counter[str],
     console: Console | None,
 ) -> Iterator[Episode | Quarantined]:
-    """The episodes as the store takes them; counts in `remarks` what was done to them that the user should know."""
+    """Yield the episodes for the store; count changes that the user should know in `remarks`."""
     usable = quarantined = 0
     total = len(source) if isinstance(source, Sized) and options.limit is None else None
     with Progress(f"converting {source.name}", total, unit="episode", console=console) as progress:

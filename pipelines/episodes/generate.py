@@ -1,10 +1,10 @@
 """Simulate episodes on all cores of a Ray cluster and write them to a store.
 
     (task, start) groups ──► SimulatorWorker ×N ──episodes──► write_store ──► store
-                             bounded in flight, taken back in order
+                             bounded in flight, returned in order
 
-The order of the store is the order of the groups, whatever the number of workers, so a run is repeatable and a
-longer run begins with a shorter one's episodes.
+The store has the order of the groups, for any number of workers. So a run is reproducible, and a longer run begins with
+the episodes of a shorter one.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from roboalign_ray.foundation.storage.shards import StoreCard
 from roboalign_ray.pipelines.cluster.loopback import bound_to_loopback
 from roboalign_ray.pipelines.cluster.runtime import session, set_environment
 
-_AHEAD = 3  # groups in flight per worker: enough to keep it busy, little enough to hold in memory
-_GROUP_SECONDS = 1800.0  # a group takes seconds; a crowded machine takes its time to start the first ones
+_AHEAD = 3  # groups in flight per worker: enough to keep it busy, few enough for the memory
+_GROUP_SECONDS = 1800.0  # a group takes seconds, but on a busy machine the first ones start slowly
 
 Item = Episode | Quarantined
 
@@ -53,7 +53,7 @@ class SimulatorWorker:
         self._source = MetaworldSource(config)
 
     def group(self, task: str, index: int) -> list[Item]:
-        """Every variant of one start state."""
+        """Simulate every variant of one start state."""
         return self._source.group(task, index)
 
 
@@ -68,18 +68,18 @@ def generate(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> StoreSummary:
-    """Simulate and store.
+    """Simulate episodes and write a store.
 
     Args:
-        config: what to simulate, and with how many workers.
-        out: the store's folder.
+        config: tasks, variants and number of workers.
+        out: folder of the store.
         shard_episodes, held_out_fraction, crf, overwrite: see `write_store`.
-        show_progress: a bar on standard error.
+        show_progress: show a progress bar on standard error.
 
     Raises:
-        UserError: Meta-World or OpenGL is missing, unknown task or variant, or `out` exists.
+        UserError: Meta-World or OpenGL is missing, a task or variant is unknown, or `out` exists.
     """
-    source = MetaworldSource(config)  # checks names and OpenGL here, before any process is started
+    source = MetaworldSource(config)  # checks names and OpenGL before any process is started
     with nullcontext() if ray.is_initialized() else session(_start_ray):
         workers = config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         items = _simulate(source, workers, show_progress)
@@ -102,7 +102,7 @@ def _start_ray() -> None:
 
 
 def _simulate(source: MetaworldSource, workers: int, show_progress: bool) -> Iterator[Item]:
-    """Episodes of every group, in order; a group whose process died comes as quarantined episodes."""
+    """Yield the episodes of every group, in order; if its process died, a group's episodes are quarantined."""
     environment = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": os.environ["MUJOCO_GL"]}
     remote: Any = ray.remote(num_cpus=1, max_restarts=-1, runtime_env={"env_vars": environment})(
         SimulatorWorker

@@ -277,7 +277,7 @@ def selection_table(told: Mapping[str, Any]) -> str:
         f"| nobody | {_cells(blind)} | | | |",
     ]
     for name, row in told["judges"].items():
-        ranks = _told(row["rank"])
+        ranks = _interval_text(row["rank"])
         lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ranks} | {row['failed']} |")
     return "\n".join(lines) + "\n"
 
@@ -292,11 +292,11 @@ def models_table(told: Mapping[str, Any]) -> str:
         f"| {BASE} | {_cells(blind)} | | |",
     ]
     for number, (name, row) in enumerate(models.items()):
-        ahead = _told(row["behind_first"]) if number else ""
+        ahead = _interval_text(row["behind_first"]) if number else ""
         lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ahead} |")
     lines += ["", f"| Measured share | {' | '.join([BASE, *models])} |", "|---" * (len(models) + 2) + "|"]
     for name, row in told["shares"].items():
-        cells = [_number(row[BASE]), *(_told(row["changes"][model]) for model in models)]
+        cells = [_number(row[BASE]), *(_interval_text(row["changes"][model]) for model in models)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -307,7 +307,7 @@ _TITLES = " | ".join([*(f"{d.title} /{d.maximum}" for d in DIMENSIONS), "Total /
 def _gain(row: Mapping[str, Any], blind: Mapping[str, float]) -> str:
     mean = row["gain"]["mean"]
     share = f", {100 * mean / blind['total']:+.1f} %" if mean is not None and blind["total"] else ""
-    return f"{_told(row['gain'])}{share}"
+    return f"{_interval_text(row['gain'])}{share}"
 
 
 def _cells(row: Mapping[str, float | None]) -> str:
@@ -318,7 +318,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _told(interval: Mapping[str, float | None]) -> str:
+def _interval_text(interval: Mapping[str, float | None]) -> str:
     if interval["mean"] is None:
         return "–"
     return f"{interval['mean']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"

@@ -1,1 +1,1 @@
-"""Jobs that score videos: teacher labels, the bench, single videos."""
+"""Jobs that score videos: teacher labels, the bench, and single videos."""

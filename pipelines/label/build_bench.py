@@ -1,11 +1,11 @@
-"""RobotWorldBench by one command: proposals stream through Ray Data, encoded pairs stream into the store.
+"""Builds RobotWorldBench: proposals stream through Ray Data, encoded pairs stream into the store.
 
     Planner ──proposals──► Ray Data tasks ───rows──► Balancer ──► write_pairs ──► store
-    (index only)           cut, spoil, label,        quotas,      complete
+    (index only)           cut, degrade, label,      quotas,      complete
                            roll out, encode          levels       or absent
 
-Proposals go out in rounds, each for what is still missing: what cannot be made, or is one too many of its score level,
-is made up for in the next round.
+Proposals are made in rounds, each for the pairs that are still missing. A pair that cannot be made, or that exceeds the
+quota of its score level, is replaced in the next round.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, wor
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.pipelines.train.batch_feed import ordered_dataset
 
-_ROUNDS, _CAPPED_ROUNDS = 8, 5  # the last ones take any score level
+_ROUNDS, _CAPPED_ROUNDS = 8, 5  # the last rounds accept any score level
 _SPARE: dict[str, float] = {"real": 1.05, "degraded": 1.1, "counterfactual": 1.3, "rollout": 1.3}
 _PROMPTS_PER_BATCH = 8
 _PROPOSALS_PER_TASK = 64
@@ -49,14 +49,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class BenchSource:
-    """What every worker needs to open: plain values, so that it travels.
+    """The inputs of every worker, as plain values that can be sent to it.
 
     Attributes:
         store: the episode store.
-        spec: what a clip is.
-        config: the bench.
+        spec: length, stride and size of a clip.
+        config: the bench's config.
         tokenizer, world_model: folders of weights; None makes no rollouts.
-        model_name: stands in the kind of rollouts.
+        model_name: name of the model in the kind of rollouts.
         held_out_fraction: share of groups held out.
     """
 
@@ -69,7 +69,7 @@ class BenchSource:
     held_out_fraction: float = HELD_OUT_FRACTION
 
     def maker(self) -> PairMaker:
-        """Opens the store."""
+        """Open the store and return its pair maker."""
         return PairMaker(
             open_store(self.store), self.spec, self.config, held_out_fraction=self.held_out_fraction
         )
@@ -77,7 +77,7 @@ class BenchSource:
 
 @dataclass
 class BuildReport:
-    """What came of it: pairs by family that were wanted, what was set aside, by reason."""
+    """The result of a build: wanted and missing pairs by family, and pairs that were set aside, by reason."""
 
     wanted: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, int] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def bench_source(config: JobConfig, *, rollouts: bool = True) -> BenchSource:
     """The job's store, clip length and weights.
 
     Raises:
-        UserError: no store, or weights that are wanted are missing.
+        UserError: there is no store, or weights are missing.
     """
     store = resolve_store(config.episodes.store).absolute()
     spec = WindowSpec(config.bench.frames, stride=config.episodes.frame_stride, view=config.episodes.view)
@@ -120,16 +120,16 @@ def build_bench(
     """Make the bench of a job and write it to `out`, contact sheets included.
 
     Args:
-        config: the job; its section `bench` says how many of what.
-        out: the store's folder; nothing appears there before all pairs are made.
-        rollouts: roll the job's world model out, too.
-        generated: folders of generated videos to be scored and added, beyond the quotas.
+        config: the job; its section `bench` gives the number of pairs of each family.
+        out: folder of the store; it appears only when all pairs are made.
+        rollouts: also make pairs from rollouts of the job's world model.
+        generated: folders of generated videos to be scored and added, in addition to the quotas.
         overwrite: replace an existing bench.
         command: the command line, for the card.
-        quiet: no progress on the terminal.
+        quiet: show no progress on the terminal.
 
     Raises:
-        UserError: bad input, or a family of pairs of which none can be made.
+        UserError: bad input, or no pair of any family could be made.
     """
     if out.exists() and not overwrite:
         raise UserError("already exists", where=str(out), remedy="choose another place or allow --overwrite")
@@ -199,12 +199,12 @@ def _round(source: BenchSource, planner: Planner, missing: Mapping[str, int]) ->
     if proposals:
         yield from _stream(_by_group(proposals, source), _ClipTask(source))
     if prompts:
-        # One actor: the model is loaded once, and a rollout uses all the threads it is given.
+        # One actor, so that the model is loaded once; a rollout uses all available threads.
         yield from _stream(_by_combination(prompts), _RolloutTask, source=source)
 
 
 def _by_group(proposals: Sequence[Proposal], source: BenchSource) -> list[list[Proposal]]:
-    """Proposals that share episodes go to one task, which then decodes them once."""
+    """Batches in which proposals of the same episode group are together, so that a task decodes them once."""
     groups = open_store(source.store).group_ids
     gathered: dict[str, list[Proposal]] = {}
     for proposal in proposals:
@@ -213,7 +213,10 @@ def _by_group(proposals: Sequence[Proposal], source: BenchSource) -> list[list[P
 
 
 def _by_combination(prompts: Sequence[Proposal]) -> list[list[Proposal]]:
-    """Batches of one policy and temperature each, the combinations taking turns: what is cut off costs all alike."""
+    """Batches of one policy and temperature each, with the combinations interleaved.
+
+    If the last batches are not used, all combinations lose about the same number.
+    """
     gathered: dict[tuple[str, float], list[Proposal]] = {}
     for proposal in prompts:
         gathered.setdefault((proposal.name, proposal.strength), []).append(proposal)
@@ -226,9 +229,9 @@ def _cut(parts: Iterable[list[Proposal]], size: int) -> list[list[Proposal]]:
 
 
 def _stream(parts: list[list[Proposal]], task: Any, **arguments: Any) -> Iterator[Row]:
-    """Rows of all parts, as they are made: encoded pairs, or a reason why there is none."""
+    """Yield the rows of all parts as they are made: encoded pairs, or the reason why there is none."""
     rows = [{"proposals": json.dumps([asdict(proposal) for proposal in part])} for part in parts]
-    dataset = ordered_dataset(rows)  # the store is then the same at every run
+    dataset = ordered_dataset(rows)  # ordered, so that every run writes the same store
     if arguments:
         made = dataset.flat_map(task, fn_constructor_kwargs=arguments, concurrency=1, num_cpus=1)
     else:
@@ -238,7 +241,7 @@ def _stream(parts: list[list[Proposal]], task: Any, **arguments: Any) -> Iterato
 
 
 class _ClipTask:
-    """Real, counterfactual and degraded pairs; opens the store once per process."""
+    """Makes real, counterfactual and degraded pairs; opens the store once per process."""
 
     def __init__(self, source: BenchSource) -> None:
         self._source = source
@@ -249,7 +252,7 @@ class _ClipTask:
 
 
 class _RolloutTask:
-    """Rollouts; an actor that holds the model."""
+    """Makes pairs from rollouts, in an actor that holds the model."""
 
     def __init__(self, source: BenchSource) -> None:
         from roboalign_ray.judge.bench.rollouts import RolloutMaker
@@ -265,7 +268,7 @@ class _RolloutTask:
 
 @cache
 def _opened(source: BenchSource) -> PairMaker:
-    """Once per process."""
+    """The pair maker, opened once per process."""
     return source.maker()
 
 
@@ -279,7 +282,7 @@ def _encoded(pair: JudgedPair | Failed) -> Row:
             return encode_pair(pair) | {"reason": ""}
         except EpisodeError as error:
             pair = Failed(error.what, "encode")
-    # Ray Data wants the same columns in every row.
+    # Ray Data needs the same columns in every row.
     texts = dict.fromkeys(("pair_id", "group_id", "kind", "annotator", "instruction", "provenance"), "")
     empty = {"length": 0, "fps": 0.0, "scores": [0.0] * len(names()), "video": b""}
     return {**texts, **empty, "reason": pair.reason}
@@ -299,7 +302,7 @@ def _card(source: BenchSource, command: str) -> StoreCard:
 
 
 def write_degradation_sheets(source: BenchSource, folder: Path) -> list[Path]:
-    """A PNG per degradation: one real clip as it is, and at every strength of the config.
+    """Write a PNG per degradation: one real clip unchanged, and degraded at every strength of the config.
 
     Raises:
         UserError: no episode is long enough.
@@ -321,17 +324,18 @@ def write_degradation_sheets(source: BenchSource, folder: Path) -> list[Path]:
             material = maker.material(clip, rng, degradation.needs)
             if not degradation.possible(material):
                 continue
-            frames, told = clip.window.frames, clip.window.instruction
-            rows = [(f"{clip.window.episode_id}: {told}", frames)]
+            frames, instruction = clip.window.frames, clip.window.instruction
+            rows = [(f"{clip.window.episode_id}: {instruction}", frames)]
             for strength in source.config.strengths:
                 rng = np.random.default_rng([source.config.seed, 1])
-                spoiled = degradation.rule(frames, strength, rng, material)
+                degraded = degradation.rule(frames, strength, rng, material)
                 lost = np.array(degradation.lost) * (strength if degradation.graded else 1)
-                asked = f" asked: {material.other_instruction}" if material.other_instruction else ""
+                other = material.other_instruction
+                asked = f" instruction: {other}" if other else ""
                 caption = (
                     f"{degradation.name} {strength:g}: lost {', '.join(f'{x:.2f}' for x in lost)}{asked}"
                 )
-                rows.append((caption, spoiled))
+                rows.append((caption, degraded))
             contact_sheet(rows, folder / f"{degradation.name}.png")
             written.append(folder / f"{degradation.name}.png")
             break

@@ -1,10 +1,10 @@
-"""Labelling many videos with a pool of teachers: each exactly once, across restarts; a failure is never a score.
+"""Labels many videos with a pool of teachers: each exactly once, also across restarts; a failure is never a score.
 
     pairs, videos, Ray Data ──► LabelLedger ──► TeacherPool ──► DistillationSet (Parquet, by id)
-                                    └── journal.jsonl: every try, before it is made
+                                    └── journal.jsonl: every attempt, written before it begins
 
-A teacher that is lost takes its batch along; those videos are tried again one by one, so that one that kills its
-teacher is found and set aside while the others get their labels.
+When a teacher is lost, so is its batch. Its videos are tried again one by one, so that a video that kills its teacher
+is found and set aside while the others get their labels.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ JOURNAL, REPORT = "journal.jsonl", "labelling.json"
 
 @dataclass
 class LabelReport:
-    """What a labelling run did.
+    """The result of a labelling run.
 
     Attributes:
         labelled: labels written by this run.
-        known: videos that had one already.
-        failed_tries: tries without a label, of this run and those it went on from.
-        failed_answers: unreadable answers among those of labelled videos.
+        known: videos that already had a label.
+        failed_tries: attempts without a label, in this run and in the earlier runs that it resumes.
+        failed_answers: unreadable answers for labelled videos.
         lost_teachers: actors that were replaced.
-        set_aside: id -> why, for videos without a label.
+        set_aside: id -> reason, for videos without a label.
     """
 
     labelled: int = 0
@@ -70,14 +70,15 @@ def run_label(
     """Label a store of pairs or a folder of videos into a distillation set.
 
     Args:
-        config: its `teacher` section and `cluster.teacher`.
-        source: pairs (their scores are replaced), or videos NAME.mp4 each with NAME.json {"instruction": …}.
-        out: the set; a run that is started again goes on.
-        round_number: of the labels.
-        split, count: of a store of pairs, label these only: "train" or "held_out"; so many, spread evenly.
+        config: the `teacher` section and `cluster.teacher` are used.
+        source: pairs (their scores are replaced), or videos NAME.mp4, each with NAME.json {"instruction": …}.
+        out: the distillation set; a run that is started again resumes.
+        round_number: round of the labels.
+        split, count: for a store of pairs: label only this split ("train" or "held_out"), and only this many pairs,
+            evenly spaced.
 
     Raises:
-        UserError: the source cannot be read, or the teacher cannot be made.
+        UserError: the source cannot be read, or the teacher cannot be loaded.
         RoleFailure: too many teachers were lost in a row.
     """
     from roboalign_ray.pipelines.cluster.runtime import start_ray
@@ -96,12 +97,12 @@ def label_items(
     *,
     round_number: int = 1,
 ) -> LabelReport:
-    """Label items as they come; memory holds those under way and those that failed.
+    """Label a stream of items; memory holds the items in flight and the failed ones.
 
     Args:
-        items: videos with ids, whose scores are not looked at; one that cannot be read is set aside.
-        pool: who judges.
-        config: `teacher.labelling`.
+        items: videos with ids; their scores are ignored. A video that cannot be read is set aside.
+        pool: the teachers.
+        config: `teacher.labelling` is used.
         out: the distillation set.
     """
     job = _Labelling(iter(items), config, out, round_number, pool.name)
@@ -109,14 +110,14 @@ def label_items(
         pool.run(job.next_batch, job.done)
         job.keep()
     job.report.lost_teachers = pool.losses
-    return job.finished()
+    return job.write_report()
 
 
 def run_agree(labels: Path, pairs: Path) -> Agreement:
-    """A teacher's labels beside the scores that the pairs came with; videos set aside count as failed.
+    """Agreement of a teacher's labels with the pairs' own scores; videos that were set aside count as failed.
 
     Raises:
-        UserError: one of them cannot be read, or they share no video.
+        UserError: labels or pairs cannot be read, or they share no video.
     """
     if not labels.is_dir():
         raise UserError("no labels here", where=str(labels), remedy="write them with: roboalign judge label")
@@ -130,13 +131,14 @@ def run_agree(labels: Path, pairs: Path) -> Agreement:
     if not shared:
         raise UserError("labels and pairs share no video", where=str(labels))
     nothing = np.full(len(DIMENSIONS), np.nan)
-    told = np.stack([scores.get(store.ids[number], nothing) for number in shared])
+    labels_of_shared = np.stack([scores.get(store.ids[number], nothing) for number in shared])
     name = given.read(0).annotator if len(given) else "teacher"
-    return agreement(name, told, store.scores[shared], [store.group_ids[number] for number in shared])
+    groups = [store.group_ids[number] for number in shared]
+    return agreement(name, labels_of_shared, store.scores[shared], groups)
 
 
 class _Labelling:
-    """One run: offers items to the pool, keeps labels, writes down every try."""
+    """One run: gives items to the pool, stores labels, and writes every attempt to the journal."""
 
     def __init__(
         self, items: Iterator[Item], config: JobConfig, out: Path, round_number: int, teacher: str
@@ -155,31 +157,31 @@ class _Labelling:
         self.journal: IO[str] = (out / JOURNAL).open("a", encoding="utf-8")
         self.report = LabelReport()
         self._items = items
-        self._held: dict[str, JudgedPair] = {}  # under way, or waiting to be tried again
+        self._held: dict[str, JudgedPair] = {}  # in flight, or waiting for another attempt
         self._new: list[JudgedPair] = []
-        self._unreadable: dict[str, str] = {}  # id -> why
+        self._unreadable: dict[str, str] = {}  # id -> reason
 
     def _check_annotator(self) -> None:
-        """Labels of one round are of one teacher."""
+        """Check that all labels of a round come from one teacher."""
         same = np.flatnonzero(self.set.rounds == self.round)
         if len(same) and (before := self.set.read(int(same[0])).annotator) != self.teacher:
             raise UserError(
                 f"the labels of round {self.round} are by {before}, this teacher is {self.teacher}",
                 where=str(self.out),
-                remedy="give another --out, or a later --round",
+                remedy="use another --out, or a later --round",
             )
 
     def next_batch(self) -> list[Keyed] | None:
-        """A failed item alone, else new ones; None where there are none for now."""
+        """A failed item alone, else new items; None if there are none now."""
         item = self.ledger.next_again()
-        ids = [item] if item is not None else self._fresh()
+        ids = [item] if item is not None else self._new_items()
         for item in ids:
             self.ledger.begin(item)
         self._note([{"event": "begun", "item": item} for item in ids])
         return [(item, _request(self._held[item])) for item in ids] or None
 
     def done(self, item: str, outcome: Outcome) -> None:
-        """Keep a label or note a failure."""
+        """Store a label or record a failure."""
         if isinstance(outcome, Failed):
             self._note([{"event": "failed", "item": item, "reason": outcome.reason}])
             if not self.ledger.fail(item, outcome.reason):
@@ -194,20 +196,20 @@ class _Labelling:
             self.keep()
 
     def keep(self) -> None:
-        """Write the labels that have come since the last time."""
+        """Write the labels received since the last write."""
         if self._new:
             self.report.labelled += self.set.append(self.round, self._new).written
             self._new = []
 
-    def finished(self) -> LabelReport:
-        """The report, written beside the labels too."""
+    def write_report(self) -> LabelReport:
+        """Write the report beside the labels and return it."""
         self.report.failed_tries = self.ledger.failures
         self.report.set_aside = {**self.ledger.set_aside, **self._unreadable}
         text = json.dumps(asdict(self.report), indent=2, ensure_ascii=False) + "\n"
         (self.out / REPORT).write_text(text, encoding="utf-8")
         return self.report
 
-    def _fresh(self) -> list[str]:
+    def _new_items(self) -> list[str]:
         ids: list[str] = []
         for pair in self._items:
             if isinstance(pair, Unreadable):
@@ -222,12 +224,12 @@ class _Labelling:
         return ids
 
     def _set_aside(self, item: Unreadable) -> None:
-        """Not a try: nobody was asked, and the video is read again when the run is started again."""
+        """Record an unreadable video. This is not an attempt: the video is read again when the run is restarted."""
         if item.pair_id not in self._known:
             self._unreadable[item.pair_id] = item.reason
 
     def _note(self, events: list[dict[str, str]]) -> None:
-        """Down on the disk before anything is done about it: an item that kills this process is known afterwards."""
+        """Write events to disk before they are acted on, so that an item that kills this process is recorded."""
         if events:
             self.journal.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
             self.journal.flush()
@@ -239,7 +241,7 @@ def _request(pair: JudgedPair) -> JudgeRequest:
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
-    """The journal so far; its last line may be cut short."""
+    """The events in the journal; its last line may be truncated."""
     if not path.is_file():
         return []
     events = []

@@ -1,6 +1,6 @@
-"""Judging a few videos at once: read them, ask the teacher or the student, hand back what it says.
+"""Scores a few videos: reads them, and returns the judgements of the teacher or the student.
 
-A video that cannot be read has its reason in its place; the others are judged.
+For a video that cannot be read, the result is the reason; the others are judged.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 
 @dataclass(frozen=True)
 class ScoredVideos:
-    """What a judge says of several videos.
+    """A judge's results for several videos.
 
     Attributes:
         judge: "student", or the teacher's name.
-        version: of a student.
+        version: version of a student; None for a teacher.
         outcomes: one per video, in order.
-        seen: how each compares with the judge's training clips; None where that is not known, or there is no score.
+        seen: how each video compares with the judge's training clips; None if unknown or if there is no score.
     """
 
     judge: str
@@ -39,12 +39,12 @@ class ScoredVideos:
 
 
 def run_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
-    """The teacher judges videos against one instruction; a video that cannot be read is Failed.
+    """Score videos for one instruction with the teacher. A video that cannot be read is `Failed`.
 
-    vLLM's engine runs in an actor of `cluster.teacher`; the other backends in this process.
+    vLLM's engine runs in an actor of `cluster.teacher`; the other backends run in this process.
 
     Raises:
-        UserError: no video can be read, the instruction is empty, or the teacher cannot be made.
+        UserError: no video can be read, the instruction is empty, or the teacher cannot be loaded.
     """
     requests = _requests(videos, instruction)
     config = check_ready(Preflight("label", config), room=config.teacher.backend == "vllm")
@@ -62,7 +62,7 @@ def run_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> Sc
 
 
 def run_student_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
-    """The student judges videos against one instruction, in this process; a video that cannot be read is Failed.
+    """Score videos for one instruction with the student, in this process. A video that cannot be read is `Failed`.
 
     Raises:
         UserError: no video can be read, the instruction is empty, or there is no student.
@@ -74,10 +74,10 @@ def run_student_score(config: JobConfig, videos: Sequence[Path], instruction: st
 
 
 def _requests(videos: Sequence[Path], instruction: str) -> list[JudgeRequest | Failed]:
-    """One per video, in order.
+    """One request per video, in order; `Failed` for a video that cannot be read.
 
     Raises:
-        UserError: of the first video, where none can be read.
+        UserError: no video can be read; it is the error of the first video.
     """
     requests: list[JudgeRequest | Failed] = []
     first: UserError | None = None
@@ -99,12 +99,12 @@ def _scored(
     requests: Sequence[JudgeRequest | Failed],
     training_range: TrainingRange | None,
 ) -> ScoredVideos:
-    """What a judge says of the videos that could be read, each in its place."""
-    said = iter(judge.judge([request for request in requests if isinstance(request, JudgeRequest)]))
+    """Judge the videos that could be read, and return results for all videos in order."""
+    judgements = iter(judge.judge([request for request in requests if isinstance(request, JudgeRequest)]))
     outcomes: list[TeacherJudgement | ServedJudgement | Failed] = []
     seen: list[Seen | None] = []
     for request in requests:
-        outcome = request if isinstance(request, Failed) else next(said)
+        outcome = request if isinstance(request, Failed) else next(judgements)
         outcomes.append(outcome)
         failed = isinstance(request, Failed) or isinstance(outcome, Failed)
         seen.append(None if failed else compared(cast(JudgeRequest, request), training_range))

@@ -1,4 +1,4 @@
-"""A pool of teacher actors: keeps every one busy, waits with a deadline, and replaces those that are lost.
+"""A pool of teacher actors: it keeps all actors busy, waits with a deadline, and replaces lost actors.
 
 next_batch() ──► actor ──► outcomes ──► done(key, outcome)         one call per actor at a time
                    └── lost or late: its videos are Failed, the actor is replaced
@@ -22,8 +22,8 @@ from roboalign_ray.pipelines.cluster.runtime import RoleFailure, role_threads, s
 
 Keyed = tuple[Hashable, JudgeRequest]
 Outcome = TeacherJudgement | Failed
-_FETCH_S = 1.0  # seconds for an answer that is there to be read
-_START_S = 1800.0  # longest wait for a model to be loaded; `role.deadline_s` is for an answer
+_FETCH_S = 1.0  # limit for reading an answer that is ready
+_START_S = 1800.0  # limit for loading a model; `role.deadline_s` is the limit for an answer
 
 
 @dataclass
@@ -34,31 +34,32 @@ class _Call:
 
 
 class TeacherPool:
-    """Teachers behind the interface of one.
+    """Several teacher actors behind the interface of one teacher.
 
     Args:
-        config: the teacher's.
-        role: workers, resources, deadline of a call. More losses in a row, per worker, than `max_restarts` items that
-            kill their teacher on every try would cause end the job.
+        config: the teacher's config.
+        role: workers, resources, deadline of a call. The job ends when more actors are lost in a row than
+            (retries + 1) * `max_restarts` * workers: the number that `max_restarts` items per worker cause if each
+            kills its teacher on every try.
         actor: class of the actors.
 
     Attributes:
-        name: of the teacher, as it stands in labels.
-        losses: actors lost so far.
+        name: name of the teacher in labels.
+        losses: number of actors lost so far.
 
     Raises:
         UserError: the model cannot be loaded, or its server does not answer.
-        RoleFailure: the actors do not come up in time.
+        RoleFailure: the actors do not start in time.
     """
 
     def __init__(self, config: TeacherConfig, role: RoleConfig, actor: type = TeacherActor) -> None:
         self._config, self._role, self._class = config, role, actor
-        # The pool replaces lost actors itself: a call that killed its actor must not be sent again as it was.
+        # The pool replaces lost actors itself, since Ray would repeat a call that killed its actor unchanged.
         self._spawned = role.model_copy(update={"max_restarts": 0})
         self._most_in_a_row = (config.labelling.retries + 1) * role.max_restarts * role.workers
         self.losses, self._in_a_row = 0, 0
-        self._starting: dict[Any, _Call] = {}  # replacements that are not up yet
-        self._actors = self._made(role.workers)
+        self._starting: dict[Any, _Call] = {}  # replacements that are still loading
+        self._actors = self._start(role.workers)
         try:
             names = wait([actor.ready.remote() for actor in self._actors], _START_S, "teachers")
         except BaseException:
@@ -67,7 +68,7 @@ class TeacherPool:
         self.name = str(names[0])
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Outcome]:
-        """One outcome per request, in order; what was lost with an actor or came too late is Failed."""
+        """One outcome per request, in order. Requests that were lost with an actor or were late are `Failed`."""
         size = self._config.labelling.batch
         keyed: list[Keyed] = list(enumerate(requests))
         batches = iter([keyed[first : first + size] for first in range(0, len(keyed), size)])
@@ -79,8 +80,8 @@ class TeacherPool:
         """Judge batches until there are no more.
 
         Args:
-            next_batch: the next one, or None for now; asked again after every outcome.
-            done: told of every outcome.
+            next_batch: returns the next batch, or None if there is none now; called again after every outcome.
+            done: called with every outcome.
 
         Raises:
             UserError: a teacher found its input wrong.
@@ -102,8 +103,8 @@ class TeacherPool:
                 if self._finish(reference, call, done):
                     idle.append(call.actor)
                 else:
-                    fresh = self._replacement(call.actor)
-                    busy[fresh.ready.remote()] = _Call(fresh, [], time.monotonic() + _START_S)
+                    replacement = self._replace(call.actor)
+                    busy[replacement.ready.remote()] = _Call(replacement, [], time.monotonic() + _START_S)
 
     def close(self) -> None:
         """End the actors."""
@@ -111,14 +112,14 @@ class TeacherPool:
         self._actors = []
 
     def _settled(self, busy: dict[Any, _Call]) -> list[Any]:
-        """References that have an answer, or whose time is up."""
+        """References that have an answer, or whose deadline has passed."""
         left = min(call.ends for call in busy.values()) - time.monotonic()
         ready, _ = ray.wait(list(busy), num_returns=1, timeout=max(0.0, left))
         now = time.monotonic()
         return ready or [reference for reference, call in busy.items() if call.ends <= now]
 
     def _finish(self, reference: Any, call: _Call, done: Callable[[Any, Outcome], None]) -> bool:
-        """Hand out a call's outcomes; False where its actor must not be asked again.
+        """Report a call's outcomes. Return False if its actor must be replaced.
 
         Raises:
             RoleFailure: too many actors were lost in a row.
@@ -129,7 +130,7 @@ class TeacherPool:
                 done(key, outcome)
             self._in_a_row = 0 if call.batch else self._in_a_row
             return True
-        # Also after an exception inside it: in what state that left the model is not known.
+        # An exception inside the actor also leads here, since the state of its model is then unknown.
         for key, _ in call.batch:
             done(key, value)
         self.losses += 1
@@ -145,20 +146,20 @@ class TeacherPool:
             return Failed("teacher: no answer in time", "timeout")
         return value
 
-    def _replacement(self, actor: Any) -> Any:
+    def _replace(self, actor: Any) -> Any:
         stop([actor])
-        [fresh] = self._made(1)
-        self._actors = [fresh if known is actor else known for known in self._actors]
-        return fresh
+        [replacement] = self._start(1)
+        self._actors = [replacement if known is actor else known for known in self._actors]
+        return replacement
 
-    def _made(self, count: int) -> list[Any]:
+    def _start(self, count: int) -> list[Any]:
         keywords = {"config": self._config, "threads": role_threads(self._role)}
         return spawn(self._class, self._spawned, [keywords] * count)
 
 
 @contextmanager
 def teacher_pool(config: JobConfig) -> Iterator[TeacherPool]:
-    """The pool of a job, on the cluster that is connected, for the length of the block."""
+    """Run the block with a job's teacher pool on the connected cluster."""
     pool = TeacherPool(config.teacher, config.cluster.teacher)
     try:
         yield pool

@@ -1,4 +1,4 @@
-"""Videos to be labelled: a store of pairs, a Ray Dataset of its rows, or a folder of files with their instructions.
+"""The videos to label: a store of pairs, a Ray Dataset of its rows, or a folder of files with their instructions.
 
 videos/
   0001.mp4     mp4, mov, mkv, webm or avi
@@ -23,13 +23,13 @@ from roboalign_ray.judge.data.pairs import JudgedPair, open_pairs
 from roboalign_ray.judge.online.rollout_annotator import UNLABELLED
 from roboalign_ray.judge.rubric import DIMENSIONS
 
-FOLDER_FPS = 10.0  # of videos whose JSON file names no rate
+FOLDER_FPS = 10.0  # for videos whose JSON file has no rate
 _HIGHEST_FPS = 1e6
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A video that cannot be judged, and why; takes the place of its pair."""
+    """A video that cannot be judged, and the reason; it replaces its pair."""
 
     pair_id: str
     reason: str
@@ -39,10 +39,10 @@ Item = JudgedPair | Unreadable
 
 
 def items_of(source: Path, *, split: str | None = None, count: int | None = None) -> Iterator[Item]:
-    """The videos of a store of pairs, all or some as in `run_label`, or of a folder; one at a time.
+    """Yield the videos of a store of pairs (all or some, see `run_label`) or of a folder, one at a time.
 
     Raises:
-        UserError: neither, or not one of the videos has a JSON file that can be used.
+        UserError: `source` is neither, or no video has a valid JSON file.
     """
     if (source / "statistics.json").is_file():
         store = open_pairs(source)
@@ -55,11 +55,11 @@ def items_of(source: Path, *, split: str | None = None, count: int | None = None
     paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
     if not paths:
         raise UserError("holds no video", where=str(source), remedy=f"one of {', '.join(VIDEO_SUFFIXES)}")
-    told = [_sidecar_or_error(path) for path in paths]
-    errors = [about for about in told if isinstance(about, UserError)]
+    sidecars = [_sidecar_or_error(path) for path in paths]
+    errors = [about for about in sidecars if isinstance(about, UserError)]
     if len(errors) == len(paths):
         raise errors[0]
-    return (_of_folder(path, about) for path, about in zip(paths, told, strict=True))
+    return (_of_folder(path, about) for path, about in zip(paths, sidecars, strict=True))
 
 
 def _readable(name: str, read: Callable[[], JudgedPair]) -> Item:
@@ -83,28 +83,28 @@ def _sidecar_or_error(path: Path) -> dict[str, Any] | UserError:
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    sidecar, told = read_sidecar(path, 'it names the instruction: {"instruction": "…"}')
-    if not isinstance(told.get("instruction"), str) or not told["instruction"].strip():
-        raise UserError("names no instruction", where=str(sidecar))
-    rate = told.get("fps")
+    sidecar, about = read_sidecar(path, 'it gives the instruction: {"instruction": "…"}')
+    if not isinstance(about.get("instruction"), str) or not about["instruction"].strip():
+        raise UserError("has no instruction", where=str(sidecar))
+    rate = about.get("fps")
     if rate is not None and not _is_rate(rate):
         raise UserError(f"fps is {rate!r}, not a number above 0", where=str(sidecar))
-    return told
+    return about
 
 
 def _is_rate(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _HIGHEST_FPS
 
 
-def _item(path: Path, told: dict[str, Any]) -> JudgedPair:
+def _item(path: Path, about: dict[str, Any]) -> JudgedPair:
     return JudgedPair(
         pair_id=path.stem,
-        group_id=str(told.get("group_id") or told.get("episode_id") or path.stem),
+        group_id=str(about.get("group_id") or about.get("episode_id") or path.stem),
         frames=decode_video(path),
-        fps=float(told.get("fps") or FOLDER_FPS),
-        instruction=told["instruction"],
-        scores=np.zeros(len(DIMENSIONS), np.float32),  # replaced before anything is kept
+        fps=float(about.get("fps") or FOLDER_FPS),
+        instruction=about["instruction"],
+        scores=np.zeros(len(DIMENSIONS), np.float32),  # replaced before the pair is stored
         annotator=UNLABELLED,
-        kind=f"generated/{told.get('method') or path.parent.name}",
+        kind=f"generated/{about.get('method') or path.parent.name}",
         provenance={"file": path.name},
     )

@@ -1,1 +1,1 @@
-"""What a running alignment job shows: terminal view, Prometheus metrics, call trace."""
+"""Monitoring of a running alignment job: terminal view, Prometheus metrics, call trace."""

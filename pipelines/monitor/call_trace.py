@@ -1,8 +1,8 @@
-"""What every worker of an alignment job did and when, as a Chrome trace: logs/trace.json.
+"""A Chrome trace of the calls of all workers of an alignment job: logs/trace.json.
 
-One process per role, one thread per worker, in it every call that it worked on with the numbers of its groups and the
-version of its weights; weights that were offered to a worker in the middle of a call have a lane of their own beneath.
-The driver's process holds updates, weights on their way, evaluations and checkpoints.
+The trace has one process per role and one thread per worker, with every call, its group numbers and its weight version.
+Weights offered to a worker during a call are in a separate lane below. The driver's process has updates, weight
+updates, evaluations and checkpoints.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from roboalign_ray.foundation.telemetry.chrome_trace import TraceFile
 from roboalign_ray.pipelines.cluster.worker_pool import Call, Observer, Worker
 
 DRIVER, UPDATES, PAUSES = 0, 1, 2  # the driver's process and its lanes
-_OFFERS = 1_000_000  # added to a worker's lane; more workers than that no role has
+_OFFERS = 1_000_000  # offset of the lane for offers; no role has more workers than that
 
 
 class RunTrace(Observer):
     """An observer that writes a trace.
 
     Args:
-        file: where to; whoever opened it closes it.
+        file: open file for the trace; the caller closes it.
     """
 
     def __init__(self, file: TraceFile) -> None:
@@ -37,12 +37,12 @@ class RunTrace(Observer):
         file.lane(DRIVER, PAUSES, "driver", "evaluations, checkpoints")
 
     def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
-        """A span in its worker's lane."""
+        """Write a span into the worker's lane."""
         about = {**call.about, **({"failed": answer.reason} if isinstance(answer, Failed) else {})}
         lane = self._lane(call.worker)
         if call.group is not None:
             lane = self._offers(call.worker)
-            began = max(began, self._offered.get(lane, began))  # offers to one worker wait for one another
+            began = max(began, self._offered.get(lane, began))  # offers to one worker are sequential
             self._offered[lane] = ended
         self._file.span(call.what, lane, began, ended, kind="call", about=about)
         if not isinstance(answer, Failed):
@@ -51,7 +51,7 @@ class RunTrace(Observer):
     def lost(self, worker: Worker, failed: Failed) -> None:
         """An instant in its lane."""
         if worker.pool.together:
-            self._update = self._packing = None  # what it was in the middle of never ends
+            self._update = self._packing = None  # its unfinished calls never end
         about = {"reason": failed.reason, "kind": failed.kind}
         self._file.instant("worker lost", self._lane(worker), time.monotonic(), kind="loss", about=about)
 
@@ -61,12 +61,12 @@ class RunTrace(Observer):
         self._file.instant("worker started", self._lane(worker), time.monotonic(), kind="loss", about=about)
 
     def turned(self) -> None:
-        """What has waited for a second goes to the file."""
+        """Flush events that are older than a second to the file."""
         self._file.flush(now=False)
 
     @contextmanager
     def span(self, name: str, **about: Any) -> Iterator[None]:
-        """Something that the driver does: an evaluation, a checkpoint."""
+        """Write a span of the driver: an evaluation or a checkpoint."""
         began = time.monotonic()
         try:
             yield
@@ -74,7 +74,7 @@ class RunTrace(Observer):
             self._file.span(name, (DRIVER, PAUSES), began, time.monotonic(), kind="driver", about=about)
 
     def _follow(self, call: Call, began: float, ended: float) -> None:
-        """An update lasts from the ranks' call to the one that publishes; then its weights are on their way."""
+        """Write the driver's spans: an update, from the ranks' call to the publishing call, then the weight update."""
         if call.what == "update" and self._update is None:
             self._update = (began, dict(call.about))
         elif call.what == "publish" and self._update is not None and self._packing is None:

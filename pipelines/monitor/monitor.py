@@ -1,4 +1,4 @@
-"""All that looks at an alignment job without taking part: live view, trace, metrics pages.
+"""Monitoring of an alignment job without influence on it: live view, trace, metrics pages.
 
 calls of workers ─► meters ─┐                      ┌─► live view, or lines
                    trace    ├─► state, every turn ─┘
@@ -29,27 +29,27 @@ from roboalign_ray.pipelines.monitor.terminal_view import LiveView, PlainView, V
 from roboalign_ray.pipelines.monitor.utilisation import Meters
 
 TRACE = "trace.json"
-_SHOW_S = 0.4  # between two states; the screen is drawn twice a second
+_SHOW_S = 0.4  # interval between states; the screen is drawn twice per second
 _NO_CURVES = ("step", "time")
 
 
 class Sink(Protocol):
-    """Where scalars go, beside the run's own files."""
+    """A destination for scalars, besides the run's own files."""
 
     def scalars(self, version: int, values: Mapping[str, float]) -> None:
-        """Those of one update."""
+        """Write the scalars of one update."""
         ...
 
     def close(self) -> None:
-        """There are no more."""
+        """Close it; no more scalars follow."""
         ...
 
 
 class History:
-    """The last values of every curve, and how many attempts failed.
+    """The last values of every curve, and the number of failed attempts.
 
     Args:
-        points: kept of every curve.
+        points: number of values kept per curve.
     """
 
     def __init__(self, points: int) -> None:
@@ -59,7 +59,7 @@ class History:
         self.alarms: dict[str, float] = {}
 
     def learn(self, values: Mapping[str, float | None]) -> None:
-        """One update's scalars; a value that is not finite is None in those that were read again."""
+        """Add one update's scalars. In scalars read from a file, a value that is not finite is None."""
         for name, value in values.items():
             if name not in _NO_CURVES:
                 curve = self.curves.setdefault(name, deque(maxlen=self._points))
@@ -67,22 +67,22 @@ class History:
         for name, value in values.items():
             if name.startswith("failures/") and value:
                 self.failures[name.removeprefix("failures/")] += int(value)
-        told = {name: float(value or 0.0) for name, value in values.items() if "alarm" in name}
-        self.alarms = {name: value for name, value in (self.alarms | told).items() if value}
+        alarms = {name: float(value or 0.0) for name, value in values.items() if "alarm" in name}
+        self.alarms = {name: value for name, value in (self.alarms | alarms).items() if value}
 
 
 class Watch(Observer):
-    """Looks at one job, as long as the block lasts.
+    """Monitors one job during the block.
 
     Args:
         config: the job.
         logs: folder of the run's logs; the trace is written into it.
         curves: folder of the run's curves, from which a resumed run's history is read.
-        workforce: whose calls are looked at.
-        quiet: nothing on the terminal.
+        workforce: the workforce whose calls are monitored.
+        quiet: show nothing on the terminal.
 
     Raises:
-        UserError: Weights & Biases is asked for and cannot be had.
+        UserError: Weights & Biases is configured but not available.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Watch(Observer):
 
     @contextmanager
     def over(self, loop: AlignmentLoop) -> Iterator[None]:
-        """Shows a loop on the terminal, from where it stands."""
+        """Show a loop on the terminal, from its present state."""
         self._history = History(self._config.telemetry.points)
         for row in read_rows(self._curves):
             self._history.learn(row)
@@ -142,7 +142,7 @@ class Watch(Observer):
 
     @contextmanager
     def span(self, name: str, **about: Any) -> Iterator[None]:
-        """Something that updates wait for: an evaluation, a checkpoint."""
+        """Record work that updates wait for: an evaluation or a checkpoint."""
         before, self._doing = self._doing, name
         self._show()
         with self._trace.span(name, **about) if self._trace else nullcontext():
@@ -152,7 +152,7 @@ class Watch(Observer):
                 self._doing = before
 
     def scalars(self, version: int, values: Mapping[str, float]) -> None:
-        """An update's scalars, complete."""
+        """Record the complete scalars of an update."""
         self._history.learn(values)
         self._recorded = version
         for sink in self._sinks:
@@ -160,16 +160,16 @@ class Watch(Observer):
         self._show()
 
     def note(self, message: str) -> None:
-        """One line that stays on the terminal, above the live view."""
+        """Print a permanent line on the terminal, above the live view."""
         self._console.print(message, style="yellow", markup=False, highlight=False)
 
     def turned(self) -> None:
-        """A new state, where the last one is old."""
+        """Show a new state if the last one is old enough."""
         if time.monotonic() - self._shown >= _SHOW_S:
             self._show()
 
     def state(self, loop: AlignmentLoop) -> ViewState:
-        """What there is to see now."""
+        """The present state for the view."""
         now, ledger, history = time.monotonic(), loop.groups.ledger, self._history
         elapsed, done = now - self._begun_at, loop.version - self._first
         left = elapsed / done * (loop.groups.last - loop.version) if done else None

@@ -1,7 +1,7 @@
-"""An alignment job's scalars on Ray's own metrics page, for Prometheus to fetch.
+"""Exports an alignment job's scalars on Ray's metrics page, which Prometheus reads.
 
-Ray serves the page on every node (`metrics_url`) and puts "ray_" before every name: the scalar `reward_mean` stands
-there as ray_roboalign_reward_mean{job="demo"}. Ray hands values on every ten seconds or so
+Ray serves the page on every node (`metrics_url`) and adds the prefix "ray_" to every name: the scalar `reward_mean`
+becomes ray_roboalign_reward_mean{job="demo"}. Ray updates the values about every ten seconds
 (RAY_metrics_report_interval_ms).
 """
 
@@ -17,9 +17,9 @@ from ray.util.metrics import Counter, Gauge
 
 PREFIX = "roboalign_"
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_]")
-# "failures/worker_lost" is one series of many: what stands behind the slash is a label of this name.
+# "failures/worker_lost" is one of several series: the part after the slash becomes a label of this name.
 _LABELS = {"failures": "kind", "staleness": "age"}
-# Scalars that count what an update did: they add up, and their names end as Prometheus wants it.
+# Scalars that count events of an update become counters, with the suffix that Prometheus prescribes.
 _COUNTED = ("samples", "failed_samples", "failed_groups", "dropped_groups", "flat_groups", "failures")
 
 
@@ -36,11 +36,11 @@ class RayMetrics:
         self._labelled: set[tuple[str, str]] = set()
 
     def scalars(self, version: int, values: Mapping[str, float]) -> None:
-        """Set one update's scalars; what is not finite is left out.
+        """Set one update's scalars; values that are not finite are left out.
 
         Args:
-            version: updates done.
-            values: by the names of their curves.
+            version: number of updates done.
+            values: values by curve name.
         """
         for name, value in values.items():
             if math.isfinite(value):
@@ -49,14 +49,14 @@ class RayMetrics:
                     self._set(family, label, value)
                 else:
                     self._set(name, None, value)
-        for family, label in self._labelled:  # an age that no group had
+        for family, label in self._labelled:  # an age without groups
             if f"{family}/{label}" not in values and family not in _COUNTED and family in _families(values):
                 self._set(family, label, 0.0)
-        # Last: a page may be written at any moment, and one that tells of this update then has its values.
+        # Set last: a page may be written at any time, and a page with this update number must have its values.
         self._set("version", None, float(version))
 
     def close(self) -> None:
-        """Ray keeps what it has until the driver ends."""
+        """Do nothing: Ray keeps the values until the driver ends."""
 
     def _set(self, family: str, label: str | None, value: float) -> None:
         name = PREFIX + _NOT_IN_NAMES.sub("_", family)
@@ -77,7 +77,7 @@ class RayMetrics:
 
 
 def metrics_url() -> str:
-    """The metrics page of the node that this driver runs on; on a cluster every node has one of its own."""
+    """The metrics page of the driver's node; on a cluster every node has its own page."""
     context = ray.get_runtime_context()
     [node] = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -1,7 +1,7 @@
-"""An alignment job on a terminal, while it runs.
+"""The terminal view of a running alignment job.
 
-`render` makes a picture of a state: a pure function, so that a test can look at it. `LiveView` keeps the newest one on
-the screen and redraws it; `PlainView` writes a line now and then, where there is no terminal to draw on.
+`render` renders a state; it is a pure function, so that tests can check it. `LiveView` shows the newest state on the
+screen and redraws it; `PlainView` writes a line from time to time if the output is not a terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.text import Text
 from roboalign_ray.foundation.telemetry.progress import Progress, seconds
 from roboalign_ray.pipelines.monitor.utilisation import RoleState
 
-_WIDE = 96  # columns from which panels stand side by side; below, all is stacked and does without borders
+_WIDE = 96  # from this width on, panels are side by side; below it they are stacked without borders
 _BAR = 12
 _TICKS = "▁▂▃▄▅▆▇█"
 _LEARNING = {
@@ -37,29 +37,29 @@ _JUDGE = {
     "judge/gap": "student over teacher",
     "judge/rank": "rank agreement",
 }
-_MORE = "…"  # stands for curves that do not fit
-_LEAST_REWARDS = 2  # rows that are shown however low the terminal is
+_MORE = "…"  # the row for curves that do not fit
+_LEAST_REWARDS = 2  # rows that are shown at any terminal height
 _NOT_COMPONENTS = ("reward_mean", "reward_std", "reward_group_std")
 
 
 @dataclass(frozen=True)
 class ViewState:
-    """What there is to see at one moment.
+    """The state of a job at one time.
 
     Attributes:
-        title: the job's name.
-        version, updates: updates done, and in all.
-        recorded: updates whose scalars `curves` holds: all that are done, or the last one is being evaluated.
-        elapsed_s, left_s: since this process began; until the end, None where unknown yet.
-        doing: what everything else waits for ("evaluation", "checkpoint"); empty in between.
-        roles: in the order in which work passes them.
-        running, scorer_queue, ready, batch: groups started and not finished; of those, waiting for a score or being
-            scored; finished and waiting for their update; in one update.
+        title: name of the job.
+        version, updates: updates done, and total number of updates.
+        recorded: updates whose scalars are in `curves`: all done updates, or one fewer while the last is evaluated.
+        elapsed_s, left_s: time since this process began, and time until the end, None if not yet known.
+        doing: the work that everything else waits for ("evaluation", "checkpoint"); empty otherwise.
+        roles: in the order of the work.
+        running, scorer_queue, ready, batch: groups started and not finished; of those, groups waiting for a score or
+            being scored; finished groups waiting for their update; groups per update.
         bound: eta, the bound on staleness.
-        staleness: segments trained so far, by age in versions.
+        staleness: number of trained segments by age in versions.
         curves: recent values of every scalar, oldest first.
-        failures: attempts that failed so far, by kind.
-        alarms: scalars that tell of alarms and are not 0.
+        failures: number of failed attempts by kind.
+        alarms: scalars of alarms that are not 0.
     """
 
     title: str
@@ -82,7 +82,7 @@ class ViewState:
 
 
 class View(Protocol):
-    """What can show states."""
+    """A view that shows states."""
 
     def __enter__(self) -> View: ...
 
@@ -91,12 +91,12 @@ class View(Protocol):
     ) -> None: ...
 
     def show(self, state: ViewState) -> None:
-        """What is so now."""
+        """Show the current state."""
         ...
 
 
 class LiveView:
-    """The newest state on a terminal; the last one stays there.
+    """Shows the newest state on a terminal; the last state stays on the screen.
 
     Args:
         console: a terminal.
@@ -107,8 +107,8 @@ class LiveView:
         self._live = Live(console=console, refresh_per_second=2)
 
     def show(self, state: ViewState) -> None:
-        """Drawn at the next refresh."""
-        # The cursor needs a line too.
+        """Store the state, to be drawn at the next refresh."""
+        # The cursor needs a line as well.
         self._live.update(render(state, self._console.width, self._console.height - 1))
 
     def __enter__(self) -> LiveView:
@@ -122,11 +122,11 @@ class LiveView:
 
 
 class PlainView:
-    """A line now and then.
+    """Writes a line from time to time.
 
     Args:
-        console: where to.
-        first, last: updates done at the beginning, and in all.
+        console: console for the lines.
+        first, last: number of updates done at the beginning, and in total.
     """
 
     def __init__(self, console: Console, first: int, last: int) -> None:
@@ -134,7 +134,7 @@ class PlainView:
         self._progress = Progress("align", total=last, done=first, unit="update", console=console)
 
     def show(self, state: ViewState) -> None:
-        """Counts updates; a line where it is time for one."""
+        """Count updates, and write a line when it is time for one."""
         if state.recorded > self._done:
             shown = {"reward": "reward_mean", "held out": "held_out/reward_mean", "kl": "reference_kl"}
             figures = {label: state.curves[name][-1] for label, name in shown.items() if name in state.curves}
@@ -152,33 +152,33 @@ class PlainView:
 
 
 def render(state: ViewState, width: int = 100, height: int | None = None) -> RenderableType:
-    """A picture of a state.
+    """Render a state.
 
     Args:
-        width: columns that there are.
-        height: lines that there are; of the rewards' curves as many are shown as fit. None shows all.
+        width: number of columns.
+        height: number of lines; only as many reward curves are shown as fit. None shows all.
     """
-    header, told = _header(state, width), _told(state)
+    header, warnings = _header(state, width), _warnings(state)
     roles, groups = _roles(state), _groups(state)
     learning = _curves(state, _LEARNING)
     rewards = _reward_names(state)
     if width < _WIDE:
         others = sum(table.row_count for table in (roles, groups, learning)) + 1  # the roles' titles
-        shown = _fitting(rewards, height, len(header) + len(told) + others)
-        return Group(*header, *told, roles, groups, _curves(state, shown), learning)
+        shown = _fitting(rewards, height, len(header) + len(warnings) + others)
+        return Group(*header, *warnings, roles, groups, _curves(state, shown), learning)
     borders = 4
     others = max(roles.row_count + 1, groups.row_count) + borders
-    shown = _fitting(rewards, height, len(header) + len(told) + others)
+    shown = _fitting(rewards, height, len(header) + len(warnings) + others)
     return Group(
         *header,
-        *told,
+        *warnings,
         _pair(_panel("roles", roles), _panel("groups", groups)),
         _pair(_panel("rewards", _curves(state, shown)), _panel("learning", learning)),
     )
 
 
 def spark(values: Sequence[float]) -> str:
-    """A small curve, a character per value; one that is not finite leaves a gap, a flat curve is low."""
+    """A small curve with one character per value. Values that are not finite are gaps; a flat curve is low."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return " " * len(values)
@@ -190,28 +190,28 @@ def spark(values: Sequence[float]) -> str:
 
 
 def _header(state: ViewState, width: int) -> list[RenderableType]:
-    """One line, or two where there is no room."""
+    """The header in one line, or in two if it is too long."""
     times = [seconds(state.elapsed_s)]
     if state.left_s is not None and state.version < state.updates:
         times.append(f"about {seconds(state.left_s)} left")
-    told = Text(f"{state.version}/{state.updates} updates, {', '.join(times)}")
+    progress = Text(f"{state.version}/{state.updates} updates, {', '.join(times)}")
     first, doing = Table.grid(padding=(0, 1)), Text(state.doing, "cyan")
     bar = ProgressBar(total=state.updates, completed=state.version, width=24)
     if width < _WIDE:
         first.add_row(Text(f"align {state.title}", "bold"), bar, doing)
-        return [first, told]
-    first.add_row(Text(f"align {state.title}", "bold"), bar, told, doing)
+        return [first, progress]
+    first.add_row(Text(f"align {state.title}", "bold"), bar, progress, doing)
     return [first]
 
 
-def _told(state: ViewState) -> list[RenderableType]:
-    """What a person should look at, above all that a low terminal cuts off."""
+def _warnings(state: ViewState) -> list[RenderableType]:
+    """Alarms and failures, shown at the top so that a small terminal does not cut them off."""
     lines: list[RenderableType] = [
         Text(f"alarm: {name} = {value:.4g}", "bold red") for name, value in sorted(state.alarms.items())
     ]
     if state.failures:
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(state.failures.items()))
-        lines.append(Text(f"failed attempts: {told}", "yellow", no_wrap=True, overflow="ellipsis"))
+        failures = ", ".join(f"{count} {kind}" for kind, count in sorted(state.failures.items()))
+        lines.append(Text(f"failed attempts: {failures}", "yellow", no_wrap=True, overflow="ellipsis"))
     return lines
 
 
@@ -256,7 +256,7 @@ def _groups(state: ViewState) -> Table:
 
 
 def _reward_names(state: ViewState) -> dict[str, str]:
-    """Curves that there are and their labels, what matters most first."""
+    """Names and labels of the existing curves, the most important first."""
     parts = [n for n in state.curves if n.startswith("reward_") and n not in _NOT_COMPONENTS]
     names = {
         "reward_mean": "reward",
@@ -268,7 +268,7 @@ def _reward_names(state: ViewState) -> dict[str, str]:
 
 
 def _fitting(names: Mapping[str, str], height: int | None, others: int) -> dict[str, str]:
-    """As many as fit beside `others` lines; the last line then says how many do not."""
+    """As many names as fit besides `others` lines; if some do not fit, the last line gives their number."""
     room = len(names) if height is None else max(_LEAST_REWARDS, height - others)
     if len(names) <= room:
         return dict(names)

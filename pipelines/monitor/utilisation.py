@@ -1,8 +1,8 @@
-"""How busy each role of an alignment job is, and what it gets done: means over the last seconds, for people to look at.
+"""Utilisation and throughput of each role of an alignment job: means over the last seconds, for display.
 
     calls that ended ─► one `RoleMeter` per role ─► busy share, groups/s, tokens/s, workers lost
 
-A call's work counts evenly over the time that it took, so that the figures do not jump when a long one ends.
+A call's work is spread evenly over its duration, so that the figures do not jump when a long call ends.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from roboalign_ray.pipelines.cluster.worker_pool import Call, Observer, Worker, 
 
 @dataclass(frozen=True)
 class RoleState:
-    """One role at one moment.
+    """One role at one time.
 
     Attributes:
-        workers, up: places, and those of them that can be given work.
-        busy: share of their time that the workers were at work, 0 to 1.
-        groups, tokens: a second.
-        lost: workers lost, hung or late, ever.
+        workers, up: worker slots, and workers that can receive work.
+        busy: share of time in which the workers worked, 0 to 1.
+        groups, tokens: groups and tokens per second.
+        lost: total number of workers that were lost, hung or exceeded their deadline.
     """
 
     name: str
@@ -37,11 +37,11 @@ class RoleState:
 
 
 class RoleMeter:
-    """Work done in a sliding window. No clock of its own.
+    """Measures work in a sliding window; the caller gives the times.
 
     Args:
-        window_s: its length, seconds.
-        now: when the job began; the window never reaches back beyond it.
+        window_s: length of the window, seconds.
+        now: when the job began; the window never begins earlier.
     """
 
     def __init__(self, window_s: float, now: float) -> None:
@@ -49,15 +49,15 @@ class RoleMeter:
         self._done: deque[tuple[float, float, float, float]] = deque()  # began, ended, groups, tokens; by end
 
     def add(self, began: float, ended: float, groups: float, tokens: float) -> None:
-        """A piece of work that one worker did; ends come in order."""
+        """Add work of one worker; calls must be in the order of ends."""
         self._done.append((began, ended, groups, tokens))
 
     def rates(self, now: float, under_way: Sequence[float] = ()) -> tuple[float, float, float]:
-        """Workers at work on average, groups a second, tokens a second.
+        """Mean number of busy workers, groups per second, tokens per second.
 
         Args:
             now: end of the window.
-            under_way: since when those at work are; what they do counts as time, not yet as work.
+            under_way: start times of calls in flight; these count as busy time, but not yet as finished work.
         """
         first = max(self._began, now - self.window_s)
         while self._done and self._done[0][1] <= first:
@@ -82,7 +82,7 @@ class Meters(Observer):
     Args:
         window_s: see `RoleMeter`.
         now: when the job began.
-        update_groups: groups of one update.
+        update_groups: groups per update.
     """
 
     def __init__(self, window_s: float, now: float, update_groups: int) -> None:
@@ -91,16 +91,16 @@ class Meters(Observer):
         self._lost: dict[str, int] = {}
 
     def answered(self, call: Call, answer: Any, began: float, ended: float) -> None:
-        """Its work is done, or was in vain."""
+        """Add the work of a call; a failed call has only busy time."""
         if call.group is None:
             self._meter(call.worker.pool.name).add(began, ended, *self._work(call, answer))
 
     def lost(self, worker: Worker, failed: Failed) -> None:
-        """One more."""
+        """Count a lost worker."""
         self._lost[worker.pool.name] = self._lost.get(worker.pool.name, 0) + 1
 
     def state(self, pool: WorkerPool, now: float) -> RoleState:
-        """A role's figures."""
+        """The state of a role."""
         at_work = [worker.since for worker in pool.workers if worker.calls]
         busy, groups, tokens = self._meter(pool.name).rates(now, at_work)
         places = len(pool.workers)
@@ -111,7 +111,10 @@ class Meters(Observer):
         return self._meters.setdefault(role, RoleMeter(self._window_s, self._began))
 
     def _work(self, call: Call, answer: Any) -> tuple[int, int]:
-        """Groups and tokens of a call. All ranks of the learner do the same update: the first one's counts."""
+        """Groups and tokens of a call.
+
+        All ranks of the learner make the same update, so only the first rank's is counted.
+        """
         if isinstance(answer, Failed):
             return 0, 0
         tokens = sum(map(_amount, answer if isinstance(answer, list) else [answer]))
@@ -121,5 +124,5 @@ class Meters(Observer):
 
 
 def _amount(part: Any) -> int:
-    """What a report or record counts, units of the world model, or what an update trained on; 0 for others."""
+    """The count in an answer: world-model units in a report or record, or trained tokens; 0 for other answers."""
     return getattr(part, "units", getattr(part, "size", 0))

@@ -1,4 +1,4 @@
-"""Pack runs into the folders that ship inside the package: weights and a card each, and some judged pairs."""
+"""Packs runs into the folders that ship inside the package: weights with a card, and some judged pairs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
 
     Args:
         run: output folder of `run_pretrain`.
-        target: folder that receives the two.
+        target: folder for both models.
         evaluation: `evaluation.json` of `roboalign evaluate` on these weights, for the cards' figures.
 
     Returns:
@@ -68,21 +68,21 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
 
 
 def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
-    """Copy a distilled student into `target/student` and some of its bench into `target/pairs`; both or neither.
+    """Copy a distilled student into `target/student` and part of its bench into `target/pairs`; both or neither.
 
     Args:
         run: output folder of `run_distill`.
-        pairs: the store it was distilled on.
-        target: folder that receives the two.
-        config: its judge section, for the gate.
-        count: pairs that are copied.
+        pairs: the store that it was distilled on.
+        target: folder for both.
+        config: its judge section is used for the gate.
+        count: number of pairs to copy.
 
     Returns:
         bytes of each.
 
     Raises:
-        UserError: the run is not complete, or what was packed does not pass the reward gate; what stood at the target
-            stays as it is.
+        UserError: the run is not complete, or the packed student does not pass the reward gate; the target is then not
+            changed.
     """
     if not (run / ASSESSED / WEIGHTS).is_file():
         raise UserError("no assessed student here", where=str(run), remedy="run 'roboalign distill'")
@@ -96,20 +96,20 @@ def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: i
 
 
 def pack_teacher(run: Path, labels: Path, pairs: Path, target: Path) -> dict[str, int]:
-    """Copy a trained teacher into `target/teacher`, with what its labels are worth on its card.
+    """Copy a trained teacher into `target/teacher`, with the agreement of its labels on its card.
 
     Args:
         run: output folder of `run_judge_train`.
-        labels: what it said of held-out pairs, by `run_label`.
-        pairs: the store that those pairs are from.
+        labels: its labels of held-out pairs, from `run_label`.
+        pairs: the store of those pairs.
         target: folder that receives it.
 
     Returns:
         its bytes.
 
     Raises:
-        UserError: the run is not complete, or the labels cannot be held against the pairs; what stood at the target
-            stays as it is.
+        UserError: the run is not complete, or the labels cannot be compared with the pairs; the target is then not
+            changed.
     """
     trained = run / TEACHER / MERGED
     if not (trained / "config.json").is_file():
@@ -135,22 +135,22 @@ def pack_teacher(run: Path, labels: Path, pairs: Path, target: Path) -> dict[str
 
 
 def write_training_range(folder: Path, pairs: LabelledPairs, held_out_fraction: float) -> TrainingRange:
-    """Write into a judge's folder what the clips are like that it was trained on.
+    """Write the range of a judge's training clips into its folder.
 
     Args:
-        folder: with its weights.
-        pairs: that it was trained on, and held-out ones of the same store.
-        held_out_fraction: that divides them, as it was in training.
+        folder: folder of its weights.
+        pairs: its training pairs, with the held-out pairs of the same store.
+        held_out_fraction: the share that divides them, as in training.
 
     Raises:
-        UserError: no such folder, or too few pairs.
+        UserError: there is no such folder, or there are too few pairs.
     """
     if not folder.is_dir():
         raise UserError("no such folder", where=str(folder), remedy="give a folder with a judge's weights")
     found = fit_training_range(pairs, held_out_fraction)
     if found is None:
         raise UserError(
-            "too few pairs in one of the splits to tell what the judge was trained on",
+            "too few pairs in one of the splits to determine the range of the judge's training clips",
             where=", ".join(map(str, pairs.paths)),
             remedy=f"give at least {LEAST_PAIRS} in either",
         )
@@ -165,7 +165,7 @@ def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: 
     kept = replayed_positions(bench, config.judge, count)
     summary = f"Of a bench of {len(bench)} pairs, for relabelling to mix with and for the reward gate to try judges on."
     card = StoreCard("Judged pairs of the shipped student", summary)
-    # As they are encoded: made anew, a lossy video shows the judge another picture.
+    # The encoded videos are copied: encoding a lossy video again would change the frames.
     written = write_pairs(open_pairs(pairs).cells(kept, ROW_SCHEMA.names), replay, card=card)
     gate = try_student(Student.load(student), config.judge, LabelledPairs([replay]))
     gate.assert_open()
@@ -183,9 +183,9 @@ def _pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: 
 
 
 def replayed_positions(pairs: LabelledPairs, judge: JudgeConfig, count: int) -> list[int]:
-    """Positions of `count` pairs, half of them held out; the rest spread evenly.
+    """Positions of `count` evenly spaced pairs, half of them held out.
 
-    Of the held-out real clips those that the gate tries are taken, and no others: it tries the same ones there.
+    Of the held-out real clips, only those that the gate uses are taken, so that it uses the same clips there.
     """
     held_out, train = (
         pairs.split(name, judge.distillation.held_out_fraction) for name in ("held_out", "train")
@@ -198,7 +198,7 @@ def replayed_positions(pairs: LabelledPairs, judge: JudgeConfig, count: int) -> 
 
 
 def _evenly(positions: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of them, spread over all."""
+    """At most `count` positions, evenly spaced."""
     if not count or not len(positions):
         return positions[:0]
     return positions[np.unique(np.linspace(0, len(positions) - 1, count).round().astype(int))]
@@ -211,7 +211,7 @@ def _read_figures(evaluation: Path | None) -> dict[str, Any]:
 
 
 def _halve(weights: Path) -> None:
-    """Cast floating-point tensors to bfloat16 in place; they are read back into float32 models."""
+    """Cast floating-point tensors to bfloat16 in place; they are loaded into float32 models."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file

@@ -1,10 +1,10 @@
-"""The judge as a web service on Ray Serve: many may ask at once, replicas come and go with their number.
+"""The judge as a web service on Ray Serve; the number of replicas follows the number of requests.
 
-    client ──HTTP──► WebServer, JudgeFront ──► JudgeService ×min…max     429 where too many would wait
+    client ──HTTP──► WebServer, JudgeFront ──► JudgeService ×min…max     429 if too many would wait
                      in this process           cluster.scorer's or cluster.teacher's resources each
 
-`run_serve` is the command. A Serve config file names `roboalign_ray.pipelines.serve.judge:application`: there the front
-stands behind Serve's own web server, on every node.
+`run_serve` implements the command. A Serve config file uses `roboalign_ray.pipelines.serve.judge:application`: the
+front then runs behind Serve's own web server, on every node.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.pipelines.serve.web_server import HttpLimits, WebServer
 
 NAME = "judge"
-_START_S = 1800.0  # longest wait for a model to be loaded
-_LOOK_S = 0.5  # between looks at an application that is starting
+_START_S = 1800.0  # limit for loading a model
+_LOOK_S = 0.5  # interval between checks of a starting application
 _FRONT_CPUS = 0.1
-# A replica makes and frees tensors of megabytes a hundred times a second. glibc would give each back to the system and
-# fetch it anew, page by page: a quarter of a judgement's time. (Thresholds in bytes; 32 MB is the highest that counts.)
+# A replica allocates and frees tensors of megabytes a hundred times per second. By default, glibc returns each to the
+# system and gets it again page by page, which takes a quarter of a judgement's time. (Thresholds in bytes; 32 MB is the
+# largest effective value.)
 _KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-_TRIES = 2  # starts of a replica before the application has failed
+_TRIES = 2  # failed starts of a replica until the application has failed
 
 
 class ServedJob(FrozenConfig):
-    """What a Serve config file's `args` say.
+    """The `args` of a Serve config file.
 
     Attributes:
-        profile: a profile's name, or the path of a .yaml file.
-        judge: which judge.
-        overrides: "key=value" each.
+        profile: name of a profile, or the path of a .yaml file.
+        judge: which judge to serve.
+        overrides: each "key=value".
     """
 
     profile: str = "demo"
@@ -58,10 +59,10 @@ class ServedJob(FrozenConfig):
 
 
 def application(arguments: dict[str, Any]) -> Application:
-    """The application of a Serve config file: the judge, with its front behind Serve's own web server.
+    """The application for a Serve config file: the judge, with its front behind Serve's own web server.
 
     Args:
-        arguments: of `ServedJob`.
+        arguments: fields of `ServedJob`.
 
     Raises:
         UserError: an argument is wrong, or the judge cannot be loaded.
@@ -72,7 +73,7 @@ def application(arguments: dict[str, Any]) -> Application:
 
 
 def ingress_application(config: JobConfig, judge: Application) -> Application:
-    """A judge's application behind its front, for Serve's own web server."""
+    """A judge's application with its front, for Serve's own web server."""
     make_deployment: Any = serve.deployment
     front = make_deployment(
         name=f"{NAME}-front",
@@ -83,16 +84,16 @@ def ingress_application(config: JobConfig, judge: Application) -> Application:
 
 
 def judge_application(config: JobConfig, judge: JudgeKind) -> Application:
-    """The replicas of a job's judge as a Serve application, to be called by a handle.
+    """The replicas of a job's judge as a Serve application, to be called with a handle.
 
     Raises:
-        UserError: there is no such model, as far as that shows before it is loaded.
+        UserError: there is no such model, as far as can be checked without loading it.
     """
     student = student_folder(config) if judge == "student" else None
     if judge == "teacher":
         _check_teacher(config)
     role = config.cluster.scorer if judge == "student" else config.cluster.teacher
-    make_deployment: Any = serve.deployment  # its annotations know no plain options
+    make_deployment: Any = serve.deployment  # its annotations do not allow plain options
     deployment = make_deployment(name=NAME, ray_actor_options=_resources(role), **_options(config))(
         JudgeService
     )
@@ -102,13 +103,13 @@ def judge_application(config: JobConfig, judge: JudgeKind) -> Application:
 def run_serve(
     config: JobConfig, judge: JudgeKind, host: str, port: int, ready: Callable[[str], None]
 ) -> None:
-    """Serve until the process is asked to end (SIGINT, SIGTERM).
+    """Serve until the process receives SIGINT or SIGTERM.
 
     Args:
-        config: its `serving` section, and the judge's.
-        judge: which judge.
-        host, port: where this process listens.
-        ready: called with the service's address once it answers.
+        config: the `serving` section and the judge's section are used.
+        judge: which judge to serve.
+        host, port: address to listen on.
+        ready: called with the service's address when it answers.
 
     Raises:
         UserError: the judge cannot be loaded, the port is taken, or the token cannot be used.
@@ -119,7 +120,7 @@ def run_serve(
     bearer_token(config.serving)
     web = WebServer(host, port)
     try:
-        # In this order: Ray sets handlers of signals too.
+        # In this order, since Ray also sets signal handlers.
         with start_ray(config.cluster, worker_logs=False), _stopped() as stop:
             _serve(config, served, web, stop, ready)
     finally:
@@ -133,7 +134,7 @@ def _serve(
     stop: threading.Event,
     ready: Callable[[str], None],
 ) -> None:
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the front tells of a lost replica once
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the front reports a lost replica once
     serve.start(proxy_location="Disabled")
     try:
         serve.run_many(
@@ -148,21 +149,21 @@ def _serve(
         stop.wait()
         web.stop()
     finally:
-        # A local cluster ends with this process, and Serve with it; asked to end by itself, Serve's controller is
-        # killed while calls to it are under way, and Ray reports each of them.
+        # A local cluster and Serve end with this process. A separate shutdown of Serve would kill its controller while
+        # calls to it are pending, and Ray would report each of them.
         if config.cluster.address != "local":
             serve.delete(NAME)
 
 
 def _open(config: JobConfig, web: WebServer) -> None:
-    """Accept requests, once the judge has judged a few made-up videos: the first is far slower than all others."""
+    """Judge a few synthetic videos, since the first is much slower than the others; then accept requests."""
     serving = config.serving
     handle = serve.get_app_handle(NAME)
     front = front_of(handle, serving, _allowed_hosts(serving, web.host), _notify)
-    video = _made_up_video()
+    video = _synthetic_video()
 
     async def warm_up() -> None:
-        # In the web server's own loop: a second thread would take turns with it, five milliseconds each.
+        # In the web server's loop: a second thread would compete with it, in time slices of five milliseconds.
         handle._init(_run_router_in_separate_loop=False)
         await front.warm_up(video, "video/mp4", "move the gripper")
 
@@ -182,7 +183,7 @@ def _notify(line: str) -> None:
 def _allowed_hosts(serving: ServingConfig, host: str) -> tuple[str, ...]:
     if serving.allowed_hosts:
         return serving.allowed_hosts
-    # A page of another site may let its own name point here, and so reach what listens on loopback only.
+    # A foreign web page can make its own host name point to this address and so reach a service on loopback.
     return LOOPBACK_NAMES if host in LOOPBACK_NAMES else ()
 
 
@@ -190,8 +191,8 @@ def _in_address(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _made_up_video() -> bytes:
-    """16 frames of 64x64: a bright square that moves."""
+def _synthetic_video() -> bytes:
+    """An encoded video of 16 frames of 64x64 with a moving bright square."""
     frames = np.full((16, 64, 64, 3), 96, np.uint8)
     for number, frame in enumerate(frames):
         frame[24:40, 2 * number : 2 * number + 16] = (200, 160, 40)
@@ -216,20 +217,20 @@ def _options(config: JobConfig) -> dict[str, Any]:
 
 
 def _resources(role: RoleConfig) -> dict[str, Any]:
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "num_cpus": role.num_cpus,
         "num_gpus": role.num_gpus,
         "runtime_env": {"env_vars": {**thread_environment(role), **_KEEPS_MEMORY}},
     }
     if role.resources:
-        asked["resources"] = dict(role.resources)
+        options["resources"] = dict(role.resources)
     if role.accelerator_type:
-        asked["accelerator_type"] = role.accelerator_type
-    return asked
+        options["accelerator_type"] = role.accelerator_type
+    return options
 
 
 def _check_teacher(config: JobConfig) -> None:
-    """Raises UserError where it shows without loading a model that there is none."""
+    """Raise UserError if there is no model, as far as can be checked without loading it."""
     from roboalign_ray.judge.teacher.backends import open_teacher
 
     check_ready(Preflight("serve teacher", config), room=False)
@@ -238,10 +239,10 @@ def _check_teacher(config: JobConfig) -> None:
 
 
 def _wait_until_up(stop: threading.Event) -> None:
-    """Wait until every replica that is wanted at first answers, or until `stop`.
+    """Wait until all initial replicas answer, or until `stop` is set.
 
     Raises:
-        RoleFailure: they cannot be started, or not in time.
+        RoleFailure: the replicas cannot be started in time.
     """
     ends = time.monotonic() + _START_S
     while not stop.wait(_LOOK_S):
@@ -253,22 +254,22 @@ def _wait_until_up(stop: threading.Event) -> None:
             raise RoleFailure(f"the judge cannot be served: {_cause(found.message)}")
         if time.monotonic() > ends:
             raise RoleFailure(
-                f"the judge is not up after {_START_S:g} s; has the cluster room for it (see 'ray status')?"
+                f"the judge is not up after {_START_S:g} s; does the cluster have room for it (see 'ray status')?"
             )
 
 
 def _cause(message: str) -> str:
-    """The last line of a traceback, or what there is."""
+    """The last line of a traceback, or a default text."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason was given"
 
 
 @contextmanager
 def _stopped() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for the length of the block."""
+    """An event that SIGINT and SIGTERM set during the block."""
     stop = threading.Event()
-    asked = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in asked}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
     try:
         yield stop
     finally:

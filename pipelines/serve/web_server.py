@@ -1,8 +1,8 @@
-"""The web server before the served judge: uvicorn, with bounds on what a connection may take before it is a request.
+"""The web server of the judge: uvicorn, with limits on what a connection may use before it is a request.
 
-uvicorn itself waits for a request's headers as long as the client likes, and collects as many as come. Here they have a
-deadline and a size, a whole request has a deadline, and the number of connections is bounded; where there are too many,
-the one that has waited longest for its headers goes.
+uvicorn itself waits for a request's headers without limit, and accepts any number of them. Here headers have a deadline
+and a maximum size, a whole request has a deadline, and the number of connections is bounded. If there are too many, the
+one that has waited longest for its headers is closed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from roboalign_ray.foundation.failures import UserError
 
 _KEEP_ALIVE_S = 30
-_REST_S = 5.0  # for what is left of a body that was refused, and beyond a request's own deadline
-_LINGER_S = 1.0  # for the client to close after a last answer
-_STOP_S = 5  # for requests in flight when the server stops
+_REST_S = 5.0  # limit for the rest of a refused body, and margin beyond a request's own deadline
+_LINGER_S = 1.0  # limit for the client to close after the last answer
+_STOP_S = 5  # limit for requests in flight when the server stops
 _BACKLOG = 1024
-_MOST_PIPELINED = 8  # requests of one connection that wait for the answer to the one before
+_MOST_PIPELINED = 8  # requests of one connection that may wait for the previous answer
 _LATE = (408, "Request Timeout", "the request was not there in time")
 _BROKEN_OFF = (400, "Bad Request", "the request ended before it was complete")
 _LARGE = (431, "Request Header Fields Too Large", "the request's headers are too large")
@@ -35,13 +35,13 @@ _LARGE = (431, "Request Header Fields Too Large", "the request's headers are too
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """What a connection may take.
+    """Limits of a connection.
 
     Attributes:
-        headers_s: for a request's headers to arrive, seconds.
-        request_s: from a request's headers to the end of its answer, seconds.
-        headers_bytes: of a request's line and headers.
-        connections: open at a time.
+        headers_s: deadline for a request's headers, seconds.
+        request_s: deadline from a request's headers to the end of its answer, seconds.
+        headers_bytes: largest size of a request's line and headers.
+        connections: largest number of open connections.
     """
 
     headers_s: float
@@ -56,11 +56,11 @@ class BoundedProtocol(HttpToolsProtocol):
     limits: ClassVar[HttpLimits]
     refusal: ClassVar[Callable[[bytes, int], bytes | None]]
     _timer: TimerHandle | None = None
-    _read = 0  # bytes received of a request whose headers are not complete
-    _head = 0  # bytes of its target and headers
-    _refused = False  # the request in hand has its answer already
-    _closes = False  # after the answer to the request in hand
-    _ended = False  # all that could be said is said: what still comes is dropped
+    _read = 0  # bytes of a request whose headers are not complete
+    _head = 0  # bytes of the request's target and headers
+    _refused = False  # the current request already has its answer
+    _closes = False  # after the answer to the current request
+    _ended = False  # the last answer was sent: further input is dropped
     in_headers = True
 
     def connection_made(self, transport: Any) -> None:
@@ -83,7 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         before = self.in_headers
         super().data_received(data)
         if self.in_headers:
-            # The end of the last request may stand before the beginning of this one: that counts as its own.
+            # The data may begin with the end of the last request, which counts for this request.
             self._read = self._read + len(data) if before else len(data)
             if self._read > self.limits.headers_bytes:
                 self._end(*_LARGE)
@@ -103,23 +103,23 @@ class BoundedProtocol(HttpToolsProtocol):
         return False
 
     def on_message_begin(self) -> None:
-        """A request's first byte is there."""
+        """The first byte of a request has arrived."""
         self.in_headers, self._read, self._head = True, 0, 0
         self._allow(self.limits.headers_s)
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A part of a request's target is there."""
+        """A part of a request's target has arrived."""
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header is there."""
+        """A header has arrived."""
         super().on_header(name, value)
         self._count(len(name) + len(value))
 
     def send_400_response(self, msg: str) -> None:
-        """What was sent is not HTTP, or its headers are too large."""
+        """Answer data that is not HTTP or has too large headers."""
         self._end(
             *(
                 _LARGE
@@ -131,10 +131,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head += size
         if self._head > self.limits.headers_bytes:
-            raise ValueError("the headers are too large")  # ends the parser, and so in `send_400_response`
+            raise ValueError("the headers are too large")  # stops the parser, which calls `send_400_response`
 
     def on_headers_complete(self) -> None:
-        """A request's headers are there."""
+        """The headers of a request have arrived."""
         self.in_headers = False
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise ValueError("too many requests without waiting for answers")
@@ -142,23 +142,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if refusal is None or (self.cycle is not None and not self.cycle.response_complete):
             self._allow(self.limits.request_s + _REST_S)
             super().on_headers_complete()
-            # uvicorn would close with the answer: where some of a body is still to come, that cuts the answer off.
+            # uvicorn would close after the answer: if a part of the body is still to come, that cuts the answer off.
             self._closes, self.cycle.keep_alive = not self.cycle.keep_alive, True
             return
         self._unset_keepalive_if_required()
         self._refused = True
         self._allow(_REST_S)
         self.transport.write(refusal)
-        if self.expect_100_continue:  # what follows may be the body or not: only the client knows
+        if self.expect_100_continue:  # the following data may be the body or not
             self.transport.close()
 
     def on_body(self, body: bytes) -> None:
-        """A part of a request's body is there."""
+        """A part of a request's body has arrived."""
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is there as a whole."""
+        """A request has arrived completely."""
         if not self._refused:
             answered = self.cycle.response_complete
             super().on_message_complete()
@@ -181,7 +181,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return int(length) if length.isdigit() else 0
 
     def on_response_complete(self) -> None:
-        """A request has its answer; what is left of its body is read and dropped."""
+        """A request has its answer; the rest of its body is read and dropped."""
         super().on_response_complete()
         if self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
             self._allow(self.limits.request_s + _REST_S)
@@ -208,7 +208,7 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         if self._ended or self.transport.is_closing():
             return
-        # Closed with something unread, the client would get a reset, and may lose the answer: it may close first.
+        # If the server closes with unread data, the client gets a reset and may lose the answer, so it may close first.
         self._ended = True
         self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
         self.transport.write_eof()
@@ -221,18 +221,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def headers_until(self) -> float:
-        """Loop time at which the deadline of the current phase passes."""
+        """Loop time of the current phase's deadline."""
         return self._timer.when() if self._timer is not None else 0.0
 
 
 class WebServer:
-    """uvicorn in a thread of its own.
+    """uvicorn in a separate thread.
 
     Args:
-        host, port: where it listens; taken at once, so that a taken port shows before anything else starts.
+        host, port: address to listen on; it is bound at once, so that a used port gives an error before anything
+            starts.
 
     Raises:
-        UserError: it cannot listen there.
+        UserError: it cannot listen on the address.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -255,18 +256,19 @@ class WebServer:
 
         Args:
             app: ASGI application.
-            refusal: a request's target and length of body to a whole HTTP answer, where the application would turn it
-                away at once: under load most are, and need no task and no objects of their own.
-            limits: of each connection.
-            around: entered in the server's loop for as long as it runs.
-            first: done in the server's loop before it listens.
-            timeout_s: for `first`.
+            refusal: maps a request's target and body length to a complete HTTP answer if the application would refuse
+                it at once, else to None. Under load most requests are refused; this needs no task and no objects for
+                them.
+            limits: limits of each connection.
+            around: entered in the server's loop while it runs.
+            first: run in the server's loop before it listens.
+            timeout_s: limit for `first`.
 
         Raises:
             RuntimeError: `first` failed, or the server did not start.
         """
         protocol = type("Protocol", (BoundedProtocol,), {"limits": limits, "refusal": staticmethod(refusal)})
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what clients send is no news
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # errors of clients are not logged
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,

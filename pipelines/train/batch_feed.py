@@ -1,19 +1,19 @@
-"""Endless batches for training, made by Ray Data in bursts, in a process of their own.
+"""Endless batches for training, made by Ray Data in bursts, in a separate process.
 
     BurstStream   tasks, in order ──► Ray Data ──rows──► batches
                   (pure: seed and position)               NumPy, in the tasks' order
-    Feed          the same from an actor: batches, each with the position after it
+    Feed          the same stream in an actor: batches, each with the position after it
 
-A stream's tasks follow from its position; Ray Data only carries them out. So a position is a few numbers, and a
-restarted stream goes on with exactly the next row, whatever was in flight.
+A stream's tasks follow from its position; Ray Data only runs them. So a position is a few numbers, and a restarted
+stream continues with exactly the next row, regardless of what was in flight.
 
-Ray Data runs in bursts: one short execution makes the next few tasks' rows while the last ones are consumed, then
-nothing runs until they are used up. One endless execution would poll for as long as the consumer is the slower side
-(measured: half a core, which a CPU trainer cannot spare). At most two bursts are held.
+Ray Data runs in bursts: one short execution makes the rows of the next few tasks while the previous rows are consumed;
+then nothing runs until they are used up. One endless execution would poll whenever the consumer is slower (measured:
+half a core, which a CPU trainer cannot spare). At most two bursts are held.
 
-Ray Data's scheduler is a busy Python thread. In the trainer's process it would contend for the interpreter lock with
-every small tensor operation (measured: a training step of 0.3 s took 1.3 s), so it lives in an actor, and the trainer
-holds a few batches ahead.
+Ray Data's scheduler is a busy Python thread. In the trainer's process it would compete for the interpreter lock with
+every small tensor operation (measured: a training step of 0.3 s took 1.3 s). So it runs in an actor, and the trainer
+requests a few batches ahead.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from roboalign_ray.foundation.failures import UserError
 os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
 
 _AHEAD = 3  # batches requested before they are needed
-_DEADLINE_S = 600.0  # for one burst or batch; they take seconds
+_DEADLINE_S = 600.0  # limit for one burst or batch, which takes seconds
 
 Batch = dict[str, Any]
 
 
 class BurstStream(ABC):
-    """Batches of rows in an order that depends on the settings and the position alone.
+    """Batches of rows in an order that depends only on the settings and the position.
 
     Args:
         identity: plain values that the order depends on.
-        batch_size: rows a batch.
-        reader: makes blocks of rows of one task, in a Ray Data task; picklable.
-        burst: tasks a burst.
-        at_once: tasks carried out at the same time.
+        batch_size: rows per batch.
+        reader: makes blocks of rows from one task, in a Ray Data task; picklable.
+        burst: tasks per burst.
+        at_once: tasks that run at the same time.
     """
 
-    name = "stream"  # in messages
+    name = "stream"  # name of the stream in messages
 
     def __init__(
         self, identity: Mapping[str, Any], batch_size: int, reader: Callable, *, burst: int, at_once: int = 1
@@ -62,24 +62,24 @@ class BurstStream(ABC):
 
     @abstractmethod
     def tasks(self) -> Iterator[dict[str, Any]]:
-        """What the reader is given, task by task without end, from the position on."""
+        """Yield the reader's tasks without end, from the position on."""
 
     @abstractmethod
     def position(self) -> dict[str, int]:
-        """Where the stream stands."""
+        """The position of the stream."""
 
     @abstractmethod
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Stand there; may hold more than `position` gives."""
+        """Go to a position; `position` may have additional keys."""
 
     @abstractmethod
     def advance(self) -> None:
-        """One batch further."""
+        """Advance the position by one batch."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Endless batches: arrays, and lists of strings.
 
-        The position moves on when a batch is handed out. Leaving the loop stops the work.
+        The position advances when a batch is returned. Leaving the loop stops the work.
         """
         parts: list[Batch] = []
         missing = self._batch_size
@@ -94,30 +94,30 @@ class BurstStream(ABC):
                     parts, missing = [], self._batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, with what the order depends on."""
+        """The position and the values that the order depends on."""
         return {**self._identity, **self.position()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position; the next iteration begins with the row after it.
 
         Raises:
-            UserError: the state belongs to a stream of another order.
+            UserError: the state belongs to a stream with another order.
         """
         for key, value in self._identity.items():
             if state.get(key) != value:
                 raise UserError(
                     f"the saved position has {key} {state.get(key)}, this stream {value}",
                     where=self.name,
-                    remedy="resume with the settings and data the run began with, or start a new one",
+                    remedy="resume with the settings and data of the original run, or start a new one",
                 )
         self.go_to(state)
 
     def _blocks(self) -> Iterator[Batch]:
-        """Rows in the tasks' order; the next burst is made while the last one is handed out."""
+        """Yield rows in the tasks' order; the next burst is made while the last one is returned."""
         tasks = self.tasks()
 
         def burst() -> Any:
-            return _carried_out(list(islice(tasks, self._burst)), self._reader, self._at_once)
+            return _run_tasks(list(islice(tasks, self._burst)), self._reader, self._at_once)
 
         with ThreadPoolExecutor(1, thread_name_prefix=self.name) as background:
             following = background.submit(burst)
@@ -128,13 +128,13 @@ class BurstStream(ABC):
 
 
 class Feed:
-    """A stream from a distance: the same batches, the same positions."""
+    """A stream that runs in an actor, with the same batches and positions."""
 
     def __init__(self, stream: BurstStream) -> None:
         self._stream = stream
 
     def __iter__(self) -> Iterator[Batch]:
-        """Endless batches; the position moves on when one is handed out."""
+        """Endless batches; the position advances when a batch is returned."""
         import ray
 
         from roboalign_ray.pipelines.cluster.runtime import wait
@@ -146,13 +146,13 @@ class Feed:
                 [(batch, position)] = wait([pending.popleft()], _DEADLINE_S, self._stream.name)
                 pending.append(actor.next.remote())
                 self._stream.load_state_dict(position)
-                # Arrays out of Ray's shared store are read only, which torch warns of.
+                # Arrays from Ray's object store are read-only, which makes torch warn.
                 yield {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in batch.items()}
         finally:
             ray.kill(actor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out."""
+        """The position after the last returned batch."""
         return self._stream.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,7 +161,7 @@ class Feed:
 
 
 class _Batches:
-    """The actor: hands out batches of a stream, one a call."""
+    """The actor: it returns batches of a stream, one per call."""
 
     def __init__(self, stream: BurstStream) -> None:
         self._stream = stream
@@ -173,7 +173,7 @@ class _Batches:
 
 
 def ordered_dataset(rows: list[dict[str, Any]]) -> Any:
-    """A lazy, silent dataset that keeps the order of these rows, each a block of its own: a task then holds one."""
+    """A lazy, silent dataset in the order of these rows. Each row is one block, so each task gets one row."""
     import ray.data
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -184,14 +184,14 @@ def ordered_dataset(rows: list[dict[str, Any]]) -> Any:
     return dataset
 
 
-def _carried_out(tasks: list[dict[str, Any]], reader: Callable, at_once: int) -> Any:
+def _run_tasks(tasks: list[dict[str, Any]], reader: Callable, at_once: int) -> Any:
     from ray.data import TaskPoolStrategy
 
     made = ordered_dataset(tasks).map_batches(
         reader,
         batch_size=1,
         batch_format="numpy",
-        num_cpus=0,  # trainers may hold every CPU; reading for them must not wait until they are done
+        num_cpus=0,  # trainers may reserve every CPU, and reading must not wait for them
         compute=TaskPoolStrategy(size=at_once),
     )
     return made.materialize()
@@ -202,7 +202,7 @@ def _length(block: Batch) -> int:
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    """One batch that owns its memory: blocks live in Ray's shared store, read only."""
+    """One batch with its own memory, since blocks are read-only in Ray's object store."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {
         name: values.tolist() if values.dtype.kind in "OUT" else values for name, values in joined.items()

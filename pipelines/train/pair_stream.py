@@ -1,9 +1,9 @@
-"""Judged pairs for training as an endless stream of batches, for students and teachers.
+"""Judged pairs as an endless stream of training batches, for students and teachers.
 
     ReplaySampler ──positions──► LabelledPairs ──pairs──► prepare ──► batches
     (pure, by step)              read once, kept          in a thread, one ahead
 
-A step's pairs follow from its number, so the stream's position is that number.
+A step's pairs depend only on its number, so the stream's position is that number.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Prepare = Callable[[list[JudgedPair], int], dict[str, Any]]
 
 
 class PairBatches:
-    """Endless batches of judged pairs in an order that depends on the seed alone; the next one is made ahead.
+    """Endless batches of judged pairs in an order that depends only on the seed; the next batch is made in advance.
 
     Args:
         paths: stores of pairs and distillation sets.
-        prepare: makes a batch of this worker's pairs and the step's number.
-        pairs_per_step: over all workers.
+        prepare: makes a batch from this worker's pairs and the step's number.
+        pairs_per_step: total over all workers.
         held_out_fraction: share of groups left out.
-        replay_ratio: share drawn from rounds before the newest; None draws from all rounds alike.
-        seed: of the order.
-        cache_gb: decoded pairs kept in memory, GB.
+        replay_ratio: share drawn from rounds before the newest; None draws equally from all rounds.
+        seed: seed of the order.
+        cache_gb: memory for decoded pairs, GB.
         rank, world_size: this worker's share; shares are disjoint.
 
     Raises:
@@ -69,34 +69,34 @@ class PairBatches:
         self._step = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """What `prepare` makes of this worker's pairs, step by step, for ever."""
+        """Yield the batches of `prepare` for this worker's pairs, step by step, without end."""
         with ThreadPoolExecutor(1, thread_name_prefix="pairs") as background:
-            following = background.submit(self._made, self._step)
+            following = background.submit(self._batch_of_step, self._step)
             while True:
                 batch = following.result(timeout=_READ_DEADLINE_S)
                 self._step += 1
-                following = background.submit(self._made, self._step)
+                following = background.submit(self._batch_of_step, self._step)
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: steps handed out, with what the order depends on."""
+        """The position (number of returned steps) and the values that the order depends on."""
         return {**self._identity, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position.
 
         Raises:
-            UserError: the state belongs to another order.
+            UserError: the state belongs to a stream with another order.
         """
         for key, value in self._identity.items():
             if state.get(key) != value:
                 raise UserError(
                     f"the saved position has {key} {state.get(key)}, this run {value}",
                     where="judged pairs",
-                    remedy="resume with the settings and pairs the run began with, or start a new one",
+                    remedy="resume with the settings and pairs of the original run, or start a new one",
                 )
         self._step = int(state["step"])
 
-    def _made(self, step: int) -> dict[str, Any]:
+    def _batch_of_step(self, step: int) -> dict[str, Any]:
         positions = self._train[self._sampler.positions(step)[self._share]]
         return self._prepare([self.pairs.read(int(number)) for number in positions], step)

@@ -1,10 +1,10 @@
-"""Distillation: a student trained on judged pairs as a Ray Train job, calibrated, measured, tried, and published.
+"""Distillation as a Ray Train job: trains a student on judged pairs, calibrates, measures, tests and publishes it.
 
     stores of pairs ──► PairBatches ─► StudentTrainer ──► calibration ──► agreement table ──► reward gate ──► version
-                        fresh examples (Ray Train)        └─ held-out groups, two parts ─┘
+                        extra examples (Ray Train)        └─ held-out groups, two parts ─┘
 
-What is complete in the run's folder is left as it is, what was cut short resumes. A student that fails the gate is
-kept for a look, with its tables, but is not published.
+Complete results in the run's folder are not made again; an interrupted run resumes. A student that fails the gate is
+kept with its tables for inspection, but is not published.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def run_distill(
     """Train a student and publish it.
 
     Args:
-        config: its `judge` section, and `cluster.trainer`.
+        config: the `judge` section and `cluster.trainer` are used.
         pairs: stores of judged pairs and distillation sets.
         out: run directory.
-        start: folder of the student to go on from; None starts afresh.
-        registry: where versions are published; None takes `out/versions`.
-        text_blind: train on videos alone, as a naive judge to compare with; measured, never published.
-        quiet: no progress on the terminal.
+        start: folder of the student to start from; None starts with random weights.
+        registry: folder for published versions; None uses `out/versions`.
+        text_blind: train without instructions, as a baseline; it is measured, but never published.
+        quiet: show no progress on the terminal.
 
     Returns:
-        "version" (None where not published), "agreement", "calibration_error", "gate", and training's last metrics.
+        "version" (None if not published), "agreement", "calibration_error", "gate", and the last training metrics.
 
     Raises:
         UserError: a store cannot be read, a split is empty, or the student fails the gate.
@@ -88,7 +88,7 @@ def run_distill(
 
 
 def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None) -> None:
-    """What is wrong with the input is told before anything starts."""
+    """Check the input before anything starts."""
     fraction = config.judge.distillation.held_out_fraction
     for split in ("train", "held_out"):
         if not len(pairs.split(split, fraction)):
@@ -108,7 +108,7 @@ def _check_material(config: JobConfig, pairs: LabelledPairs, start: Path | None)
 
 
 def _student(config: JobConfig, start: str | None) -> Any:
-    """The student to begin with."""
+    """The student at the beginning of training."""
     from roboalign_ray.judge.student.model import Student
 
     return _load_start(config, start) if start else Student(config.judge.student)
@@ -123,7 +123,7 @@ def _load_start(config: JobConfig, folder: str) -> Any:
         student = student.grown(wanted)
     if student.config != wanted:
         raise UserError(
-            "the student to go on from has another shape",
+            "the student to start from has another shape",
             where=folder,
             remedy="use its judge.student settings",
         )
@@ -132,7 +132,7 @@ def _load_start(config: JobConfig, folder: str) -> Any:
 
 
 def _train(spec: dict[str, Any]) -> None:
-    """What every worker runs."""
+    """The function that every worker runs."""
     train_worker(
         lambda config: _student_job(config, spec), spec, STUDENT, seed=lambda config: config.judge.seed
     )
@@ -152,10 +152,10 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
 
     def prepared(drawn: list[JudgedPair], number: int) -> dict[str, Any]:
         pairs = fresh.batch(drawn, number)
-        asked = [pair.instruction for pair in pairs]
+        instructions = [pair.instruction for pair in pairs]
         return {
             "clips": prepare_clips([pair.frames for pair in pairs], judge.student),
-            "instructions": others_instructions(asked) if spec["text_blind"] else asked,
+            "instructions": others_instructions(instructions) if spec["text_blind"] else instructions,
             "scores": np.stack([pair.scores for pair in pairs]),
         }
 
@@ -173,7 +173,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     )
     shares = fresh_shares(settings)
     if spec["text_blind"]:
-        # A judge that hears nothing cannot tell what was asked: wrong sentences would only mislead it.
+        # A text-blind judge does not see the instruction, so examples with wrong instructions would only mislead it.
         shares = replace(shares, asked_else=0.0)
     fresh = FreshExamples(shares, stream.pairs, judge.seed + rank)
     student = _student(config, spec["start"])
@@ -192,7 +192,7 @@ def _student_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
 
 
 def _assess_student(config: JobConfig, spec: dict[str, Any]) -> dict[str, Any]:
-    """Calibrate and measure where the trainer's resources are."""
+    """Calibrate and measure with the trainer's resources."""
     import ray
 
     from roboalign_ray.pipelines.cluster.runtime import thread_environment, wait
@@ -210,7 +210,7 @@ def _assess_student(config: JobConfig, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assess(spec: dict[str, Any]) -> dict[str, Any]:
-    """Calibrate on one part of the held-out groups, measure and try on the other; writes `out/assessed`."""
+    """Calibrate on one part of the held-out groups, measure and run the gate on the other; writes `out/assessed`."""
     import torch
 
     from roboalign_ray.judge.student.model import Student
@@ -220,7 +220,7 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
     config, out = JobConfig.model_validate(spec["config"]), Path(spec["out"])
     pairs = LabelledPairs(spec["pairs"])
     student = Student.load(out / STUDENT).to("cuda" if torch.cuda.is_available() else "cpu")
-    fitted, measured = _parts(pairs, config)
+    fitted, measured = _held_out_parts(pairs, config)
     result = assess_student(student, config, pairs, fitted, measured, text_blind=spec["text_blind"])
     student.cpu().save(out / ASSESSED)
     if training_range := fit_training_range(pairs, config.judge.distillation.held_out_fraction):
@@ -232,8 +232,8 @@ def _assess(spec: dict[str, Any]) -> dict[str, Any]:
     return {**result.as_json(), "training": training}
 
 
-def _parts(pairs: LabelledPairs, config: JobConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out positions for calibration and for measuring, apart by group.
+def _held_out_parts(pairs: LabelledPairs, config: JobConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out positions for calibration and for measurement, with disjoint groups.
 
     Raises:
         UserError: one part is empty.
@@ -252,10 +252,10 @@ def _parts(pairs: LabelledPairs, config: JobConfig) -> tuple[np.ndarray, np.ndar
 
 
 def _publish(out: Path, registry: Path, summary: dict[str, Any]) -> int:
-    """A new version, if the gate lets it pass; the same weights are published once.
+    """Publish a new version if the gate is passed; the same weights are published only once.
 
     Raises:
-        UserError: the gate is closed.
+        UserError: the student fails the gate.
     """
     from roboalign_ray.judge.student.model import WEIGHTS, Student
     from roboalign_ray.judge.student.registry import StudentRegistry
@@ -263,5 +263,5 @@ def _publish(out: Path, registry: Path, summary: dict[str, Any]) -> int:
 
     GateResult.from_json(summary["gate"]).assert_open()
     digest = hashlib.sha256((out / ASSESSED / WEIGHTS).read_bytes()).hexdigest()
-    with store_lock(registry.absolute()):  # jobs of other folders may publish there
+    with store_lock(registry.absolute()):  # jobs of other folders may publish to the same registry
         return StudentRegistry(registry).publish(Student.load(out / ASSESSED), summary, key=digest)

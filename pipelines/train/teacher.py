@@ -1,11 +1,11 @@
-"""Training the VLM teacher: maximum likelihood on judged pairs, as a Ray Train job on DeepSpeed.
+"""Trains the VLM teacher by maximum likelihood on judged pairs, as a Ray Train job with DeepSpeed.
 
-    stores of pairs ──► PairBatches ──► DeepSpeedTeacher ──► out/teacher/adapter   LoRA alone
+    stores of pairs ──► PairBatches ──► DeepSpeedTeacher ──► out/teacher/adapter   LoRA only
                         by step         engine per worker └► out/teacher/merged    transformers and vLLM load it
 
-The model is `teacher.model`, or a small one made from scratch, whose vision encoder is taught first where the config
-says so (`vision_steps`): a job of its own, which leaves the model in out/vision. A run that was cut short goes on from
-its newest checkpoint; a complete one is left as it is.
+The model is `teacher.model`, or a small one made from scratch. With `vision_steps`, its vision encoder is trained
+first, in a separate job that writes the model to out/vision. An interrupted run resumes from its newest checkpoint; a
+complete one is not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from roboalign_ray.pipelines.train.train_job import TrainJob, check_shares, run_
 
 TEACHER, VISION = "teacher", "vision"
 _START, _ENGINE = "start", "engine"
-_WHITENED_ON = 256  # videos whose patches and tokens are whitened
+_WHITENED_ON = 256  # number of videos used to whiten patches and tokens
 
 
 @one_job
@@ -39,16 +39,16 @@ def run_judge_train(
     """Train a teacher.
 
     Args:
-        config: its `teacher` section, and `cluster.trainer`.
+        config: the `teacher` section and `cluster.trainer` are used.
         pairs: stores of judged pairs and distillation sets.
         out: run directory.
-        quiet: no progress on the terminal.
+        quiet: show no progress on the terminal.
 
     Returns:
-        "model" and, with LoRA, "adapter": folders; and training's last metrics.
+        "model" and, with LoRA, "adapter": folders; and the last training metrics.
 
     Raises:
-        UserError: pairs or model cannot be read, nothing is left to train on, or peft is missing.
+        UserError: pairs or model cannot be read, there are no training pairs, or peft is missing.
         RoleFailure: training failed more often than its workers may be restarted.
     """
     from roboalign_ray.pipelines.cluster.runtime import start_ray
@@ -83,7 +83,7 @@ def run_judge_train(
 
 
 def _start(config: TeacherConfig, pairs: LabelledPairs, out: Path) -> str:
-    """The folder or name of the model that training starts from; a small one is made once per run."""
+    """The folder or name of the initial model; a small model is made once per run."""
     from roboalign_ray.judge.teacher.model_sources import model_source
     from roboalign_ray.judge.teacher.small import make_small_teacher
     from roboalign_ray.judge.teacher.transformers_backend import import_peft
@@ -100,7 +100,7 @@ def _start(config: TeacherConfig, pairs: LabelledPairs, out: Path) -> str:
 
 
 def _train(spec: dict[str, Any]) -> None:
-    """What every worker runs."""
+    """The function that every worker runs."""
     build = _vision_job if spec["job"] == VISION else _teacher_job
     train_worker(
         lambda config: build(config, spec), spec, spec["job"], seed=lambda config: config.teacher.seed
@@ -129,7 +129,7 @@ def _vision_job(config: JobConfig, spec: dict[str, Any]) -> TrainJob:
     settings, source = config.teacher.training, spec["source"]
     prompter = VideoPrompter(source, config.teacher)
     scorer = VisionScorer(load_model(source, "float32").model.visual, len(prompter.tokenizer))
-    # As they are: moved and lit otherwise they teach the encoder far more slowly (docs/judge.md).
+    # Unchanged videos: with augmentation the encoder learns much more slowly (docs/judge.md).
     stream = _stream(config, spec["pairs"], settings.vision_pairs_per_step, shift=0, light=0)
     train = stream.pairs.split("train", settings.held_out_fraction)
     spread = train[:: -(-len(train) // _WHITENED_ON)]
@@ -163,7 +163,7 @@ def _job(
 def _stream(
     config: JobConfig, pairs: Sequence[str], pairs_per_step: int, shift: float, light: float
 ) -> PairBatches:
-    """This worker's batches, some of their pairs changed, all of them moved and lit as far as told."""
+    """This worker's batches: some pairs are replaced by on-the-fly examples, and all are augmented as configured."""
     import ray.train
 
     settings, context = config.teacher.training, ray.train.get_context()

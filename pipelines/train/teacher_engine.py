@@ -1,4 +1,4 @@
-"""One worker's teacher in training: a VLM and its AdamW in a DeepSpeed engine, with checkpoints and export."""
+"""One worker's teacher in training: a VLM with AdamW in a DeepSpeed engine, with checkpoints and export."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from roboalign_ray.foundation.failures import UserError
 
 ADAPTER, MERGED = "adapter", "merged"
 _COSINE_FLOOR = 0.05
-_KEPT = 2  # engine checkpoints, as many as Ray Train keeps
+_KEPT = 2  # number of engine checkpoints, the same as Ray Train keeps
 
 
 class DeepSpeedTeacher:
-    """A VLM and its AdamW in a DeepSpeed engine, inside a Ray Train worker.
+    """A VLM with AdamW in a DeepSpeed engine, inside a Ray Train worker.
 
-    The engine writes its own checkpoints, every worker its part, in the same steps in which the job makes one; the
-    job's checkpoint names it.
+    The engine writes its own checkpoints, one part per worker, in the same steps as the job's checkpoints, which name
+    the engine's checkpoint.
 
     Args:
-        config: the teacher's.
+        config: the teacher's config.
         source: model name or folder.
-        checkpoints: folder that all workers reach.
+        checkpoints: folder that all workers can access.
 
     Attributes:
-        model: as it will be kept.
-        steps_done: optimizer steps.
+        model: the model to keep.
+        steps_done: number of optimizer steps.
     """
 
     def __init__(self, config: TeacherConfig, source: str, checkpoints: Path) -> None:
@@ -60,15 +60,17 @@ class DeepSpeedTeacher:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model.to(self.device),
             optimizer=torch.optim.AdamW(groups, self.settings.learning_rate, betas=(0.9, 0.98)),
-            config=engine_config(cast(Any, self.settings)),  # reads what both kinds of settings have
+            config=engine_config(
+                cast(Any, self.settings)
+            ),  # uses only fields that both kinds of settings have
         )
 
     def step(self, pairs: Sequence[Any]) -> dict[str, float]:
-        """One optimizer step on this worker's pairs.
+        """Make one optimizer step on this worker's pairs.
 
         Returns:
-            "loss" (nats per weighted token, and what the head's reading adds), "score_nll", "score_accuracy",
-            "read_mae" where there is a head, "learning_rate".
+            "loss" (nats per weighted token, plus the head's loss), "score_nll", "score_accuracy", "read_mae" if there
+            is a head, "learning_rate".
         """
         from roboalign_ray.foundation.optimisation import learning_rate_factor, set_learning_rate
         from roboalign_ray.judge.teacher.learning import answer_batch, answer_loss, reading_loss
@@ -88,7 +90,7 @@ class DeepSpeedTeacher:
             for first in range(0, len(pairs), size)
         ]
         weight = sum(float(batch.weights.sum()) for batch in batches)
-        total, told = 0.0, []
+        total, parts = 0.0, []
         for number, batch in enumerate(batches):
             if settings.regression_weight:
                 told_loss, read_loss, metrics = reading_loss(self.engine, batch, settings.huber_delta)
@@ -99,39 +101,39 @@ class DeepSpeedTeacher:
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             self.engine.backward(loss)
             total += float(loss.detach())
-            told.append(metrics)
+            parts.append(metrics)
         self.engine.step()
         self.steps_done += 1
         if self.steps_done % settings.checkpoint_every == 0 and self.steps_done < settings.steps:
             self._checkpoint()
-        means = {key: sum(metrics[key] for metrics in told) / len(told) for key in told[0]}
+        means = {key: sum(metrics[key] for metrics in parts) / len(parts) for key in parts[0]}
         return {"loss": total, **means, "learning_rate": settings.learning_rate * factor}
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, which names the engine's checkpoint, and whether there is a head that reads scores."""
+        """The step, which identifies the engine's checkpoint, and whether there is a head that reads scores."""
         reads = bool(self.settings.regression_weight)
         return {"steps_done": self.steps_done, "reads": reads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` gave.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            UserError: the engine's checkpoint is gone or cannot be read, or one has the head that reads scores and
-                the other has not.
+            UserError: the engine's checkpoint is missing or cannot be read, or only one of state and config has the
+                head that reads scores.
         """
         from roboalign_ray.actors.deepspeed_state import load_engine
 
         if state.get("reads", False) != bool(self.settings.regression_weight):
             raise UserError(
-                "the run began with regression_weight at zero, or goes on so",
+                "regression_weight was zero in one part of the run and not in the other",
                 where="teacher.training.regression_weight",
-                remedy="resume with the one it began with, or start in another folder",
+                remedy="resume with the original value, or start in another folder",
             )
         load_engine(self.engine, self._checkpoints / self._tag(int(state["steps_done"])))
         self.steps_done = int(state["steps_done"])
 
     def save(self, folder: Path) -> None:
-        """Adapter and merged model, or the whole model; bfloat16, with processor, chat template, and how to ask it."""
+        """Write adapter and merged model, or the whole model, in bfloat16, with processor and prompt settings."""
         import torch
 
         from roboalign_ray.judge.teacher.model_sources import describe_base
@@ -162,7 +164,7 @@ class DeepSpeedTeacher:
 
 
 def copy_processor(source: str, folder: Path) -> None:
-    """The processor as it came, not with the frame limits that training set."""
+    """Copy the original processor, without the frame limits set in training."""
     from transformers import AutoProcessor
 
     AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)

@@ -1,15 +1,15 @@
-"""A Ray Train job around any trainer: a stream to steps, metrics, checkpoints, resume, and a result, whole or absent.
+"""A Ray Train job for any trainer: steps from a stream, metrics, checkpoints, resume, and a complete or absent result.
 
-    driver    run_train_job ──► TorchTrainer ──► progress bar, a worker's UserError as itself
+    driver    run_train_job ──► TorchTrainer ──► progress bar, a worker's UserError unchanged
     workers   train_worker  ──► resume ──► step, log, checkpoint … ──► publish `out/<name>`
 
     out/
-      <name>/          what the job made, with training.json, provenance.json and profile.yaml; there only when complete
+      <name>/          the job's result, with training.json, provenance.json and profile.yaml; only when complete
       logs/<name>/     curves
-      checkpoints/     of Ray Train
+      checkpoints/     checkpoints of Ray Train
 
-A job that is started again with the same output folder goes on from its newest checkpoint; a complete one is left as
-it is.
+A job that is started again with the same output folder resumes from its newest checkpoint; a complete one is not run
+again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _POLL_S = 2.0
 
 
 class Trainer(Protocol):
-    """What a job keeps of a trainer: everything that its next step depends on."""
+    """The state of a trainer that a job saves: everything that the next step depends on."""
 
     steps_done: int
 
@@ -68,12 +68,12 @@ class TrainJob:
     """One worker's side of a job.
 
     Attributes:
-        trainer: counts its steps in `steps_done`.
+        trainer: the trainer; it counts its steps in `steps_done`.
         stream: endless batches of this worker's share.
-        step: one batch to metrics; one optimizer step.
+        step: makes one optimizer step on a batch and returns metrics.
         save: writes the result into a folder.
         steps, log_every, checkpoint_every: in optimizer steps.
-        tokenizer: folder of the tokenizer that the result stands on, and where it came from; None where it needs none.
+        tokenizer: folder of the tokenizer that the result needs, and its origin; None if it needs none.
     """
 
     trainer: Trainer
@@ -97,18 +97,18 @@ def run_train_job(
     shown: Iterable[str] = ("loss",),
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run a job on the cluster that is connected; one that is complete in `out` is left as it is.
+    """Run a job on the connected cluster; a job that is complete in `out` is not run again.
 
     Args:
-        worker: a module's function that calls `train_worker` with what it is called with, and the same `name`; every
-            worker runs it.
-        spec: what `worker` is called with; plain values. "config" is the job's, as `JobConfig.model_dump` gives it.
+        worker: a module-level function that calls `train_worker` with its argument and the same `name`; every worker
+            runs it.
+        spec: the argument of `worker`; plain values. "config" is the job's config from `JobConfig.model_dump`.
         out: run directory, absolute.
-        name: of the job: folder of its result, and what messages call it.
-        role: workers, their resources, and how often they may be restarted.
-        steps: optimizer steps in all, for the progress bar.
-        shown: metrics beside the progress bar, where the job has them.
-        quiet: no progress on the terminal.
+        name: name of the job in messages, and of the folder of its result.
+        role: workers, their resources, and the allowed number of restarts.
+        steps: total number of optimizer steps, for the progress bar.
+        shown: metrics shown beside the progress bar, if the job has them.
+        quiet: show no progress on the terminal.
 
     Returns:
         steps, hardware, and the last metrics.
@@ -145,13 +145,13 @@ def train_worker(
     *,
     seed: Callable[[JobConfig], int],
 ) -> None:
-    """What every worker of a job runs: build, resume, train to the last step; the first worker publishes.
+    """Run one worker of a job: build, resume, train to the last step; the first worker publishes.
 
     Args:
         build: makes the job; called once, after threads and seed are set.
-        spec: what Ray Train calls the worker with; `run_train_job` made it.
+        spec: the argument of the worker, made by `run_train_job`.
         name: as in `run_train_job`.
-        seed: of torch, before anything is built.
+        seed: seed of torch, set before the job is built.
     """
     import ray.train
     import torch
@@ -171,14 +171,14 @@ def train_worker(
 
 
 def check_shares(count: int, what: str, workers: int, *, where: str) -> None:
-    """Every worker gets the same share of a step.
+    """Check that every worker gets the same share of a step.
 
     Args:
-        count: of `what` a step, over all workers.
-        where: setting that it comes from.
+        count: number of `what` per step, over all workers.
+        where: setting of the number.
 
     Raises:
-        UserError: they do not divide.
+        UserError: the number is not divisible by the workers.
     """
     if count % workers:
         raise UserError(
@@ -203,7 +203,7 @@ def _scaling(role: RoleConfig) -> Any:
 
 
 def _fit(trainer: Any, name: str) -> None:
-    """Run the job; what a worker found wrong comes back as the `ReportedError` that it is."""
+    """Run the job; a `ReportedError` of a worker is raised unchanged."""
     from ray.train import TrainingFailedError
 
     from roboalign_ray.pipelines.cluster.runtime import RoleFailure
@@ -224,12 +224,12 @@ def _fit(trainer: Any, name: str) -> None:
 
 @contextmanager
 def _progress(logs: Path, name: str, steps: int, shown: tuple[str, ...], quiet: bool) -> Iterator[None]:
-    """Progress on the terminal while the job runs in other processes, read from its newest log line."""
+    """Show progress on the terminal while the job runs in other processes, from its newest log line."""
     from roboalign_ray.foundation.telemetry.metrics import last_row
     from roboalign_ray.foundation.telemetry.progress import Progress
 
     done = threading.Event()
-    before = (last_row(logs) or {"step": 0})["step"]  # of a run that is resumed
+    before = (last_row(logs) or {"step": 0})["step"]  # the last step of a resumed run
     with Progress(name.replace("_", " "), steps, done=before, quiet=quiet) as progress:
 
         def update() -> None:
@@ -253,14 +253,14 @@ def _progress(logs: Path, name: str, steps: int, shown: tuple[str, ...], quiet: 
 
 
 def _loop(job: TrainJob, logs: Path, seconds: float, profile: str, *, leads: bool) -> dict[str, float]:
-    """Train to the last step, logging and checkpointing; metrics are means since the last log line."""
+    """Train to the last step, with logs and checkpoints; metrics are means since the last log line."""
     from roboalign_ray.foundation.telemetry.metrics import MetricsWriter
 
     writer = MetricsWriter(logs, resume_at=job.trainer.steps_done + 1) if leads else None
     if writer is not None:
         writer.settings(job.trainer.steps_done, profile)
     began, recent, last = time.monotonic() - seconds, [], {}
-    for batch in _until(job):
+    for batch in _remaining_batches(job):
         recent.append(job.step(batch))
         step = job.trainer.steps_done
         if step % job.log_every == 0 or step == job.steps:
@@ -276,7 +276,7 @@ def _loop(job: TrainJob, logs: Path, seconds: float, profile: str, *, leads: boo
     return last
 
 
-def _until(job: TrainJob) -> Iterator[dict[str, Any]]:
+def _remaining_batches(job: TrainJob) -> Iterator[dict[str, Any]]:
     if job.trainer.steps_done >= job.steps:
         return
     for batch in job.stream:
@@ -300,7 +300,7 @@ def _checkpoint(job: TrainJob, metrics: dict[str, float], seconds: float, *, lea
 
 
 def _resume(job: TrainJob) -> float:
-    """Take up the newest checkpoint, which holds data alone; returns the seconds already spent."""
+    """Restore the newest checkpoint, which holds only data; return the seconds already spent."""
     import ray.train
 
     from roboalign_ray.foundation.storage.state_files import read_state
@@ -320,7 +320,7 @@ def _reference(tokenizer: tuple[Path, str] | None) -> ModelReference | None:
 
 
 def _publish(job: TrainJob, folder: Path, metrics: dict[str, float], record: RunRecord, profile: str) -> None:
-    """Write the result: a folder with a summary is a complete one."""
+    """Write the result; a folder with a summary is complete."""
     import torch
 
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"

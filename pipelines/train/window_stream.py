@@ -1,9 +1,9 @@
-"""Windows for training as an endless stream of batches.
+"""Windows as an endless stream of training batches.
 
     WindowPlan ──chunks──► Ray Data tasks ──windows──► batches
     (index only)           read, decode, cut           NumPy, in the plan's order
 
-The plan says which windows come in which order, so the stream's position is two numbers. At most
+The plan gives the windows and their order, so the stream's position is two numbers. At most
 2 * decoders * shuffle_buffer windows are held.
 """
 
@@ -26,7 +26,7 @@ _WINDOWS_PER_BLOCK = 32
 
 
 class WindowStream(BurstStream):
-    """Batches of windows, epoch after epoch, in an order that depends on the seed alone.
+    """Batches of windows, epoch after epoch, in an order that depends only on the seed.
 
     A batch holds context uint8 [B, H, W, 3], frames uint8 [B, n, H, W, 3], actions float32 [B, n, A], instruction and
     episode_id lists of B strings, and start int64 [B].
@@ -34,15 +34,15 @@ class WindowStream(BurstStream):
     Args:
         store_path: episode store, or "shipped".
         episodes_config: split fraction and shuffle size; view and stride are the spec's.
-        spec: what a window is.
+        spec: length, stride, view and size of a window.
         batch_size: windows per batch, B.
-        seed: of order and draws.
+        seed: seed of the order and the random draws.
         split: "train" or "held_out".
         rank, world_size: this consumer's share; shares are disjoint.
         decoders: chunks decoded at the same time, each by one Ray task.
 
     Raises:
-        UserError: no such store, or no episode of the split that is long enough.
+        UserError: there is no such store, or no episode of the split is long enough.
     """
 
     name = "window stream"
@@ -82,7 +82,7 @@ class WindowStream(BurstStream):
         self._epoch, self._windows = 0, 0
 
     def tasks(self) -> Iterator[dict[str, Any]]:
-        """Chunks from the position on; the first is cut where the position lies within it."""
+        """Chunks from the position on; the first is cut if the position is inside it."""
         epoch, skip = self._epoch, self._windows
         while True:
             for chunk in self._plan.chunks(epoch):
@@ -94,15 +94,15 @@ class WindowStream(BurstStream):
             epoch += 1
 
     def position(self) -> dict[str, int]:
-        """Epoch, and windows handed out in it."""
+        """The epoch, and the number of windows returned in it."""
         return {"epoch": self._epoch, "windows": self._windows}
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """As `position` gave it."""
+        """Go to a position returned by `position`."""
         self._epoch, self._windows = int(position["epoch"]), int(position["windows"])
 
     def advance(self) -> None:
-        """One batch further, through as many epochs as it takes."""
+        """Advance by one batch, which may span several epochs."""
         self._windows += self._batch_size
         while self._windows >= (size := self._epoch_size(self._epoch)):
             self._epoch, self._windows = self._epoch + 1, self._windows - size
@@ -130,7 +130,7 @@ class _ChunkReader:
             yield _stacked(block)
 
 
-_opened = cache(open_store)  # once per process
+_opened = cache(open_store)  # opened once per process
 
 
 def _stacked(windows: list[Window]) -> Batch:

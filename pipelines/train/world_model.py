@@ -1,7 +1,7 @@
 """Pre-training as two Ray Train jobs over one episode store: first the tokenizer, then the world model.
 
 Each job streams windows through Ray Data, checkpoints optimizer, weight average and stream position, and resumes
-from them when it is started again with the same output folder. What is kept lands in `out/tokenizer` and
+from them when it is started again with the same output folder. The results are written to `out/tokenizer` and
 `out/world_model`.
 """
 
@@ -26,25 +26,25 @@ from roboalign_ray.pipelines.train.train_job import (
 
 Stage = Literal["tokenizer", "world_model"]
 STAGES: tuple[Stage, ...] = ("tokenizer", "world_model")
-_SHOWN = ("loss", "accuracy", "psnr_context", "psnr_dynamics")  # beside the progress bar
+_SHOWN = ("loss", "accuracy", "psnr_context", "psnr_dynamics")  # metrics beside the progress bar
 
 
 @one_job
 def run_pretrain(
     config: JobConfig, out: Path, stages: tuple[Stage, ...] = STAGES, *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Train the stages in order; one that is complete in `out` is left as it is, a begun one resumes.
+    """Train the stages in order. A stage that is complete in `out` is not run again; an interrupted one resumes.
 
     Args:
-        config: the job; `tokenizer_weights` names the tokenizer where its stage is left out.
+        config: the job; `tokenizer_weights` gives the tokenizer if its stage is left out.
         out: run directory.
-        quiet: no progress on the terminal.
+        quiet: show no progress on the terminal.
 
     Returns:
         per stage: its last metrics, seconds, and hardware.
 
     Raises:
-        UserError: the store cannot be read or is another robot's, or the world model has no tokenizer to stand on.
+        UserError: the store cannot be read or is of another robot, or there is no tokenizer for the world model.
         RoleFailure: a stage failed more often than its workers may be restarted.
     """
     from roboalign_ray.pipelines.cluster.runtime import start_ray
@@ -69,7 +69,7 @@ def _run_stage(config: JobConfig, out: Path, stage: Stage, quiet: bool) -> dict[
 
 
 def _train(spec: dict[str, Any]) -> None:
-    """What every worker of a stage runs."""
+    """The function that every worker of a stage runs."""
     stage = spec["stage"]
 
     def build(config: JobConfig) -> TrainJob:

@@ -70,7 +70,7 @@ def match_frames(
         fits &= bool((np.diff(nearest) == 1).all())  # every frame belongs to a row
     fits &= (rows_s[-1] - own.end) * fps + 1 <= _ALLOWED  # its last frame is not the next episode's first
     if counted.shortened:
-        raise EpisodeError(f"{counted.told()}: frames are missing, and no gap shows where")
+        raise EpisodeError(f"{counted.counts_and_rates()}: frames are missing, and no gap shows where")
     if counted.starts_agree and fits and nearest[0] == counted.first:
         return Match(nearest)
     if counted.proven:
@@ -82,7 +82,7 @@ def match_frames(
     worst = int(off.argmax())
     raise EpisodeError(
         f"row {worst} at {rows_s[worst]:.4f} s is {off[worst]:.2f} frames from the nearest frame; "
-        f"{counted.told()}",
+        f"{counted.counts_and_rates()}",
         remedy=f"at most {TOLERANCE:g} of a frame, and clocks that agree, leave no doubt which frame is meant",
     )
 
@@ -141,7 +141,7 @@ class _Counted:
     def surplus(self) -> str:
         """A remark where a few frames belong to no row, fewer than an episode has; else ""."""
         if 0 < self.frames - self.total < self.shortest and self.gapless:
-            return f"by time: {self.told()}"
+            return f"by time: {self.counts_and_rates()}"
         return ""
 
     @property
@@ -152,7 +152,7 @@ class _Counted:
             f"exactly the {self.total} frames of its episodes"
         )
 
-    def told(self) -> str:
+    def counts_and_rates(self) -> str:
         """The counts and rates, for an error."""
         return (
             f"the file shows {self.frames} frames at {self.video_fps:.6g} Hz, the table places {self.total} rows at "

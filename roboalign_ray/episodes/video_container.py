@@ -98,7 +98,7 @@ def open_video(source: bytes | Path, *, edited: bool = True) -> Iterator[OpenVid
         raise
     except _DATA_ERRORS as error:
         raise_if_host(error, where=where)
-        raise EpisodeError(f"video cannot be decoded ({_told(error)})", where=where) from error
+        raise EpisodeError(f"video cannot be decoded ({_error_text(error)})", where=where) from error
 
 
 def _file(source: bytes | Path, where: str) -> BinaryIO:
@@ -143,7 +143,7 @@ def _shown_frames(container: av.container.InputContainer, stream: av.VideoStream
     return None
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     if isinstance(error, av.FFmpegError):
         return error.strerror or type(error).__name__
     return str(error) or type(error).__name__

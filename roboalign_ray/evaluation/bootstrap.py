@@ -1,8 +1,8 @@
 """Means with 95 % bootstrap intervals over episodes, and paired differences.
 
-The unit that is resampled is the episode: frames of one episode are not independent of one another. Intervals are
-percentile intervals (Efron 1979); values that are not finite (a metric that is undefined on an episode) are left
-out and `n` says how many stayed.
+The unit that is resampled is the episode, since frames of one episode are not independent. Intervals are percentile
+intervals (Efron 1979). Values that are not finite (a metric that is undefined on an episode) are left out, and `n` is
+the number of values that remain.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Interval:
     """A mean and its interval.
 
     Attributes:
-        mean, low, high: NaN where no value was finite; low = high = mean where there was one.
-        n: episodes behind it.
+        mean, low, high: NaN if no value was finite; low = high = mean if only one was.
+        n: number of episodes.
         level: coverage.
     """
 
@@ -57,7 +57,7 @@ def bootstrap_mean(values: np.ndarray, resamples: int = 2000, seed: int = 0, lev
     Args:
         values: float [E], one per episode; average an episode's frames and samples first.
         resamples: bootstrap resamples.
-        seed: of the resampling, so that a table can be made again.
+        seed: seed of the resampling, so that a table can be reproduced.
         level: coverage.
     """
     finite = np.asarray(values, dtype=np.float64)
@@ -84,7 +84,7 @@ def paired_difference(
         before, after: float [E], same episodes in the same order.
 
     Raises:
-        ValueError: different lengths.
+        ValueError: the arrays have different shapes.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape:

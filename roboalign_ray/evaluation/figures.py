@@ -1,4 +1,4 @@
-"""Figures as PNG files, for documents and for people without a browser at hand."""
+"""Figures as PNG files, for documents and for readers without a browser."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SHOWN = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
 def save_policy_curves(result: LongHorizonResult, path: Path, training_frames: int) -> None:
-    """Per-frame curves of every refresh policy, one panel a metric and one for the time of a frame.
+    """Plot per-frame curves of every refresh policy, one panel per metric and one for the time per frame.
 
     Args:
-        result: of `long_horizon`.
+        result: result of `long_horizon`.
         path: PNG file.
-        training_frames: frames of a training window; what lies beyond is shaded.
+        training_frames: frames of a training window; frames beyond it are shaded.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""World models by the rubric: rollouts of held-out windows, scored by several judges side by side.
+"""Rubric scores of world models: rollouts of held-out windows, scored by several judges.
 
-RoboAlign-R1 (arXiv 2605.03821) reports the six dimensions of RobotWorldBench before and after alignment; which judge
-gives them matters, so every table here names it.
+RoboAlign-R1 (arXiv 2605.03821) reports the six dimensions of RobotWorldBench before and after alignment. The scores
+depend on the judge, so every table here names it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TOTAL = "total"
 
 @dataclass(frozen=True)
 class JudgedResult:
-    """What one judge says of one model's rollouts.
+    """One judge's scores of one model's rollouts.
 
     Attributes:
-        judge: its name.
-        scores: float64 [E, S, 6], rubric points of window and sample; NaN where a score could not be given.
+        judge: name of the judge.
+        scores: float64 [E, S, 6], rubric points per window and sample; NaN where there is no score.
     """
 
     judge: str
     scores: np.ndarray
 
     def per_window(self, dimension: int | None = None) -> np.ndarray:
-        """Float64 [E]: a dimension's, or by default the total's mean over samples; NaN where none has a score."""
+        """Float64 [E]: mean over samples of a dimension, or of the total by default; NaN if no sample has a score."""
         values = self.scores.sum(axis=-1) if dimension is None else self.scores[..., dimension]
         return mean_known(values)
 
@@ -50,12 +50,12 @@ class JudgedResult:
 
 @dataclass(frozen=True)
 class ShownClip:
-    """One judged rollout, for people to look at.
+    """One judged rollout, to be shown in the report.
 
     Attributes:
-        title: what was asked, and of which window.
+        title: the instruction and the window.
         frames: uint8 [T, H, W, 3], start frame first.
-        judgements: by judge; or why there is none.
+        judgements: by judge: the judgement, or the reason why there is none.
     """
 
     title: str
@@ -73,22 +73,22 @@ def judge_rollouts(
     batch: int = 16,
     show: int = 0,
 ) -> tuple[dict[str, JudgedResult], list[ShownClip]]:
-    """Roll the windows out and ask every judge.
+    """Roll the windows out and score them with every judge.
 
     Args:
-        model: predicts as many frames as its config says.
-        sources: held-out windows with all that is known of them; one frame more than a rollout.
+        model: predicts the number of frames in its config.
+        sources: held-out windows with their reference data; each has one frame more than a rollout.
         judges: by the name that tables show.
-        samples: rollouts per window; the same seeds at every call.
-        seed: of them.
+        samples: rollouts per window; every call uses the same seeds.
+        seed: seed of the rollouts.
         batch: windows rolled out together.
-        show: first samples of so many windows, kept with what the judges said.
+        show: number of windows whose first sample is kept, with the judgements.
 
     Returns:
         results by judge, and the kept clips.
 
     Raises:
-        UserError: no window.
+        UserError: there is no window.
     """
     if not sources:
         raise UserError("no held-out window to judge", where="evaluation")
@@ -101,18 +101,19 @@ def judge_rollouts(
         groups = model.rollout(prompts, [tuple(row) for row in seeds[first : first + batch]])
         for place, (source, group) in enumerate(zip(part, groups, strict=True), start=first):
             videos = with_start(source.window.frames[0], first_view(model.decode(group)))
-            told = _asked(source, videos, judges)
-            for name, outcomes in told.items():
+            judged = _judge_samples(source, videos, judges)
+            for name, outcomes in judged.items():
                 for sample, outcome in enumerate(outcomes):
                     if not isinstance(outcome, Failed):
                         scores[name][place, sample] = outcome.scores
             if len(shown) < show:
                 title = f"“{group.instruction}” ({group.prompt_id})"
-                shown.append(ShownClip(title, videos[0], {name: all_[0] for name, all_ in told.items()}))
+                firsts = {name: outcomes[0] for name, outcomes in judged.items()}
+                shown.append(ShownClip(title, videos[0], firsts))
     return {name: JudgedResult(name, values) for name, values in scores.items()}, shown
 
 
-def _asked(
+def _judge_samples(
     source: SourceClip, videos: np.ndarray, judges: Mapping[str, TeacherJudge]
 ) -> dict[str, list[TeacherJudgement | Failed]]:
     instruction, name = source.window.instruction, f"{source.window.episode_id}@{source.window.start}"
@@ -123,14 +124,14 @@ def _asked(
 def compare_judged(
     before: JudgedResult, after: JudgedResult, dimension: int | None = None, *, resamples: int = 2000
 ) -> PairedDifference:
-    """After minus before over the same windows: a dimension's, or the total's."""
+    """After minus before over the same windows, of a dimension or of the total."""
     return paired_difference(before.per_window(dimension), after.per_window(dimension), resamples=resamples)
 
 
 def judged_table(
     before: Mapping[str, JudgedResult], after: Mapping[str, JudgedResult], *, title: str, note: str = ""
 ) -> Table:
-    """Per dimension and in all: every judge's mean before and after, and the change with its 95 % interval."""
+    """Every judge's mean before and after, and the change with its 95 % interval, per dimension and in total."""
     columns = ["dimension"]
     for name in before:
         columns += [f"{name}: before", "after", "change"]

@@ -1,10 +1,10 @@
-"""Small charts as SVG text, made to stand inside a page: its style sheet gives fonts, ink and the colours of series.
+"""Small charts as SVG text to be embedded in a page, whose style sheet sets the fonts and colours.
 
     line_chart     curves over a common axis, with an optional marker
     interval_bar   one mean and its interval on a shared axis around zero
 
-A series takes its colour from the class `s-<key>`; the page defines `--ink`, `--muted`, `--grid` and one colour per
-key, for light and dark alike.
+A series has its colour from the class `s-<key>`. The page defines `--ink`, `--muted`, `--grid` and one colour per
+key, for both light and dark mode.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Series:
     """One curve.
 
     Attributes:
-        label: its name, shown on hovering and in the legend.
-        key: its colour class, without the prefix.
+        label: name, shown on hovering and in the legend.
+        key: colour class, without the prefix.
         x, y: float [N]; points whose y is not finite break the line.
         dashed: drawn dashed.
     """
@@ -51,7 +51,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """A number as short as it can be read: 0.25, 1500, 2e-5."""
+    """A number in short form: 0.25, 1500, 2e-5."""
     if value == 0:
         return "0"
     if abs(value) >= 1e5 or abs(value) < 1e-3:
@@ -91,9 +91,9 @@ def line_chart(
     """Curves over a common axis.
 
     Args:
-        series: what to draw, the most important last (it lies on top).
-        marker: a place on the x axis and its label, drawn as a dotted vertical line.
-        description: for readers who cannot see the chart.
+        series: the curves; the last one is drawn on top.
+        marker: a value on the x axis and its label, drawn as a dotted vertical line.
+        description: text for screen readers.
     """
     frame = _fit(series, width, height)
     if frame is None:
@@ -165,8 +165,8 @@ def interval_bar(mean: float, low: float, high: float, reach: float, style: str)
     """A mean and its interval on an axis from -reach to +reach, zero in the middle.
 
     Args:
-        mean, low, high: in per cent; what lies beyond the axis is clipped, and the dot becomes an arrow head.
-        reach: half the axis; shared by the bars that stand under one another.
+        mean, low, high: in per cent; values beyond the axis are clipped, and the dot becomes an arrow head.
+        reach: half the length of the axis; the same for all bars of a column.
         style: colour class, such as "better".
     """
     width, height = 180, 22

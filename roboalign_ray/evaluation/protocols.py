@@ -1,10 +1,10 @@
-"""What is asked of a world model on held-out windows: one step from real frames, and thirty on its own.
+"""Evaluation protocols for a world model on held-out windows: one step from real frames, and long rollouts.
 
-    one_step       every next frame from the real ones before it, with true and with shuffled actions,
-                   against copying the frame before
-    long_horizon   a whole rollout per context-refresh policy, side by side, against copying the first frame
+    one_step       predict every next frame from the real frames before it, with true and with shuffled actions;
+                   the baseline copies the previous frame
+    long_horizon   predict a whole rollout with each context-refresh policy; the baseline copies the first frame
 
-Both take anything that is a `WorldModel`; neither knows how it is made or where it runs.
+Both take any `WorldModel`, on any device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class EvaluationWindow:
-    """A held-out stretch of an episode.
+    """A held-out window of an episode.
 
     Attributes:
         prompt: context, start frame and actions.
@@ -56,17 +56,17 @@ class EvaluationWindow:
 
 
 def policy_name(refresh: RefreshConfig) -> str:
-    """What a table calls a policy."""
+    """The name of a policy in tables."""
     name = POLICY_NAMES[refresh.policy]
     return name if refresh.policy == "none" else f"{name}, W = {refresh.window}"
 
 
 def standard_policies(config: EvaluationConfig, base: RefreshConfig) -> list[RefreshConfig]:
-    """Plain autoregression, SWR at every configured window, and its three rivals at the first one."""
+    """Plain autoregression, SWR at every configured window, and the three other policies at the first window."""
     policies = [base.model_copy(update={"policy": "none"})]
     policies += [base.model_copy(update={"policy": "swr", "window": window}) for window in config.windows]
-    rivals = ("token_window", "sinks", "reference_recent")
-    return policies + [base.model_copy(update={"policy": p, "window": config.windows[0]}) for p in rivals]
+    others = ("token_window", "sinks", "reference_recent")
+    return policies + [base.model_copy(update={"policy": p, "window": config.windows[0]}) for p in others]
 
 
 def one_step(
@@ -80,21 +80,21 @@ def one_step(
     every: int = 1,
     advance: Advance | None = None,
 ) -> OneStepResult:
-    """Predict every next frame from the real ones before it, a rollout of one frame each.
+    """Predict every next frame from the real frames before it, as rollouts of one frame.
 
-    The model sees the frame before and up to `config.history` frames before that, with the actions between them; the
-    oldest is the context. Shuffled actions are the windows' own, permuted over all windows and times; only the last
-    one, which leads to the predicted frame, is replaced.
+    The model sees the previous frame and up to `config.history` frames before that, with the actions between them; the
+    oldest frame is the context. Shuffled actions are the windows' actions, permuted over all windows and times. Only
+    the last action, which leads to the predicted frame, is replaced.
 
     Args:
-        model: predicts; its refresh policy plays no part in one frame.
+        model: the world model; its refresh policy does not affect rollouts of one frame.
         windows: held-out windows.
         lpips: the perceptual distance.
         config: history, thresholds and resamples.
-        seed: of the sampling and of the shuffle.
-        batch: prompts a call.
-        every: predict every n-th frame of a window only.
-        advance: told how many predictions were made since the last call.
+        seed: seed of the sampling and of the shuffle.
+        batch: prompts per call.
+        every: predict only every n-th frame of a window.
+        advance: called with the number of predictions made since the last call.
     """
     if not windows:
         raise UserError("no windows to evaluate", where="one_step")
@@ -124,7 +124,7 @@ def one_step(
 def _step_prompt(
     prompt: Prompt, frames: np.ndarray, step: int, actions: np.ndarray, config: EvaluationConfig
 ) -> Prompt:
-    """A rollout of one frame behind frame `step`, with real frames and true actions before it."""
+    """The prompt for one frame after frame `step`, with the real frames and true actions before it."""
     first = max(0, step - config.history)
     return Prompt(
         prompt_id=f"{prompt.prompt_id}/{step}",
@@ -152,18 +152,18 @@ def long_horizon(
     """Roll every policy out over the same windows with the same seeds.
 
     Args:
-        engine_for: makes the world model of a policy.
+        engine_for: returns the world model of a policy.
         policies: see `standard_policies`.
-        windows: held-out windows of one horizon.
+        windows: held-out windows, all of the same horizon.
         lpips: the perceptual distance.
         config: samples per window, thresholds and resamples.
         seed: sample k of every window is drawn with seed + k.
-        batch: windows a call; times are those of such batches.
-        keep: windows whose frames are kept for videos.
-        advance: told how many windows were done since the last call.
+        batch: windows per call; times are measured for such batches.
+        keep: number of windows whose frames are kept for videos.
+        advance: called with the number of windows done since the last call.
 
     Raises:
-        UserError: no windows, or windows of several horizons.
+        UserError: there are no windows, or they have different horizons.
     """
     horizons = {window.prompt.horizon for window in windows}
     if len(horizons) != 1:
@@ -209,13 +209,13 @@ def evaluate_rollouts(
     keep: int = 4,
     advance: Advance | None = None,
 ) -> PolicyResult:
-    """One model's rollouts over held-out windows: one row of `long_horizon`, or one side of before/after.
+    """Evaluate one model's rollouts over held-out windows: one row of `long_horizon`, or one side of before/after.
 
-    Arguments are those of `long_horizon`; `refresh` is what the model was built with and names the result.
+    The arguments are those of `long_horizon`; `refresh` is the model's refresh policy and names the result.
     """
     prompts = [window.prompt for window in windows]
     seeds = tuple(seed + sample for sample in range(config.samples))
-    # The first call of a process pays for allocation and lazy set-up; it must not count against a policy.
+    # The first call of a process includes allocation and lazy initialisation, which must not be measured.
     model.rollout([replace(prompts[0], actions=prompts[0].actions[:2])], [seeds[:1]])
     groups = _rollout(model, prompts, [seeds] * len(prompts), batch, advance)
     metrics: list[ClipMetrics] = []
@@ -225,7 +225,7 @@ def evaluate_rollouts(
         metrics.append(clip_metrics(frames_GTHWC, window.real, window.start, lpips, config))
         if config.fvd or len(first_samples) < keep:
             first_samples.append(frames_GTHWC[0])
-    # Groups of a batch share their times: take one group per batch.
+    # All groups of a batch have the same times: use one group per batch.
     seconds_BT = np.stack([group.cost.seconds_per_frame for group in groups[::batch]])
     return PolicyResult(
         name=policy_name(refresh),

@@ -1,4 +1,4 @@
-"""How much of real frames survives the tokenizer: the ceiling of everything a token world model can show."""
+"""Reconstruction quality of the tokenizer: the upper bound for a token world model's frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReconstructionResult:
         codes_used: branch -> distinct codes over all windows.
         perplexity: branch -> exp of the entropy of the codes.
         codes: size of the codebook.
-        frames: dynamics frames per window, counted from the context frame.
+        frames: dynamics frames per window, after the context frame.
     """
 
     figures: dict[str, dict[str, Interval]]
@@ -49,8 +49,8 @@ def reconstruct(
 
     Args:
         windows: held-out windows.
-        frames: how far from the context the dynamics branch is asked to reach.
-        resamples: of the bootstrap.
+        frames: number of frames after the start frame for the dynamics branch.
+        resamples: bootstrap resamples.
     """
     device = next(tokenizer.parameters()).device
     values: dict[str, dict[str, list[float]]] = {

@@ -1,4 +1,4 @@
-"""What the protocols answer: curves per window, totals with intervals, and one row per policy for a table."""
+"""Results of the protocols: curves per window, totals with intervals, and one table row per policy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from roboalign_ray.metrics.frame_metrics import FRAME_METRICS
 
 @dataclass(frozen=True)
 class MetricCurves:
-    """Metrics of one way to predict, over the same windows.
+    """Metrics of one prediction method over the windows.
 
     Attributes:
         per_frame: metric name -> float64 [E, T], mean over samples; NaN where undefined.
         freeze_rate: float64 [E].
-        resamples: of the bootstrap.
+        resamples: bootstrap resamples.
     """
 
     per_frame: Mapping[str, np.ndarray]
@@ -50,7 +50,7 @@ class MetricCurves:
         return bootstrap_mean(self.per_episode(metric, max(0, self.horizon - frames)), self.resamples)
 
     def beyond(self, metric: str, frame: int) -> Interval:
-        """Mean over the frames from `frame` on: past the training window, for example."""
+        """Mean over the frames from `frame` on, for example those beyond the training window."""
         return bootstrap_mean(self.per_episode(metric, frame), self.resamples)
 
     def curve(self, metric: str) -> np.ndarray:
@@ -64,12 +64,12 @@ class MetricCurves:
 
 @dataclass(frozen=True)
 class OneStepResult:
-    """`one_step`'s answer.
+    """The result of `one_step`.
 
     Attributes:
-        predicted, shuffled, copy_last: with true actions, with shuffled ones, and copying the frame before.
-        lpips_label: the backbone.
-        frames_seen: most real frames that a prediction saw.
+        predicted, shuffled, copy_last: with true actions, with shuffled actions, and copying the previous frame.
+        lpips_label: which LPIPS backbone was used.
+        frames_seen: the largest number of real frames that a prediction saw.
     """
 
     predicted: MetricCurves
@@ -88,11 +88,11 @@ class PolicyResult:
         refresh: the policy.
         metrics: curves and totals.
         seconds_per_frame: float [T], wall time of each frame, mean over batches of `batch` windows.
-        seconds: wall time of all rollouts, decoding of results not counted.
+        seconds: wall time of all rollouts without decoding the results.
         peak_sequence: tokens of the longest prompt.
         cache_bytes: most bytes of keys and values held at once for one window.
         frames: uint8 [K, T, H, W, 3], the first K windows' first samples.
-        fvd: Fréchet video distance to the real clips over all windows' first samples, where asked for.
+        fvd: Fréchet video distance to the real clips over all windows' first samples; None if not requested.
     """
 
     name: str
@@ -108,7 +108,7 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class LongHorizonResult:
-    """`long_horizon`'s answer: every policy over the same windows, and copying the first frame."""
+    """The result of `long_horizon`: every policy over the same windows, and copying the first frame."""
 
     policies: tuple[PolicyResult, ...]
     copy_first: MetricCurves
@@ -118,7 +118,7 @@ class LongHorizonResult:
     samples: int
 
     def rows(self, edge: int = 10) -> list[dict[str, float | int | str]]:
-        """One flat row per policy, then the baseline: what a table or a JSON file shows."""
+        """One flat row per policy, then the baseline, for tables and JSON files."""
         rows: list[dict[str, float | int | str]] = []
         for policy in self.policies:
             row: dict[str, float | int | str] = {"policy": policy.name, **_figures(policy.metrics, edge)}

@@ -1,4 +1,4 @@
-"""What a run stood on: hardware and versions, so that a figure can be judged and made again."""
+"""The hardware and package versions of a run, so that its figures can be judged and reproduced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hardware() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version and those of installed packages; what is not installed is left out."""
+    """Versions of Python and of the given packages; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:

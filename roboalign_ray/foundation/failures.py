@@ -1,6 +1,6 @@
-"""Failures as values and as clear words.
+"""Failures as values and as clear error messages.
 
-Three kinds live here. `UserError` is raised for bad input: it carries one line that says what is wrong, where, and
+There are three kinds. `UserError` is raised for bad input: it carries one line that says what is wrong, where, and
 what to do. `HostError` is raised when the machine stops the work: a full disk, no memory, no permission. The command
 line turns both into their line and exit code 2. `Failed` is a value: a sample, score or reply that could not be
 produced. It travels next to successes and is never turned into a number.
@@ -23,13 +23,13 @@ EXIT_BAD_INPUT = 2
 
 
 class ReportedError(Exception):
-    """An error told in one line. Raise one of its subclasses.
+    """An error reported in one line. Raise one of its subclasses.
 
     Args:
         what: what is wrong, as a short clause ("unknown key 'hiden_size'").
-        where: the file, key, episode or option it was found in.
+        where: the file, key, episode or option that is wrong.
         remedy: what to do about it.
-        details: lines that are shown above that one, such as a table; most have none.
+        details: lines that are shown above the message, such as a table; usually empty.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", details: str = "") -> None:
@@ -37,7 +37,7 @@ class ReportedError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The one line a person reads: secrets inside URIs are masked, control characters are escapes."""
+        """The one line that is shown: secrets inside URIs are masked, control characters are escaped."""
         text = f"{self.where}: {self.what}" if self.where else self.what
         return printable(masked(" ".join((f"{text}; {self.remedy}" if self.remedy else text).split())))
 
@@ -47,11 +47,11 @@ class ReportedError(Exception):
 
 
 class UserError(ReportedError):
-    """Bad input, told in one line."""
+    """Bad input, reported in one line."""
 
 
 class HostError(ReportedError):
-    """The machine stopped the work: its disk, memory, handles, threads or permissions. Never a fault of the data."""
+    """The machine stopped the work: disk, memory, file handles, threads or permissions. The data is not at fault."""
 
 
 def _rebuild(cls: type[ReportedError], what: str, where: str, remedy: str, details: str) -> ReportedError:
@@ -59,13 +59,13 @@ def _rebuild(cls: type[ReportedError], what: str, where: str, remedy: str, detai
 
 
 def printable(text: str) -> str:
-    """Text that every terminal and file takes: control characters and half characters become escapes."""
+    """Text that any terminal and file accepts: control characters and lone surrogates become escapes."""
     safe = text.encode("utf-8", "backslashreplace").decode()
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in safe)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
+    """The first line of an error's message, or its type when the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
@@ -101,18 +101,18 @@ _REMEDIES = {
 }
 # FFmpeg gives these codes for damaged files too (a short read is EIO, a nonsense size ENOMEM).
 _AMBIGUOUS_IN_FFMPEG = {errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EPERM, errno.ENXIO, errno.ENODEV}
-_RUST_CODE = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust (safetensors) name a system error
+_RUST_CODE = re.compile(r"\(os error (\d+)\)")  # system errors in messages of Rust libraries (safetensors)
 
 
 def host_error(error: BaseException | None, *, where: str = "") -> HostError | None:
-    """The failure of the machine that an exception or one of its causes stands for; None for any other failure.
+    """The `HostError` for an exception that the machine caused; None for any other exception.
 
-    Full disks and quotas, no open file or thread left, no memory, denied permissions and broken devices count. A
-    missing file does not: that is a matter of the data.
+    These count, in the exception or one of its causes: full disks and quotas, no file handle or thread left, no
+    memory, denied permissions and broken devices. A missing file does not count: it is an error in the data.
 
     Args:
-        error: what was caught.
-        where: file or step, where the exception does not name its own file.
+        error: the exception that was caught.
+        where: file or step to name when the exception does not name a file.
     """
     for cause in _chain(error):
         if isinstance(cause, HostError):
@@ -124,7 +124,7 @@ def host_error(error: BaseException | None, *, where: str = "") -> HostError | N
 
 
 def raise_if_host(error: BaseException, *, where: str = "") -> None:
-    """Raise the `HostError` that an exception stands for; return for any other. Call it first where data is set aside.
+    """Raise a `HostError` if the machine caused the exception. Call it before bad data is set aside.
 
     Raises:
         HostError: see `host_error`.
@@ -142,11 +142,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _code_and_text(error: BaseException) -> tuple[int, str] | None:
-    """The system's error code, one of `_REMEDIES`, and its words."""
+    """The system's error code, one of `_REMEDIES`, and its text."""
     in_ffmpeg = type(error).__module__.startswith("av.")
     if (isinstance(error, MemoryError) and not in_ffmpeg) or type(error).__name__ == "OutOfMemoryError":
-        said = first_line(error)
-        return errno.ENOMEM, "out of memory" if said == type(error).__name__ else f"out of memory ({said})"
+        reason = first_line(error)
+        return errno.ENOMEM, "out of memory" if reason == type(
+            error
+        ).__name__ else f"out of memory ({reason})"
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
         return errno.EACCES, "no temporary folder can be written to"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
@@ -166,10 +168,10 @@ def _file_of(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Failed:
-    """A result that could not be produced. Never converted to 0.0: the reader counts it and leaves it out.
+    """A result that could not be produced. It is never converted to 0.0: readers count it and leave it out.
 
     Attributes:
-        reason: one line, fit for a log or a table.
+        reason: one line for a log or a table.
         kind: a short machine-readable class, such as "decode", "timeout", "nan".
     """
 

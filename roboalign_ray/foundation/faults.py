@@ -1,10 +1,10 @@
-"""Fault plans: "at the 3rd visit of `rollout`, kill"; each fault fires once, and what fired is on record.
+"""Fault plans: "at the 3rd visit of `rollout`, kill"; each fault fires once, and fired faults are recorded.
 
     plan = FaultPlan([Fault("rollout", 3, "kill"), Fault("scores", 1, "corrupt")])
     fault = plan.visit("rollout")        at the point, each time it is passed
-    plan.report().exact                  at the end: all that was planned fired, and nothing else
+    plan.report().exact                  at the end: every planned fault fired, and no other fault
 
-The plan counts and decides; the caller does the harm. Keep the plan in a process that is not a target.
+The plan counts and decides; the caller injects the fault. Keep the plan in a process that is not a target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Fault:
 
     Attributes:
         point: name of the place in the code.
-        call: 1 for the first time that place is passed.
+        call: which visit of that place, counted from 1.
         action: "kill" ends a process, "hang" stops its answers, "corrupt" changes a reply, "quota" fills the disk.
     """
 
@@ -37,10 +37,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultReport:
-    """Planned against fired.
+    """Planned faults and fired faults.
 
     Attributes:
-        planned, fired: in the order of points and calls.
+        planned, fired: sorted by point and call.
         visits: how often each point was passed.
     """
 
@@ -73,7 +73,7 @@ class FaultPlan:
         self._fired: list[Fault] = []
 
     def visit(self, point: str) -> Fault | None:
-        """Count one passing of the point; the fault that is due there, which is then on record as fired."""
+        """Count one visit of the point. Return the fault that is due, which is recorded as fired, or None."""
         self._visits[point] += 1
         fault = self._due.pop((point, self._visits[point]), None)
         if fault is not None:
@@ -81,15 +81,15 @@ class FaultPlan:
         return fault
 
     def report(self) -> FaultReport:
-        """Planned against fired."""
+        """The planned faults and the fired faults."""
         return FaultReport(self.planned, tuple(sorted(self._fired)), dict(self._visits))
 
 
 def corrupted(data: bytes, seed: int = 0) -> bytes:
-    """The same number of bytes with one bit of one byte flipped; the same one for the same seed."""
+    """A copy of the bytes with one bit flipped; the seed determines which bit."""
     if not data:
         return data
     chosen = random.Random(seed)
-    spoiled = bytearray(data)
-    spoiled[chosen.randrange(len(spoiled))] ^= 1 << chosen.randrange(8)
-    return bytes(spoiled)
+    changed = bytearray(data)
+    changed[chosen.randrange(len(changed))] ^= 1 << chosen.randrange(8)
+    return bytes(changed)

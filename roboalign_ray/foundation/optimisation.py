@@ -1,4 +1,4 @@
-"""Learning-rate schedules, weight averaging, and the base of trainers: what everything that trains shares."""
+"""Learning-rate schedules, weight averaging, and the base class of trainers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kept = TypeVar("Kept", bound=nn.Module)
 
 
 def learning_rate_factor(step: int, *, warmup: int, total: int, schedule: Schedule, floor: float) -> float:
-    """Factor on the peak rate at `step` (0-based): linear warm-up, then constant, or cosine down to `floor`."""
+    """Factor on the peak rate at `step` (0-based): linear warm-up, then constant or cosine decay to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
@@ -32,8 +32,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def weight_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """An exponential moving average of the weights (buffers are copied), or None at decay 0.
 
-    After n averaged steps the decay is at most (1 + n) / (10 + n): the average of a short training is one of its last
-    weights, not of the untrained ones it began with.
+    After n averaged steps the decay is at most (1 + n) / (10 + n). So the average after a short training run covers
+    its last weights, not the untrained weights it started with.
     """
     if decay == 0:
         return None
@@ -56,10 +56,11 @@ def decayed_parameters(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class AveragedTrainer(Generic[Kept]):
-    """A model, its optimizer, the average of its weights, and how many steps they have made.
+    """A model, its optimizer, the average of its weights, and the number of steps done.
 
     Args:
-        model: what is trained: the model to keep, or a wrapper around it (distributed, or with another forward pass).
+        model: the module to train: the model to keep, or a wrapper around it (distributed, or with another forward
+            pass).
         plain: the model to keep, without wrappers.
         optimizer: of the model's parameters.
         ema_decay: of the weight average; 0 keeps none.
@@ -88,7 +89,7 @@ class AveragedTrainer(Generic[Kept]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
         self.plain.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -96,7 +97,10 @@ class AveragedTrainer(Generic[Kept]):
         self.steps_done = state["steps_done"]
 
     def _begin(self, peak: float, *, warmup: int, total: int, schedule: Schedule, floor: float) -> float:
-        """Training mode, and this step's learning rate (arguments as in `learning_rate_factor`), which it returns."""
+        """Switch to training mode and set this step's learning rate, which is returned.
+
+        The arguments are those of `learning_rate_factor`.
+        """
         rate = peak * learning_rate_factor(
             self.steps_done, warmup=warmup, total=total, schedule=schedule, floor=floor
         )
@@ -105,7 +109,7 @@ class AveragedTrainer(Generic[Kept]):
         return rate
 
     def _descend(self, loss: Tensor, clip_norm: float) -> float:
-        """One optimizer step; returns the gradient's norm before it was clipped."""
+        """Make one optimizer step. Return the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)

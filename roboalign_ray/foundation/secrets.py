@@ -1,7 +1,7 @@
-"""Keep passwords and keys inside URIs out of everything that people and files see.
+"""Mask passwords and keys inside URIs before they are shown or written to files.
 
-A URI may carry a user's password ("s3://key:secret@bucket") or a signature in its query ("?secret_key=…"). Jobs use
-such URIs as they were given; messages, reports, manifests and trackers show them masked.
+A URI may hold a user's password ("s3://key:secret@bucket") or a signature in its query ("?secret_key=…"). Jobs use
+such URIs unchanged; messages, reports, manifests and trackers show them masked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ MASK = "***"
 
 _SCHEME = r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*:"
 _USER = re.compile(_SCHEME + r"//)(?P<user>[^/\s'\"?#]+)@")
-# Passwords are often written as they are, with slashes in them; "host:80/" is a port. A path has one slash of two.
+# Passwords are often written unescaped, with slashes in them. "host:80/" is a port, not a password. A URI that was
+# normalised as a path has one slash instead of two.
 _PASSWORD = re.compile(_SCHEME + r"//?)(?P<user>[^/\s'\"?#:@]*:(?!\d{1,5}[/?#])[^\s'\"]+)@")
 _QUERY = re.compile(
     r"(?P<name>[?&;#][^=&\s'\"]*(?:key|secret|token|pass|pwd|credential|sig|auth|jwt)[^=&\s'\"]*=)(?P<value>[^&\s'\"#]+)",
@@ -22,7 +23,7 @@ _QUERY = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text with every user part and every secret of a query masked, in all URIs that it holds."""
+    """The text with the user part and the query secrets of every URI masked."""
     if ":/" not in text:
         return text
     for user in (_PASSWORD, _USER):
@@ -31,7 +32,7 @@ def masked(text: str) -> str:
 
 
 def masked_tree(value: Any) -> Any:
-    """`masked` for every string in nested dicts, lists and tuples; all else stays as it is."""
+    """Apply `masked` to every string in nested dicts, lists and tuples; other values stay unchanged."""
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
 """Make `import torchvision` work when torch is a CPU build and torchvision a CUDA build.
 
-PyPI carries torchvision built for CUDA alone. Beside a CPU torch its C library does not load, and its Python half
-then fails while registering fake kernels for operators that were never defined. Declaring the two operator schemas
-first lets the pure-Python parts (transforms, models) import; nms and image codecs stay unavailable, and nothing
-here uses them. On a machine with CUDA the guard does nothing.
+PyPI has torchvision built only for CUDA. With a CPU build of torch, its C library does not load, and its Python part
+then fails while it registers fake kernels for operators that were never defined. When the two operator schemas are
+declared first, the pure-Python parts (transforms, models) can be imported. nms and image codecs stay unavailable;
+this package does not use them. With a CUDA build of torch the guard does nothing.
 
 The hook runs when torchvision is first imported, so importing `roboalign_ray` stays free of torch.
 """
@@ -46,7 +46,7 @@ def _cpu_build() -> bool:
 
 
 class _TorchvisionFinder(importlib.abc.MetaPathFinder):
-    """Declares the operators just before torchvision is loaded, then steps aside."""
+    """Declares the operators just before torchvision is loaded, then removes itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -58,17 +58,17 @@ class _TorchvisionFinder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Register the hook once per process; harmless when torchvision is absent or already imported."""
+    """Register the hook once per process. It has no effect when torchvision is absent or already imported."""
     if "torchvision" in sys.modules or any(isinstance(f, _TorchvisionFinder) for f in sys.meta_path):
         return
     sys.meta_path.insert(0, _TorchvisionFinder())
 
 
 def guard_children() -> None:
-    """Register the hook in all Python processes that this one starts from now on, whatever they run.
+    """Register the hook in all Python processes that this process starts from now on.
 
-    For vLLM, which starts helpers that import torchvision before any of its plugins. Nothing changes where torch has a
-    GPU build.
+    vLLM needs this: it starts helper processes that import torchvision before any of its plugins. With a GPU build of
+    torch nothing changes.
     """
     if not _cpu_build():
         return

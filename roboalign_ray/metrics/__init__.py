@@ -1,1 +1,1 @@
-"""Metrics of frames and videos: PSNR, SSIM, LPIPS, FVD. They know no model of this project."""
+"""Metrics of frames and videos: PSNR, SSIM, LPIPS, FVD. They depend on no model of this project."""

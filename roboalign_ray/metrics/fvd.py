@@ -1,9 +1,9 @@
-"""Fréchet video distance (Unterthiner et al., arXiv 1812.01717), for those who ask for it with `--fvd`.
+"""Fréchet video distance (Unterthiner et al., arXiv 1812.01717), computed when `--fvd` is given.
 
-Clips are resized to 224x224, run through the Kinetics-400 I3D network, and the Gaussians of their 400 logits are
-compared. The network (25 MB of weights as published, MIT) is fetched on request only; there is no substitute for
-it, so without it FVD is an error and not a labelled number. With fewer clips than a few hundred the estimate is
-biased upwards: compare only figures over equally many clips.
+Clips are resized to 224x224 and run through the Kinetics-400 I3D network, and Gaussians fitted to their 400 logits are
+compared. The network (25 MB of weights as published, MIT) is fetched only on request. There is no substitute for it,
+so without it FVD is an error and not a labelled number. With fewer than a few hundred clips the estimate is biased
+upwards: compare only figures over the same number of clips.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BRANCHES = ("Branch_0_0a", "Branch_1_0a", "Branch_1_0b", "Branch_2_0a", "Branch
 
 
 def _same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value: float = 0.0) -> Tensor:
-    """TensorFlow's SAME padding, whose odd pixel goes to the end; [B, C, T, H, W]."""
+    """TensorFlow's SAME padding, which adds an odd pixel at the end; [B, C, T, H, W]."""
     pads: list[int] = []
     for size, width, step in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((-(-size // step) - 1) * step + width - size, 0)
@@ -55,7 +55,7 @@ def _max_pool(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Te
 
 
 class _Unit(nn.Module):
-    """Convolution, batch normalisation folded into a bias, rectifier."""
+    """Convolution with batch normalisation folded into a bias, rectifier."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Unit(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Four branches side by side."""
+    """Four parallel branches, concatenated."""
 
     def __init__(self, inputs: int, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def _unit_arrays(
 
 
 def _convert(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The Flax variables under the names of `InflatedInception`'s state."""
+    """Rename the Flax variables to the names in the state of `InflatedInception`."""
     weights, statistics = tree["params"], tree["batch_stats"]
     arrays: dict[str, np.ndarray] = {}
     for name in ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"):
@@ -144,7 +144,7 @@ def _convert(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _flat_units(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Units of a block by "Branch_i/Conv3d_x", whether the tree nests them or joins their names."""
+    """Units of a block by "Branch_i/Conv3d_x", for trees with nested or with joined names."""
     flat: dict[str, Any] = {}
     for key, value in block.items():
         if "/" in key:
@@ -168,7 +168,7 @@ def load_i3d(device: torch.device | str = "cpu") -> InflatedInception:
     """The pre-trained network.
 
     Raises:
-        UserError: it has not been fetched.
+        UserError: the weights have not been fetched.
     """
     from safetensors.torch import load_file
 
@@ -186,7 +186,7 @@ def video_features(clips: Frames, network: InflatedInception, batch: int = 4) ->
     """Logits float64 [N, 400] of clips [N, T, H, W, 3], uint8 or float in [0, 1].
 
     Raises:
-        UserError: fewer than nine frames.
+        UserError: the clips have fewer than nine frames.
     """
     if clips.ndim != 5 or clips.shape[1] < SHORTEST_CLIP:
         raise UserError(
@@ -207,11 +207,11 @@ def video_features(clips: Frames, network: InflatedInception, batch: int = 4) ->
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance of the Gaussians fitted to features [N, D] and [M, D].
 
-    The trace of the root of the covariances' product is the nuclear norm of the centred features' product, which
-    needs no matrix root and no rank: exact for any N and M of two or more.
+    The trace of the root of the covariances' product equals the nuclear norm of the centred features' product. That
+    needs neither a matrix root nor full rank, so it is exact for any N and M of two or more.
 
     Raises:
-        UserError: fewer than two clips on a side.
+        UserError: one of the sets has fewer than two clips.
     """
     if min(len(a), len(b)) < 2:
         raise UserError(

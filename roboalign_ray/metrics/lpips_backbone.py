@@ -1,8 +1,8 @@
-"""The convolutional networks that LPIPS looks through: AlexNet and VGG16 up to their last convolution.
+"""The convolutional networks that LPIPS uses for features: AlexNet and VGG16 up to their last convolution.
 
-Written out in plain torch, so that neither torchvision nor a download is needed to build one. Their weights
-come from the cache folder (put there by `roboalign assets fetch`) or from torchvision's own files where
-torch.hub has cached them; where neither is there, `load_backbone` says so by returning None.
+They are written in plain torch, so that neither torchvision nor a download is needed to build one. Their weights
+come from the cache folder (written by `roboalign assets fetch`) or from torchvision's files if torch.hub has cached
+them; if neither exists, `load_backbone` returns None.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TORCHVISION_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af
 
 
 class Backbone(nn.Module):
-    """Five feature maps of an image, after the rectifiers that LPIPS reads. Weights are frozen."""
+    """Five feature maps of an image, taken after the ReLUs that LPIPS reads. The weights are frozen."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
     @property
     def convolutions(self) -> list[nn.Conv2d]:
-        """In order from the image on."""
+        """The convolutions in forward order."""
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
 
 
 def _convert(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Convolutions of a Flax tree (kernels height, width, in, out) under torch's axes, numbered in order."""
+    """Convolutions of a Flax tree (kernel axes: height, width, in, out) in torch's axis order, numbered in order."""
     layers = next(value for key, value in tree.items() if key.startswith(("AlexNet", "VGG16")))
     arrays = {}
     for index in range(len(layers)):
@@ -95,7 +95,7 @@ LPIPS_BACKBONES = SourceDistribution(
 
 
 def backbone_file(network: Network) -> Path | None:
-    """The file that holds a network's weights, or None where there is none."""
+    """The file that holds a network's weights, or None when there is none."""
     from torch.hub import get_dir
 
     fetched = cache_folder() / f"lpips-{network}.safetensors"
@@ -104,7 +104,7 @@ def backbone_file(network: Network) -> Path | None:
 
 
 def load_backbone(network: Network) -> Backbone | None:
-    """The pre-trained network, frozen, on the CPU; None where its weights are not on this machine."""
+    """The pre-trained network, frozen, on the CPU; None when its weights are not on this machine."""
     path = backbone_file(network)
     if path is None:
         return None

@@ -1,10 +1,10 @@
-"""LPIPS, the learned perceptual distance (Zhang et al., arXiv 1801.03924, v0.1), honest about its weights.
+"""LPIPS, the learned perceptual distance (Zhang et al., arXiv 1801.03924, v0.1), labelled with the weights it uses.
 
 Distance = sum over five layers of the head-weighted squared difference of unit-normalised features, averaged
 over the image. The heads are those of the `lpips` package; the backbone is read from this machine (see
-`lpips_backbone`). Where it is missing, evaluation computes the distance over a random network with a fixed seed, and
-its label says so: such numbers rank images roughly and compare with nobody else's. Nothing is trained on them unless
-a network is asked for by the name "random-alex" or "random-vgg".
+`lpips_backbone`). If it is missing, evaluation computes the distance with a random network of a fixed seed, and the
+label states this: such numbers rank images roughly and cannot be compared with published ones. Training uses a random
+network only if the configured name is "random-alex" or "random-vgg".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics.lpips_backbone import CHANNELS, Backbone, Network, load_backbone
 
 SMALLEST_SIDE = 32  # below it AlexNet's last maps are empty
-RANDOM = "random-"  # before a network's name: without its pre-trained backbone
+RANDOM = "random-"  # prefix of a network's name: use a random backbone
 _RANDOM_SEED = 0
 
 
@@ -46,7 +46,7 @@ class PerceptualDistance(nn.Module):
 
     @property
     def label(self) -> str:
-        """What to call these numbers."""
+        """The name of the metric in tables; it states a random backbone."""
         name = f"LPIPS-{self.network}"
         return name if self.real else f"{RANDOM}{name} (backbone not available)"
 
@@ -54,12 +54,12 @@ class PerceptualDistance(nn.Module):
         """Distances [B] of float images [B, 3, H, W] in [0, 1].
 
         Raises:
-            UserError: not such images, or a side below 32 pixels.
+            UserError: the images have another shape or type, or a side is below 32 pixels.
         """
         return _average(self._layers(a_BCHW, b_BCHW))
 
     def spatial(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
-        """Distance maps [B, H, W]: every layer's, brought bilinearly to the image's size and summed."""
+        """Distance maps [B, H, W]: the layers' maps, resized bilinearly to the image's size and summed."""
         return _upsample(self._layers(a_BCHW, b_BCHW), a_BCHW.shape[2:])
 
     def both(self, a_BCHW: Tensor, b_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ class PerceptualDistance(nn.Module):
         return _average(layers), _upsample(layers, a_BCHW.shape[2:])
 
     def _layers(self, a_BCHW: Tensor, b_BCHW: Tensor) -> list[Tensor]:
-        """Head-weighted squared differences [B, H_k, W_k], in float32 whatever the backbone ran in."""
+        """Head-weighted squared differences [B, H_k, W_k], in float32 for any type of the backbone."""
         _check_images(a_BCHW, b_BCHW)
         maps_a, maps_b = self.backbone(self._normalise(a_BCHW)), self.backbone(self._normalise(b_BCHW))
         return [
@@ -83,17 +83,17 @@ class PerceptualDistance(nn.Module):
 def load_lpips(
     name: str = "alex", device: torch.device | str = "cpu", *, required: bool = False
 ) -> PerceptualDistance:
-    """LPIPS with the pre-trained backbone where this machine has it, else with a random one (see `.real`).
+    """LPIPS with the pre-trained backbone if this machine has it, else with a random one (see `.real`).
 
-    Never downloads; `roboalign assets fetch` does.
+    It never downloads; `roboalign assets fetch` does.
 
     Args:
-        name: "alex" or "vgg"; "random-alex" and "random-vgg" take the random backbone in any case.
-        device: where it runs.
-        required: refuse to take a random backbone in place of a missing one. Training asks for this.
+        name: "alex" or "vgg"; "random-alex" and "random-vgg" always use the random backbone.
+        device: device to run on.
+        required: raise an error instead of replacing a missing backbone by a random one. Training sets this.
 
     Raises:
-        UserError: no such network, or its backbone is required and missing.
+        UserError: there is no such network, or its backbone is required and missing.
     """
     network: Network = "vgg" if name.endswith("vgg") else "alex"
     if name.removeprefix(RANDOM) not in CHANNELS:
@@ -114,7 +114,7 @@ def load_lpips(
 
 
 def _load_heads(network: Network) -> list[Tensor]:
-    """The five 1x1 heads [C_k]. The package is not imported: that would drag torchvision's models in."""
+    """The five 1x1 heads [C_k]. The package is not imported, since that would import torchvision's models."""
     spec = importlib.util.find_spec("lpips")
     if spec is None or spec.origin is None:
         raise UserError("package lpips is not installed", where="LPIPS", remedy="pip install lpips==0.1.4")

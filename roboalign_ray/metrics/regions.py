@@ -1,4 +1,4 @@
-"""Which pixels and which frames matter: the region that moves, and the frames that should have moved and did not."""
+"""The region of a clip that moves, and the share of predicted frames that are frozen while the real ones move."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 from torch.nn import functional
 
 DILATION_PIXELS = 2
-STILL = 0.25 / 255  # a real frame that changes less than a quarter grey level is itself still
+STILL = 0.25 / 255  # a real frame that changes by less than a quarter grey level counts as still
 
 
 def motion_region(clip_TCHW: Tensor, threshold: float, dilation: int = DILATION_PIXELS) -> Tensor:
-    """The region of interest of a real clip: where it changes over time.
+    """The region of interest of a real clip: the pixels that change over time.
 
-    A pixel belongs to it where its temporal standard deviation (population, mean over channels, [0, 1] scale)
+    A pixel belongs to it if its temporal standard deviation (population, mean over channels, [0, 1] scale)
     exceeds `threshold`; the mask is then dilated by a square of `dilation` pixels to each side.
 
     Returns:
-        bool [H, W]; all false for a clip that does not move.
+        bool [H, W]; all False for a clip that does not move.
     """
     deviation_HW = clip_TCHW.std(dim=0, correction=0).mean(dim=0)
     mask = (deviation_HW > threshold).float()
@@ -32,7 +32,7 @@ def masked_mean(maps_NHW: Tensor, region_HW: Tensor) -> Tensor:
 
 
 def freeze_rate(predicted_GTCHW: Tensor, real_TCHW: Tensor, start_CHW: Tensor, threshold: float) -> Tensor:
-    """Share of frames that stand still where the real ones move.
+    """Share of predicted frames that do not change while the real frames change.
 
     Frame t is frozen when its mean absolute change from frame t-1 (the start frame before the first) is below
     `threshold` times the real clip's change at t. Steps at which the real clip changes by less than a quarter grey

@@ -1,1 +1,1 @@
-"""The dual-branch FSQ video tokenizer: frames to codes and back."""
+"""The dual-branch FSQ video tokenizer: it turns frames into codes and back."""

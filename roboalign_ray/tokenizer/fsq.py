@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: every latent dimension is squashed to a few levels and rounded.
+"""Finite scalar quantisation: every latent dimension is bounded to a few levels and rounded.
 
 Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505). The codebook is implicit: a code
 is the mixed-radix number of its levels, first dimension least significant.
@@ -47,7 +47,7 @@ class FSQ(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantise with a straight-through gradient, in float32 whatever autocast says.
+        """Quantise with a straight-through gradient, in float32 even under autocast.
 
         Args:
             z: float [..., L].
@@ -61,11 +61,11 @@ class FSQ(nn.Module):
             return rounded / self._half_width, self.values_to_codes(rounded.detach() / self._half_width)
 
     def values_to_codes(self, values: Tensor) -> Tensor:
-        """Quantised values [..., L] to codes int64 [...]."""
+        """Convert quantised values [..., L] to codes int64 [...]."""
         digits = (values * self._half_width + self._half_width).round().long()
         return (digits * self._basis).sum(-1)
 
     def codes_to_values(self, codes: Tensor) -> Tensor:
-        """Codes int64 [...] to quantised values float32 [..., L]."""
+        """Convert codes int64 [...] to quantised values float32 [..., L]."""
         digits = (codes.unsqueeze(-1) // self._basis) % self._levels
         return (digits.float() - self._half_width) / self._half_width

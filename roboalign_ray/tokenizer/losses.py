@@ -1,4 +1,4 @@
-"""Reconstruction losses of the tokenizer: L1, perceptual distance, and an optional adversary."""
+"""Reconstruction losses of the tokenizer: L1, perceptual distance, and an optional adversarial loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches: frames [N, 3, H, W] in [0, 1] to logits [N, 1, h, w]."""
+    """Patch discriminator: frames [N, 3, H, W] in [0, 1] to logits [N, 1, h, w], one per overlapping patch."""
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def reconstruction_loss(
 
     Args:
         made, real: [N, 3, H, W] in [0, 1], the context frames first.
-        contexts: how many of them are context frames; they carry the share `context_share` of L1.
+        contexts: number of context frames; they have the weight `context_share` in L1.
         generator: draws the frames that LPIPS sees.
 
     Returns:

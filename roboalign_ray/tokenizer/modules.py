@@ -1,7 +1,8 @@
 """Building blocks of the tokenizer: residual convolutions, multi-scale trunks, and the fusion with context features.
 
-The dynamics branch sees the context through `ContextFusion` at every scale: features at the same place are
-concatenated (what stands still is copied), and at small scales cross-attention looks elsewhere (what moved is found).
+The dynamics branch reads the context through `ContextFusion` at every scale: features at the same position are
+concatenated (for content that does not move), and at small scales cross-attention reads other positions (for content
+that moved).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input. [N, C, h, w] -> the same."""
+    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input. [N, C, h, w] -> the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class ContextFusion(nn.Module):
 
     Args:
         channels: C.
-        attend: also attend to the context features of other places (positions learned per cell).
+        attend: also attend to the context features of other positions (position embeddings are learned per cell).
         size: (h, w).
     """
 
@@ -69,7 +70,7 @@ class ContextFusion(nn.Module):
         n, c, h, w = context.shape
         query = self.query(self.norm(x) + self.position)
         key, value = self.key_value(self.context_norm(context) + self.position).chunk(2, dim=1)
-        # All frames of a window query the same keys: they stand side by side on the query axis.
+        # All frames of a window query the same keys, so they are concatenated on the query axis.
         query = query.reshape(n, frames, self.heads, c // self.heads, h * w)
         query = query.permute(0, 2, 1, 4, 3).reshape(n, self.heads, frames * h * w, -1)
         key = key.reshape(n, self.heads, -1, h * w).transpose(2, 3)
@@ -88,7 +89,7 @@ def _scales(config: TokenizerConfig) -> list[tuple[int, tuple[int, int]]]:
 
 
 def _positions(config: TokenizerConfig) -> nn.ParameterList:
-    """What is seen at a place of its own, per scale: a fixed camera's background needs no codes."""
+    """Learned position features per scale. With a fixed camera, the background then needs no codes."""
     return nn.ParameterList(torch.randn(1, channels, *size) * 0.02 for channels, size in _scales(config))
 
 
@@ -100,7 +101,7 @@ def _fusions(config: TokenizerConfig) -> nn.ModuleList:
 
 
 class Encoder(nn.Module):
-    """Frames [N, 3, H, W] in [-1, 1] to a latent [N, latent, rows, columns].
+    """Encodes frames [N, 3, H, W] in [-1, 1] to a latent [N, latent, rows, columns].
 
     Args:
         fused: whether this is the dynamics branch, which reads context features.
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent [N, latent, rows, columns] to frames [N, 3, H, W] in [-1, 1] (not clamped) and features per scale."""
+    """Decodes a latent [N, latent, rows, columns] to features per scale and raw frames [N, 3, H, W] in [-1, 1]."""
 
     def __init__(self, config: TokenizerConfig, *, fused: bool) -> None:
         super().__init__()

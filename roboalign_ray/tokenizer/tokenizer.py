@@ -1,9 +1,9 @@
-"""The dual-branch video tokenizer: one rich context frame, and few tokens for every frame after it.
+"""The dual-branch video tokenizer: many tokens for one context frame, few tokens for every frame after it.
 
-The context branch spends `context_tokens` on one frame. The dynamics branch spends `dynamics_tokens` on each
-following frame and reads the rest from the context's features. Those features come from the context *codes* alone,
-so whoever holds the tokens (a rollout, a reward, a viewer) needs nothing else. Follows the tokenizer of the public
-RLVR-World code (arXiv 2505.13934) in its two branches, FSQ and losses; resolution, grid and widths are configured.
+The context branch uses `context_tokens` for one frame. The dynamics branch uses `dynamics_tokens` for each following
+frame and takes the rest from the context's features. These features are computed from the context *codes* alone, so
+the tokens are enough to decode the frames. The two branches, FSQ and the losses follow the tokenizer of the public
+RLVR-World code (arXiv 2505.13934); resolution, grid and widths are configured.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from roboalign_ray.tokenizer.modules import Decoder, Encoder
 
 WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
 
-ContextFeatures = list[Tensor]  # of the context decoder, [B, channels, rows, columns] each, finest first
+ContextFeatures = list[
+    Tensor
+]  # features of the context decoder, each [B, channels, rows, columns], finest first
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What training looks at: frames in [0, 1] (not clamped) and the codes that made them.
+    """The output of a training forward pass: frames in [0, 1] (not clamped) and their codes.
 
     Attributes:
         context: [B, 3, H, W].
@@ -48,13 +50,13 @@ class Reconstruction:
 
 
 class _Quantiser(nn.Module):
-    """Project to FSQ's few dimensions, normalise, round; and back. [..., latent] -> values [..., latent], codes."""
+    """Project to FSQ's dimensions, normalise, round, and project back. [..., latent] -> values [..., latent], codes."""
 
     def __init__(self, width: int, config: TokenizerConfig, fsq: FSQ) -> None:
         super().__init__()
         self.fsq = fsq
         self.project = nn.Linear(width, len(config.levels))
-        # Without it the pre-quantiser values grow, tanh saturates and only the corner codes are used.
+        # Without normalisation the values before the quantiser grow, tanh saturates and only corner codes are used.
         self.normalise = (
             nn.BatchNorm1d(len(config.levels), affine=False) if config.normalise_before_quantiser else None
         )
@@ -73,7 +75,7 @@ class _Quantiser(nn.Module):
 
 
 class DualBranchTokenizer(nn.Module):
-    """Frames to codes and back. Public methods take and give frames in [0, 1]."""
+    """Encodes frames to codes and decodes codes to frames. Public methods take and return frames in [0, 1]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class DualBranchTokenizer(nn.Module):
         )
         self.context_quantiser = _Quantiser(config.latent, config, fsq)
         self.dynamics_quantiser = _Quantiser(patch_width, config, fsq)
-        # Convolutions take a fifth less time, on CPUs and GPUs alike.
+        # With channels last, convolutions take a fifth less time on both CPUs and GPUs.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
@@ -116,7 +118,7 @@ class DualBranchTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_context(self, frames_BCHW: Tensor) -> Tensor:
-        """Context frames float [B, 3, H, W] in [0, 1] to codes int64 [B, C].
+        """Encode context frames float [B, 3, H, W] in [0, 1] to codes int64 [B, C].
 
         Raises:
             UserError: the frames do not have the tokenizer's size.
@@ -127,17 +129,17 @@ class DualBranchTokenizer(nn.Module):
 
     @torch.no_grad()
     def context_features(self, codes_BC: Tensor) -> ContextFeatures:
-        """What the dynamics branch reads of context codes int64 [B, C]; rows with the same codes are computed once."""
+        """The features of context codes int64 [B, C] for the dynamics branch; equal rows are computed once."""
         distinct, row = torch.unique(codes_BC, dim=0, return_inverse=True)
         features = self._features_of(distinct)
         return features if len(distinct) == 1 == len(row) else [feature[row] for feature in features]
 
     @torch.no_grad()
     def encode_dynamics(self, frames_BTCHW: Tensor, context: Tensor | ContextFeatures) -> Tensor:
-        """Frames float [B, T, 3, H, W] in [0, 1] seen beside their context, to codes int64 [B, T, D].
+        """Encode frames float [B, T, 3, H, W] in [0, 1], given their context, to codes int64 [B, T, D].
 
         Args:
-            context: codes int64 [B, C], or what `context_features` made of them.
+            context: codes int64 [B, C], or their features from `context_features`.
         """
         self._check_size(frames_BTCHW)
         patches = self._dynamics_patches(frames_BTCHW, self._as_features(context))
@@ -145,16 +147,16 @@ class DualBranchTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode_context(self, codes_BC: Tensor) -> Tensor:
-        """Codes int64 [B, C] to frames [B, 3, H, W], clamped to [0, 1]."""
+        """Decode codes int64 [B, C] to frames [B, 3, H, W], clamped to [0, 1]."""
         frames = self.context_decoder.render(self._features_of(codes_BC))
         return ((frames + 1) / 2).clamp(0, 1)
 
     @torch.no_grad()
     def decode_dynamics(self, codes_BTD: Tensor, context: Tensor | ContextFeatures) -> Tensor:
-        """Codes int64 [B, T, D] beside their context, to frames [B, T, 3, H, W] clamped to [0, 1].
+        """Decode codes int64 [B, T, D], given their context, to frames [B, T, 3, H, W] clamped to [0, 1].
 
         Args:
-            context: codes int64 [B, C], or what `context_features` made of them.
+            context: codes int64 [B, C], or their features from `context_features`.
         """
         rows, _ = self.config.dynamics_grid
         values = self.dynamics_quantiser.lookup(rearrange(codes_BTD, "b t (h w) -> b t h w", h=rows))
@@ -169,7 +171,7 @@ class DualBranchTokenizer(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> DualBranchTokenizer:
-        """Read what `save` wrote; the tokenizer comes back in evaluation mode.
+        """Read the files that `save` wrote. The tokenizer is returned in evaluation mode.
 
         Raises:
             UserError: files are missing, unreadable, or do not belong together.
@@ -187,7 +189,7 @@ class DualBranchTokenizer(nn.Module):
             raise UserError(
                 f"tokenizer cannot be read: {first_line(error)}",
                 where=str(folder),
-                remedy="the files are damaged or of two different runs; write them again",
+                remedy="the files are damaged or come from two different runs; write them again",
             ) from error
         return tokenizer.eval()
 
@@ -200,7 +202,7 @@ class DualBranchTokenizer(nn.Module):
         return self.context_decoder.trunk(rearrange(values, "b h w c -> b c h w"))
 
     def _dynamics_patches(self, frames_BTCHW: Tensor, features: list[Tensor]) -> Tensor:
-        """[B, T, rows, columns, latent * patch^2]."""
+        """The encoder's latent as patches [B, T, rows, columns, latent * patch^2]."""
         batch = frames_BTCHW.shape[0]
         flat = rearrange(frames_BTCHW * 2 - 1, "b t c h w -> (b t) c h w")
         patch = self.config.dynamics_patch
@@ -230,10 +232,10 @@ class DualBranchTokenizer(nn.Module):
 
 
 def read_config(folder: Path) -> TokenizerConfig:
-    """The shape of the tokenizer that a folder holds.
+    """The config of the tokenizer in a folder.
 
     Raises:
-        UserError: it is missing, or is no tokenizer's.
+        UserError: the config file is missing, or is not a tokenizer's config.
     """
     path = folder / CONFIG
     try:
@@ -247,4 +249,4 @@ def read_config(folder: Path) -> TokenizerConfig:
             remedy="give a folder written by pretraining, or 'shipped'",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"is no tokenizer's description ({first_line(error)})", where=str(path)) from error
+        raise UserError(f"is not a tokenizer's config ({first_line(error)})", where=str(path)) from error

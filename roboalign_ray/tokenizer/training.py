@@ -1,4 +1,4 @@
-"""One training step of the tokenizer, and what must be kept to go on after a stop. Knows nothing of Ray."""
+"""One training step of the tokenizer, and the state that is saved to resume training. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _COSINE_FLOOR = 0.05
 
 
 def to_unit_frames(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [..., H, W, 3] to float [..., 3, H, W] in [0, 1]."""
+    """Convert uint8 [..., H, W, 3] to float [..., 3, H, W] in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frames)).to(device).movedim(-1, -3).float().div_(255)
 
 
 def code_usage(codes: Tensor, size: int) -> dict[str, float]:
-    """How much of the codebook a batch uses: distinct codes and perplexity (exp of the entropy)."""
+    """Codebook usage of a batch: number of distinct codes, and perplexity (exp of the entropy)."""
     counts = torch.bincount(codes.reshape(-1), minlength=size).float()
     share = counts / counts.sum()
     entropy = -(share * share.clamp_min(1e-12).log()).sum()
@@ -36,13 +36,13 @@ def code_usage(codes: Tensor, size: int) -> dict[str, float]:
 
 
 class TokenizerTrainer(AveragedTrainer[DualBranchTokenizer]):
-    """Adds losses and the adversary; `step` takes one batch.
+    """Trains the tokenizer with its losses and an optional discriminator; `step` takes one batch.
 
     Args:
         tokenizer: the module to train, or its distributed wrapper.
         config: schedule and losses.
-        perceptual: LPIPS, or None where no backbone can be had.
-        seed: of the choice of frames that LPIPS sees.
+        perceptual: LPIPS, or None when no backbone is available.
+        seed: seed of the choice of frames for LPIPS.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class TokenizerTrainer(AveragedTrainer[DualBranchTokenizer]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
         super().load_state_dict(state)
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             self.discriminator.load_state_dict(state["discriminator"])

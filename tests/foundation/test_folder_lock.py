@@ -25,7 +25,7 @@ from roboalign_ray.foundation.storage.folder_lock import LOCK, FolderInUse, fold
 HOLD = """
 import sys, time
 from pathlib import Path
-from roboalign_ray.foundation import folder_lock
+from roboalign_ray.foundation.storage import folder_lock
 if len(sys.argv) > 2:
     def unsupported(*_):
         raise OSError(95, "Operation not supported")

@@ -155,7 +155,7 @@ def test_a_sheet_for_every_degradation(job: JobConfig, tmp_path: Path) -> None:
     ("sidecar", "told"),
     [
         (None, "'v.mp4' has no 'v.json' beside it"),
-        ({"start": 3}, "names no episode_id"),
+        ({"start": 3}, "has no episode_id"),
         ({"episode_id": "toy/task1/2/expert", "start": "3"}, "start is '3', not a frame number"),
         ({"episode_id": "toy/none", "start": 3}, "no episode 'toy/none'"),
         ({"episode_id": "toy/task1/2/expert", "start": 9}, "no window of"),

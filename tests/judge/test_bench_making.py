@@ -98,7 +98,7 @@ def test_bad_folders_of_videos_are_told(maker: PairMaker, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"'v.mp4' has no 'v.json' beside it"):
         find_generated(tmp_path)
     for told, line in (
-        ({"start": 3}, "names no episode_id"),
+        ({"start": 3}, "has no episode_id"),
         ({"episode_id": "x", "start": "3"}, "start is '3'"),
     ):
         (tmp_path / "v.json").write_text(json.dumps(told))
@@ -114,5 +114,5 @@ def test_two_videos_of_one_name_are_refused(tmp_path):
     for name in ("a.mp4", "a.mov"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "a.json").write_text('{"episode_id": "x", "start": 0}')
-    with pytest.raises(UserError, match=r"'a.mov' and 'a.mp4' share one name"):
+    with pytest.raises(UserError, match=r"'a.mov' and 'a.mp4' differ only in their suffix"):
         find_generated(tmp_path)

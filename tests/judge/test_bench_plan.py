@@ -102,7 +102,7 @@ def test_no_level_takes_more_than_its_share(totals: list[float], cap: float) -> 
 def test_what_cannot_be_planned_is_told() -> None:
     with pytest.raises(UserError, match="no episode has the 50 frames"):
         Planner(INDEX, CONFIG, 50)
-    with pytest.raises(UserError, match="nothing with a share"):
+    with pytest.raises(UserError, match="no family with a share is available"):
         quotas(BenchConfig(real=0, counterfactual=0.5, degraded=0, rollout=0), ["real"])
     nothing = dict.fromkeys(FAMILIES, 0)
     for bad in (nothing, {"strengths": (0.0,)}, {"refresh": ()}):

@@ -74,7 +74,7 @@ def test_code_beside_the_weights_is_one_line(with_code: tuple[Path, Path], load)
     folder, marker = with_code
     with pytest.raises(UserError) as told:
         load(str(folder))
-    assert "code of its own" in told.value.line()
+    assert "needs custom code" in told.value.line()
     assert str(folder) in told.value.line()
     assert not marker.exists()
 

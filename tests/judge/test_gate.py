@@ -25,7 +25,7 @@ from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.validation.alarms import Audit, RewardAlarms, motion_share
 from roboalign_ray.judge.validation.baselines import pixel_l1_scores
 from roboalign_ray.judge.validation.gate import GateResult, run_gate
-from roboalign_ray.judge.validation.trials import GateClip, spoil
+from roboalign_ray.judge.validation.trials import GateClip, trial_questions
 
 LENGTH = 12
 
@@ -50,7 +50,7 @@ def knowing(questions) -> np.ndarray:
     """Knows every clip and what is done in it, in any words."""
     real = {(c.frames.tobytes(), c.instruction) for c in CLIPS}
     for trial in PARAPHRASE_TRIALS:
-        real |= {(q.frames.tobytes(), q.instruction) for q in spoil(trial, CLIPS) if q is not None}
+        real |= {(q.frames.tobytes(), q.instruction) for q in trial_questions(trial, CLIPS) if q is not None}
     return np.array([10.0 if (q.frames.tobytes(), q.instruction) in real else 4.0 for q in questions])
 
 
@@ -110,11 +110,11 @@ def test_a_judge_that_minds_politeness_fails_whichever_way_it_errs() -> None:
 def test_clips_are_cut_together_with_another_task_or_another_start_of_their_own() -> None:
     by_frame = {frame.tobytes(): clip for clip in CLIPS for frame in clip.frames[1:]}
     for trial, same_task in (("scene_cut", False), ("episode_cut", True)):
-        for clip, question in zip(CLIPS, spoil(trial, CLIPS), strict=True):
+        for clip, question in zip(CLIPS, trial_questions(trial, CLIPS), strict=True):
             last = by_frame[question.frames[-1].tobytes()]
             assert (last.task == clip.task) is same_task
             assert last.group_id != clip.group_id
-    assert [q.third for q in spoil("blank", CLIPS)] == [0, 1, 2, 0, 1, 2]
+    assert [q.third for q in trial_questions("blank", CLIPS)] == [0, 1, 2, 0, 1, 2]
 
 
 def test_what_needs_words_that_no_list_knows_is_left_out() -> None:
@@ -146,7 +146,7 @@ def test_pixel_distance_and_a_constant_fail() -> None:
 
 def test_spoiled_clips_are_what_they_are_called() -> None:
     frames = CLIPS[0].frames
-    made = {trial: spoil(trial, CLIPS)[0] for trial in WHOLE_TRIALS}
+    made = {trial: trial_questions(trial, CLIPS)[0] for trial in WHOLE_TRIALS}
     np.testing.assert_array_equal(made["reverse"].frames, frames[::-1])
     np.testing.assert_array_equal(made["static"].frames, np.stack([frames[0]] * LENGTH))
     assert (np.ptp(made["temporal_mean"].frames, axis=0) == 0).all()

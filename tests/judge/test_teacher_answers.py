@@ -135,7 +135,7 @@ def test_the_prompt_has_every_level_of_the_rubric_and_the_instruction() -> None:
         (answer(physics_adherence=-1), "physics_adherence is -1"),
         (answer(physics_adherence=float("nan")), "NaN is not a score"),
         (answer().replace('"rationale"', '"why"'), "no rationale"),
-        (answer().replace('"rationale"', '"contact_realism"'), "a key stands twice"),
+        (answer().replace('"rationale"', '"contact_realism"'), "a key occurs twice"),
         ("[" * 100_000, "not a JSON object"),
         (answer().replace("3.0", "1e999"), "instruction_following is not a number"),
     ],
@@ -192,7 +192,7 @@ def test_a_video_without_a_readable_answer_is_failed() -> None:
 
 def test_a_published_model_is_not_asked_by_the_instruction_alone() -> None:
     bare = load_job("demo").teacher
-    with pytest.raises(UserError, match=r"^teacher\.prompt: 'Qwen/Qwen3-VL-8B-Thinking' would be asked"):
+    with pytest.raises(UserError, match=r"^teacher\.prompt: 'Qwen/Qwen3-VL-8B-Thinking' would be given only"):
         check_asking("Qwen/Qwen3-VL-8B-Thinking", bare)
     check_asking("Qwen/Qwen3-VL-8B-Thinking", load_job("paper_rt1").teacher)
 

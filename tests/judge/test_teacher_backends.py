@@ -370,7 +370,7 @@ def test_reasoning_that_a_server_split_off_is_understood(server: str) -> None:
 
 
 def test_a_server_that_is_down_or_serves_another_model_is_one_clear_line(server: str) -> None:
-    with pytest.raises(UserError, match="no server that can be asked"):
+    with pytest.raises(UserError, match="no working server"):
         ServerTeacher(asked("http://127.0.0.1:9/v1"))
     with pytest.raises(UserError, match="the server has no model 'large'; it has: small"):
         ServerTeacher(asked(server, model="large"))

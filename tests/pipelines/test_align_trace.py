@@ -81,7 +81,7 @@ def seen(ray_cluster, tmp_path_factory):
     force = Workforce([hands, learners], LivenessConfig(every_s=0.3))
     for pool in force.pools:
         ray.get([actor.ready.remote() for actor in pool.actors], timeout=TURNS_S)
-        pool.welcome()
+        pool.mark_up()
     path, witness = tmp_path_factory.mktemp("trace") / "trace.json", Witness()
     began = time.monotonic()
     meters = Meters(3600.0, began, update_groups=4)

@@ -91,7 +91,7 @@ def hire():
         force = Workforce([pool], liveness)
         forces.append(force)
         ray.get([actor.ready.remote() for actor in pool.actors], timeout=60)
-        pool.welcome()
+        pool.mark_up()
         return force, pool
 
     yield make
@@ -208,7 +208,7 @@ def test_workers_that_need_each_other_are_lost_together(hire):
     force.send(pool.workers[1], "die", then=Answers())
     with pytest.raises(RoleLost):
         turn_until(force, lambda: False)
-    force.dismiss(pool)
+    force.close_pool(pool)
     assert force.pools == []
 
 
@@ -265,7 +265,7 @@ def test_nobody_is_told_of_what_is_disregarded(hire):
     force, pool = hire(workers=1)
     answers = Answers()
     force.send(pool.workers[0], "plod", 0.5, then=answers)
-    force.disregard()
+    force.drop_callbacks()
     turn_until(force, lambda: pool.free() is not None)
     assert answers == []
 

@@ -39,7 +39,7 @@ def profile(tmp_path_factory):
     return str(folder / "tiny.yaml")
 
 
-def struck(out, *words: str) -> dict:
+def run_chaos_job(out, *words: str) -> dict:
     code = run(["chaos", *words, "--out", str(out), "--quiet", "--json"])
     told = json.loads((out / "chaos.json").read_text())
     assert told["holds"], (out / "chaos.md").read_text()
@@ -48,9 +48,9 @@ def struck(out, *words: str) -> dict:
 
 
 @pytest.mark.chaos
-def test_a_job_keeps_its_promises_whatever_is_struck(profile, tmp_path):
-    told = struck(tmp_path / "out", profile, "--kills", "1")
-    assert {strike["kind"] for strike in told["strikes"]} == {
+def test_a_job_keeps_its_promises_whatever_fault_is_injected(profile, tmp_path):
+    told = run_chaos_job(tmp_path / "out", profile, "--kills", "1")
+    assert {injection["kind"] for injection in told["strikes"]} == {
         *(
             "rollout",
             "scorer",
@@ -70,12 +70,12 @@ def test_a_job_keeps_its_promises_whatever_is_struck(profile, tmp_path):
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_a_job_keeps_its_promises_when_a_node_is_removed_and_another_added(profile, tmp_path):
-    told = struck(tmp_path / "out", profile, "--nodes", "3", "--fault", "node:1")
-    [strike] = told["strikes"]
-    assert strike["replaced"] >= 1
+    told = run_chaos_job(tmp_path / "out", profile, "--nodes", "3", "--fault", "node:1")
+    [injection] = told["strikes"]
+    assert injection["replaced"] >= 1
 
 
-def test_a_run_that_is_stopped_by_hand_still_tells_what_was_struck(profile, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_by_hand_still_reports_its_faults(profile, tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
@@ -83,7 +83,7 @@ def test_a_run_that_is_stopped_by_hand_still_tells_what_was_struck(profile, tmp_
     monkeypatch.setattr(chaos, "chaos_cluster", lambda *_: nullcontext())
     out = tmp_path / "out"
     assert run(["chaos", profile, "--out", str(out), "--quiet"]) == 1
-    assert "stopped by hand" in (out / "chaos.md").read_text()
+    assert "interrupted by the user" in (out / "chaos.md").read_text()
 
 
 def test_an_unknown_fault_and_a_folder_that_is_taken_are_refused(profile, tmp_path, capsys):
@@ -94,6 +94,6 @@ def test_an_unknown_fault_and_a_folder_that_is_taken_are_refused(profile, tmp_pa
     line = refused(["chaos", profile, "--out", str(tmp_path)], tmp_path, capsys)
     assert "holds a run already; choose another folder" in line
     line = refused(["chaos", profile, "--set", "cluster.address=auto", *new], tmp_path, capsys)
-    assert "'auto' is not struck; use 'local'" in line
+    assert "no faults are injected into the cluster 'auto'; use 'local'" in line
     line = refused(["chaos", profile, "--kills", "0", *new], tmp_path, capsys)
     assert "--kills" in line

@@ -1,4 +1,4 @@
-"""What is to be struck, and when: plans are whole, repeat for a seed, and keep their gaps."""
+"""Fault plans: they are complete, are the same for the same seed, and keep their gaps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_plan_has_every_fault_once_about_one_an_update(seed, counts, batch):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.floats(1, 60))
-def test_a_soak_strikes_every_20_to_60_seconds_until_its_time_is_over(seed, minutes):
+def test_a_soak_injects_every_20_to_60_seconds_until_its_time_is_over(seed, minutes):
     plan = draw_soak(seed, ["rollout", "hang"], 60 * minutes)
     calls = sorted(fault.call for fault in plan.planned)
     gaps = [after - before for before, after in zip([0, *calls], calls, strict=False)]
@@ -63,19 +63,19 @@ def test_kills_come_as_often_as_asked_for_and_the_others_less_often():
     ("chosen", "line"),
     [
         ("roll", "--fault: unknown fault 'roll'; one of rollout, scorer, learner"),
-        ("hang:0", "'hang:0' names no number of times; as in hang:2"),
-        ("hang:x", "'hang:x' names no number of times"),
-        ("hang:", "'hang:' names no number of times"),
+        ("hang:0", "'hang:0' has no valid number of times; as in hang:2"),
+        ("hang:x", "'hang:x' has no valid number of times"),
+        ("hang:", "'hang:' has no valid number of times"),
         ("node", "'node' needs --nodes 2 or more"),
-        ("distiller", "'distiller' needs a job whose judge is relabelled"),
+        ("distiller", "'distiller' needs a job with judge.relabel.teacher"),
     ],
 )
-def test_what_cannot_be_struck_is_told(chosen, line):
+def test_unsupported_faults_give_an_error(chosen, line):
     with pytest.raises(UserError) as told:
         count_faults([chosen], 5)
     assert line in told.value.line()
 
 
-def test_a_soak_too_short_for_a_strike_is_told():
+def test_a_soak_too_short_for_a_fault_gives_an_error():
     with pytest.raises(UserError, match="too short"):
         draw_soak(0, ["rollout"], 10)

@@ -76,7 +76,7 @@ def score(place: Path, video: str, *more: str, instruction: str = "open the draw
             "good.mp4",
             ("teacher.backend=openai", "teacher.server.url=http://127.0.0.1:9/v1"),
             "open it",
-            "no server that can be asked at 'http://127.0.0.1:9/v1'",
+            "no working server at 'http://127.0.0.1:9/v1'",
         ),
         ("good.mp4", ("teacher.backend=vlm",), "open it", "teacher.backend"),
         ("good.mp4", ("teacher.sample=3",), "open it", "did you mean 'teacher.samples'?"),
@@ -134,7 +134,7 @@ def test_scores_come_as_a_table_and_as_json(
     [
         (None, "has no 'a.json' beside it"),
         ("{", "cannot be read as description of a video"),
-        ("{}", "names no instruction"),
+        ("{}", "has no instruction"),
     ],
 )
 def test_a_folder_to_label_needs_instructions(

@@ -51,7 +51,7 @@ class Held:
             await asyncio.sleep(0.01)
         return 200, {"total": 1.0}
 
-    async def who(self) -> dict[str, Any]:
+    async def identity(self) -> dict[str, Any]:
         return {"judge": "held", "version": None}
 
 
@@ -418,7 +418,7 @@ class Lost(Held):
         await asyncio.sleep(1000)  # waits for a replica to come
         raise AssertionError
 
-    async def who(self) -> dict[str, Any]:
+    async def identity(self) -> dict[str, Any]:
         if self.dead:
             await asyncio.sleep(1000)
         return {"judge": "lost", "version": None}

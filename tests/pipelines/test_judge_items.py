@@ -27,8 +27,8 @@ BAD = {
     "negative": (None, {"instruction": "open it", "fps": -3}, "fps is -3, not a number above 0"),
     "true": (None, {"instruction": "open it", "fps": True}, "fps is True, not a number above 0"),
     "infinite": (None, {"instruction": "open it", "fps": float("inf")}, "fps is inf, not a number above 0"),
-    "silent": (None, {"fps": 10}, "names no instruction"),
-    "number": (None, {"instruction": 3}, "names no instruction"),
+    "silent": (None, {"fps": 10}, "has no instruction"),
+    "number": (None, {"instruction": 3}, "has no instruction"),
     "listed": (None, ["open it"], "holds no object"),
 }
 

@@ -20,11 +20,11 @@ from roboalign_ray.pipelines.align.job import interruptions
 from roboalign_ray.pipelines.cli.main import run
 from roboalign_ray.pipelines.cluster.signals import (
     StartedProcesses,
-    asked_to_end,
     deferred,
     ending,
     exit_code,
     handled,
+    interrupt,
 )
 
 WAIT_S = 120
@@ -141,13 +141,13 @@ def test_a_command_returns_the_signals_code(monkeypatch, number, code):
         time.sleep(WAIT_S)
 
     monkeypatch.setattr(judge_select, "run_select", asked)
-    with handled(asked_to_end):
+    with handled(interrupt):
         assert run(["judge", "select"]) == code
 
 
 def test_an_earlier_commands_signal_does_not_count(monkeypatch):
     with interrupted():
-        asked_to_end(signal.SIGTERM)
+        interrupt(signal.SIGTERM)
     monkeypatch.setattr("roboalign_ray.pipelines.cli.main.app", asked_by_nobody)
     assert run([]) == 130
 
@@ -158,7 +158,7 @@ def asked_by_nobody(**_more):
 
 def test_signals_wait_for_a_block_and_the_second_one_does_not():
     steps = []
-    with interrupted(), handled(asked_to_end), deferred():
+    with interrupted(), handled(interrupt), deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         steps.append("whole")
     assert exit_code() == 143

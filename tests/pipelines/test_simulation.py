@@ -189,7 +189,7 @@ def test_ten_thousand_workers():
 
 def test_a_job_that_gets_nowhere_says_so():
     workload = {"rollout": {"seconds": 100.0, "mean_time_to_failure_s": 0.1, "restart_s": 0.0}}
-    with pytest.raises(UserError, match="hardly a group"):
+    with pytest.raises(UserError, match="almost no group"):
         simulate(job(batch=2, rollouts=1, workload=workload), updates=2)
 
 

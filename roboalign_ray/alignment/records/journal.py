@@ -101,7 +101,7 @@ def compare_scores(group: JournalGroup, now: Sequence[Score], tolerance: float) 
     largest = 0.0
     for place, (before, after) in enumerate(zip(group.scores, now, strict=True)):
         if before.get("kind") != after.get("kind") or before.keys() != after.keys():
-            why = f"sample {place}: {_told(after)} instead of {_told(before)}"
+            why = f"sample {place}: {_score_summary(after)} instead of {_score_summary(before)}"
             return Comparison(group, Verdict.DIFFERS, why=why)
         if "failed" not in before:
             largest = max([largest, *(_difference(before[name], after[name]) for name in before)])
@@ -133,5 +133,5 @@ def _difference(before: float, after: float) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def _told(score: Score) -> str:
+def _score_summary(score: Score) -> str:
     return f"failed ({score['kind']})" if "failed" in score else f"scored ({', '.join(sorted(score))})"

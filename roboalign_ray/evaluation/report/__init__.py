@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file that says whether alignment helped."""
+"""The report: one self-contained HTML file that shows whether alignment helped."""
 
 from roboalign_ray.evaluation.report.assemble import (
     compare,

@@ -1,4 +1,4 @@
-"""From what the protocols answer to what the report shows."""
+"""Converts the protocols' results to the report's data."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def compare(
 
     Args:
         before, after: over the same windows.
-        rewards: by name, the reward per window [E] before and after; their windows may be others than the metrics'.
-        resamples: of the bootstrap.
+        rewards: by name, the reward per window [E] before and after; these windows may differ from the metrics'.
+        resamples: bootstrap resamples.
     """
     comparisons = [
         _comparison(name, *sides, False, "", 4, resamples) for name, sides in (rewards or {}).items()
@@ -95,12 +95,12 @@ def episode_clips(
     after: PolicyResult,
     titles: Sequence[str] | None = None,
 ) -> list[EpisodeClip]:
-    """One clip per window whose frames both results kept, with its own figures as caption.
+    """One clip for each window whose frames both results kept, with the window's figures as caption.
 
     Args:
-        windows: in the order they were evaluated.
+        windows: in the order of the evaluation.
         before, after: results over these windows.
-        titles: one per window; None takes prompt ids.
+        titles: one per window; None uses the prompt ids.
     """
     psnr = before.metrics.per_episode("psnr"), after.metrics.per_episode("psnr")
     lpips = before.metrics.per_episode("lpips"), after.metrics.per_episode("lpips")

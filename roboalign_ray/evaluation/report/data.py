@@ -1,4 +1,4 @@
-"""What a report is made of: plain numbers and arrays, and the judgement that follows from them."""
+"""The data of a report: plain numbers and arrays, and the verdict that follows from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Change:
-        """ "better" or "worse" where the interval of the paired difference leaves zero out, else "unclear"."""
+        """ "better" or "worse" if the interval of the paired difference excludes zero, else "unclear"."""
         low, high = self.change.difference.low, self.change.difference.high
         if not (low > 0 or high < 0):
             return "unclear"
@@ -50,7 +50,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EpisodeClip:
-    """What is shown of one episode: uint8 context [H, W, 3]; real, before, after [T, H, W, 3]."""
+    """The frames of one episode in the report: uint8 context [H, W, 3]; real, before, after [T, H, W, 3]."""
 
     title: str
     context: np.ndarray
@@ -62,7 +62,7 @@ class EpisodeClip:
 
 @dataclass(frozen=True)
 class Table:
-    """A further table.
+    """A table of the report.
 
     Attributes:
         digits: decimals per column; None, or a column's None, gives four significant digits.
@@ -77,13 +77,13 @@ class Table:
 
 @dataclass(frozen=True)
 class JudgedClip:
-    """A rollout and what was said of it.
+    """A rollout and its judgements.
 
     Attributes:
-        title: what was asked.
+        title: the instruction and the window.
         frames: uint8 [T, H, W, 3], start frame first.
-        scores: (judge, its six scores and total, float [7]); NaN where it gave none.
-        rationale: a judge's reasons; "" where none were given.
+        scores: (judge, its six scores and total, float [7]); NaN where there is no score.
+        rationale: a judge's reasons; "" if there are none.
     """
 
     title: str
@@ -114,24 +114,24 @@ class ReportData:
     """Everything a report shows. Sections whose data is empty are left out.
 
     Attributes:
-        title: of the page.
-        subject: one sentence: what was aligned, how, on what.
-        comparisons: before and after; their order is the table's, the first four become the tiles.
-        episodes: held-out windows behind them.
+        title: title of the page.
+        subject: one sentence: which model was aligned, by which method, on which data.
+        comparisons: before and after, in the order of the table; the first four are also shown as tiles.
+        episodes: number of held-out windows.
         horizon: frames of a rollout.
-        lpips_label, lpips_real: which LPIPS the numbers are.
+        lpips_label, lpips_real: which LPIPS backbone was used.
         settings: the resolved config as a tree of plain values.
         learning_curves: name -> (steps [N], values [N]).
         frame_curves: metric name ("psnr") -> series label -> values [T]. "before" and "after" are drawn in the
             colours of the table, other series (baselines) dashed.
         policy_curves: the same for refresh policies, under the policies table.
         training_frames: frames of a training window; marked in per-frame curves.
-        policies: rows as `LongHorizonResult.rows` gives them.
+        policies: rows as returned by `LongHorizonResult.rows`.
         tables: further tables.
         clips: videos, shown at `fps`.
-        judged: scores by the rubric, where a judge had a say.
-        command, seed, versions, hardware, seconds, created: how to make it again and what that took.
-        notes: anything the reader must know to read the numbers rightly.
+        judged: rubric scores; None if there was no judge.
+        command, seed, versions, hardware, seconds, created: how the report was made, and how to reproduce it.
+        notes: remarks that are needed to interpret the numbers.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""Writes the report: one file, no request to anywhere, readable in light and dark.
+"""Writes the report as one HTML file that makes no external requests and has a light and a dark mode.
 
-The page's own content policy forbids every external source, so a slip in the template shows as a missing part and
-never as a request.
+The page's content policy forbids every external source, so a mistake in the template shows as a missing part and
+never causes a request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _POLICY_COLUMNS: tuple[tuple[str, str, int, int], ...] = (
 
 
 def write_report(data: ReportData, path: str | Path) -> Path:
-    """Render and put in place in one go, so that a reader never meets half a file.
+    """Render the report and write it atomically, so that a reader never sees an incomplete file.
 
     Returns:
         The path written.
@@ -96,7 +96,7 @@ def render(data: ReportData) -> str:
 
 
 def number(value: float | int | str, digits: int | None = None) -> str:
-    """A cell's text: "–" where undefined, fixed digits where given, else four significant ones."""
+    """A cell's text: "–" if undefined, fixed decimals if given, else four significant digits."""
     if isinstance(value, str):
         return value
     if not math.isfinite(value):
@@ -131,7 +131,7 @@ def _comparison_view(comparison: Comparison, reach: float) -> dict[str, Any]:
 
 
 def _reach(comparisons: Sequence[Comparison]) -> float:
-    """Half the axis of the gain bars, in per cent: fits the typical metric; one that is far off is clipped."""
+    """Half the length of the gain bars' axis, in per cent: it fits the median metric; outliers are clipped."""
     means = [abs(comparison.gain()[0]) for comparison in comparisons]
     finite = [mean for mean in means if math.isfinite(mean) and mean > 0]
     if not finite:
@@ -175,7 +175,7 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def _smooth(values: np.ndarray, window: int = 7) -> np.ndarray:
-    """Centred running mean over what is finite; shorter at the ends."""
+    """Centred running mean of the finite values; the window is shorter at the ends."""
     half = window // 2
     pieces = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
     return np.array([np.mean(p[np.isfinite(p)]) if np.isfinite(p).any() else np.nan for p in pieces])
@@ -208,12 +208,12 @@ def _legend(groups: Mapping[str, Mapping[str, np.ndarray]]) -> list[tuple[str, s
 
 
 def _policy_view(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns that some row has; the best of each is marked, baselines that copy a frame left out."""
+    """The columns that occur in any row. The best value of each is marked, without the copying baselines."""
     columns = [column for column in _POLICY_COLUMNS if any(column[0] in row for row in rows)]
     best = {}
     for key, _, _, direction in columns:
-        rivals = [row.get(key, math.nan) for row in rows if not str(row["policy"]).startswith("copy")]
-        values = [value for value in rivals if math.isfinite(value)]
+        compared = [row.get(key, math.nan) for row in rows if not str(row["policy"]).startswith("copy")]
+        values = [value for value in compared if math.isfinite(value)]
         if len(values) > 1 and min(values) < max(values):
             best[key] = max(values) if direction > 0 else min(values)
     body = [
@@ -276,7 +276,7 @@ def _judged_view(section: JudgedSection, fps: float) -> dict[str, Any]:
 
 
 def _sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The tree's components, its loose values first under "job"."""
+    """The sections of the settings; top-level values come first, under "job"."""
     loose = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
     nested = [(key, value) for key, value in settings.items() if isinstance(value, Mapping)]
     return ([("job", loose)] if loose else []) + nested

@@ -1,4 +1,4 @@
-"""One video per episode, four panels in step: context | real | before | after."""
+"""One video per episode with four synchronised panels: context | real | before | after."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from roboalign_ray.foundation.failures import UserError
 
 PANELS = ("context", "real", "before", "after")
 GAP_GREY = 24
-PANEL_PIXELS = 256  # panels are enlarged by a whole factor to about this height
+PANEL_PIXELS = 256  # panels are enlarged by an integer factor to about this height
 
 
 def tile(clip: EpisodeClip) -> np.ndarray:
-    """The four panels side by side, uint8 [T, H, 4 W + 3, 3], a dark column between two; the context stands still.
+    """The four panels side by side, uint8 [T, H, 4 W + 3, 3], with dark columns between them; the context is constant.
 
     Raises:
         UserError: the panels differ in shape.
@@ -30,12 +30,12 @@ def tile(clip: EpisodeClip) -> np.ndarray:
 
 
 def video_uri(clip: EpisodeClip, fps: float) -> str:
-    """The tiled clip as a data URI that browsers play (H.264, index in front)."""
+    """The tiled clip as a data URI that browsers can play (H.264, index at the front)."""
     return frames_uri(tile(clip), fps)
 
 
 def frames_uri(frames: np.ndarray, fps: float) -> str:
-    """Frames uint8 [T, H, W, 3] likewise."""
+    """Frames uint8 [T, H, W, 3] as a data URI that browsers can play."""
     scale = max(1, round(PANEL_PIXELS / frames.shape[1]))
     data = encode_browser_video(frames, fps, scale=scale)
     return f"data:video/mp4;base64,{base64.b64encode(data).decode('ascii')}"

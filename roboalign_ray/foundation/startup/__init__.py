@@ -1,1 +1,1 @@
-"""A folder for PYTHONPATH: Python processes that others start then run its `sitecustomize` first."""
+"""A folder for PYTHONPATH: child Python processes then run its `sitecustomize` first."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import roboalign_ray as _roboalign_ray  # noqa: F401
 
-# Python runs one sitecustomize, the first it finds: an environment's own must not be lost to this one.
+# Python runs only the first sitecustomize it finds, so this one runs the environment's own as well.
 _others = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 _hidden = PathFinder.find_spec("sitecustomize", _others)
 if _hidden is not None and _hidden.loader is not None:

@@ -1,15 +1,15 @@
-"""Copies of checkpoints on any file system that pyarrow knows, such as S3: whole or not there, and checked on return.
+"""Copies of checkpoints on any file system that pyarrow supports, such as S3: complete or absent, verified on download.
 
     root/
-      step-00000200.json                      the checkpoint's manifest: there once all its files are
-      step-00000200-5f0c81d2a3b4c6e7/         its files, in a folder of their own named after the manifest's digest
+      step-00000200.json                      the checkpoint's manifest: written after all its files
+      step-00000200-5f0c81d2a3b4c6e7/         its files, in a folder named after the manifest's digest
         model/model.safetensors  …
 
-Object stores cannot rename folders. So files are written under a name that nobody asks for, and the manifest, one
-object, takes its place last. A step written again gets another folder: what the old manifest names stays until the new
-one stands. A checkpoint that comes back may have been written by others: its manifest is checked before a file is
-fetched, no file may grow beyond the size that it tells, and every file's checksum is verified before the checkpoint
-takes its place.
+Object stores cannot rename folders. So the files are written to a folder that no reader looks up, and the manifest, a
+single object, is put in place last. When a step is written again, it gets another folder: the files of the old
+manifest stay until the new manifest is in place. A downloaded checkpoint is not trusted: its manifest is checked before
+any file is fetched, no file may exceed the size in the manifest, and every checksum is verified before the checkpoint
+gets its final name.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Check = Callable[[Mapping[str, Any], str], None]
 
 
 class CheckpointMirror:
-    """One run's checkpoints elsewhere. One writer at a time.
+    """One run's checkpoints on another file system. Only one process may write at a time.
 
     Args:
         filesystem: a `pyarrow.fs.FileSystem`.
-        root: folder in it, made when absent.
-        name: for messages.
+        root: folder in it, created when absent.
+        name: used in messages.
     """
 
     def __init__(self, filesystem: Any, root: str, name: str = "") -> None:
@@ -49,19 +49,19 @@ class CheckpointMirror:
 
     @classmethod
     def at(cls, uri: str) -> CheckpointMirror:
-        """The mirror at "s3://bucket/folder", "file:///folder" or whatever else pyarrow opens by URI.
+        """The mirror at "s3://bucket/folder", "file:///folder" or any other URI that pyarrow can open.
 
         Raises:
-            CheckpointError: no such file system, or it cannot be reached.
+            CheckpointError: there is no such file system, or it cannot be reached.
         """
         from pyarrow.fs import FileSystem
 
-        with _told(uri):
+        with _file_system_errors(uri):
             filesystem, root = FileSystem.from_uri(uri)
             return cls(filesystem, root, uri)
 
     def steps(self) -> list[int]:
-        """Numbers of the checkpoints that are there, ascending, unverified.
+        """Steps of the checkpoints in the mirror, ascending; the checkpoints are not verified.
 
         Raises:
             CheckpointError: the file system does not answer.
@@ -69,18 +69,18 @@ class CheckpointMirror:
         return sorted(int(match[1]) for name in self._names() if (match := _POINTER.fullmatch(name)))
 
     def push(self, folder: Path, keep: int = 0) -> None:
-        """Copy a complete checkpoint; one of the same step is replaced.
+        """Copy a complete checkpoint. A checkpoint of the same step is replaced.
 
         Args:
-            folder: its directory, as `checkpoints.save` left it.
-            keep: checkpoints kept there, the newest ones and this one; 0 keeps all.
+            folder: its directory, as written by `checkpoints.save`.
+            keep: number of newest checkpoints to keep in the mirror, besides this one; 0 keeps all.
 
         Raises:
             CheckpointError: `folder` is no checkpoint, or the copy could not be written.
         """
         manifest = checkpoints.read_manifest(folder)
         files = self._folder(manifest)
-        with _told(self._name):
+        with _file_system_errors(self._name):
             for name in manifest["files"]:
                 target = f"{files}/{name}"
                 self._fs.create_dir(target.rpartition("/")[0], recursive=True)
@@ -94,29 +94,29 @@ class CheckpointMirror:
         """A checkpoint's manifest, as `checkpoints.read_manifest` checks it.
 
         Raises:
-            CheckpointError: it is not there, damaged, or of another step.
+            CheckpointError: the manifest is absent, damaged, or of another step.
         """
-        with tempfile.TemporaryDirectory() as folder, _told(self._name):
+        with tempfile.TemporaryDirectory() as folder, _file_system_errors(self._name):
             return self._fetch_manifest(step, Path(folder))
 
     def pull(self, step: int, root: Path, check: Check | None = None) -> Path:
-        """Fetch a checkpoint into a directory of checkpoints, where it appears whole and verified, or not at all.
+        """Fetch a checkpoint into a directory of checkpoints. It appears there complete and verified, or not at all.
 
         Args:
             step: its number.
             root: directory of checkpoints.
-            check: is told the metadata, and where it is from, before a file is fetched; raises where it is not wanted.
+            check: called with the metadata and its location before any file is fetched; it raises to refuse.
 
         Returns:
             Its directory.
 
         Raises:
-            CheckpointError: it is not there, not what was written, or of another step; or as `check`.
-            HostError: there is no room for it.
+            CheckpointError: the checkpoint is absent, damaged, or of another step; or an error of `check`.
+            HostError: the disk has no room for it.
         """
 
         def fetch(folder: Path) -> None:
-            with _told(self._name):
+            with _file_system_errors(self._name):
                 manifest = self._fetch_manifest(step, folder)
                 if check is not None:
                     check(manifest["metadata"], self._where(step))
@@ -133,7 +133,7 @@ class CheckpointMirror:
             raise CheckpointError(
                 f"holds the checkpoint of step {manifest['step']}: it was renamed or swapped",
                 where=self._where(step),
-                remedy="remove that copy, or give it its own name back",
+                remedy="remove that copy, or restore its name",
             )
         return manifest
 
@@ -141,26 +141,26 @@ class CheckpointMirror:
         return f"{self._name}: step-{step:08d}.json"
 
     def _sweep(self, written: int, keep: int) -> None:
-        """Old checkpoints, manifests first, and files that no manifest names."""
+        """Delete old checkpoints, manifests first, and files that no manifest names."""
         if keep:
-            with _told(self._name):
+            with _file_system_errors(self._name):
                 for step in self.steps()[:-keep]:
                     if step != written:
                         self._fs.delete_file(self._pointer(step))
-        named = {self._named_by(step) for step in self.steps()}
-        with _told(self._name):
+        named = {self._folder_name(step) for step in self.steps()}
+        with _file_system_errors(self._name):
             for name in self._names():
                 if _FOLDER.fullmatch(name) and name not in named:
                     self._fs.delete_dir(f"{self._root}/{name}")
 
-    def _named_by(self, step: int) -> str:
-        with _told(self._name), self._fs.open_input_stream(self._pointer(step)) as stream:
+    def _folder_name(self, step: int) -> str:
+        with _file_system_errors(self._name), self._fs.open_input_stream(self._pointer(step)) as stream:
             return self._folder(json.loads(stream.read())).rpartition("/")[2]
 
     def _names(self) -> list[str]:
         from pyarrow.fs import FileSelector
 
-        with _told(self._name):
+        with _file_system_errors(self._name):
             found = self._fs.get_file_info(FileSelector(self._root, allow_not_found=True))
         return [info.base_name for info in found]
 
@@ -175,7 +175,7 @@ class CheckpointMirror:
             shutil.copyfileobj(file, stream, _CHUNK)
 
     def _download(self, source: str, target: Path, most: int) -> None:
-        """Copy a file; one of more than `most` bytes is given up at that size."""
+        """Copy a file. Stop with an error when it has more than `most` bytes."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._fs.open_input_stream(source) as stream, target.open("wb") as file:
             while chunk := stream.read(_CHUNK):
@@ -185,13 +185,13 @@ class CheckpointMirror:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """A file system's errors as one line that names where."""
+def _file_system_errors(name: str) -> Iterator[None]:
+    """Turn the errors of a file system into one line that names the mirror."""
     try:
         yield
     except ReportedError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are among them
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are subclasses of these
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"cannot be read or written ({reason})",

@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or not there: atomic directories with a checksum for every file.
+"""Checkpoints that are complete or absent: directories written atomically, with a checksum for every file.
 
     root/
       step-00000100/   manifest.json  model.safetensors  …     a complete checkpoint
       step-00000200/   …
-      .writing-…/                                              a write cut short: ignored, swept by the next one
+      .writing-…/                                              an interrupted write: ignored, deleted by a later one
 
-A checkpoint is written beside its final place, flushed to disk, described by `manifest.json` and only then renamed.
-Whoever finds a `step-` directory therefore finds all of it, or learns which file was damaged since, or that it was
-renamed. A checkpoint may come from somebody else: nothing in its manifest is used before it has been checked.
+A checkpoint is written beside its final place, flushed to disk, described by `manifest.json` and only then renamed. So
+a `step-` directory is complete. If a file was damaged or the directory was renamed afterwards, `load` raises an error.
+A checkpoint may come from an untrusted source: its manifest is checked before anything in it is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CHUNK = 1 << 20
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, incomplete or damaged; `where` names the file."""
+    """A checkpoint is missing, incomplete or damaged; `where` names the file."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Checkpoint:
     Attributes:
         folder: the directory that holds its files.
         step: the number it was saved under.
-        metadata: what the writer said about it (JSON types).
+        metadata: the writer's description of it (JSON types).
     """
 
     folder: Path
@@ -65,20 +65,20 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     keep: int = 0,
 ) -> Path:
-    """Write one checkpoint; it appears under its name complete, or not at all.
+    """Write one checkpoint. It appears under its name complete, or not at all.
 
     Args:
-        root: directory of checkpoints, made when absent.
-        step: number of the checkpoint; one that is there already is replaced.
-        write: fills the directory it is given with files.
-        metadata: JSON types kept in the manifest.
-        keep: checkpoints kept after this one is in place, the newest ones; 0 keeps all.
+        root: directory of checkpoints, created when absent.
+        step: number of the checkpoint; an existing one of this number is replaced.
+        write: writes the files into the directory that it receives.
+        metadata: JSON types, stored in the manifest.
+        keep: number of newest checkpoints to keep once this one is in place; 0 keeps all.
 
     Returns:
         The checkpoint's directory.
 
     Raises:
-        ValueError: a negative step or `keep`, or `write` made a file called manifest.json.
+        ValueError: `step` or `keep` is negative, or `write` created a file called manifest.json.
     """
     if step < 0 or keep < 0:
         raise ValueError(f"step {step} and keep {keep} must not be negative")
@@ -87,7 +87,7 @@ def save(
         write(temporary)
         _seal(temporary, step, metadata or {})
         final = root / f"step-{step:08d}"
-        _put(temporary, final)
+        _replace(temporary, final)
     if keep:
         for old, _ in _listed(root)[:-keep]:
             if old != final:
@@ -96,19 +96,19 @@ def save(
 
 
 def adopt(root: str | Path, fetch: Callable[[Path], None]) -> Path:
-    """Take in a complete checkpoint from elsewhere; it appears under its name verified, or not at all.
+    """Import a complete checkpoint. It appears under its name verified, or not at all.
 
     Args:
-        root: directory of checkpoints, made when absent.
-        fetch: puts its files and its manifest into the directory that it is given.
+        root: directory of checkpoints, created when absent.
+        fetch: writes the files and the manifest into the directory that it receives.
 
     Raises:
-        CheckpointError: what was fetched is no whole checkpoint.
+        CheckpointError: the fetched files are not a complete checkpoint.
     """
     with _draft(Path(root)) as temporary:
         fetch(temporary)
         final = Path(root) / f"step-{load(temporary).step:08d}"
-        _put(temporary, final)
+        _replace(temporary, final)
     return final
 
 
@@ -116,8 +116,8 @@ def load(folder: str | Path) -> Checkpoint:
     """Verify every file of a checkpoint against its manifest, and its manifest's step against its name.
 
     Raises:
-        CheckpointError: no manifest; a file is missing, has another size or other bytes, is not in the manifest, or is
-            a link; or the directory is named after another step.
+        CheckpointError: there is no manifest; a file is missing, has another size or other bytes, is not in the
+            manifest, or is a link; or the directory is named after another step.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -126,7 +126,7 @@ def load(folder: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"holds the checkpoint of step {manifest['step']}: it was renamed or swapped",
             where=str(folder),
-            remedy="give it its own name back, or use another checkpoint",
+            remedy="restore its name, or use another checkpoint",
         )
     files: dict[str, dict[str, Any]] = manifest["files"]
     present = {path.relative_to(folder).as_posix() for path in _files(folder)}
@@ -150,10 +150,10 @@ def load(folder: str | Path) -> Checkpoint:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A checkpoint's manifest: its "step", "metadata", "digest", and "files" with size and checksum by name.
 
-    Every name in it leads to a file below the checkpoint's directory, wherever that is.
+    Every name in it is checked to be a path below the checkpoint's directory.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it names a file outside.
+        CheckpointError: the manifest is absent or damaged, or it names a file outside the directory.
     """
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
@@ -163,7 +163,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST_MANIFEST:
         raise CheckpointError("is too large for a checkpoint's manifest", where=str(path), remedy=_REMEDY)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
         body = {key: manifest[key] for key in ("format", "step", "metadata", "files")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError("is not a checkpoint's manifest", where=str(path), remedy=_REMEDY) from None
@@ -175,19 +175,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, each of whose keys stands there once: of two, readers take different ones."""
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without duplicate keys. JSON readers differ in which duplicate they use."""
     held = dict(pairs)
     if len(held) != len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key occurs twice")
     return held
 
 
 def _check_body(body: Mapping[str, Any], where: str) -> None:
-    """A manifest's digest is no proof of its origin: anybody can compute one.
+    """Check a manifest's values. Its digest is no proof of origin, since anybody can compute one.
 
     Raises:
-        CheckpointError: a value is of the wrong type, or a name leads out of the checkpoint.
+        CheckpointError: a value has the wrong type, or a name is a path outside the checkpoint.
     """
     step, files = body["step"], body["files"]
     sound = (
@@ -217,13 +217,13 @@ def _is_entry(entry: Any) -> bool:
 
 
 def latest(root: str | Path) -> Path | None:
-    """The newest complete checkpoint's directory, unverified; None where there is none."""
+    """The directory of the newest complete checkpoint, unverified; None when there is none."""
     listed = _listed(Path(root))
     return listed[-1][0] if listed else None
 
 
 def complete(root: str | Path) -> dict[int, Path]:
-    """Every complete checkpoint's directory by its step, oldest first, unverified."""
+    """The directories of all complete checkpoints by step, oldest first, unverified."""
     return {step: path for path, step in _listed(Path(root))}
 
 
@@ -232,7 +232,7 @@ _REMEDY = "use an earlier checkpoint, or write it again"
 
 @contextmanager
 def _draft(root: Path) -> Iterator[Path]:
-    """A folder beside the checkpoints to write one in; gone where that fails."""
+    """A temporary folder beside the checkpoints to write one in; deleted when writing fails."""
     root.mkdir(parents=True, exist_ok=True)
     _sweep(root)
     temporary = _temporary(root)
@@ -250,7 +250,7 @@ def _temporary(root: Path) -> Path:
 
 
 def _seal(folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
-    """Checksums into the manifest, and everything out to the disk."""
+    """Write the manifest with all checksums, and flush everything to disk."""
     if (folder / MANIFEST).exists():
         raise ValueError(f"a checkpoint cannot hold a file of its own called {MANIFEST}")
     files = {}
@@ -258,7 +258,7 @@ def _seal(folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
         flush(path)
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     body = {"format": _FORMAT, "step": step, "metadata": dict(metadata), "files": files}
-    # The manifest vouches for the files, and its own digest for the manifest.
+    # The manifest protects the files, and its digest protects the manifest.
     text = json.dumps({**body, "digest": _digest(body)}, indent=2, sort_keys=True) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     flush(folder / MANIFEST)
@@ -266,8 +266,8 @@ def _seal(folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
         flush(directory)
 
 
-def _put(temporary: Path, final: Path) -> None:
-    """Rename into place. An older checkpoint of the same step is moved aside first, then deleted."""
+def _replace(temporary: Path, final: Path) -> None:
+    """Rename a draft to its final name. An older checkpoint of the same step is first moved aside, then deleted."""
     aside = None
     if final.exists():
         aside = _temporary(final.parent)
@@ -293,10 +293,10 @@ def _listed(root: Path) -> list[tuple[Path, int]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file below a checkpoint's directory but its manifest, in a fixed order.
+    """Every file below a checkpoint's directory except its manifest, in a fixed order.
 
     Raises:
-        CheckpointError: something there is a link or no plain file.
+        CheckpointError: an entry is a link or not a plain file.
     """
     try:
         return [path for path in plain_files(folder) if path != folder / MANIFEST]
@@ -313,7 +313,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what writers that died left behind. Young directories may belong to a writer at work."""
+    """Remove drafts of writers that died. Recent drafts stay, since a writer may still be using them."""
     for path in root.glob(f"{_TEMPORARY}*"):
         if time.time() - path.stat().st_mtime > _ABANDONED_S:
             shutil.rmtree(path, ignore_errors=True)

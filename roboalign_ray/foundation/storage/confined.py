@@ -1,7 +1,7 @@
-"""Names from files and from others that become paths: they stay inside the folder that they are for.
+"""Checks file names from untrusted sources, so that they cannot point outside their folder.
 
-A manifest, an archive or a packed folder may come from somebody else. A name in it is only used once it is known to
-lead to a plain file below the folder, on every file system, and to no other name's file.
+A manifest, an archive or a packed folder may come from an untrusted source. A name in it is used only after a check:
+on every file system it must be the path of a plain file below the folder, and no two names may mean the same file.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from roboalign_ray.foundation.failures import UserError
 
 _LONGEST_PART, _LONGEST = 255, 1024  # bytes, as most file systems allow
 _DEEPEST = 16
-# Separators and drives of Windows, and characters that terminals act on.
+# Separators and drives of Windows, and control characters.
 _FORBIDDEN = re.compile(r"[\\:\x00-\x1f\x7f]")
 
 
 class UnsafeName(UserError):
-    """A name that leads out of its folder, or that two files share; `where` says where it was found."""
+    """A name points outside its folder, or two files share it; `where` names the source."""
 
 
 def check_names(names: Iterable[object], where: str) -> list[str]:
-    """The names, each of which is a relative path below any folder it is joined to.
+    """Return the names after checking that each is a relative path below any folder that it is joined to.
 
     Args:
-        names: with "/" between their parts.
-        where: that they come from, for the error.
+        names: paths with "/" between their parts.
+        where: the source of the names, for the error.
 
     Raises:
-        UnsafeName: one is no text, absolute, empty, too long or too deep, has a part "." or "..", a drive, a backslash,
-            a colon or a control character; or two name the same file where case or the form of accents does not
-            count; or one file's name is another one's folder.
+        UnsafeName: a name is not a string, is absolute, empty, too long or too deep, or has a part "." or "..", a
+            drive, a backslash, a colon or a control character; or two names are the same file when case and Unicode
+            normalisation are ignored; or a file's name is also the name of a folder.
     """
     checked: list[str] = []
     taken: set[str] = set()
@@ -53,7 +53,7 @@ def check_names(names: Iterable[object], where: str) -> list[str]:
 
 
 def plain_files(folder: Path) -> list[Path]:
-    """Every file below a folder, in a fixed order; links and devices are none.
+    """Every file below a folder, in a fixed order; links and devices are refused.
 
     Raises:
         UnsafeName: the folder, or something in it, is a symbolic link, a pipe, a socket or a device.

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their place, renamed when complete."""
+"""Files and folders that are complete or absent: written beside their final place, renamed when complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roboalign_ray.foundation.storage.confined import check_names, plain_files
 
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
-    """A folder to write in that takes its final name, replacing what is there, only when the block ends well."""
+    """A folder to write in. When the block ends without an error, it replaces what is at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = _beside(path)
     folder.mkdir()
@@ -32,7 +32,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write that takes its final name, replacing what is there, only when the block ends well."""
+    """A file to write. When the block ends without an error, it replaces what is at `path`."""
     draft = _beside(path)
     try:
         yield draft
@@ -42,19 +42,19 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def packed_folder(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its relative path: what travels where no file system is shared.
+    """The bytes of every file of a folder, by relative path: sent to nodes that share no file system.
 
     Raises:
-        UnsafeName: something in it is a link or no plain file: its content may lie anywhere.
+        UnsafeName: an entry is a link or not a plain file, so its content may lie outside the folder.
     """
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in plain_files(folder)}
 
 
 def unpack_folder(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write what `packed_folder` gave.
+    """Write the files that `packed_folder` returned.
 
     Raises:
-        UnsafeName: a name leads out of the folder; nothing is then written.
+        UnsafeName: a name points outside the folder; then no file is written.
     """
     for name in check_names(files, str(folder)):
         path = folder / name
@@ -63,31 +63,31 @@ def unpack_folder(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Whether a file system has room for what is about to be written.
+    """Check that a file system has room for a write.
 
     Args:
-        folder: on it; need not exist yet.
-        size: bytes.
+        folder: a folder on that file system; it need not exist yet.
+        size: bytes to write.
 
     Raises:
-        HostError: it has less than that.
+        HostError: less than `size` is free.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if size > free:
         raise HostError(
-            f"has {_shown(free)} left on its disk, and {_shown(size)} are to be written",
+            f"has {_size_text(free)} left on its disk, and {_size_text(size)} are to be written",
             where=str(folder),
             remedy="free space there, or choose another folder",
         )
 
 
-def _shown(size: int) -> str:
+def _size_text(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def flush(path: Path) -> None:
-    """A file's bytes, or a folder's entries, out to the disk."""
+    """Flush a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

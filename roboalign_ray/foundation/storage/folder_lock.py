@@ -1,15 +1,15 @@
-"""One job at a time in a folder: a lock that names its owner, and that nobody has to remove after a crash.
+"""One job at a time in a folder: a lock that names its owner and needs no manual removal after a crash.
 
-    runs/first/.job.lock        of a run's folder, which is thereby known to be writable
-    stores/.mine.lock           of a store, which is written beside its place and replaced whole
+    runs/first/.job.lock        lock of a run's folder; creating it also shows that the folder is writable
+    stores/.mine.lock           lock of a store, which is written beside its final place and replaced as a whole
 
-The lock is `flock`: the system frees it when its process ends, however that happens. The file tells a second job who
-holds it: {"pid", "host", "started", "inode", "process"}.
+The lock is `flock`: the system frees it when its process ends for any reason. The file names the owner for other
+jobs: {"pid", "host", "started", "inode", "process"}.
 
-Network file systems: where `flock` is not supported, the file alone counts. It is taken over when its process on this
-host is gone, or when it names another host and was not renewed for a minute; a job renews it every 15 s. The same
-minute is waited for where `flock` works but the file names another host, since some file systems lock within one host
-only. A copy of a folder that is in use is not locked: its file tells the inode of the first one.
+Network file systems: where `flock` is not supported, only the file counts. Another job takes it over when its process
+on this host has ended, or when it names another host and was not renewed for a minute; a job renews it every 15 s. The
+same minute applies where `flock` works but the file names another host, since some file systems lock only within one
+host. A copy of a folder in use is not locked: the inode in the copied file is that of the original file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from roboalign_ray.foundation.failures import HostError, UserError, raise_if_hos
 
 LOCK = ".job.lock"
 _RENEWED_S, _STALE_S = 15.0, 60.0
-_SETTLED_S = 0.2  # two jobs that write the file at once, without flock: the last one to do so has it
+_SETTLED_S = 0.2  # without flock, two jobs may write the file at once: the last writer gets the lock
 _LARGEST = 4096
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _REMEDY = "wait until it ends, or choose another folder"
@@ -45,19 +45,19 @@ Result = TypeVar("Result")
 
 
 class FolderInUse(UserError):
-    """Another job works in a folder; the line names its process."""
+    """Another job uses the folder; the message names its process."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
         pid: process id on the host.
-        host: its name.
+        host: host name.
         started: when the lock was taken, ISO 8601 in UTC.
-        inode: of the lock's file; a copy of the file has another one.
-        process: what tells the process from a later one of the same id; "" where the system does not say.
+        inode: inode of the lock file; a copy of the file has another inode.
+        process: distinguishes the process from a later one with the same id; "" where the system cannot tell.
     """
 
     pid: int
@@ -74,7 +74,7 @@ class _Held:
 
 
 class _FolderGone(Exception):
-    """The folder of the lock was removed after it was made."""
+    """The folder of the lock was removed after it was created."""
 
 
 _ATTEMPTS = 100
@@ -83,25 +83,25 @@ _held_lock = threading.Lock()
 
 
 def one_job(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function with an argument `out`, the folder that it works in: refused where another job does."""
+    """Decorate a function with an argument `out`, its folder: the call is refused while another job uses it."""
     return _locking(function, folder_lock)
 
 
 def one_writer(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function with an argument `out`, the store that it writes: refused where another job writes that."""
+    """Decorate a function with an argument `out`, its store: the call is refused while another job writes it."""
     return _locking(function, store_lock)
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Work in a folder alone. It is made where absent, and is known to be writable within the block.
+    """Lock a folder for the block. The folder is created when absent and is known to be writable.
 
-    The thread that holds it may take it again.
+    The thread that holds the lock may take it again.
 
     Raises:
-        FolderInUse: another job, or another thread of this one, has it.
+        FolderInUse: another job, or another thread of this process, holds the lock.
         HostError: the folder cannot be written.
-        UserError: it is no folder.
+        UserError: the path is not a folder.
     """
     with _lock(folder, folder / LOCK, folder):
         yield
@@ -109,7 +109,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def store_lock(store: Path) -> Iterator[None]:
-    """Write a store alone; the lock lies beside it. As `folder_lock`."""
+    """Lock a store for writing, like `folder_lock`; the lock file lies beside the store."""
     with _lock(store, store.parent / f".{store.name}.lock", store.parent):
         yield
 
@@ -131,29 +131,29 @@ def _locking(
 @contextmanager
 def _lock(shown: Path, path: Path, folder: Path) -> Iterator[None]:
     key = os.path.realpath(path)
-    if _taken_again(key, shown):
+    if _acquire_again(key, shown):
         try:
             yield
         finally:
-            _given_back(key)
+            _release(key)
         return
     descriptor: int | None = None
     made: list[Path] = []
     try:
-        descriptor = _opened(folder, path, shown, made)
+        descriptor = _lock_in_folder(folder, path, shown, made)
         with _renewed(descriptor):
             yield
     finally:
-        _given_back(key)
+        _release(key)
         if descriptor is not None:
-            _removed(path, descriptor)
-        for above in made:  # what was made for the lock alone
+            _remove(path, descriptor)
+        for above in made:  # folders created only for the lock
             with suppress(OSError):
                 above.rmdir()
 
 
-def _taken_again(key: str, shown: Path) -> bool:
-    """Whether this thread has the lock already; notes that it has it from now on."""
+def _acquire_again(key: str, shown: Path) -> bool:
+    """Record that this thread holds the lock. Return whether it held the lock before."""
     me = threading.get_ident()
     with _held_lock:
         held = _held.setdefault(key, _Held(me, 0))
@@ -167,7 +167,7 @@ def _taken_again(key: str, shown: Path) -> bool:
         return held.depth > 1
 
 
-def _given_back(key: str) -> None:
+def _release(key: str) -> None:
     with _held_lock:
         held = _held[key]
         held.depth -= 1
@@ -175,8 +175,8 @@ def _given_back(key: str) -> None:
             del _held[key]
 
 
-def _made(folder: Path) -> list[Path]:
-    """Make a folder; those that were made, the innermost first."""
+def _create_folder(folder: Path) -> list[Path]:
+    """Create a folder and its parents. Return the folders that were created, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,21 +191,21 @@ def _made(folder: Path) -> list[Path]:
     return missing
 
 
-def _opened(folder: Path, path: Path, shown: Path, made: list[Path]) -> int:
-    """`_taken` in a folder that is made where absent; adds to `made` what was made."""
+def _lock_in_folder(folder: Path, path: Path, shown: Path, made: list[Path]) -> int:
+    """Call `_lock_file` in a folder that is created when absent; append the created folders to `made`."""
     for _ in range(_ATTEMPTS):
-        made += _made(folder)
+        made += _create_folder(folder)
         try:
-            return _taken(path, shown)
-        except _FolderGone:  # another job ended just now, and its folder with it
+            return _lock_file(path, shown)
+        except _FolderGone:  # another job just ended and removed its folder
             continue
     raise UserError(
-        "cannot be locked: it is removed again and again", where=str(path), remedy="choose another place"
+        "cannot be locked: it is removed repeatedly", where=str(path), remedy="choose another place"
     )
 
 
-def _taken(path: Path, shown: Path) -> int:
-    """An open file with the lock on it, which names this process."""
+def _lock_file(path: Path, shown: Path) -> int:
+    """Open and lock the lock file and write this process into it. Return the file descriptor."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -223,13 +223,13 @@ def _taken(path: Path, shown: Path) -> int:
                 )
             if _try(descriptor, path, shown):
                 return descriptor
-        except HostError:  # the file is locked and could not be written: nothing of it stays
-            _removed(path, descriptor)
+        except HostError:  # the file is locked but could not be written: remove it
+            _remove(path, descriptor)
             raise
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the one before removed its file meanwhile
+        os.close(descriptor)  # the previous owner has removed the file since it was opened
 
 
 def _try(descriptor: int, path: Path, shown: Path) -> bool:
@@ -258,7 +258,7 @@ def _try(descriptor: int, path: Path, shown: Path) -> bool:
 
 
 def _lives(owner: Owner, descriptor: int, path: Path, locks: bool) -> bool:
-    """Whether a lock's owner may still be at work although this process could lock the file."""
+    """Whether a lock's owner may still be running although this process could lock the file."""
     status = os.fstat(descriptor)
     if owner.inode != status.st_ino:
         return False  # the file was copied along with its folder
@@ -274,7 +274,7 @@ def _me(inode: int) -> Owner:
 
 
 def _process(pid: int) -> str | None:
-    """What tells a process from all others that had its id on this host; None where there is none of that id."""
+    """A text that is unique among all processes that ever had this id on this host; None when none has it now."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -289,10 +289,9 @@ def _process(pid: int) -> str | None:
 
 
 def _owner(descriptor: int) -> Owner | None:
-    """Who wrote the file; None where it is empty or says something else."""
+    """The owner that the file names; None when the file is empty or invalid."""
     try:
-        told = json.loads(os.pread(descriptor, _LARGEST, 0))
-        owner = Owner(**told)
+        owner = Owner(**json.loads(os.pread(descriptor, _LARGEST, 0)))
     except (ValueError, TypeError, RecursionError):
         return None
     kinds = (int, str, str, int, str)
@@ -316,8 +315,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _removed(path: Path, descriptor: int) -> None:
-    """Remove the file while it is locked, then let go: the next job makes its own."""
+def _remove(path: Path, descriptor: int) -> None:
+    """Remove the file while it is locked, then close it; the next job creates its own file."""
     with suppress(OSError):
         if _is_at(descriptor, path):
             path.unlink()
@@ -326,7 +325,7 @@ def _removed(path: Path, descriptor: int) -> None:
 
 @contextmanager
 def _renewed(descriptor: int) -> Iterator[None]:
-    """Tell other hosts again and again that the owner lives."""
+    """Renew the file's time regularly, so that other hosts see that the owner is running."""
     ended = threading.Event()
 
     def renew() -> None:

@@ -1,8 +1,8 @@
-"""Model folders in transformers' format, which may come from anybody: what in them would run code is refused.
+"""Checks on model folders in transformers' format from untrusted sources: anything that would run code is refused.
 
-Three things can: modules beside the weights (`auto_map` names them), weights as pickles, and kernels that the
-configuration lets transformers fetch. Loaders pass `trust_remote_code=False` and `use_safetensors=True` besides; what
-is found here is told in one line, instead of a question on the terminal or an error from deep inside.
+Three things can run code: Python modules beside the weights (named by `auto_map`), weights stored as pickles, and
+kernels that the configuration makes transformers fetch. Loaders also pass `trust_remote_code=False` and
+`use_safetensors=True`. The checks here give a one-line error instead of a prompt on the terminal or a deep traceback.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _ATTENTION = ("attn_implementation", "_attn_implementation", "experts_implementa
 
 
 def check_model_folder(source: str | Path, where: str) -> None:
-    """Whether a model's folder can be loaded without running code from it; names to be looked up pass.
+    """Check that a model folder can be loaded without running code from it. A model name is not checked.
 
     Args:
-        source: folder or name.
+        source: folder or model name.
         where: setting or folder, for the error.
 
     Raises:
-        UserError: it has weights as pickles alone, or its configuration names kernels to be fetched.
+        UserError: its weights are only pickles, or its configuration names kernels to fetch.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -38,7 +38,7 @@ def check_model_folder(source: str | Path, where: str) -> None:
             raise UserError(
                 f"has its weights in {pickles[0]}, a pickle, which can run code",
                 where=where,
-                remedy="convert them to safetensors where you trust them",
+                remedy="convert them to safetensors if you trust their source",
             )
     for kernel in _kernels(folder / "config.json"):
         raise UserError(
@@ -49,16 +49,16 @@ def check_model_folder(source: str | Path, where: str) -> None:
 
 
 def wants_code(error: BaseException) -> bool:
-    """Whether transformers refused a model since it brings code of its own."""
+    """Whether transformers refused a model because it needs custom code."""
     return "trust_remote_code" in str(error) or "contains custom code" in str(error)
 
 
 def needs_code(source: str | Path, where: str) -> UserError:
-    """The error for a model of which `wants_code` is true."""
+    """The error for a model that needs custom code; see `wants_code`."""
     return UserError(
-        f"'{source}' brings code of its own (auto_map), which is not run",
+        f"'{source}' needs custom code (auto_map), which is not run",
         where=where,
-        remedy="use a model that transformers itself knows",
+        remedy="use a model that transformers supports without custom code",
     )
 
 
@@ -67,17 +67,17 @@ def _kernels(path: Path) -> Iterator[str]:
         if path.stat().st_size > _LARGEST:
             raise UserError("is too large for a model's configuration", where=str(path))
         config = json.loads(path.read_bytes())
-        yield from _named(config)
+        yield from _kernel_repositories(config)
     except (OSError, ValueError, RecursionError):
-        return  # the loader tells what is wrong with it
+        return  # the loader reports what is wrong with the file
 
 
-def _named(config: Any) -> Iterator[str]:
-    """Implementations of attention that are a repository's name, at any depth."""
+def _kernel_repositories(config: Any) -> Iterator[str]:
+    """Attention implementations that name a repository, at any depth of the configuration."""
     if not isinstance(config, dict):
         return
     for key, value in config.items():
         if key in _ATTENTION:
             texts = value.values() if isinstance(value, dict) else [value]
             yield from (text for text in texts if isinstance(text, str) and "/" in text)
-        yield from _named(value)
+        yield from _kernel_repositories(value)

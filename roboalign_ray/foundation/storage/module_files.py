@@ -1,4 +1,4 @@
-"""Weights of a module from a safetensors file, with no memory taken before the file is known to hold them."""
+"""Loads a module's weights from a safetensors file; memory is allocated only after the file's tensors were checked."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def load_module(build: Callable[[], Module], weights: Path) -> Module:
-    """A module with the weights of a file.
+    """Build a module and load its weights from a file.
 
-    A config from somebody else can ask for any size. The module is built without memory first, and in memory only
-    where its tensors are those of the file.
+    A config from an untrusted source can ask for any size. So the module is first built on the "meta" device, without
+    memory. It is built in memory only if its tensors have the names and shapes of the file's tensors.
 
     Args:
-        build: makes the module; called twice.
+        build: builds the module; called twice.
         weights: a safetensors file with all of its tensors.
 
     Raises:
-        UserError: the file holds other tensors than the module, or a number that is not finite.
+        UserError: the file's tensors differ from the module's, or a value is not finite.
         SafetensorError, OSError: the file cannot be read.
     """
     with safe_open(weights, framework="pt") as file:

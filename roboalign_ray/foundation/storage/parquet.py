@@ -1,4 +1,4 @@
-"""Columns of Parquet files that anybody may have written: what they unpack to is checked before it is read."""
+"""Reads columns of untrusted Parquet files: the unpacked size is checked before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def read_columns(
     Args:
         path: the file.
         wanted: whether to read the column of that name.
-        schema: columns that the file must hold, each of this type; others are left alone.
+        schema: columns that the file must hold, with their types; other columns are ignored.
         optional: columns of `schema` that may be absent.
-        groups: the row groups to read, told by the file's description; None reads all.
+        groups: selects the row groups to read from the file's metadata; None reads all.
         most_bytes: a table that unpacks to more is refused before it is unpacked.
 
     Raises:
-        UserError: no Parquet file, damaged, or larger than allowed.
+        UserError: the file is not Parquet, is damaged, or is larger than allowed.
         HostError: the file system denies access, or the memory is full.
     """
     try:
@@ -47,13 +47,13 @@ def read_columns(
             columns = [name for name in file.schema_arrow.names if wanted(name)]
             chosen = list(range(file.metadata.num_row_groups) if groups is None else groups(file.metadata))
             rows_at_once = check_size(path, file.metadata, chosen, columns, most_bytes)
-            # Arrow takes a name for the beginning of others too ("action" for "action.gripper").
+            # Arrow also selects columns that a name is a prefix of ("action" selects "action.gripper").
             return _read(file, chosen, columns, rows_at_once, most_bytes).select(columns)
     except UserError:
         raise
-    except pa.ArrowMemoryError as error:  # the size was checked, so a damaged page asked for it
+    except pa.ArrowMemoryError as error:  # the size was checked, so a damaged page caused it
         raise UserError(f"Parquet file cannot be read ({first_line(error)})", where=str(path)) from None
-    except Exception as error:  # Arrow's decoders raise whatever damaged pages lead them to
+    except Exception as error:  # damaged pages can make Arrow's decoders raise any exception
         raise_if_host(error, where=str(path))
         raise UserError(
             f"Parquet file cannot be read ({first_line(error)[:200]})", where=str(path)
@@ -71,7 +71,7 @@ def _check_columns(found: pa.Schema, wanted: pa.Schema | None, optional: Collect
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """The file, with bounds on the texts and lists of its own description."""
+    """Open the file with bounds on the strings and lists in its metadata."""
     return pq.ParquetFile(
         path,
         thrift_string_size_limit=_MOST_METADATA_BYTES,
@@ -83,16 +83,16 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 def check_size(
     path: Path, metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str], most_bytes: int
 ) -> int:
-    """Refuse row groups that unpack to more than allowed, by the number of their values and by their pages' headers.
+    """Refuse row groups that unpack to more than allowed, by their number of values and their page headers.
 
-    A dictionary holds every different text once, and each row may refer to the longest one. So the size of rows of
-    texts is not known before; how many may be unpacked at once is.
+    A dictionary holds each distinct string once, and every row may refer to the longest one. So the size of string
+    rows is not known in advance; the number of rows that may safely be unpacked at once is.
 
     Returns:
-        Rows that may be unpacked at once.
+        The number of rows that may be unpacked at once.
 
     Raises:
-        UserError: larger than allowed.
+        UserError: the row groups unpack to more than `most_bytes`.
         ValueError: a page header is damaged.
     """
     names, beginnings = set(columns), tuple(f"{column}." for column in columns)
@@ -117,7 +117,7 @@ def check_size(
 def _read(
     file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows_at_once: int, most_bytes: int
 ) -> pa.Table:
-    """The columns, some rows at a time, so that repeated texts are noticed before they fill the memory."""
+    """Read the columns a few rows at a time, so that repeated strings are noticed before they fill the memory."""
     batches, size = [], 0
     for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=columns, use_threads=False):
         size += batch.nbytes
@@ -130,7 +130,7 @@ def _read(
 
 
 def _unpacked(file: BinaryIO, column: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Bytes of a column's pages unpacked, and those of its dictionary of texts or bytes."""
+    """Unpacked bytes of a column's pages, and of its dictionary of strings or byte arrays."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset:
         start = min(start, column.dictionary_page_offset)

@@ -1,7 +1,8 @@
-"""Headers of Parquet pages: what a column really unpacks to, read before anything is unpacked.
+"""Reads the headers of Parquet pages: the true unpacked size of a column, known before anything is unpacked.
 
-A Parquet file's footer tells the sizes of its columns, but a hand-made one may lie. Every page begins with a header in
-Thrift's compact protocol whose second field is the size of the unpacked page; the pages are walked by these headers.
+A Parquet file's footer gives the sizes of its columns, but a manipulated footer may be wrong. Every page begins with a
+header in Thrift's compact protocol whose second field is the unpacked size of the page. The pages are walked by these
+headers.
 Source: the Parquet format's `parquet.thrift` and the Thrift compact protocol.
 """
 
@@ -18,7 +19,7 @@ _DICTIONARY_PAGE = 2
 
 
 class BadPage(ValueError):
-    """Bytes that are no page header."""
+    """The bytes are not a page header."""
 
 
 class Page(NamedTuple):
@@ -30,7 +31,7 @@ class Page(NamedTuple):
 
 
 def page_sizes(file: BinaryIO, start: int, end: int) -> Iterator[Page]:
-    """Every page between two places of a file.
+    """Every page between two offsets of a file.
 
     Raises:
         BadPage: a page header is damaged, or a page reaches beyond `end`.
@@ -53,19 +54,19 @@ def _page(file: BinaryIO, start: int, end: int) -> tuple[Page, int]:
             reader = _Compact(data)
             fields = dict(reader.integers())
             return Page(fields[2], fields[3], fields[1] == _DICTIONARY_PAGE), reader.position
-        except IndexError as error:  # the header is longer than what was read
+        except IndexError as error:  # the header is longer than the bytes that were read
             if size >= min(_MOST_HEADER_BYTES, end - start):
                 raise BadPage("a page header is cut short") from error
             size *= 16
         except KeyError as error:
-            raise BadPage("a page header tells no size") from error
+            raise BadPage("a page header has no size") from error
 
 
 class _Compact:
     """One struct of the compact protocol.
 
     Args:
-        data: its bytes, and whatever follows.
+        data: its bytes, possibly followed by other bytes.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -75,8 +76,8 @@ class _Compact:
         """(field, value) of the struct's own integers; everything else is skipped.
 
         Raises:
-            IndexError: the struct goes on behind the data.
-            BadPage: no such struct.
+            IndexError: the struct is longer than the data.
+            BadPage: the bytes are not such a struct.
         """
         number = 0
         while (head := self._byte()) != _STOP:
@@ -117,7 +118,7 @@ class _Compact:
             raise BadPage("a page header holds a list that is too long")
         for _ in range(count):
             for kind in kinds:
-                if kind in (_TRUE, _FALSE):  # in lists a truth value takes a byte
+                if kind in (_TRUE, _FALSE):  # in lists a Boolean takes one byte
                     self._forward(1)
                 else:
                     self._skip(kind, depth + 1)

@@ -1,7 +1,7 @@
-"""Read files that may be damaged or made by somebody else: bounded in size, checked in form, refused in one line.
+"""Readers for files that may be damaged or untrusted: sizes are bounded, forms are checked, errors are one line.
 
-JSON, lines of JSON and archives of arrays are read through this module, Parquet through `parquet`. A reader either
-returns what the caller asked for or raises `UserError`; it never runs code from a file (no pickles) and never takes
+JSON, JSON lines and archives of arrays are read through this module, Parquet through `parquet`. A reader either
+returns what the caller asked for or raises `UserError`. It never runs code from a file (no pickles) and never uses
 more memory than its stated bound.
 """
 
@@ -23,7 +23,7 @@ from roboalign_ray.foundation.failures import UserError, first_line, raise_if_ho
 MOST_JSON_BYTES = 64 << 20
 MOST_ARRAY_BYTES = 4 << 30
 
-_HALF_CHARACTER = ("\\ud", "\\uD")  # how escapes of one begin
+_HALF_CHARACTER = ("\\ud", "\\uD")  # the beginning of an escaped surrogate
 _NUMBER_KINDS = frozenset("biuf")
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
 
@@ -36,17 +36,18 @@ def parse_json(data: bytes | str, *, where: str, what: str = "JSON") -> Any:
 
     Args:
         data: the text, UTF-8.
-        where: what the error names, a path or "file:line".
-        what: what the text should be, with no article ("a checkpoint's manifest" becomes "checkpoint manifest").
+        where: source of the text for the error, a path or "file:line".
+        what: what the text should be, without an article ("a checkpoint's manifest" becomes "checkpoint manifest").
 
     Raises:
-        UserError: not UTF-8, not JSON, nested too deeply, a number with too many digits, or a text that is no Unicode.
+        UserError: the text is not UTF-8 or not JSON, is nested too deeply, has a number with too many digits, or has a
+            string that is not valid Unicode.
     """
     try:
         text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
         value = json.loads(text)
         if any(escape in text for escape in _HALF_CHARACTER):
-            json.dumps(value, ensure_ascii=False).encode()  # fails where the other half is missing
+            json.dumps(value, ensure_ascii=False).encode()  # fails on a lone surrogate
         return value
     except UnicodeEncodeError:
         raise UserError(f"cannot be read as {what} (a text holds half a character)", where=where) from None
@@ -63,10 +64,10 @@ def read_json(path: Path, what: str, *, remedy: str = "", most_bytes: int = MOST
         path: the file.
         what: what the file should be, for the error.
         remedy: what to do about a file that is missing or damaged.
-        most_bytes: a larger file is refused unread.
+        most_bytes: a larger file is refused without being parsed.
 
     Raises:
-        UserError: missing, unreadable, too large, or not JSON.
+        UserError: the file is missing, unreadable, too large, or not JSON.
     """
     try:
         return parse_json(read_bytes(path, what, most_bytes=most_bytes), where=str(path), what=what)
@@ -78,7 +79,7 @@ def read_object(path: Path, what: str, *, keys: Collection[str] = (), remedy: st
     """The object of a JSON file; `keys` must be among its keys.
 
     Raises:
-        UserError: as `read_json`, not an object, or a key is missing.
+        UserError: as `read_json`; or the value is not an object, or a key is missing.
     """
     value = read_json(path, what, remedy=remedy)
     if not isinstance(value, dict):
@@ -93,7 +94,7 @@ def validated(value: Any, model: type[Model], what: str, *, where: str, remedy: 
     """A parsed value as a pydantic model.
 
     Raises:
-        UserError: a field is missing or wrong; the first one is named.
+        UserError: a field is missing or wrong; the message names the first one.
     """
     try:
         return model.model_validate(value)
@@ -104,7 +105,7 @@ def validated(value: Any, model: type[Model], what: str, *, where: str, remedy: 
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first fault that pydantic found, with its place."""
+    """The first error that pydantic found, with its field."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
@@ -114,7 +115,7 @@ def read_bytes(path: Path, what: str, *, most_bytes: int) -> bytes:
     """All bytes of a regular file of at most `most_bytes`.
 
     Raises:
-        UserError: missing, no regular file, too large, or unreadable.
+        UserError: the file is missing, not a regular file, too large, or unreadable.
     """
     try:
         if not path.is_file():
@@ -130,9 +131,9 @@ def read_bytes(path: Path, what: str, *, most_bytes: int) -> bytes:
 
 
 def read_lines(path: Path, what: str, *, keys: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one JSON object a line. A last line that is cut short is left out.
+    """The objects of a file with one JSON object per line. A truncated last line is left out.
 
-    A run that is killed while it writes leaves such a line; any other broken line is damage.
+    A run that is killed while it writes leaves such a line; any other broken line is an error.
 
     Args:
         path: the file.
@@ -140,7 +141,7 @@ def read_lines(path: Path, what: str, *, keys: Collection[str] = ()) -> Iterator
         keys: must be among the keys of every object.
 
     Raises:
-        UserError: unreadable, or a line that is not such an object; its number is named.
+        UserError: the file is unreadable, or a line is not such an object; the message names the line number.
     """
     lines = read_bytes(path, what, most_bytes=MOST_ARRAY_BYTES).split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -159,15 +160,15 @@ def read_lines(path: Path, what: str, *, keys: Collection[str] = ()) -> Iterator
 
 
 def read_arrays(path: Path, what: str, *, most_bytes: int = MOST_ARRAY_BYTES) -> dict[str, np.ndarray]:
-    """The arrays of a NumPy archive (npz) by name: numbers and truth values, no objects.
+    """The arrays of a NumPy archive (npz) by name: numbers and Booleans, no objects.
 
     Args:
         path: the file.
         what: what the file should be, for the error.
-        most_bytes: of all arrays together, unpacked.
+        most_bytes: limit on the unpacked size of all arrays together.
 
     Raises:
-        UserError: missing, damaged, too large unpacked, or it holds something else than arrays of numbers.
+        UserError: the file is missing, damaged, too large unpacked, or holds anything other than arrays of numbers.
     """
     try:
         if not path.is_file():
@@ -182,7 +183,7 @@ def read_arrays(path: Path, what: str, *, most_bytes: int = MOST_ARRAY_BYTES) ->
 
 
 def _check_members(archive: zipfile.ZipFile, most_bytes: int) -> None:
-    """Whether an archive stays within its bound when it is unpacked, by what its members really hold."""
+    """Check by the members' true sizes that an archive stays within its bound when it is unpacked."""
     left = most_bytes
     for member in archive.infolist():
         with archive.open(member) as stream:
@@ -208,7 +209,7 @@ def _numbers(name: str, value: Any) -> np.ndarray:
 
 
 def pick(values: Mapping[str, Any], key: str, kind: type[Value], *, where: str, what: str) -> Value:
-    """A value of an object that was read, of a stated type (an int passes for a float, a bool for neither).
+    """A value of a parsed object, checked to have a type. An int is accepted as a float; a bool is neither.
 
     Raises:
         UserError: the key is missing or the value has another type.

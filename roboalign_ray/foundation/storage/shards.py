@@ -1,11 +1,11 @@
-"""Stores of rows in Parquet shards: written row by row, each row read alone. Knows nothing of what a row is.
+"""Stores of rows in Parquet shards: rows are written one by one and can be read one by one. A row can be anything.
 
     store/
       shard-00000.parquet    rows, in small row groups
       statistics.json        figures of all rows
       README.md              the card
 
-A store is written beside its place and moved there when complete: no reader ever sees half of one.
+A store is written beside its final place and moved there when complete, so readers never see an incomplete store.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class StoreCard:
-    """What a store's card tells beside its figures: where the rows come from and how to make them again.
+    """The text of a store's card besides its figures: where the rows come from and how to make them again.
 
     Attributes:
         title: first line.
         summary: a paragraph.
         command: the command line that makes this store, "" where there is none.
         license: SPDX name, or a sentence.
-        settings: of whatever made it (JSON types only).
+        settings: the settings that it was made with (JSON types only).
     """
 
     title: str
@@ -60,16 +60,16 @@ class StoreCard:
 
 @contextmanager
 def new_store(path: Path, what: str, is_one: Callable[[Path], bool], *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write a store in, which appears at `path` when the block ends well.
+    """A folder to write a store in. It appears at `path` when the block ends without an error.
 
     Args:
-        path: the store's place.
+        path: final path of the store.
         what: kind of store, with its article, for messages.
-        is_one: whether a folder is such a store; no other is overwritten, unless it is empty.
+        is_one: whether a folder is such a store; only such a store or an empty folder is overwritten.
         overwrite: replace an existing store.
 
     Raises:
-        UserError: the place is taken and may not be replaced.
+        UserError: the path exists and may not be replaced.
     """
     if path.exists() and not overwrite:
         raise UserError("already exists", where=str(path), remedy="choose another place or allow overwriting")
@@ -80,11 +80,11 @@ def new_store(path: Path, what: str, is_one: Callable[[Path], bool], *, overwrit
 
 
 class ShardWriter:
-    """Rows into the shards of a folder; memory holds one shard.
+    """Writes rows into the shards of a folder; memory holds one shard.
 
     Args:
-        folder: of a `new_store`.
-        schema: of a row.
+        folder: as given by `new_store`.
+        schema: schema of a row.
         shard_rows: rows per file.
         row_group: rows per row group: reading one row reads this many.
     """
@@ -96,13 +96,13 @@ class ShardWriter:
         self._shards = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """The next row."""
+        """Add the next row."""
         self._rows.append(row)
         if len(self._rows) >= self._shard_rows:
             self._flush()
 
     def finish(self, statistics: Mapping[str, Any], card: str) -> int:
-        """The last rows, the statistics and the card; returns the bytes of all files in the folder."""
+        """Write the last rows, the statistics and the card. Return the total bytes of all files in the folder."""
         if self._rows:
             self._flush()
         write_json(self._folder / STATISTICS, statistics)
@@ -116,14 +116,14 @@ class ShardWriter:
 
 
 def write_rows(path: Path, rows: list[Mapping[str, Any]], schema: pa.Schema, row_group: int) -> None:
-    """One Parquet file."""
+    """Write one Parquet file."""
     table = pa.Table.from_pylist(rows, schema=schema)
-    # Video does not compress again; dictionary pages would only copy it.
+    # Encoded video does not compress further, and dictionary pages would only copy it.
     pq.write_table(table, path, row_group_size=row_group, compression="zstd", use_dictionary=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON file, for people too."""
+    """Write one JSON file, indented so that people can read it."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -133,20 +133,20 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 class ShardedRows(Generic[Item]):
-    """Random access to the rows of Parquet files, in their order. A few small columns are read at once.
+    """Random access to the rows of Parquet files, in order. A few small columns are read when it is opened.
 
     Args:
         path: folder of the files.
-        columns: read at once; the first one holds the rows' names.
-        what: a row, in one word, for messages.
-        decode: makes an item of a row.
-        schema: the columns that every file must hold, each of this type.
+        columns: the columns read when opened; the first one holds the rows' names.
+        what: the word for a row in messages.
+        decode: turns a row into an item.
+        schema: the columns that every file must hold, with their types.
         optional: columns of `schema` that older files lack.
 
     Attributes:
         shards: the files.
-        places: file and number in it, of each row.
-        index: values of each column that is read at once.
+        places: file and row number in it, of each row.
+        index: values of each column that was read when opened.
         ids: names of the rows.
     """
 
@@ -169,7 +169,7 @@ class ShardedRows(Generic[Item]):
         """Read the index of these files.
 
         Raises:
-            UserError: one is not Parquet, lacks a column or a value of the index, or two rows share a name.
+            UserError: a file is not Parquet or lacks a column or a value of the index, or two rows share a name.
         """
         self.shards = list(shards)
         tables = [self._index_of(shard) for shard in self.shards]
@@ -196,7 +196,7 @@ class ShardedRows(Generic[Item]):
         return read_columns(shard, wanted.__contains__, schema=self._schema, optional=self._optional)
 
     def _row(self, shard: Path, row: int) -> dict[str, Any]:
-        """One row, by way of the row group that it is in."""
+        """One row, read through its row group."""
         inside = row
 
         def group_of(metadata: pq.FileMetaData) -> list[int]:
@@ -220,7 +220,7 @@ class ShardedRows(Generic[Item]):
         """One row, by position or name, decoded.
 
         Raises:
-            UserError: no such row, its file cannot be read, or the row contradicts itself.
+            UserError: there is no such row, its file cannot be read, or the row is inconsistent.
         """
         number = self._numbers.get(which, -1) if isinstance(which, str) else which
         if not 0 <= number < len(self):
@@ -238,8 +238,10 @@ class ShardedRows(Generic[Item]):
             ) from error
 
     def cells(self, numbers: Iterable[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of the rows at these positions, file by file; reads nothing else. A column that a file does
-        not have gives None."""
+        """Yield some columns of the rows at these positions, file by file, without reading other columns.
+
+        A column that a file does not have gives None.
+        """
         wanted: dict[Path, list[int]] = {}
         for number in numbers:
             shard, row = self.places[number]

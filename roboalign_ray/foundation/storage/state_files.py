@@ -1,10 +1,10 @@
-"""Training state in files that hold data alone: a tree of tensors and plain values as one safetensors file.
+"""Training state in files that hold only data: a tree of tensors and plain values as one safetensors file.
 
     {"optimizer": {"state": {0: {"exp_avg": tensor, "step": tensor}}}, "betas": (0.9, 0.98), "generator": None}
         ──write_state──►  one safetensors file: tensors by number, and the tree as JSON in its header
 
-What `torch.save` writes is a pickle: whoever hands one over decides what runs when it is opened. Here nothing but
-tensors and JSON is read, so a file from somebody else can be wrong, but cannot run code.
+`torch.save` writes a pickle, and opening a pickle from an untrusted source can run any code. Here only tensors and
+JSON are read, so a file from an untrusted source can be wrong but cannot run code.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from roboalign_ray.foundation.failures import UserError, first_line, raise_if_ho
 
 _TREE, _FORMAT = "roboalign_ray.state", "1"
 _REMEDY = "use an earlier checkpoint, or start again in another folder"
-_MAX_DEPTH = 64  # no state is nested deeper; a file that is comes from elsewhere
+_MAX_DEPTH = 64  # no state is nested deeper; a deeper file was not written by this program
 
 
 class StateError(UserError):
-    """A file of training state that is missing, damaged, or not one; `where` names it."""
+    """A file of training state is missing, damaged, or has another format; `where` names it."""
 
 
 def write_state(path: str | Path, tree: Any) -> None:
     """Write a tree of tensors and plain values.
 
     Args:
-        path: of the file.
-        tree: mappings (keys are texts or whole numbers), lists, tuples, tensors on any device, NumPy arrays and
-            numbers, and JSON's plain values, not finite floats included. Read again it has the same values, types of
-            tensors, and kinds of containers; every mapping comes back as a dict, every tensor on the CPU.
+        path: path of the file.
+        tree: mappings (keys are strings or integers), lists, tuples, tensors on any device, NumPy arrays and numbers,
+            and JSON's plain values, including floats that are not finite. Reading it returns the same values, tensor
+            types and kinds of containers; every mapping is returned as a dict, every tensor on the CPU.
 
     Raises:
-        TypeError: it holds anything else.
+        TypeError: the tree holds any other type.
         HostError: the disk is full, or the file cannot be written.
     """
     writer = _Writer()
@@ -55,10 +55,10 @@ def write_state(path: str | Path, tree: Any) -> None:
 
 
 def read_state(path: str | Path) -> Any:
-    """The tree that `write_state` wrote, its tensors on the CPU. Runs no code from the file.
+    """Read the tree that `write_state` wrote, with its tensors on the CPU. No code from the file is run.
 
     Raises:
-        StateError: it is missing, or not such a file.
+        StateError: the file is missing, or not such a file.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,7 +77,7 @@ def read_state(path: str | Path) -> Any:
 
 
 class _Writer:
-    """Collects tensors while a tree becomes JSON."""
+    """Collects the tensors while a tree is converted to JSON."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -98,17 +98,17 @@ class _Writer:
         if isinstance(value, list | tuple):
             kind = "list" if isinstance(value, list) else "tuple"
             return {kind: [self.encoded(item, f"{where}[{n}]") for n, item in enumerate(value)]}
-        raise TypeError(f"{where}: a {type(value).__name__} cannot be kept as data")
+        raise TypeError(f"{where}: a {type(value).__name__} cannot be stored as data")
 
     def _entry(self, key: Any, item: Any, where: str) -> list[Any]:
         if type(key) not in (str, int):
-            raise TypeError(f"{where}: the key {key!r} is neither a text nor a whole number")
+            raise TypeError(f"{where}: the key {key!r} is neither a string nor an integer")
         return [key, self.encoded(item, f"{where}.{key}")]
 
     def _kept(self, tensor: Tensor) -> str:
         name = f"{len(self.tensors):06d}"
         kept = tensor.detach().contiguous()
-        # Views into one buffer, as optimizers keep them, would be refused as shared memory.
+        # safetensors refuses views into one buffer, which optimizers use, as shared memory.
         whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
         if kept.numel() and (not whole or kept.data_ptr() in self._places):
             kept = kept.clone()
@@ -122,7 +122,7 @@ def _decoded(node: Any, tensors: Mapping[str, Tensor], depth: int) -> Any:
         raise ValueError(f"it is nested deeper than {_MAX_DEPTH} levels")
     if not isinstance(node, dict):
         if isinstance(node, list):
-            raise ValueError("a list stands where a value should be")
+            raise ValueError("a list is where a value should be")
         return node
     [(kind, held)] = node.items()
     if kind == "tensor":
@@ -139,5 +139,5 @@ def _decoded(node: Any, tensors: Mapping[str, Tensor], depth: int) -> Any:
 
 def _key(key: Any) -> str | int:
     if type(key) not in (str, int):
-        raise ValueError(f"{key!r} is no key")
+        raise ValueError(f"{key!r} is not a key")
     return key

@@ -1,1 +1,1 @@
-"""RobotWorldBench: labelled videos made by rule from real episodes, rollouts and simulated counterfactuals."""
+"""RobotWorldBench: labelled videos, made by rules from real episodes, rollouts and simulated counterfactuals."""

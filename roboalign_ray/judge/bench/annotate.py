@@ -1,4 +1,4 @@
-"""Labels by people: a page to look at and fill in, a table to bring back."""
+"""Labels by people: an HTML page to fill in, and a reader for the resulting table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from roboalign_ray.judge.rubric import DIMENSIONS, names
 COLUMNS = ("pair_id", "instruction", *names())
 TABLE_NAME, PAGE_NAME = "scores.csv", "index.html"
 _SHOWN_PIXELS = 256
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of spreadsheet formulas
 
 _STYLE = """body{font:15px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 section{display:flex;gap:1.5rem;border-top:1px solid #ccc;padding:1rem 0}video{image-rendering:pixelated}
@@ -40,7 +40,7 @@ document.getElementById('save').onclick=save;"""
 
 
 def choose(store: PairStore, count: int, seed: int = 0) -> list[int]:
-    """Pairs to be looked at, spread over the kinds, in an order that does not tell the kind."""
+    """Choose pairs to be labelled, spread over the kinds, in an order that does not reveal the kind."""
     rng = np.random.default_rng(seed)
     by_kind: dict[str, list[int]] = {}
     for number in rng.permutation(len(store)).tolist():
@@ -55,7 +55,7 @@ def choose(store: PairStore, count: int, seed: int = 0) -> list[int]:
 
 
 def write_sheet(store: PairStore, numbers: Sequence[int], folder: Path) -> None:
-    """A page with the videos and the rubric, and an empty table, in a new folder. No score of the store is shown.
+    """Write a page with the videos and the rubric, and an empty table, into a new folder. It shows no scores.
 
     Raises:
         UserError: the folder exists.
@@ -63,7 +63,7 @@ def write_sheet(store: PairStore, numbers: Sequence[int], folder: Path) -> None:
     if folder.exists():
         raise UserError("already exists", where=str(folder), remedy="choose another place")
     pairs = [store.read(number) for number in numbers]
-    page = _page(pairs)  # all that can fail comes first
+    page = _page(pairs)  # everything that can fail is done first
     folder.mkdir(parents=True)
     with (folder / TABLE_NAME).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -74,19 +74,19 @@ def write_sheet(store: PairStore, numbers: Sequence[int], folder: Path) -> None:
 
 
 def as_text(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe before it."""
+    """A cell that spreadsheets do not read as a formula: text that begins like a formula gets a leading apostrophe."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def read_table(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores by pair id, float32 [6], from a filled-in table; rows without any score are left out.
+    """Read scores float32 [6] by pair id from a filled-in table. Rows without any score are left out.
 
     Args:
         path: the CSV file.
         known: pair ids that may occur.
 
     Raises:
-        UserError: naming row and column: a missing column, dimension or pair, a score outside its range.
+        UserError: a column, dimension or pair is missing, or a score is out of range; it names row and column.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -109,7 +109,7 @@ def read_table(path: Path, known: Sequence[str]) -> dict[str, np.ndarray]:
         if pair_id not in ids:
             raise UserError(f"column 'pair_id': no pair '{pair_id}' in the store", where=where)
         if pair_id in scores:
-            raise UserError(f"column 'pair_id': '{pair_id}' stands twice", where=where)
+            raise UserError(f"column 'pair_id': '{pair_id}' occurs twice", where=where)
         scores[pair_id] = _scores(cells, where)
     if not scores:
         raise UserError("no row is filled in", where=str(path))
@@ -136,7 +136,7 @@ def _scores(cells: Sequence[str], where: str) -> np.ndarray:
 
 
 def annotated(store: PairStore, scores: Mapping[str, np.ndarray], annotator: str) -> Iterator[JudgedPair]:
-    """The pairs that have been scored, with these scores; the earlier ones go to the provenance."""
+    """The scored pairs with the new scores; the previous scores are kept in the provenance."""
     for pair_id, points in scores.items():
         pair = store.read(pair_id)
         before = {"annotator": pair.annotator, "scores": pair.scores.tolist()}
@@ -146,7 +146,7 @@ def annotated(store: PairStore, scores: Mapping[str, np.ndarray], annotator: str
 
 def _page(pairs: Sequence[JudgedPair]) -> str:
     script = _SCRIPT.replace("COLUMNS", json.dumps(COLUMNS))
-    # The page runs its own script and nothing else, whatever an instruction or an id holds.
+    # The page can run only its own script, even if an instruction or an id contains HTML.
     policy = (
         f"default-src 'none'; media-src data:; style-src 'sha256-{_digest(_STYLE)}'; "
         f"script-src 'sha256-{_digest(script)}'; base-uri 'none'; form-action 'none'"
@@ -180,9 +180,9 @@ def _section(pair: JudgedPair) -> str:
         f"<label>{dimension.title}<input type='number' min='0' max='{dimension.maximum}' step='0.5'></label>"
         for dimension in DIMENSIONS
     )
-    told = html.escape(pair.instruction, quote=True)
+    instruction = html.escape(pair.instruction, quote=True)
     return (
-        f'<section data-pair="{html.escape(pair.pair_id, quote=True)}" data-instruction="{told}">'
+        f'<section data-pair="{html.escape(pair.pair_id, quote=True)}" data-instruction="{instruction}">'
         f"<video controls loop muted autoplay src='data:video/mp4;base64,{video}'></video>"
-        f"<div><p><b>{told}</b></p>{fields}</div></section>"
+        f"<div><p><b>{instruction}</b></p>{fields}</div></section>"
     )

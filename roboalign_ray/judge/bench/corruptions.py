@@ -1,7 +1,7 @@
-"""What each degradation does to frames. Pure functions of (frames, strength, generator, material), NumPy alone.
+"""The rules of the degradations: pure NumPy functions of (frames, strength, generator, material).
 
-Frames are uint8 [T, H, W, 3] with T >= 4; strength is in (0, 1]. Lengths in pixels are shares of the picture's height,
-so that a strength looks alike at every size.
+Frames are uint8 [T, H, W, 3] with T >= 4; strength is in (0, 1]. Lengths in pixels are shares of the image height, so
+that a strength has the same effect at every size.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from roboalign_ray.judge.bench.masks import inpaint
 
 @dataclass(frozen=True)
 class Material:
-    """What some rules need beside the frames; None where there is none.
+    """Additional inputs of some rules; None if not available.
 
     Attributes:
         object_mask, gripper_mask: bool [T, H, W].
-        other_frames: uint8 [T, H, W, 3], same start and length, other actions.
-        other_instruction: a sentence that asks for something else.
+        other_frames: uint8 [T, H, W, 3], a clip with the same start and length but other actions.
+        other_instruction: an instruction for another task.
         done: frame in which the task counts as done.
         other_scene: uint8 [T', H', W', 3], a clip of another task.
         other_episode: uint8 [T', H', W', 3], a clip of the same task from another start.
-        third: of the clip, 0 to 2, that a local rule spoils; None draws one.
+        third: third of the clip, 0 to 2, that a local rule degrades; None draws one.
     """
 
     object_mask: np.ndarray | None = None
@@ -38,25 +38,25 @@ class Material:
 
 
 def _onset(frames: np.ndarray, strength: float) -> int:
-    """First frame that is spoiled: frame 1 at strength 1, the last one as strength goes to 0."""
+    """First degraded frame: frame 1 at strength 1, the last frame as strength goes to 0."""
     last = len(frames) - 1
     return int(np.clip(round(1 + (1 - strength) * (last - 1)), 1, last))
 
 
 def pixels(values: np.ndarray) -> np.ndarray:
-    """Grey levels, rounded and held within 0 to 255."""
+    """Round grey levels and clip them to 0 to 255."""
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
 def unchanged(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The frames as they are: what is wrong is not in the picture."""
+    """The unchanged frames, for degradations that change only the instruction."""
     return frames.copy()
 
 
 def blur(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """Gaussian blur of up to 6 % of the height."""
+    """Gaussian blur with a sigma of up to 6 % of the height."""
     sigma = 0.06 * strength * frames.shape[1]
     reach = int(np.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -72,12 +72,12 @@ def blur(frames: np.ndarray, strength: float, rng: np.random.Generator, material
 
 
 def noise(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """Gaussian grain of up to 60 grey levels."""
+    """Gaussian noise of up to 60 grey levels."""
     return pixels(frames + rng.normal(0, 60 * strength, frames.shape))
 
 
 def freeze(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """The frame before the onset stays until the end."""
+    """The frame before the onset is repeated until the end."""
     onset = _onset(frames, strength)
     return frames[np.minimum(np.arange(len(frames)), onset - 1)]
 
@@ -85,7 +85,7 @@ def freeze(frames: np.ndarray, strength: float, rng: np.random.Generator, materi
 def drop_frames(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Up to 80 % of the frames, but never the first and the last, give way to the one before them."""
+    """Up to 80 % of the frames, never the first or the last, are replaced by the previous frame."""
     inner = np.arange(1, len(frames) - 1)
     count = min(len(inner), max(1, round(0.8 * strength * len(inner))))
     source = np.arange(len(frames))
@@ -95,22 +95,22 @@ def drop_frames(
 
 
 def shuffle(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """A share of the frames changes places; none of the chosen ones stays where it was."""
+    """A share of the frames is permuted; each chosen frame gets another position."""
     count = max(2, round(strength * len(frames)))
     chosen = rng.choice(len(frames), count, replace=False)
     source = np.arange(len(frames))
-    source[chosen] = np.roll(chosen, 1)  # a cycle through random places
+    source[chosen] = np.roll(chosen, 1)  # a cyclic permutation of random positions
     return frames[source]
 
 
 def reverse(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """The last part of the clip runs backwards; at strength 1 all of it."""
+    """The last part of the clip runs backwards; at strength 1 the whole clip."""
     count = max(2, round(strength * len(frames)))
     return np.concatenate([frames[: len(frames) - count], frames[len(frames) - count :][::-1]])
 
 
 def speed_up(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """Up to three times as fast, then the last frame."""
+    """Up to three times as fast; then the last frame is repeated."""
     source = np.rint(np.arange(len(frames)) * (1 + 2 * strength)).astype(int)
     return frames[np.minimum(source, len(frames) - 1)]
 
@@ -118,7 +118,7 @@ def speed_up(frames: np.ndarray, strength: float, rng: np.random.Generator, mate
 def slow_down(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Down to a quarter of the speed; neighbours are mixed in between."""
+    """Down to a quarter of the speed; intermediate frames are interpolated."""
     place = np.arange(len(frames)) * (1 - 0.75 * strength)
     low = np.floor(place).astype(int)
     share = (place - low)[:, None, None, None]
@@ -129,7 +129,7 @@ def slow_down(
 def texture_drift(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Pixels wander along a smooth random field, up to 12 % of the height at the end."""
+    """Pixels drift along a smooth random field, by up to 12 % of the height at the end."""
     height, width = frames.shape[1:3]
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     field = np.zeros((2, height, width))
@@ -156,27 +156,27 @@ def flicker(frames: np.ndarray, strength: float, rng: np.random.Generator, mater
 def object_vanish(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the onset on, the object's place is filled in from around it."""
+    """From the onset on, the object is inpainted from its surroundings."""
     return _erased(frames, material.object_mask, _onset(frames, strength))
 
 
 def gripper_erased(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the onset on, the gripper's place is filled in from around it."""
+    """From the onset on, the gripper is inpainted from its surroundings."""
     return _erased(frames, material.gripper_mask, _onset(frames, strength))
 
 
 def object_duplicate(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the onset on, the object is there a second time, 30 % of the height away."""
+    """From the onset on, a copy of the object is shown, 30 % of the height away."""
     away = _shift(frames, material.object_mask, 0.3, rng)
     return _copied(frames, material.object_mask, _onset(frames, strength), away)
 
 
 def teleport(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """From the middle on, the object is elsewhere: up to 35 % of the height away."""
+    """From the middle on, the object is displaced by up to 35 % of the height."""
     onset, away = len(frames) // 2, _shift(frames, material.object_mask, 0.35 * strength, rng)
     copied = _copied(frames, material.object_mask, onset, away)
     mask = _full(material.object_mask, frames)
@@ -187,7 +187,7 @@ def teleport(frames: np.ndarray, strength: float, rng: np.random.Generator, mate
 def wrong_actions(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the onset on, the clip in which other actions were taken from the same start."""
+    """From the onset on, the frames of a clip with the same start but other actions."""
     onset = _onset(frames, strength)
     return np.concatenate([frames[:onset], _full(material.other_frames, frames)[onset:]])
 
@@ -195,8 +195,10 @@ def wrong_actions(
 def truncated(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The clip ends early, before the task is done where that is known: after 30 % of the way at strength 1, and two
-    frames at least."""
+    """The clip ends early, before the task is done if that is known.
+
+    At strength 1 it ends after 30 % of the frames, but it has at least two frames.
+    """
     end = min(material.done or len(frames), len(frames) - 1)
     return frames[: max(2, min(end, round((1 - 0.7 * strength) * end)))]
 
@@ -204,25 +206,25 @@ def truncated(
 def static_noise(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Pictures give way to independent noise; at strength 1 nothing else is seen."""
+    """Frames are blended with independent noise; at strength 1 only noise is left."""
     grain = rng.integers(0, 256, frames.shape)
     return pixels((1 - strength) * frames + strength * grain)
 
 
 def ghosting(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """A mixture with the temporal mean."""
+    """Each frame is blended with the temporal mean."""
     return pixels((1 - strength) * frames + strength * frames.mean(axis=0, keepdims=True))
 
 
 def loop(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """The beginning repeats; the shorter it is, the stronger: 90 % of the clip down to a quarter."""
+    """The beginning repeats; its length falls with strength from 90 % of the clip to a quarter."""
     period = max(2, min(len(frames) - 1, round((0.95 - 0.7 * strength) * len(frames))))
     return frames[np.arange(len(frames)) % period]
 
 
 def _full(array: np.ndarray | None, frames: np.ndarray) -> np.ndarray:
-    """The material, one entry per frame; what is too short ends with its last entry."""
-    assert array is not None  # `Degradation.possible` has been asked
+    """The material with one entry per frame; if it is too short, its last entry is repeated."""
+    assert array is not None  # `Degradation.possible` was checked before
     return array[np.minimum(np.arange(len(frames)), len(array) - 1)]
 
 
@@ -234,7 +236,7 @@ def _erased(frames: np.ndarray, mask: np.ndarray | None, onset: int) -> np.ndarr
 def _shift(
     frames: np.ndarray, mask: np.ndarray | None, share: float, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """A way [rows, columns] of this share of the height: sideways, as on a table, to where there is more room."""
+    """A displacement [rows, columns] by this share of the height: horizontal, to the side with more room."""
     columns = np.nonzero(_full(mask, frames))[2]
     right = not len(columns) or columns.mean() < frames.shape[2] / 2
     angle = rng.uniform(-0.4, 0.4) + (0.0 if right else np.pi)

@@ -1,11 +1,11 @@
-"""Degradations: rules that spoil a real clip, and the points that each of them costs.
+"""Degradations: rules that degrade a real clip, and the points that each of them costs.
 
-Every rule is a pure function of (frames, strength in [0, 1], generator, material); strength 0 changes nothing. What it
-costs stands in `TABLE`: the share of each dimension's points that is lost at strength 1; in between, the loss grows in
-proportion to the strength. A clip that had no points in a dimension can lose none there.
+Every rule is a pure function of (frames, strength in [0, 1], generator, material); strength 0 changes nothing. `TABLE`
+gives its cost: the share of each dimension's points that is lost at strength 1. Below strength 1 the loss is
+proportional to the strength. A clip without points in a dimension cannot lose points there.
 
-Rules of `local` spoil a third of a clip or less. They cost the same however short the part is, since one moment that
-cannot be makes a recording no evidence; but only as far as it can be seen (`parts.seen`).
+Rules of `local` degrade at most a third of a clip. Their cost does not depend on the length of that part, since one
+impossible moment makes a recording useless as evidence. The cost is scaled by how visible the change is (`parts.seen`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.bench import corruptions as spoiling
-from roboalign_ray.judge.bench import local
+from roboalign_ray.judge.bench import corruptions, local
 from roboalign_ray.judge.bench.corruptions import Material
 from roboalign_ray.judge.bench.parts import seen
 from roboalign_ray.judge.rubric import check_scores
@@ -32,12 +31,12 @@ class Degradation:
     """One rule.
 
     Attributes:
-        name: as it stands in a pair's kind, "degraded/<name>".
+        name: the name in a pair's kind, "degraded/<name>".
         rule: frames uint8 [T, H, W, 3] to frames uint8 [T', H, W, 3].
         lost: shares of the six dimensions lost at strength 1, in the rubric's order.
-        needs: what of the material it cannot do without.
-        graded: False: any strength above 0 costs all of it.
-        local: a part of the clip alone is spoiled; costs all of it, as far as it can be seen.
+        needs: fields of the material that it requires.
+        graded: whether the cost grows with the strength; if False, any strength above 0 has the full cost.
+        local: whether it degrades only a part of the clip; then it has the full cost, scaled by visibility.
     """
 
     name: str
@@ -48,68 +47,79 @@ class Degradation:
     local: bool = False
 
     def possible(self, material: Material) -> bool:
-        """Whether the material has what it needs."""
+        """Whether the material has all required fields."""
         return all(getattr(material, name) is not None for name in self.needs)
 
     def scores(self, scores: np.ndarray, strength: float, visible: float = 1.0) -> np.ndarray:
-        """Points float32 [6] of a clip with these points [6] once it is spoiled this much; `visible`, 0 to 1, is how
-        well that can be seen."""
+        """Points float32 [6] of a degraded clip that had these points [6].
+
+        Args:
+            scores: points of the real clip.
+            strength: 0 to 1.
+            visible: visibility of the change, 0 to 1.
+        """
         weight = visible * (strength if self.graded else float(strength > 0))
         return check_scores(scores) * (1 - weight * np.array(self.lost, dtype=np.float32))
 
 
-# [ours] Columns: instruction, success, action-outcome, temporal, contact, physics. The reasoning stands above each row.
+# [ours] Columns: instruction, success, action-outcome, temporal, contact, physics. The comment above each row gives the
+# reasoning.
 WHOLE: tuple[Degradation, ...] = (
-    # What happens can still be guessed, but edges, hence touching and solidity, cannot be seen, and nothing is proven.
-    Degradation("blur", spoiling.blur, (0.3, 0.35, 0.4, 0.4, 0.8, 0.8)),
-    # Independent grain in each frame: light is not steady; the action remains readable.
-    Degradation("noise", spoiling.noise, (0.05, 0.05, 0.1, 0.6, 0.25, 0.5)),
-    # Nothing happens from a moment on; all the clip at strength 1, so neither task nor commands are carried out.
-    # A still picture breaks no physics and shows no false contact, but proves neither.
-    Degradation("freeze", spoiling.freeze, (0.9, 1.0, 1.0, 0.9, 0.5, 0.4)),
+    # The events can still be guessed, but edges, and so contact and solidity, are not visible, and nothing is proven.
+    Degradation("blur", corruptions.blur, (0.3, 0.35, 0.4, 0.4, 0.8, 0.8)),
+    # Independent noise in each frame: the light is not constant; the action remains visible.
+    Degradation("noise", corruptions.noise, (0.05, 0.05, 0.1, 0.6, 0.25, 0.5)),
+    # Nothing happens after a moment; at strength 1 in the whole clip, so neither task nor commands are carried out.
+    # A still image violates no physics and shows no false contact, but is no evidence for either.
+    Degradation("freeze", corruptions.freeze, (0.9, 1.0, 1.0, 0.9, 0.5, 0.4)),
     # Stutter: frames repeat, then jump to catch up. The end is still reached.
-    Degradation("drop_frames", spoiling.drop_frames, (0.1, 0.05, 0.3, 0.8, 0.15, 0.3)),
+    Degradation("drop_frames", corruptions.drop_frames, (0.1, 0.05, 0.3, 0.8, 0.15, 0.3)),
     # Out of order: no frame follows from the one before; the outcome may not even be last.
-    Degradation("shuffle", spoiling.shuffle, (0.5, 0.6, 0.9, 1.0, 0.7, 0.8)),
-    # The end runs backwards: done becomes undone, effects precede causes; no cut at strength 1, but still no real take.
-    Degradation("reverse", spoiling.reverse, (0.7, 1.0, 0.8, 0.5, 0.5, 0.7)),
-    # Up to three times as fast, then standing still: the outcome is right, the pace is not.
-    Degradation("speed_up", spoiling.speed_up, (0.05, 0.0, 0.4, 0.5, 0.2, 0.6)),
-    # Down to a quarter of the speed: the end is never reached.
-    Degradation("slow_down", spoiling.slow_down, (0.4, 0.8, 0.5, 0.3, 0.1, 0.4)),
-    # Everything melts more and more: identity and solidity go, the action less.
-    Degradation("texture_drift", spoiling.texture_drift, (0.1, 0.1, 0.2, 0.8, 0.4, 0.9)),
-    # The light jumps from frame to frame; what happens is unchanged.
-    Degradation("flicker", spoiling.flicker, (0.0, 0.0, 0.05, 0.9, 0.05, 0.25)),
-    # The thing to manipulate is gone from a moment on: no outcome, contact with nothing, matter lost.
-    Degradation("object_vanish", spoiling.object_vanish, (0.6, 0.9, 0.7, 0.8, 0.9, 0.9), ("object_mask",)),
-    # A second one appears: matter from nothing; the true one still does what it did.
+    Degradation("shuffle", corruptions.shuffle, (0.5, 0.6, 0.9, 1.0, 0.7, 0.8)),
+    # The end runs backwards: the task is undone and effects precede causes. At strength 1 there is no cut, but the
+    # recording is still not real.
+    Degradation("reverse", corruptions.reverse, (0.7, 1.0, 0.8, 0.5, 0.5, 0.7)),
+    # Up to three times as fast, then still: the outcome is right, the speed is not.
+    Degradation("speed_up", corruptions.speed_up, (0.05, 0.0, 0.4, 0.5, 0.2, 0.6)),
+    # Down to a quarter of the speed: the end is not reached.
+    Degradation("slow_down", corruptions.slow_down, (0.4, 0.8, 0.5, 0.3, 0.1, 0.4)),
+    # Everything deforms increasingly: identity and solidity are lost, the action less so.
+    Degradation("texture_drift", corruptions.texture_drift, (0.1, 0.1, 0.2, 0.8, 0.4, 0.9)),
+    # The brightness jumps from frame to frame; the events are unchanged.
+    Degradation("flicker", corruptions.flicker, (0.0, 0.0, 0.05, 0.9, 0.05, 0.25)),
+    # The object disappears: no outcome, contact with nothing, matter is lost.
+    Degradation("object_vanish", corruptions.object_vanish, (0.6, 0.9, 0.7, 0.8, 0.9, 0.9), ("object_mask",)),
+    # A copy of the object appears: matter from nothing; the original behaves as before.
     Degradation(
-        "object_duplicate", spoiling.object_duplicate, (0.2, 0.2, 0.3, 0.7, 0.4, 0.9), ("object_mask",)
+        "object_duplicate", corruptions.object_duplicate, (0.2, 0.2, 0.3, 0.7, 0.4, 0.9), ("object_mask",)
     ),
-    # No hand: whatever moves, moves untouched.
-    Degradation("gripper_erased", spoiling.gripper_erased, (0.7, 0.7, 0.9, 0.8, 1.0, 0.8), ("gripper_mask",)),
-    # A faultless video of another task.
+    # No gripper: objects move without contact.
+    Degradation(
+        "gripper_erased", corruptions.gripper_erased, (0.7, 0.7, 0.9, 0.8, 1.0, 0.8), ("gripper_mask",)
+    ),
+    # A correct video of another task.
     Degradation(
         "wrong_instruction",
-        spoiling.unchanged,
+        corruptions.unchanged,
         (1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
         ("other_instruction",),
         graded=False,
     ),
-    # From a moment on the arm follows other commands than those given. At strength 1 there is no cut to see: a judge
-    # that is not told the commands can only know it by the outcome.
-    Degradation("wrong_actions", spoiling.wrong_actions, (0.6, 0.7, 1.0, 0.3, 0.1, 0.15), ("other_frames",)),
-    # Ends before it is done: what is shown is right, what was asked is not shown.
-    Degradation("truncated", spoiling.truncated, (0.5, 1.0, 0.1, 0.0, 0.1, 0.0), graded=False),
-    # Where there is no picture, nothing is right.
-    Degradation("static_noise", spoiling.static_noise, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
-    # The object is somewhere else from one frame to the next, untouched.
-    Degradation("teleport", spoiling.teleport, (0.3, 0.7, 0.8, 0.9, 0.8, 0.9), ("object_mask",)),
-    # Every frame is mixed with the clip's mean: ghosts that touch without touching; at strength 1 nothing moves.
-    Degradation("ghosting", spoiling.ghosting, (0.8, 0.9, 0.8, 0.6, 0.8, 0.9)),
-    # The beginning comes again and again: a cut each time, and no progress.
-    Degradation("loop", spoiling.loop, (0.5, 0.9, 0.6, 0.7, 0.3, 0.5)),
+    # The arm follows other commands than the given ones. At strength 1 there is no visible cut: a judge without access
+    # to the commands can detect it only by the outcome.
+    Degradation(
+        "wrong_actions", corruptions.wrong_actions, (0.6, 0.7, 1.0, 0.3, 0.1, 0.15), ("other_frames",)
+    ),
+    # Ends before the task is done: the frames are right, but the requested outcome is not shown.
+    Degradation("truncated", corruptions.truncated, (0.5, 1.0, 0.1, 0.0, 0.1, 0.0), graded=False),
+    # Without a picture, nothing is right.
+    Degradation("static_noise", corruptions.static_noise, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    # The object changes its position from one frame to the next without contact.
+    Degradation("teleport", corruptions.teleport, (0.3, 0.7, 0.8, 0.9, 0.8, 0.9), ("object_mask",)),
+    # Every frame is blended with the clip's mean: ghosts without real contact; at strength 1 nothing moves.
+    Degradation("ghosting", corruptions.ghosting, (0.8, 0.9, 0.8, 0.6, 0.8, 0.9)),
+    # The beginning repeats: a cut each time, and no progress.
+    Degradation("loop", corruptions.loop, (0.5, 0.9, 0.6, 0.7, 0.3, 0.5)),
 )
 
 _SCENE, _EPISODE = ("other_scene",), ("other_episode",)
@@ -121,29 +131,29 @@ def _local(
     return Degradation(rule.__name__, rule, lost, needs, graded=False, local=True)
 
 
-# [ours] Columns as above. What breaks off is worse than what comes back; a cut proves nothing of what follows.
+# [ours] Columns as above. A permanent cut is worse than an interruption, since what follows a cut proves nothing.
 LOCAL: tuple[Degradation, ...] = (
-    # What follows the cut is another recording: it shows neither task nor outcome of this one.
+    # After the cut comes another recording: it shows neither task nor outcome of this one.
     _local(local.scene_cut, (0.6, 0.8, 0.8, 1.0, 0.6, 0.9), _SCENE),
     _local(local.episode_cut, (0.5, 0.7, 0.7, 0.9, 0.5, 0.8), _EPISODE),
-    # The recording comes back, but what happened meanwhile is not known.
+    # The recording comes back, but the events in between are unknown.
     _local(local.scene_inserted, (0.4, 0.5, 0.6, 1.0, 0.5, 0.8), _SCENE),
     _local(local.episode_inserted, (0.35, 0.45, 0.5, 0.9, 0.4, 0.75), _EPISODE),
     _local(local.double_exposure, (0.4, 0.5, 0.5, 0.9, 0.6, 0.8), _SCENE),
     _local(local.split_picture, (0.4, 0.5, 0.6, 0.9, 0.6, 0.85), _SCENE),
     _local(local.blank, (0.4, 0.5, 0.6, 1.0, 0.6, 0.8)),
-    # Effects precede their causes; where the end runs backwards, done becomes undone.
+    # Effects precede their causes; if the end runs backwards, the task is undone.
     _local(local.local_reverse, (0.6, 0.8, 0.7, 0.9, 0.5, 0.7)),
     _local(local.reverse_from, (0.6, 0.9, 0.7, 0.7, 0.5, 0.7)),
     _local(local.boomerang, (0.7, 1.0, 0.8, 0.5, 0.5, 0.7)),
     _local(local.local_shuffle, (0.5, 0.6, 0.8, 1.0, 0.7, 0.8)),
     _local(local.jump_back, (0.5, 0.9, 0.6, 0.9, 0.5, 0.6)),
-    # Nothing that has a mass stands still and is elsewhere at once; what happened meanwhile is left out.
+    # No object with mass can stand still and then be elsewhere at once; the motion in between is missing.
     _local(local.local_freeze, (0.5, 0.6, 0.7, 0.9, 0.5, 0.6)),
     _local(local.stutter, (0.4, 0.5, 0.6, 0.9, 0.5, 0.6)),
     _local(local.skip, (0.5, 0.6, 0.7, 0.9, 0.5, 0.7)),
     _local(local.rush, (0.4, 0.5, 0.6, 0.9, 0.5, 0.7)),
-    # What happens can still be followed before and after, not in between.
+    # The events can be followed before and after the part, but not within it.
     _local(local.light_jump, (0.2, 0.2, 0.4, 1.0, 0.3, 0.6)),
     _local(local.colour_jump, (0.2, 0.25, 0.4, 1.0, 0.35, 0.7)),
     _local(local.local_blur, (0.25, 0.3, 0.4, 0.9, 0.5, 0.7)),
@@ -151,7 +161,7 @@ LOCAL: tuple[Degradation, ...] = (
     _local(local.pixelated, (0.3, 0.3, 0.4, 0.9, 0.5, 0.75)),
     _local(local.occluded, (0.4, 0.5, 0.5, 0.9, 0.6, 0.7)),
     _local(local.view_jump, (0.4, 0.5, 0.7, 1.0, 0.6, 0.85)),
-    # Arm and object are gone, or elsewhere, and back again.
+    # Arm and object disappear or jump, and come back.
     _local(local.things_vanish, (0.5, 0.7, 0.7, 0.9, 0.8, 0.9)),
     _local(local.things_jump, (0.35, 0.6, 0.7, 0.9, 0.7, 0.9)),
 )
@@ -162,7 +172,7 @@ DEGRADATIONS: dict[str, Degradation] = {degradation.name: degradation for degrad
 
 @dataclass(frozen=True)
 class Degraded:
-    """A spoiled clip: frames uint8 [T, H, W, 3], the sentence it is judged against, points float32 [6]."""
+    """A degraded clip: frames uint8 [T, H, W, 3], the instruction it is judged by, points float32 [6]."""
 
     frames: np.ndarray
     instruction: str
@@ -178,18 +188,19 @@ def degrade(
     rng: np.random.Generator,
     material: Material,
 ) -> Degraded:
-    """Spoil a clip.
+    """Degrade a clip.
 
     Args:
         name: one of `DEGRADATIONS`.
         frames: uint8 [T, H, W, 3].
-        instruction, scores: of the real clip, points [6].
-        strength: 0 (nothing) to 1.
-        rng: draws moments, places and grain.
+        instruction, scores: instruction and points [6] of the real clip.
+        strength: 0 (no change) to 1.
+        rng: draws times, positions and noise.
         material: masks and other clips.
 
     Raises:
-        UserError: unknown name, strength outside [0, 1], a clip of fewer than four frames, or missing material.
+        UserError: the name is unknown, the strength is outside [0, 1], the clip has fewer than four frames, or material
+            is missing.
     """
     if name not in DEGRADATIONS:
         raise UserError(f"unknown degradation '{name}'", remedy=f"one of: {', '.join(DEGRADATIONS)}")
@@ -200,9 +211,9 @@ def degrade(
         raise UserError(f"a clip of {len(frames)} frames is too short", where=name)
     if not degradation.possible(material):
         raise UserError(f"needs {' and '.join(degradation.needs)}", where=name)
-    spoiled = frames.copy() if strength == 0 else degradation.rule(frames, strength, rng, material)
+    degraded = frames.copy() if strength == 0 else degradation.rule(frames, strength, rng, material)
     asked = instruction
     if "other_instruction" in degradation.needs and strength > 0:
         asked = str(material.other_instruction)
-    visible = seen(frames, spoiled) if degradation.local else 1.0
-    return Degraded(spoiled, asked, degradation.scores(scores, strength, visible))
+    visible = seen(frames, degraded) if degradation.local else 1.0
+    return Degraded(degraded, asked, degradation.scores(scores, strength, visible))

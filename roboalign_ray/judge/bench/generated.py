@@ -1,10 +1,10 @@
-"""Generated videos from anywhere: a folder of video files, each with a JSON file of the same name beside it.
+"""Reads generated videos from any source: a folder of video files, each with a JSON file of the same name.
 
     videos/
       0001.mp4     mp4, mov, mkv, webm or avi; frame 0 is the real start frame
       0001.json    {"episode_id": "…", "start": 12, "method": "my_model"}
 
-`episode_id` and `start` name the real continuation in the episode store.
+`episode_id` and `start` identify the real continuation in the episode store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 
 @dataclass(frozen=True)
 class GeneratedVideo:
-    """A video file, the real clip it continues, and what made it."""
+    """A video file, the real clip that it continues, and the method that made it."""
 
     path: Path
     episode_id: str
@@ -39,10 +39,10 @@ class GeneratedVideo:
 
 
 def find_generated(folder: Path) -> list[GeneratedVideo]:
-    """The videos of a folder, by name. Reads the JSON files, no video.
+    """The videos of a folder, sorted by name. Reads the JSON files but no video.
 
     Raises:
-        UserError: no such folder, no video in it, or a JSON file that is missing or says too little.
+        UserError: there is no such folder, it holds no video, or a JSON file is missing or incomplete.
     """
     if not folder.is_dir():
         raise UserError("no such folder of generated videos", where=str(folder))
@@ -53,20 +53,20 @@ def find_generated(folder: Path) -> list[GeneratedVideo]:
 
 
 def read_sidecar(video: Path, remedy: str) -> tuple[Path, dict[str, Any]]:
-    """The JSON file of the same name beside a video, and what it says.
+    """The path and content of the JSON file beside a video.
 
     Args:
-        remedy: what it should say, for the error where there is none.
+        remedy: what the file should contain, for the error when it is missing.
 
     Raises:
-        UserError: it is missing, not a JSON object, or another video has the same name and so the same JSON file.
+        UserError: it is missing or not a JSON object, or another video has the same stem and so the same JSON file.
     """
     sidecar = video.with_suffix(".json")
     for suffix in VIDEO_SUFFIXES:
         other = video.with_suffix(suffix)
         if other.name != video.name and other.exists() and not other.samefile(video):
             raise UserError(
-                f"'{video.name}' and '{other.name}' share one name",
+                f"'{video.name}' and '{other.name}' differ only in their suffix",
                 where=str(video.parent),
                 remedy="rename one",
             )
@@ -78,13 +78,13 @@ def read_sidecar(video: Path, remedy: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _described(path: Path) -> GeneratedVideo:
-    sidecar, told = read_sidecar(path, "it names episode_id and start")
-    if not isinstance(told.get("episode_id"), str):
-        raise UserError("names no episode_id", where=str(sidecar))
-    start = told.get("start")
+    sidecar, about = read_sidecar(path, "it gives episode_id and start")
+    if not isinstance(about.get("episode_id"), str):
+        raise UserError("has no episode_id", where=str(sidecar))
+    start = about.get("start")
     if not isinstance(start, int) or isinstance(start, bool) or start < 0:
         raise UserError(f"start is {start!r}, not a frame number", where=str(sidecar))
-    return GeneratedVideo(path, told["episode_id"], start, str(told.get("method") or path.parent.name))
+    return GeneratedVideo(path, about["episode_id"], start, str(about.get("method") or path.parent.name))
 
 
 def generated_pairs(videos: list[GeneratedVideo], maker: PairMaker) -> Iterator[JudgedPair]:
@@ -104,8 +104,8 @@ def generated_pairs(videos: list[GeneratedVideo], maker: PairMaker) -> Iterator[
         scored = maker.generated(source, resize_frames(frames, height, width))
         if isinstance(scored, Failed):
             raise UserError(f"cannot be scored ({scored.reason})", where=where)
-        points, told = scored
+        points, measured = scored
         proposal = Proposal("rollout", number, 0, video.start)
-        about = told | {"file": video.path.name, "method": video.method}
+        about = measured | {"file": video.path.name, "method": video.method}
         kind = f"generated/{video.method}"
         yield maker.judged(proposal, source, kind, np.asarray(frames), points, "privileged", about)

@@ -1,18 +1,19 @@
-"""Local degradations: what can be wrong with a part of a clip alone. Pure functions, as in `spoiling`.
+"""Local degradations: rules that degrade only a part of a clip. Pure functions, as in `corruptions`.
 
-Each spoils a third of the clip at strength 1 and fewer frames at less, in the third that the material names, or one
-drawn at random. Rules whose name ends in `_cut`, and those that run backwards from a moment on, go on to the end.
+Each degrades a third of the clip at strength 1, and fewer frames at a lower strength: the third that the material
+gives, or one drawn at random. Rules with a name that ends in `_cut`, and those that run backwards from a frame on,
+continue to the end of the clip.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from roboalign_ray.judge.bench import corruptions as spoiling
+from roboalign_ray.judge.bench import corruptions
 from roboalign_ray.judge.bench.corruptions import Material
 from roboalign_ray.judge.bench.parts import THIRDS, Part, part_of
 
-_MOVING = 16.0  # grey levels from the clip's median that make a pixel one of a moving thing
+_MOVING = 16.0  # a pixel with this difference (grey levels) from the clip's median belongs to a moving object
 
 
 def _part(
@@ -23,13 +24,13 @@ def _part(
 
 
 def _placed(frames: np.ndarray, part: Part, new: np.ndarray) -> np.ndarray:
-    """The clip with these frames in place of the part's."""
+    """The clip with the part's frames replaced by these frames."""
     return np.concatenate([frames[: part.first], new, frames[part.end :]])
 
 
 def _fitted(other: np.ndarray | None, frames: np.ndarray) -> np.ndarray:
-    """Another clip with one frame per frame, in the same size; what is too short ends with its last frame."""
-    assert other is not None  # `Degradation.possible` has been asked
+    """Another clip, resized and with the same number of frames; if it is too short, its last frame is repeated."""
+    assert other is not None  # `Degradation.possible` was checked before
     other = other[np.minimum(np.arange(len(frames)), len(other) - 1)]
     if other.shape[1:3] != frames.shape[1:3]:
         rows, columns = (
@@ -40,13 +41,13 @@ def _fitted(other: np.ndarray | None, frames: np.ndarray) -> np.ndarray:
     return other
 
 
-# --- other pictures ------------------------------------------------------------------------------------------------
+# --- other images --------------------------------------------------------------------------------------------------
 
 
 def scene_cut(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the part on, another task's clip."""
+    """From the part on, a clip of another task."""
     part = _part(frames, strength, rng, material)
     return np.concatenate([frames[: part.first], _fitted(material.other_scene, frames)[part.first :]])
 
@@ -54,7 +55,7 @@ def scene_cut(
 def scene_inserted(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Another task's clip for the part alone."""
+    """In the part only, a clip of another task."""
     part = _part(frames, strength, rng, material)
     return _placed(frames, part, _fitted(material.other_scene, frames)[part.first : part.end])
 
@@ -70,7 +71,7 @@ def episode_cut(
 def episode_inserted(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Another episode of the same task for the part alone."""
+    """In the part only, another episode of the same task."""
     part = _part(frames, strength, rng, material)
     return _placed(frames, part, _fitted(material.other_episode, frames)[part.first : part.end])
 
@@ -78,16 +79,16 @@ def episode_inserted(
 def double_exposure(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Another task's clip shines through in the part, at 30 to 70 %."""
+    """In the part, a clip of another task is blended in at 30 to 70 %."""
     part, share = _part(frames, strength, rng, material), rng.uniform(0.3, 0.7)
     mixed = (1 - share) * frames + share * _fitted(material.other_scene, frames)
-    return _placed(frames, part, spoiling.pixels(mixed[part.first : part.end]))
+    return _placed(frames, part, corruptions.pixels(mixed[part.first : part.end]))
 
 
 def split_picture(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """One half of the picture is another task's in the part: left, right, top or bottom."""
+    """In the part, one half of the image (left, right, top or bottom) is from another task."""
     part, other = _part(frames, strength, rng, material), _fitted(material.other_scene, frames)
     mixed, (height, width) = frames.copy(), frames.shape[1:3]
     halves = (
@@ -102,7 +103,7 @@ def split_picture(
 
 
 def blank(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """Black, white, grey or one colour in the part; a single frame as strength goes to 0."""
+    """The part is black, white, grey or one colour; a single frame as strength goes to 0."""
     part = _part(frames, strength, rng, material)
     colours = (np.zeros(3), np.full(3, 255), np.full(3, 128), rng.integers(0, 256, 3))
     new = np.empty_like(frames[part.first : part.end])
@@ -132,7 +133,7 @@ def reverse_from(
 def boomerang(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """From the part on, the clip goes back the way it came, and where that is at an end, forward again."""
+    """From the part on, the clip runs backwards, and forwards again once it reaches its beginning."""
     turn = max(1, _part(frames, strength, rng, material).first)
     place = np.arange(len(frames)) % (2 * turn)
     return frames[np.minimum(place, 2 * turn - place)]
@@ -141,7 +142,7 @@ def boomerang(
 def local_shuffle(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The part's frames change places; none stays where it was."""
+    """The part's frames are permuted; every frame gets another position."""
     part = _part(frames, strength, rng, material, least=2)
     chosen = part.first + rng.permutation(part.length)
     source = np.arange(len(frames))
@@ -152,8 +153,10 @@ def local_shuffle(
 def jump_back(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """At the end of the part, or two frames before the clip's, the clip jumps back by as many frames as the part has,
-    two at least, and goes on from there: the end is not shown."""
+    """At the end of the part the clip jumps back and continues from there, so its end is not shown.
+
+    The jump is by the length of the part, at least two frames. It is at the latest two frames before the clip's end.
+    """
     part = _part(frames, strength, rng, material)
     moment = max(2, min(part.end, len(frames) - 2))
     back = max(0, moment - max(2, part.length))
@@ -161,19 +164,19 @@ def jump_back(
     return frames[source[: len(frames)]]
 
 
-# --- another pace --------------------------------------------------------------------------------------------------
+# --- another speed -------------------------------------------------------------------------------------------------
 
 
 def local_freeze(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The frame before the part stays for as long as the part lasts; then the clip jumps to where it would be."""
+    """The frame before the part is repeated during the part; then the clip jumps to its regular frame."""
     part = _part(frames, strength, rng, material)
     return _placed(frames, part, np.repeat(frames[part.first - 1 : part.first], part.length, axis=0))
 
 
 def stutter(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """In the part every other frame gives way to the one before it."""
+    """In the part, every other frame is replaced by the previous frame."""
     part = _part(frames, strength, rng, material)
     source = np.arange(len(frames))
     source[part.first : part.end : 2] -= 1
@@ -181,14 +184,14 @@ def stutter(frames: np.ndarray, strength: float, rng: np.random.Generator, mater
 
 
 def skip(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """The part is left out, but for the clip's last frame: the clip jumps ahead, and is shorter."""
+    """The part is left out, except for the clip's last frame: the clip jumps ahead and is shorter."""
     part = _part(frames, strength, rng, material)
     end = min(part.end, len(frames) - 1)
     return np.concatenate([frames[: min(part.first, end - 1)], frames[end:]])
 
 
 def rush(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """The part goes by at three times the pace, then its last frame stays until the part is over."""
+    """The part runs three times as fast; then its last frame is repeated until the part is over."""
     part = _part(frames, strength, rng, material, least=2)
     source = np.arange(len(frames))
     steps = np.arange(part.length) * 3 + 2
@@ -196,25 +199,25 @@ def rush(frames: np.ndarray, strength: float, rng: np.random.Generator, material
     return frames[source]
 
 
-# --- another look --------------------------------------------------------------------------------------------------
+# --- appearance ----------------------------------------------------------------------------------------------------
 
 
 def light_jump(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The part is darker by half, or brighter by as much."""
+    """The part is half as bright, or correspondingly brighter."""
     part, share = _part(frames, strength, rng, material), rng.uniform(0.4, 0.6)
     values = frames[part.first : part.end].astype(np.float32)
     darker = rng.random() < 0.5
     return _placed(
-        frames, part, spoiling.pixels(values * (1 - share) if darker else values + (255 - values) * share)
+        frames, part, corruptions.pixels(values * (1 - share) if darker else values + (255 - values) * share)
     )
 
 
 def colour_jump(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The part has its colours exchanged, inverted, taken away, or tinted."""
+    """The part's colours are exchanged, inverted, removed or tinted."""
     part = _part(frames, strength, rng, material)
     values = frames[part.first : part.end].astype(np.float32)
     tint = np.where(np.arange(3) == rng.integers(3), 1.0, 0.4)
@@ -224,7 +227,7 @@ def colour_jump(
         np.repeat(values.mean(axis=-1, keepdims=True), 3, axis=-1),
         values * tint,
     )
-    return _placed(frames, part, spoiling.pixels(looks[rng.integers(len(looks))]))
+    return _placed(frames, part, corruptions.pixels(looks[rng.integers(len(looks))]))
 
 
 def local_blur(
@@ -232,22 +235,22 @@ def local_blur(
 ) -> np.ndarray:
     """The part is out of focus."""
     part = _part(frames, strength, rng, material)
-    return _placed(frames, part, spoiling.blur(frames[part.first : part.end], 1.0, rng, material))
+    return _placed(frames, part, corruptions.blur(frames[part.first : part.end], 1.0, rng, material))
 
 
 def local_noise(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """Grain in the part."""
+    """The part has noise."""
     part = _part(frames, strength, rng, material)
     share = rng.uniform(0.5, 1.0)
-    return _placed(frames, part, spoiling.noise(frames[part.first : part.end], share, rng, material))
+    return _placed(frames, part, corruptions.noise(frames[part.first : part.end], share, rng, material))
 
 
 def pixelated(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The part consists of squares of an eighth of the height, as where a decoder has lost data."""
+    """The part consists of blocks of an eighth of the height, as when a decoder loses data."""
     part = _part(frames, strength, rng, material)
     side = max(2, frames.shape[1] // 8)
     rows, columns = ((np.arange(size) // side * side + side // 2) for size in frames.shape[1:3])
@@ -256,7 +259,7 @@ def pixelated(
 
 
 def occluded(frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material) -> np.ndarray:
-    """A plain rectangle of half the height and width or more covers a place of the part, the middle among it."""
+    """A plain rectangle of at least half the height and width covers an area of the part that includes the centre."""
     part, covered = _part(frames, strength, rng, material), frames.copy()
     spans = []
     for size in frames.shape[1:3]:
@@ -270,7 +273,7 @@ def occluded(frames: np.ndarray, strength: float, rng: np.random.Generator, mate
 def view_jump(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """The part is seen otherwise: mirrored, upside down, from twice as near, or moved by a quarter of its width."""
+    """The part's view changes: mirrored, upside down, zoomed by two, or shifted by a quarter of the width."""
     part = _part(frames, strength, rng, material)
     height, width = frames.shape[1:3]
     shown = frames[part.first : part.end]
@@ -288,7 +291,7 @@ def view_jump(
 def things_vanish(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """What moves in the clip, arm and object, is gone in the part: in its place is the median of all frames."""
+    """The moving arm and object disappear in the part: they are replaced by the median of all frames."""
     part = _part(frames, strength, rng, material)
     moving, behind = _moving(frames)
     return _placed(
@@ -301,7 +304,7 @@ def things_vanish(
 def things_jump(
     frames: np.ndarray, strength: float, rng: np.random.Generator, material: Material
 ) -> np.ndarray:
-    """What moves in the clip is elsewhere in the part, a fifth to two fifths of the height away."""
+    """The moving arm and object are displaced in the part by a fifth to two fifths of the height."""
     part = _part(frames, strength, rng, material)
     moving, behind = _moving(frames)
     angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.4) * frames.shape[1]
@@ -313,7 +316,7 @@ def things_jump(
 
 
 def _moving(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of things that move, bool [T, H, W], one pixel wider than they are; and the median frame, [H, W, 3]."""
+    """The mask of moving objects, bool [T, H, W], grown by one pixel, and the median frame [H, W, 3]."""
     behind = np.median(frames, axis=0).astype(np.uint8)
     moving = np.abs(frames.astype(np.int16) - behind).mean(axis=-1) > _MOVING
     wider = moving.copy()

@@ -1,4 +1,4 @@
-"""Where object and gripper are in a clip: projected from simulator poses, or found by motion where there are none."""
+"""Masks of object and gripper in a clip: projected from simulator poses, or found by motion if there are no poses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ OBJECT_RADIUS_M, GRIPPER_RADIUS_M = (
     0.07,
 )  # [ours] discs that cover Meta-World's handles, pucks and its hand
 _MOVING = 24.0  # [ours] grey levels from the temporal median that count as motion
-_LEAST_SHARE = 0.002  # [ours] of the picture: fewer pixels are compression noise
+_LEAST_SHARE = 0.002  # [ours] share of the image: fewer pixels are compression noise
 _INPAINT_STEPS = 40
 
 
 @dataclass(frozen=True)
 class SceneMasks:
-    """Regions of a clip; None where they cannot be told.
+    """Masks of a clip; None if they cannot be determined.
 
     Attributes:
-        object: bool [T, H, W], what is manipulated.
+        object: bool [T, H, W], the manipulated object.
         gripper: bool [T, H, W], the hand (and, when found by motion, the moving arm).
         origin: "poses" or "motion".
     """
@@ -34,15 +34,15 @@ class SceneMasks:
 
 
 def project(points: np.ndarray, camera: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """World points to pixels of MuJoCo's free camera.
+    """Project world points to pixels of MuJoCo's free camera.
 
     Args:
         points: [..., 3] metres.
         camera: "lookat" [3], "distance" (metres), "azimuth" and "elevation" (degrees).
-        height, width: of the picture.
+        height, width: image size in pixels.
 
     Returns:
-        float64 [..., 3]: row, column (pixel centres at whole numbers), and pixels per metre at that depth.
+        float64 [..., 3]: row, column (pixel centres at integers), and pixels per metre at that depth.
     """
     azimuth, elevation = np.radians(camera["azimuth"]), np.radians(camera["elevation"])
     forward = np.array(
@@ -87,7 +87,7 @@ def scene_masks(
 
 
 def _by_motion(frames: np.ndarray) -> SceneMasks:
-    """What moves is the arm; where the last picture differs from the first for good, something was moved."""
+    """Masks by motion: moving pixels are the arm; pixels that differ from start to end are an object."""
     values = frames.astype(np.float32).mean(axis=-1)
     moving = _grown(np.abs(values - np.median(values, axis=0)) > _MOVING)
     half = max(1, len(frames) // 4)
@@ -102,14 +102,14 @@ def _enough(mask: np.ndarray | None) -> np.ndarray | None:
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:
-    """A mask [T, H, W] grown by one pixel to all four sides."""
+    """A mask [T, H, W] grown by one pixel on all four sides."""
     padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     parts = (padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
     return np.logical_or.reduce([mask, *parts])
 
 
 def inpaint(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] with the mask bool [T, H, W] filled in smoothly from its surroundings."""
+    """Frames uint8 [T, H, W, 3] with the masked pixels, bool [T, H, W], inpainted smoothly from their surroundings."""
     values = frames.astype(np.float32)
     weights = (~mask).astype(np.float32)[..., None]
     outside = (values * weights).sum(axis=(1, 2), keepdims=True) / np.maximum(

@@ -1,4 +1,4 @@
-"""From a proposal to a judged pair: cut the clip, find what is known of it, spoil it, label it."""
+"""Makes a judged pair from a proposal: cuts the clip, collects its reference data, degrades it, and labels it."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from roboalign_ray.judge.rubric import maxima
 
 HELD_OUT_FRACTION = 0.1
 _EPISODES_KEPT = 8
-_DIFFERENT = 2.0  # grey levels of mean difference below which two variants show the same
+_DIFFERENT = 2.0  # two variants with a smaller mean difference (grey levels) count as equal
 
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A real clip and all that is known of it.
+    """A real clip and its reference data.
 
     Attributes:
         window: frames, actions and instruction.
-        fps: of the clip, the stride taken into account.
-        group_id: of its episode.
-        score: points by the simulator's labels, or full marks of a recorded demonstration.
-        reference: what the privileged teacher compares with; None where `score` has a part that is not known.
-        annotator: who gave `score`.
-        done: first frame of the clip in which the task counts as done, 0 where it was before; None where it is not
-            done by the end, or that is not known.
+        fps: frame rate of the clip, after the stride.
+        group_id: group of its episode.
+        score: points from the simulator's labels, or full points for a recorded demonstration.
+        reference: reference data for the privileged teacher; None if a part of `score` is unknown.
+        annotator: the source of `score`.
+        done: first frame of the clip in which the task counts as done, 0 if it was done before the clip; None if it is
+            not done by the end, or unknown.
     """
 
     window: Window
@@ -60,7 +60,7 @@ class SourceClip:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where it was cut, and when the task is done in it."""
+        """The position of the clip in its episode, and the frame in which the task is done."""
         return {"episode_id": self.window.episode_id, "start": self.window.start, "done": self.done}
 
 
@@ -71,10 +71,10 @@ class PairMaker:
         store: the episodes.
         spec: length, stride, view and size of a clip.
         config: seed and thresholds.
-        held_out_fraction: share of groups held out; what is cut into a clip comes from its own side of the split.
+        held_out_fraction: share of groups held out; material from other clips comes from the same side of the split.
 
     Raises:
-        UserError: the spec skips frames of actions whose kinds are not known.
+        UserError: the spec skips frames, but the kinds of the actions are unknown.
     """
 
     def __init__(
@@ -95,18 +95,18 @@ class PairMaker:
             self._members.setdefault(group, []).append(number)
 
     def index(self) -> EpisodeIndex:
-        """For the planner."""
+        """The index of the store's episodes, for the planner."""
         return EpisodeIndex(self.store.ids, self.store.group_ids, self.store.lengths, self.store.successes())
 
     def source(self, episode: int | str, start: int, *, frames: int | None = None) -> SourceClip:
         """The real clip of an episode from frame `start` on.
 
         Args:
-            frames: of the clip; None takes the spec's.
+            frames: length of the clip; None takes the spec's length.
 
         Raises:
-            UserError: no such episode.
-            EpisodeError: it does not decode, or is too short.
+            UserError: there is no such episode.
+            EpisodeError: the episode cannot be decoded, or is too short.
         """
         found = self._episode(episode)
         spec = replace(self.spec, frames=frames) if frames else self.spec
@@ -139,13 +139,13 @@ class PairMaker:
             succeeded = outcome.success if per_frame is None else bool(per_frame[:end].any())
             return simulator_scores(ClipLabels(succeeded, labels), self.config.privileged), "simulator"
         if outcome.success is False:
-            reason = Failed("a recorded failure without labels of how far it came", "unmeasured")
+            reason = Failed("a recorded failure without labels of its progress", "unmeasured")
             return PrivilegedScore((reason,) * 6), "recorded"
-        # A recorded demonstration, unless its source says that it failed, is a faultless video (RoboAlign-R1).
+        # A recorded demonstration gets full points unless its source marks it as failed (RoboAlign-R1).
         return PrivilegedScore(tuple(map(float, maxima()))), "recorded"
 
     def pair(self, proposal: Proposal) -> JudgedPair | Failed:
-        """The pair of a real, counterfactual or degraded proposal; Failed where it cannot be made or labelled."""
+        """The pair of a real, counterfactual or degraded proposal; `Failed` if it cannot be made or labelled."""
         try:
             source = self.source(proposal.episode, proposal.start)
         except EpisodeError as error:
@@ -160,8 +160,8 @@ class PairMaker:
             return self._degraded(proposal, source, points)
         variant = window.episode_id.rsplit("/", 1)[-1]
         kind = "real" if proposal.family == "real" else f"counterfactual/{variant}"
-        told = source.provenance | {"measurements": dict(source.score.measurements)}
-        return self.judged(proposal, source, kind, window.frames, points, source.annotator, told)
+        about = source.provenance | {"measurements": dict(source.score.measurements)}
+        return self.judged(proposal, source, kind, window.frames, points, source.annotator, about)
 
     def judged(
         self,
@@ -188,7 +188,7 @@ class PairMaker:
         )
 
     def generated(self, source: SourceClip, frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]] | Failed:
-        """Points [6] of a generated clip by the privileged teacher, and what it measured."""
+        """Points [6] of a generated clip by the privileged teacher, and its measurements."""
         if source.reference is None:
             missing = source.score.scores()
             return missing if isinstance(missing, Failed) else Failed("no reference", "unmeasured")
@@ -196,32 +196,32 @@ class PairMaker:
         points = score.scores()
         if isinstance(points, Failed):
             return points
-        told = {name: round(value, 4) for name, value in score.measurements.items()}
-        return points, source.provenance | {"measurements": told, "points": describe(score)}
+        about = {name: round(value, 4) for name, value in score.measurements.items()}
+        return points, source.provenance | {"measurements": about, "points": describe(score)}
 
     def _degraded(self, proposal: Proposal, source: SourceClip, points: np.ndarray) -> JudgedPair | Failed:
         rng = np.random.default_rng([self.config.seed, 7, proposal.position])
         material = self.material(source, rng, DEGRADATIONS[proposal.name].needs)
         if not DEGRADATIONS[proposal.name].possible(material):
-            return Failed(f"{proposal.name}: this clip lacks what it needs", "material")
+            return Failed(f"{proposal.name}: this clip lacks the required material", "material")
         window = source.window
-        spoiled = degrade(
+        degraded = degrade(
             proposal.name, window.frames, window.instruction, points, proposal.strength, rng, material
         )
-        told = source.provenance | {"proposal": asdict(proposal), "true_instruction": window.instruction}
+        about = source.provenance | {"proposal": asdict(proposal), "true_instruction": window.instruction}
         return self.judged(
             proposal,
             source,
             f"degraded/{proposal.name}",
-            spoiled.frames,
-            spoiled.scores,
+            degraded.frames,
+            degraded.scores,
             "degradation",
-            told,
-            spoiled.instruction,
+            about,
+            degraded.instruction,
         )
 
     def material(self, source: SourceClip, rng: np.random.Generator, needs: tuple[str, ...]) -> Material:
-        """Masks, another variant's frames, other clips, another task's sentence: what of `needs` can be found."""
+        """The material for `needs`, as far as available: masks, other frames, other clips, another instruction."""
         reference = source.reference
         return Material(
             object_mask=None if reference is None else reference.object_mask,
@@ -234,7 +234,7 @@ class PairMaker:
         )
 
     def _other_frames(self, source: SourceClip, rng: np.random.Generator) -> np.ndarray | None:
-        """What other actions led to; not where these, too, did what was asked."""
+        """The frames that other actions led to, unless these actions also solved the task."""
         window = source.window
         others = [n for n in self._members[source.group_id] if self.store.ids[n] != window.episode_id]
         for number in rng.permutation(np.array(others, dtype=int)):
@@ -251,7 +251,7 @@ class PairMaker:
     def _other_clip(
         self, source: SourceClip, rng: np.random.Generator, *, same_task: bool
     ) -> np.ndarray | None:
-        """A clip of another task, or of the same one from another start, on the same side of the split."""
+        """A clip of another task, or of the same task from another start, on the same side of the split."""
         split = self._splits[self._members[source.group_id][0]]
         others = [
             number
@@ -268,7 +268,7 @@ class PairMaker:
         return cut_window(self._episode(number), self.spec, start, start).frames
 
     def _other_sentence(self, source: SourceClip, rng: np.random.Generator) -> str | None:
-        """A sentence of another task: of a group whose name differs before its last part."""
+        """An instruction of another task: from a group whose name differs before its last part."""
         task = _task(source.group_id)
         sentences = sorted(
             {

@@ -1,7 +1,7 @@
-"""Where a part of a clip is spoiled, and whether one can see it.
+"""The part of a clip that a local rule degrades, and the visibility of the change.
 
-A clip has three thirds. A local rule spoils frames of one of them, and at strength 1 the whole third; a rule that cuts
-begins there and goes on to the end. The first frame is left as it is: it is what a world model starts from.
+A clip has three thirds. A local rule degrades frames of one of them, at strength 1 the whole third; a rule that cuts
+begins there and continues to the end. The first frame stays unchanged, since a world model starts from it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 THIRDS = 3
-_LEAST = 2  # frames: one frame cannot be put in another order
-_BLOCK = 8  # pixels a side
-_UNSEEN, _SEEN = 4.0, 14.0  # grey levels of a block's mean difference
+_LEAST = 2  # frames: a single frame cannot be reordered
+_BLOCK = 8  # pixels per side
+_UNSEEN, _SEEN = 4.0, 14.0  # mean difference of a block in grey levels
 
 
 @dataclass(frozen=True)
 class Part:
-    """Frames `first` to `end`, `end` not included."""
+    """The frames from `first` up to `end`, which is excluded."""
 
     first: int
     end: int
@@ -30,14 +30,14 @@ class Part:
 
 
 def third_of(length: int, third: int) -> Part:
-    """Third 0, 1 or 2 of a clip of `length` frames, without the clip's first frame, and of two frames at least."""
+    """Third 0, 1 or 2 of a clip of `length` frames, without the clip's first frame; it has at least two frames."""
     first = max(1, round(third * length / THIRDS))
     end = max(round((third + 1) * length / THIRDS), first + _LEAST)
     return Part(min(first, max(1, length - _LEAST)), min(end, length))
 
 
 def part_of(length: int, third: int, strength: float, rng: np.random.Generator, least: int = 1) -> Part:
-    """Some frames of a third: all of them at strength 1, fewer at less, at a random place in it."""
+    """A part of a third: all of it at strength 1, fewer frames at a lower strength, at a random position."""
     whole = third_of(length, third)
     count = int(np.clip(round(strength * whole.length), min(least, whole.length), whole.length))
     first = whole.first + int(rng.integers(whole.length - count + 1))
@@ -45,13 +45,13 @@ def part_of(length: int, third: int, strength: float, rng: np.random.Generator, 
 
 
 def seen(before: np.ndarray, after: np.ndarray) -> float:
-    """How well the difference of two clips can be seen: 0 (not at all) to 1.
+    """The visibility of the difference of two clips, from 0 (invisible) to 1.
 
     Args:
-        before, after: uint8 [T, H, W, 3]; where one is shorter, as far as it goes.
+        before, after: uint8 [T, H, W, 3]; if the lengths differ, only the common frames are compared.
 
-    By the block of 8x8 pixels of all frames that differs most: at a difference of 14 grey levels in the mean, or where
-    another picture comes, it is 1. Freezing what stands still, for one, cannot be seen.
+    It is measured by the block of 8x8 pixels in any frame that differs most; it is 1 from a mean difference of 14 grey
+    levels on. For example, freezing a still scene is invisible.
     """
     length = min(len(before), len(after))
     return float(seen_by_frame(before[:length], after[:length]).max())

@@ -1,7 +1,7 @@
-"""Which labelled videos to make: quotas by kind, proposals spread evenly, and what is taken of them.
+"""Plans the labelled videos of the bench: quotas by kind, evenly spread proposals, and the choice among made pairs.
 
-Nothing here reads a video. Proposals follow from (config, position) alone, so a longer bench begins with a shorter
-one's proposals.
+No video is read here. Proposals depend only on (config, position), so a longer bench begins with the proposals of a
+shorter one.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ FAMILIES: tuple[Family, ...] = ("real", "counterfactual", "degraded", "rollout")
 _CAPPED = (
     "counterfactual",
     "rollout",
-)  # what is measured; real clips are good by nature, degraded ones by rule
+)  # families with measured scores; scores of real and degraded clips are known
 _EXPERT = "/expert"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One video to be made.
+    """A proposed video.
 
     Attributes:
         family: the kind's first word.
-        position: number within the family; names the pair and seeds its draws.
+        position: number within the family; it names the pair and seeds its random draws.
         episode: position of the source episode in its store.
         start: number of its first frame, before the stride.
         name: degradation, or refresh policy.
-        strength: of the degradation, or the sampling temperature.
+        strength: strength of the degradation, or sampling temperature.
     """
 
     family: Family
@@ -51,11 +51,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class EpisodeIndex:
-    """What planning needs to know of a store: one entry per episode.
+    """The data of a store that planning needs: one entry per episode.
 
     Attributes:
-        ids, groups, lengths: names, groups, frames.
-        done: first frame in which the task counts as done; None where it never does, or is not known. Empty: of none.
+        ids, groups, lengths: names, groups, numbers of frames.
+        done: first frame in which the task counts as done; None if it is never done or unknown. Empty: unknown for all.
     """
 
     ids: Sequence[str]
@@ -76,7 +76,7 @@ class EpisodeIndex:
         return found
 
     def done_in_group(self) -> list[int | None]:
-        """When each episode's task is done; for one in which it never is, when its group's real episode does it."""
+        """The frame in which each episode's task is done; if it is never done, that of the group's real episode."""
         if not self.done:
             return [None] * len(self.ids)
         real = {self.groups[n]: self.done[n] for n in self.families()["real"]}
@@ -85,15 +85,17 @@ class EpisodeIndex:
 
 
 def quotas(config: BenchConfig, available: Sequence[str]) -> dict[str, int]:
-    """Pairs per family; they sum to `config.pairs`, shares of families that are not available go to the others.
+    """Pairs per family. They sum to `config.pairs`; shares of unavailable families are distributed to the others.
 
     Raises:
-        UserError: none of the families with a share is available.
+        UserError: no family with a share is available.
     """
     shares = {name: float(getattr(config, name)) for name in FAMILIES if name in available}
     total = sum(shares.values())
     if total <= 0:
-        raise UserError("nothing with a share can be made here", where="bench", remedy="raise another share")
+        raise UserError(
+            "no family with a share is available", where="bench", remedy="give another family a share"
+        )
     exact = {name: config.pairs * share / total for name, share in shares.items()}
     counts: dict[str, int] = {name: int(value) for name, value in exact.items()}
     by_rest = sorted(exact, key=lambda name: counts[name] - exact[name])
@@ -103,12 +105,12 @@ def quotas(config: BenchConfig, available: Sequence[str]) -> dict[str, int]:
 
 
 class Planner:
-    """Hands out proposals, family by family, each once.
+    """Returns proposals by family, each once.
 
     Args:
         index: the store's episodes.
         config: strengths, policies, temperatures, seed.
-        span: frames of an episode that a clip reaches over.
+        span: number of episode frames that a clip covers.
 
     Raises:
         UserError: no episode is long enough.
@@ -159,10 +161,10 @@ class Planner:
         return proposal
 
     def _start(self, family: Family, episode: int, rng: np.random.Generator) -> int:
-        """Where a clip begins: mostly so that the task is done within it, else anywhere.
+        """The first frame of a clip: mostly such that the task is done within the clip, else random.
 
-        What is spoiled always shows the task being done, where that can be: run backwards or cut short, a clip of what
-        comes afterwards looks no worse than before.
+        Degraded clips always show the task being done, if possible. A clip from after that would look no worse when it
+        is reversed or truncated.
         """
         length = self._index.lengths[episode]
         starts = completing_starts(length, self._done[episode], self._span)
@@ -172,7 +174,7 @@ class Planner:
 
 
 class Balancer:
-    """Takes pairs until every family has its quota, and of measured families no more of one score level than the cap.
+    """Accepts pairs until every family has its quota, and for measured families at most `cap` pairs per score level.
 
     A level is a bin of one point of the total. Pure: no clock, no randomness.
     """
@@ -183,16 +185,16 @@ class Balancer:
         self._levels: Counter[tuple[str, int]] = Counter()
 
     def missing(self) -> dict[str, int]:
-        """Pairs still wanted, by family; families that are full are left out."""
+        """Pairs that are still missing, by family; complete families are left out."""
         wanted = {name: count - self._taken[name] for name, count in self._quotas.items()}
         return {name: count for name, count in wanted.items() if count > 0}
 
     def lift_cap(self) -> None:
-        """Take any score level from now on."""
+        """Accept any score level from now on."""
         self._cap = 1.0
 
     def take(self, family: str, total: float) -> bool:
-        """Whether a pair of this family and total score is wanted; if so it counts as taken."""
+        """Whether a pair of this family and total score is needed; if so, it is counted as accepted."""
         if self._taken[family] >= self._quotas.get(family, 0):
             return False
         level = (family, min(9, int(total)))

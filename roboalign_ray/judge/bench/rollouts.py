@@ -1,4 +1,4 @@
-"""Rollouts of a world model as judged pairs: several refresh policies and temperatures, scored against what is real."""
+"""Rollouts of a world model as judged pairs: several refresh policies and temperatures, scored against real clips."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class RolloutMaker:
 
     Args:
         maker: cuts real clips and scores generated ones.
-        make_model: a world model for a rollout config.
-        name: of the model, part of the pairs' kind.
+        make_model: returns a world model for a rollout config.
+        name: name of the model, part of the pairs' kind.
     """
 
     def __init__(self, maker: PairMaker, make_model: MakeModel, name: str) -> None:
@@ -32,7 +32,10 @@ class RolloutMaker:
         self._models: dict[tuple[str, float], WorldModel] = {}
 
     def pairs(self, proposals: Sequence[Proposal]) -> Iterator[JudgedPair | Failed]:
-        """`samples` pairs for each proposal. All of one call share policy and temperature, and run as one batch."""
+        """Make `samples` pairs per proposal.
+
+        All proposals of a call have the same policy and temperature and run as one batch.
+        """
         sources: list[tuple[Proposal, SourceClip]] = []
         for proposal in proposals:
             try:
@@ -55,11 +58,11 @@ class RolloutMaker:
         scored = self._maker.generated(source, frames)
         if isinstance(scored, Failed):
             return scored
-        points, told = scored
+        points, measured = scored
         numbered = Proposal(**(asdict(proposal) | {"position": self._place(proposal, sample)}))
         about = {"proposal": asdict(proposal), "seed": seed, "model": self._name}
         kind = f"rollout/{self._name}/{proposal.name}-t{proposal.strength:g}"
-        return self._maker.judged(numbered, source, kind, frames, points, "privileged", told | about)
+        return self._maker.judged(numbered, source, kind, frames, points, "privileged", measured | about)
 
     def _place(self, proposal: Proposal, sample: int) -> int:
         return proposal.position * self._maker.config.samples + sample
@@ -82,7 +85,7 @@ class RolloutMaker:
 
 
 def source_prompt(source: SourceClip) -> Prompt:
-    """A real clip as a prompt: its start frame, which is its own context, and its actions."""
+    """A real clip as a prompt: its start frame, which is also the context, and its actions."""
     window = source.window
     return Prompt(
         prompt_id=f"{window.episode_id}@{window.start}",

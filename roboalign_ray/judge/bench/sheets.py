@@ -1,4 +1,4 @@
-"""Contact sheets of degradations as PNG: time from left to right, the clip as it was above the strengths."""
+"""Contact sheets of degradations as PNG: time runs from left to right; the original clip is the first row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
     """Write a sheet.
 
     Args:
-        rows: (caption, frames uint8 [T, H, W, 3]); lengths may differ, a short clip ends in black.
+        rows: (caption, frames uint8 [T, H, W, 3]); lengths may differ, short clips are padded with black.
         path: PNG file.
     """
     from PIL import Image, ImageDraw

@@ -1,4 +1,4 @@
-"""The table that methods are compared by: mean and standard deviation per dimension and in total."""
+"""The table that compares methods: mean and standard deviation per dimension and in total."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from roboalign_ray.judge.rubric import check_scores, names
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method's line.
+    """One row of the table.
 
     Attributes:
-        method: kind of its pairs, with the store's name where several are compared.
-        videos: how many.
-        mean, std: float64 [7], six dimensions and the total, rubric points; std is the population's.
+        method: kind of its pairs, with the store's name if several stores are compared.
+        videos: number of videos.
+        mean, std: float64 [7], six dimensions and the total, in rubric points; std is the population standard
+            deviation.
     """
 
     method: str
@@ -37,10 +38,10 @@ class MethodRow:
 
 
 def method_row(method: str, scores: np.ndarray) -> MethodRow:
-    """The line of scores [N, 6].
+    """The row for scores [N, 6].
 
     Raises:
-        UserError: there are none, or they are not the rubric's.
+        UserError: there are no scores, or they do not fit the rubric.
     """
     if not len(scores):
         raise UserError("has no scored video", where=method)
@@ -50,10 +51,10 @@ def method_row(method: str, scores: np.ndarray) -> MethodRow:
 
 
 def method_table(stores: Mapping[str, PairStore], split: str | None = None) -> list[MethodRow]:
-    """A line per kind of every store, best total first.
+    """One row per kind and store, best total first.
 
     Args:
-        stores: by name.
+        stores: stores by name.
         split: "train" or "held_out"; None takes all pairs.
     """
     rows = []
@@ -68,7 +69,7 @@ def method_table(stores: Mapping[str, PairStore], split: str | None = None) -> l
 
 
 def table_cells(rows: Sequence[MethodRow]) -> list[list[str]]:
-    """Header and lines of text: method, videos, six dimensions and the total as "mean ± std"."""
+    """The table's cells as text: method, videos, six dimensions and the total as "mean ± std"."""
     cells = [["method", "videos", *names(), "total"]]
     for row in rows:
         figures = (f"{mean:.2f} ± {std:.2f}" for mean, std in zip(row.mean, row.std, strict=True))

@@ -1,8 +1,7 @@
-"""The same instruction in other words, and in words that ask for something else.
+"""Paraphrases of an instruction, and instructions that contradict it.
 
-A paraphrase must not change a judge's scores; a contradiction must. Both are made by templates and word lists for the
-simulated tasks: crude English, but of known meaning. Sentences to train on and sentences to try a judge on are framed
-by different templates.
+A paraphrase must not change a judge's scores; a contradiction must. Both are made from templates and word lists for
+the simulated tasks: simple English with a known meaning. Training and testing use different templates.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ _NEGATIONS = (
 )
 _NEGATIONS_TRIED = ("do not {}", "don't {} now", "never {}", "you should not {}")
 
-# For words of the simulated tasks alone: elsewhere a "ball" need not be a football.
+# Valid only for words of the simulated tasks: elsewhere a "ball" need not be a football.
 _SYNONYMS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("pick up", ("lift up", "grab", "take")),
     ("coffee machine", ("coffee maker", "espresso machine")),
@@ -138,7 +137,7 @@ _BETWEEN = (
     "along",
     "over",
     "to",
-)  # what a phrase to be moved begins with
+)  # first words of a phrase that can be moved
 _OPPOSITES: Sequence[tuple[str, str]] = (
     ("pick up", "put down"),
     ("shut the open", "open the shut"),
@@ -175,7 +174,10 @@ _OBJECTS: Sequence[tuple[str, ...]] = (
 )
 
 Rewording = Callable[[str, np.random.Generator, bool], str]
-"""Sentence, draws, and whether a judge is tried (True) or trained to the sentence in other words."""
+"""Arguments: the sentence, the generator, and whether the result is for testing (True) or training.
+
+Returns the rewording.
+"""
 
 
 def taught_phrases() -> list[str]:
@@ -187,7 +189,7 @@ def taught_phrases() -> list[str]:
 
 
 def reworded(sentence: str, rng: np.random.Generator) -> str:
-    """The sentence in other words, to train on: one to three paraphrases after another."""
+    """A paraphrase for training: one to three rewordings are applied in turn."""
     for name in rng.permutation(list(PARAPHRASES))[: rng.integers(1, 4)]:
         sentence = PARAPHRASES[name](sentence, rng, False)
     return sentence
@@ -211,7 +213,7 @@ def _punctuation(sentence: str, rng: np.random.Generator, trial: bool) -> str:
 
 
 def _synonyms(sentence: str, rng: np.random.Generator, trial: bool) -> str:
-    """One or two words exchanged, where the lists know any."""
+    """Replace one or two words by synonyms from the lists, if any."""
     known = [pair for pair in _SYNONYMS if _holds(sentence, pair[0])]
     for number in rng.permutation(len(known))[: rng.integers(1, 3)]:
         word, others = known[number]
@@ -220,7 +222,7 @@ def _synonyms(sentence: str, rng: np.random.Generator, trial: bool) -> str:
 
 
 def _order(sentence: str, rng: np.random.Generator, trial: bool) -> str:
-    """The last phrase first: "by its handle, pull the drawer out"."""
+    """Move the last phrase to the front: "by its handle, pull the drawer out"."""
     words = sentence.split()
     places = [n for n, word in enumerate(words) if n > 1 and word in _BETWEEN and n < len(words) - 1]
     if not places:
@@ -230,7 +232,7 @@ def _order(sentence: str, rng: np.random.Generator, trial: bool) -> str:
 
 
 def _typo(sentence: str, rng: np.random.Generator, trial: bool) -> str:
-    """One letter of a long word lost, doubled, or exchanged with the next."""
+    """Drop or double one letter of a long word, or exchange it with the next letter."""
     words = sentence.split()
     long = [n for n, word in enumerate(words) if len(word) >= 5]
     if not long:
@@ -258,13 +260,13 @@ PARAPHRASES: dict[str, Rewording] = {
 
 
 def negated(sentence: str, rng: np.random.Generator, trial: bool = False) -> str:
-    """The sentence forbidden."""
+    """The negated instruction."""
     frames = _NEGATIONS_TRIED if trial else _NEGATIONS
     return frames[rng.integers(len(frames))].format(sentence)
 
 
 def other_verb(sentence: str, rng: np.random.Generator, trial: bool = False) -> str | None:
-    """The contrary done to the same object; None where the lists know none."""
+    """The opposite action on the same object; None if the lists have none."""
     for word, contrary in _OPPOSITES:
         if _holds(sentence, word):
             return _exchanged(sentence, word, contrary)
@@ -272,7 +274,7 @@ def other_verb(sentence: str, rng: np.random.Generator, trial: bool = False) -> 
 
 
 def other_object(sentence: str, rng: np.random.Generator, trial: bool = False) -> str | None:
-    """The same done to another object; None where the lists know none in the sentence."""
+    """The same action on another object; None if no object of the lists is in the sentence."""
     named = [[name for name in group if _holds(sentence, name)] for group in _OBJECTS]
     own = next((n for n, names in enumerate(named) if names), None)
     if own is None:

@@ -1,12 +1,12 @@
-"""Labels gathered over time: the distillation set that grows by rounds, and how old and new are mixed in training.
+"""Stores of labels: the distillation set, which grows by rounds, and the mixing of old and new labels in training.
 
     set/
       round-00001.part-000.parquet    rows of judged pairs, as in a store of pairs
       round-00001.part-001.parquet    appended later to the same round
       round-00002.part-000.parquet    …
 
-A part appears whole or not at all, and a pair whose id is there already is not written again: whoever restarts may
-append what it appended before. One process writes; any number read.
+A part appears complete or not at all. A pair with an existing id is not written again, so a restarted process may
+append the same pairs again. One process writes; any number of processes read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PART = re.compile(r"^round-(\d{5,})\.part-(\d{3,})\.parquet$")
 
 @dataclass(frozen=True)
 class Appended:
-    """What an append did: pairs written, and pairs that were there already."""
+    """The result of an append: the number of pairs written, and of pairs that existed before."""
 
     written: int
     known: int
@@ -41,7 +41,7 @@ class DistillationSet(PairRows):
     """Judged pairs by round, appended exactly once per id.
 
     Args:
-        folder: made when absent.
+        folder: folder of the set, created when absent.
 
     Attributes:
         rounds: int64 [N]; as every list, in order of rounds.
@@ -56,20 +56,20 @@ class DistillationSet(PairRows):
         super().__init__(folder, _parts(folder))
 
     def append(self, round_number: int, pairs: Iterable[JudgedPair | Mapping[str, Any]]) -> Appended:
-        """Add a round's pairs, leaving out those whose id is in the set already, in this round or another.
+        """Add a round's pairs, without those whose id is already in the set, in any round.
 
         Args:
-            pairs: pairs, or rows that `encode_pair` made elsewhere.
+            pairs: pairs, or rows of `encode_pair`.
 
         Raises:
-            UserError: a round before the newest one, or below 1 (0 is what a store was built with).
+            UserError: the round is before the newest one, or below 1 (0 is for the pairs of a store).
         """
         newest = int(self.rounds.max()) if len(self) else 1
         if round_number < newest:
             raise UserError(
-                f"round {round_number} comes before round {newest}, which is there",
+                f"round {round_number} comes before round {newest}, which exists already",
                 where=str(self.path),
-                remedy="rounds only rise, from 1",
+                remedy="use a round of at least 1 that is not before the newest one",
             )
         known, seen = set(self.ids), 0
         rows: list[Mapping[str, Any]] = []
@@ -100,12 +100,12 @@ class DistillationSet(PairRows):
 
 
 class PairCache:
-    """Decoded pairs in memory, up to a size; those read longest ago give way.
+    """A cache of decoded pairs, limited in size; the least recently read pairs are dropped first.
 
-    Decoding a pair takes as long as a small student's training step on it, and training comes by many times.
+    Decoding a pair takes as long as a small student's training step on it, and training reads each pair many times.
 
     Args:
-        gigabytes: of frames; 0 keeps nothing.
+        gigabytes: size limit of the frames; 0 keeps nothing.
     """
 
     def __init__(self, gigabytes: float) -> None:
@@ -131,13 +131,13 @@ class LabelledPairs:
     """Several stores of pairs and distillation sets as one list.
 
     Args:
-        cache: keeps decoded pairs; may be shared with other lists.
+        cache: cache of decoded pairs; may be shared with other lists.
 
     Attributes:
-        ids, group_ids, kinds, instructions, rounds, scores: as in `DistillationSet`; a store's pairs are round 0.
+        ids, group_ids, kinds, instructions, rounds, scores: as in `DistillationSet`; a store's pairs have round 0.
 
     Raises:
-        UserError: a path holds neither, or nothing is in any of them.
+        UserError: a path holds neither, or all of them are empty.
     """
 
     def __init__(self, paths: Sequence[str | Path], cache: PairCache | None = None) -> None:
@@ -173,16 +173,16 @@ class LabelledPairs:
 
 
 class ReplaySampler:
-    """Which pairs a training step sees: a stated share from earlier rounds, the rest from the newest.
+    """Selects the pairs of a training step: a fixed share from earlier rounds, the rest from the newest round.
 
-    A step's pairs depend on the seed and the step alone, so a resumed run needs only its step number. Each pool is gone
-    through in a new order every time it is used up.
+    A step's pairs depend only on seed and step, so a resumed run needs only its step number. When a pool is used
+    up, it is drawn from again in a new order.
 
     Args:
         rounds: int [N], round of each pair that may be drawn.
-        batch_size: pairs a step.
-        replay_ratio: share drawn from rounds before the newest; where there is only one, all come from it.
-        seed: of the orders.
+        batch_size: pairs per step.
+        replay_ratio: share drawn from rounds before the newest; if there is only one round, all pairs come from it.
+        seed: seed of the orders.
     """
 
     def __init__(self, rounds: np.ndarray, batch_size: int, replay_ratio: float, seed: int = 0) -> None:

@@ -1,11 +1,11 @@
-"""Judged pairs: a video, the instruction it should follow, and six scores; and the store they lie in.
+"""Judged pairs (a video, the instruction it should follow, and six scores) and their store.
 
     pairs/
       shard-00000.parquet    one row per pair, its video encoded
       statistics.json        schema version, counts, label histograms
       README.md              the dataset card
 
-The conventions are those of the episode store: complete or absent, split by a hash of the group id.
+As in the episode store, a store is complete or absent, and the split is by a hash of the group id.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from roboalign_ray.judge.rubric import DIMENSIONS, check_scores, names
 
 SCHEMA_VERSION = 1
 CONTENT = "judged pairs"
-HISTOGRAM_STEP = 0.5  # points; scores are rounded to it for the card
+HISTOGRAM_STEP = 0.5  # points; the card's histograms use scores rounded to this step
 ROW_GROUP = 16  # pairs per Parquet row group: reading one pair reads this many
 _INDEX = ("pair_id", "group_id", "kind", "annotator", "instruction", "length", "scores")
 
@@ -67,14 +67,14 @@ class JudgedPair:
         group_id: group of the source episode; a split never separates a group.
         frames: uint8 [T, H, W, 3] RGB.
         fps: frames per second.
-        instruction: the sentence that the video is judged against.
+        instruction: the instruction that the video is judged by.
         scores: float32 [6], rubric points in the order of `rubric.DIMENSIONS`, all known.
-        annotator: who gave the scores: "degradation", "privileged", "simulator", a teacher's name, a person.
-        kind: what the video is, such as "real", "degraded/blur", "rollout/swr", "counterfactual/wander".
+        annotator: source of the scores: "degradation", "privileged", "simulator", a teacher's name, a person.
+        kind: kind of the video, such as "real", "degraded/blur", "rollout/swr", "counterfactual/wander".
         provenance: source episode, frames, settings (JSON types only).
 
     Raises:
-        UserError: on construction, where frames, instruction or scores cannot be used.
+        UserError: on construction, if frames, instruction or scores are invalid.
     """
 
     pair_id: str
@@ -109,7 +109,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class PairsSummary:
-    """What was written: the store, its pairs, the bytes of all files, and what the statistics file holds."""
+    """Summary of a written store: its path, number of pairs, bytes of all files, and its statistics."""
 
     path: Path
     pairs: int
@@ -118,7 +118,7 @@ class PairsSummary:
 
 
 def encode_pair(pair: JudgedPair, *, crf: int = 18, pixel_format: str = "yuv444p") -> dict[str, Any]:
-    """A row of `ROW_SCHEMA`: the pair with its video encoded.
+    """The pair as a row of `ROW_SCHEMA`, with its video encoded.
 
     Raises:
         EpisodeError: the frames cannot be encoded.
@@ -143,10 +143,10 @@ def encode_pair(pair: JudgedPair, *, crf: int = 18, pixel_format: str = "yuv444p
 
 
 def decode_pair(row: Mapping[str, Any]) -> JudgedPair:
-    """The pair of a row, its video decoded.
+    """The pair of a row, with its video decoded.
 
     Raises:
-        EpisodeError: the video does not decode.
+        EpisodeError: the video cannot be decoded.
     """
     try:
         frames = decode_video(row["video"])
@@ -176,19 +176,19 @@ def write_pairs(
     pixel_format: str = "yuv444p",
     overwrite: bool = False,
 ) -> PairsSummary:
-    """Write pairs as they come; memory holds one shard. Nothing appears at `path` before all is written.
+    """Write a stream of pairs; memory holds one shard. The store appears at `path` when all pairs are written.
 
     Args:
-        pairs: pairs, or rows that `encode_pair` made elsewhere.
-        path: the store's folder.
-        card: what the dataset card tells beside the figures.
+        pairs: pairs, or rows of `encode_pair`.
+        path: folder of the store.
+        card: text of the dataset card besides the figures.
         shard_pairs: pairs per Parquet file.
-        held_out_fraction: split that the card counts with, and the default of `PairStore.split`.
+        held_out_fraction: split used for the card's counts, and the default of `PairStore.split`.
         crf, pixel_format: video quality, see `encode_video`.
         overwrite: replace an existing store of pairs.
 
     Raises:
-        UserError: the folder exists and may not be replaced, two pairs share an id, or there is none.
+        UserError: the folder exists and may not be replaced, two pairs have the same id, or there are no pairs.
     """
     path = Path(path)
     figures = _Figures(held_out_fraction)
@@ -210,7 +210,7 @@ def write_pairs(
 
 
 class _Figures:
-    """Counts and histograms, gathered while rows pass."""
+    """Counts and histograms, collected while rows are written."""
 
     def __init__(self, held_out_fraction: float) -> None:
         self.fraction = held_out_fraction
@@ -276,7 +276,7 @@ def _is_store(path: Path) -> bool:
 
 
 class PairRows(ShardedRows[JudgedPair]):
-    """Random access to the judged pairs of Parquet files; index and scores are read at once, `read` decodes video.
+    """Random access to the judged pairs of Parquet files. Opening it reads index and scores; `read` decodes video.
 
     Attributes:
         ids, group_ids, kinds, annotators, instructions: one per pair.
@@ -301,10 +301,10 @@ class PairStore(PairRows):
     """A store's judged pairs, in the order they were written.
 
     Attributes:
-        statistics: what statistics.json holds.
+        statistics: content of statistics.json.
 
     Raises:
-        UserError: no store of pairs at `path`, another schema, or a shard that is not Parquet.
+        UserError: there is no store of pairs at `path`, it has another schema, or a shard is not Parquet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -328,7 +328,7 @@ class PairStore(PairRows):
 
         Args:
             name: "train" or "held_out".
-            fraction: share of groups held out; None takes the one the store was written with.
+            fraction: share of groups held out; None uses the store's own share.
         """
         if fraction is None:
             where = str(self.path / STATISTICS)

@@ -1,1 +1,1 @@
-"""The judge during alignment: rollout annotation, relabelling, re-distillation."""
+"""The judge during alignment: annotation of rollouts, relabelling, re-distillation."""

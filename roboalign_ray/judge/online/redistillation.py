@@ -1,12 +1,12 @@
-"""Online iterative distillation: the student trained further on the teacher's labels of fresh rollouts.
+"""Online iterative distillation: trains the student further on the teacher's labels of new rollouts.
 
-    fresh labels ──► DistillationSet ──┐
+    new labels ────► DistillationSet ──┐
                                        ├──► StudentTrainer ──► calibration ──► gate ──► StudentRegistry, version v+1
     replayed pairs ────────────────────┘
 
-RoboAlign-R1 (arXiv 2605.03821) gains .43 points of ten by it; how old and new are mixed is unpublished, ours stands in
-`RelabelConfig` and `DistillationConfig`. Where a student fails the gate, half of its step is tried, then a quarter; if
-they fail too, nothing is published and the one before goes on.
+RoboAlign-R1 (arXiv 2605.03821) gains .43 points of ten by it. How it mixes old and new labels is unpublished; our
+settings are in `RelabelConfig` and `DistillationConfig`. If a student fails the gate, half of its step is tried, then a
+quarter. If these fail too, nothing is published and the previous student stays in use.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from roboalign_ray.judge.validation.gate import GateResult
 
 LABELS, VERSIONS = "labels", "versions"
 _START = "start"
-_WARMUP = 10  # a fresh optimizer's first steps are blind: a tenth of them is taken with care
-_SHARES = (1.0, 0.5, 0.25)  # of a relabelling's step, tried in this order until the gate stays open
-_MEASURED = 50  # last steps over which a training's figures are averaged
+_WARMUP = 10  # warm-up is a tenth of the steps, since a new optimizer has no gradient statistics yet
+_SHARES = (1.0, 0.5, 0.25)  # shares of a relabelling's step, tried in this order until the gate is passed
+_MEASURED = 50  # training figures are averaged over this number of last steps
 
 
 @dataclass(frozen=True)
 class Published:
-    """A student that may reward.
+    """A student that passed the gate.
 
     Attributes:
-        version: its number.
-        files: its folder, as `packed_folder` gives it.
-        gate: what it showed.
-        figures: of its training; empty for the first version, and for one that had been published before.
+        version: number of the version.
+        files: its folder, as returned by `packed_folder`.
+        gate: its gate result.
+        figures: training figures; empty for the first version and for one that was already published.
     """
 
     version: int
@@ -58,17 +58,17 @@ class Published:
 
 
 class Redistiller:
-    """Keeps the labels and the students of one run.
+    """Manages the labels and the students of one run.
 
     Args:
-        config: of the judge.
-        folder: of the run; gets `labels` and `versions`.
-        start: folder of the student to begin with.
+        config: the judge's config.
+        folder: folder of the run; `labels` and `versions` are written into it.
+        start: folder of the first student.
         replay: store of judged pairs: older examples, calibration, and the gate's real clips.
-        device: to train and try on.
+        device: device for training and the gate.
 
     Attributes:
-        passes: batches that a student was shown, ever, in training, calibration and trial.
+        passes: total number of batches through a student, in training, calibration and gate.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Redistiller:
         self.passes = 0
 
     def begin(self) -> Published:
-        """The first version: the student that the run begins with, tried and published.
+        """Test the run's first student on the gate and publish it.
 
         Raises:
-            UserError: student or pairs cannot be read, or it fails the gate.
+            UserError: student or pairs cannot be read, or the student fails the gate.
         """
         if (known := self.registry.find(_START)) is not None:
             return self.version(known)
@@ -95,13 +95,13 @@ class Redistiller:
         return self._publish(student, gate, _START, {})
 
     def version(self, number: int, files: Mapping[str, bytes] | None = None) -> Published:
-        """One that was published.
+        """Return a published version.
 
         Args:
-            files: those that were kept of it elsewhere, for where the registry has lost it.
+            files: a copy of its files, used if the registry has lost it.
 
         Raises:
-            UserError: there is none of that number, or its files are damaged.
+            UserError: there is no such version, or its files are damaged.
         """
         if files is not None:
             self.registry.adopt(number, files)
@@ -110,7 +110,7 @@ class Redistiller:
         return Published(number, files, GateResult.from_json(about["gate"]), {})
 
     def known(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """The labels of those that have one already: rubric points, float64 [6]."""
+        """The existing labels among these ids: rubric points, float64 [6]."""
         wanted = set(ids)
         return {
             name: scores.astype(np.float64)
@@ -119,26 +119,27 @@ class Redistiller:
         }
 
     def keep(self, round_number: int, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Add fresh labels, as `encode_pair` makes them; returns how many had none before.
+        """Store new labels, as rows of `encode_pair`; return the number of pairs that had no label before.
 
-        A round before the newest one, which a run that was set back comes through again, adds to the newest.
+        Labels of an earlier round, which occur when a run resumes from a checkpoint, are added to the newest round.
         """
         newest = int(self.labels.rounds.max()) if len(self.labels) else 1
         return self.labels.append(max(round_number, newest), rows).written
 
     def relabel(self, round_number: int, base: int, ids: Sequence[str]) -> Published | GateResult:
-        """Train version `base` on replayed pairs and all labels; publish what comes of it.
+        """Train version `base` on replayed pairs and all labels, and publish the result.
 
-        Asked a second time for the same labels, as after a restart, it answers with what was published then.
+        A second call for the same labels, as after a restart, returns the version published by the first.
 
         Args:
-            round_number: of the relabelling, from 1.
-            base: version to go on from.
-            ids: of the round's samples, which name what comes of it.
+            round_number: number of the relabelling, from 1.
+            base: version to start from.
+            ids: ids of the round's samples, which identify the result.
 
         Returns:
-            the new version: all of what was learned, or the largest share of it with which the gate stays open; or,
-            where none does, what the smallest showed there.
+            the new version: the whole step, or the largest share of it that passes the gate; if none passes, the gate
+                result
+            of the smallest share.
         """
         key = _key(round_number, base, ids)
         if (known := self.registry.find(key)) is not None:
@@ -154,7 +155,7 @@ class Redistiller:
         return gate
 
     def _counted(self, student: Student) -> Student:
-        """On the device, where each of its passes counts, and each of its copies'."""
+        """The student on the device, with a hook that counts its passes and those of its copies."""
 
         def passed(*_: Any) -> None:
             self.passes += 1
@@ -177,7 +178,7 @@ class Redistiller:
         sampler = ReplaySampler(pairs.rounds[train], settings.pairs_per_step, settings.replay_ratio, seed)
         student.calibration = None
         fresh = FreshExamples(fresh_shares(settings), pairs, seed)
-        with torch.random.fork_rng():  # dropout, where there is some
+        with torch.random.fork_rng():  # seeds dropout, if any
             torch.manual_seed(seed)
             trainer = StudentTrainer(student, schedule, device=self.device, keep_statistics=True)
             curves = [
@@ -208,9 +209,10 @@ class Redistiller:
 
 
 def between(before: Student, after: Student, share: float) -> Student:
-    """A student on the line between two of one shape, at 0 the first and at 1 the second; uncalibrated.
+    """A student with weights interpolated between two students of the same shape: at 0 the first, at 1 the second.
 
-    What further training forgets comes back sooner on the way back than what it learned goes (arXiv 2109.01903).
+    It is uncalibrated. When the step is shortened, forgotten skills return before the new ones are lost (arXiv
+    2109.01903).
     """
     student, start = copy.deepcopy(after), before.state_dict()
     student.calibration = None

@@ -1,7 +1,7 @@
-"""When the teacher labels fresh rollouts: a pure schedule without clocks, files or models.
+"""The schedule of relabelling by the teacher: a pure object without clocks, files or models.
 
-Every K updates in any case (RoboAlign-R1's online iterative distillation, arXiv 2605.03821; K is unpublished), earlier
-when an audit, a few fresh rollouts shown to both judges, finds that they have drifted apart.
+Relabelling happens every K updates (RoboAlign-R1's online iterative distillation, arXiv 2605.03821; K is unpublished),
+and earlier when an audit, which scores a few new rollouts with both judges, shows drift.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Cause = Literal["interval", "rank", "gap"]
 
 @dataclass(frozen=True)
 class Drift:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
-        rank: Spearman correlation of the totals; None where the teacher told no sample from another, so that there is
-            no order to agree with. A student that tells none apart where the teacher does has rank 0.
+        rank: Spearman correlation of the totals; None if the teacher's totals are constant, so that there is no order
+            to agree with. If only the student's totals are constant, it is 0.
         gap: student's mean total minus the teacher's, as a share of the range.
-        samples: rollouts both judges scored.
+        samples: number of rollouts that both judges scored.
     """
 
     rank: float | None
@@ -37,12 +37,12 @@ class Drift:
 
 @dataclass(frozen=True)
 class Relabelling:
-    """Relabel now.
+    """A relabelling that is due.
 
     Attributes:
         round: number of this relabelling, from 1.
         update: policy update after which it is due.
-        cause: why.
+        cause: the reason.
     """
 
     round: int
@@ -51,7 +51,7 @@ class Relabelling:
 
 
 def measure_drift(student: np.ndarray, teacher: np.ndarray) -> Drift | None:
-    """Compare two judges on the same rollouts; None where fewer than three have both scores.
+    """Compare two judges on the same rollouts; None if fewer than three rollouts have both scores.
 
     Args:
         student, teacher: float [N, 6], rubric points; rows with NaN are failures and left out.
@@ -66,10 +66,10 @@ def measure_drift(student: np.ndarray, teacher: np.ndarray) -> Drift | None:
 
 
 class RelabelSchedule:
-    """Says when to relabel. Call `after_update` once per policy update, `audit_due` and `audited` before it.
+    """Decides when to relabel. Call `after_update` once per policy update, and `audit_due` and `audited` before it.
 
-    A relabelling is told once; the count towards the next starts there, whatever becomes of it: a teacher that is down
-    is asked again by the next interval, not at every update.
+    Each relabelling is returned once. The count towards the next starts then, even if the relabelling fails: a teacher
+    that is down is called again after the next interval, not at every update.
     """
 
     def __init__(self, config: RelabelConfig) -> None:
@@ -77,28 +77,29 @@ class RelabelSchedule:
         self.round, self.last_update, self.last_relabelled, self.last_audited = 0, 0, 0, 0
 
     def audit_due(self, update: int) -> bool:
-        """Whether the judges should be compared after this update (counted from 1).
+        """Whether an audit is due after this update (counted from 1).
 
-        None falls on the interval's end: a relabelling compares them anyway. One that cannot be made, as while the
-        teacher is busy, stays due until `audited` is told of it.
+        No audit is due at the end of the interval, since a relabelling compares the judges anyway. An audit that cannot
+        be made, for example while the teacher is busy, stays due until `audited` is called.
         """
         if not self.config.audit_every or (self.config.every and self._since(update) >= self.config.every):
             return False
         return update - max(self.last_audited, self.last_relabelled) >= self.config.audit_every
 
     def audited(self, update: int) -> None:
-        """The judges are being compared after this update."""
+        """Record that an audit is made after this update."""
         self.last_audited = update
 
     def after_update(self, update: int, drift: Drift | None = None) -> Relabelling | None:
         """Whether to relabel after this update.
 
         Args:
-            update: from 1, rising; one that was asked for already is answered None, so that nothing is told twice.
-            drift: of this update's audit, where there was one.
+            update: number of the update, from 1, ascending; a repeated call returns None, so that nothing is returned
+                twice.
+            drift: result of this update's audit, if there was one.
 
         Raises:
-            ValueError: an update before the last one.
+            ValueError: the update is before the last one.
         """
         if update < self.last_update:
             raise ValueError(f"update {update} after update {self.last_update}")
@@ -124,7 +125,7 @@ class RelabelSchedule:
         return "gap" if abs(drift.gap) > self.config.largest_gap else None
 
     def state_dict(self) -> dict[str, int]:
-        """All it knows (JSON types)."""
+        """The whole state (JSON types)."""
         return {
             "round": self.round,
             "last_update": self.last_update,
@@ -133,8 +134,8 @@ class RelabelSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.round = int(state["round"])
         self.last_update = int(state["last_update"])
         self.last_relabelled = int(state["last_relabelled"])
-        self.last_audited = int(state.get("last_audited", 0))  # not kept by older runs
+        self.last_audited = int(state.get("last_audited", 0))  # absent in checkpoints of older runs

@@ -3,8 +3,8 @@
     rollout ──► decode ──► clip behind its start frame ──► teacher ──► JudgedPair, or why there is none
                            and its real continuation
 
-RoboAlign-R1 (arXiv 2605.03821) labels fresh rollouts so, every K policy updates. A teacher that judges by eye is shown
-the clip alone; one that measures also gets the real continuation and what the simulator knows of it.
+RoboAlign-R1 (arXiv 2605.03821) labels new rollouts in this way, every K policy updates. A vision-language teacher sees
+only the clip; the privileged teacher also gets the real continuation and the simulator's labels.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True)
 class Annotation:
-    """What became of one sample.
+    """The annotation of one sample.
 
     Attributes:
-        pair_id: names prompt, seed and weight version: the same sample has the same id in every run.
-        pair: the labelled clip, or why there is none.
-        motion: how much the clip moves, as a share of the real one; NaN where nothing real moves or is known.
-        rationale: the teacher's.
+        pair_id: derived from prompt, seed and weight version: the same sample has the same id in every run.
+        pair: the labelled clip, or the reason why there is none.
+        motion: motion of the clip as a share of the real clip's; NaN if nothing real moves or there is no real clip.
+        rationale: the teacher's rationale.
     """
 
     pair_id: str
@@ -46,7 +46,7 @@ class Annotation:
 
     @property
     def scores(self) -> np.ndarray:
-        """Float64 [6], rubric points; NaN where the sample has no label."""
+        """Float64 [6], rubric points; NaN if the sample has no label."""
         if isinstance(self.pair, Failed):
             return np.full(len(DIMENSIONS), np.nan)
         return self.pair.scores.astype(np.float64)
@@ -104,7 +104,7 @@ class RolloutAnnotator:
 
     def _source(self, group: Rollout) -> SourceClip:
         episode_id, _, window = group.prompt_id.rpartition("@")
-        start = int(window.partition("+")[0])  # behind it stands the horizon, where groups differ in theirs
+        start = int(window.partition("+")[0])  # the horizon follows if groups have different horizons
         return self.maker.source(episode_id, start, frames=1 + group.horizon)
 
     def _clip(
@@ -116,7 +116,7 @@ class RolloutAnnotator:
             frames=frames,
             fps=source.fps,
             instruction=group.instruction,
-            scores=np.zeros(len(DIMENSIONS), np.float32),  # replaced by the teacher's, or not kept
+            scores=np.zeros(len(DIMENSIONS), np.float32),  # replaced by the teacher's scores, or dropped
             annotator=UNLABELLED,
             kind="rollout/fresh",
             provenance=source.provenance | {"versions": list(group.versions)},
@@ -126,23 +126,23 @@ class RolloutAnnotator:
 
 
 def sample_id(prompt_id: str, seed: int, versions: Sequence[int]) -> str:
-    """Names one sample of one rollout group."""
+    """The id of one sample of a rollout group."""
     return f"rollout/fresh/{prompt_id}/{seed}/v{'-'.join(map(str, versions))}"
 
 
 def labelled(pair: JudgedPair, judgement: TeacherJudgement, teacher: str) -> JudgedPair:
-    """The pair with a teacher's scores; deviation, rationale and lost answers go to the provenance."""
-    told: dict[str, Any] = {
+    """The pair with a teacher's scores; deviation, rationale and failed answers are stored in the provenance."""
+    about: dict[str, Any] = {
         "std": [round(float(value), 4) for value in judgement.std],
         "answers": len(judgement.samples),
         "failed_answers": len(judgement.failures),
         "rationale": judgement.rationale,
     }
     if pair.annotator != UNLABELLED:
-        told["before"] = {"annotator": pair.annotator, "scores": pair.scores.tolist()}
+        about["before"] = {"annotator": pair.annotator, "scores": pair.scores.tolist()}
     return replace(
         pair,
         scores=judgement.scores.astype(np.float32),
         annotator=teacher,
-        provenance={**pair.provenance, "teacher": told},
+        provenance={**pair.provenance, "teacher": about},
     )

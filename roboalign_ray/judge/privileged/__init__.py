@@ -1,1 +1,1 @@
-"""The teacher that measures a video against the real continuation."""
+"""The privileged teacher: it compares a video with its real continuation."""

@@ -1,4 +1,4 @@
-"""The privileged teacher behind the interface of all teachers."""
+"""The privileged teacher with the common interface of teachers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roboalign_ray.judge.rubric import DIMENSIONS
 
 
 class PrivilegedJudge:
-    """Measures each video against its request's reference; without one there is nothing to measure.
+    """Compares each video with the reference of its request; a request without a reference fails.
 
     Attributes:
         name: "privileged".
@@ -26,7 +26,7 @@ class PrivilegedJudge:
         self._teacher = PrivilegedTeacher(config)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
-        """One outcome per request: measurements do not vary, so there is one answer and no deviation."""
+        """One outcome per request. Measurements are deterministic, so there is one answer and the deviation is 0."""
         return [self._judged(request) for request in requests]
 
     def _judged(self, request: JudgeRequest) -> TeacherJudgement | Failed:
@@ -41,6 +41,8 @@ class PrivilegedJudge:
         points = score.scores()
         if isinstance(points, Failed):
             return points
-        told = ", ".join(f"{name} {share:.2f}" for name, share in score.measurements.items())
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in score.measurements.items())
         scores = points.astype(np.float64)
-        return TeacherJudgement(scores, np.zeros(len(DIMENSIONS)), scores[None], f"Measured shares: {told}.")
+        return TeacherJudgement(
+            scores, np.zeros(len(DIMENSIONS)), scores[None], f"Measured shares: {shares}."
+        )

@@ -1,1 +1,1 @@
-"""The served judge, without a web server: request bodies and admission control."""
+"""The served judge without the web server: request bodies and admission control."""

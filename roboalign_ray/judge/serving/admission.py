@@ -1,16 +1,17 @@
-"""How many requests a service takes at a time, so that those it takes are answered in time and the others know at once.
+"""Admission control: limits concurrent requests, so that accepted ones are answered in time and others refused at once.
 
-The limit follows measured times, as congestion control does: it rises slowly while accepted requests take no longer
-than `slowdown` times what one takes alone, and falls fast where they do. The time alone is measured per size of the
-request, whenever one happens to be alone; under lasting load, one is let in alone now and then to measure it.
+The limit follows measured times, as in congestion control. It rises slowly while accepted requests take at most
+`slowdown` times as long as a request alone, and falls fast when they take longer. The time of a request alone is
+measured per size class, whenever a request happens to be alone; under sustained load, a request is admitted alone from
+time to time to measure it.
 
-    late     limit × .8      a fraction of ln 1.005 / -ln .8 = 2.2 % late requests keeps it where it is
-    in time  limit × 1.005   only where the limit was reached
+    late     limit × .8      a share of ln 1.005 / -ln .8 = 2.2 % late requests keeps the limit constant
+    in time  limit × 1.005   only if the limit was reached
 
-A few more may wait their turn, so that some at once after a quiet time are not refused. Each refusal takes one of those
-places away, and turns away whoever waits in it: under lasting load there is no queue, and nobody waits in one.
+A few more requests may wait, so that a burst after a quiet time is not refused. Each refusal removes one waiting place
+and refuses the request that waits in it: under sustained load there is no queue.
 
-Knows no clock, no thread and no Ray.
+Pure: no clock, no thread, no Ray.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-_LEAST = 2.0  # one is judged while another is decoded; the limit at first
+_LEAST = 2.0  # initial limit: one request is judged while another is decoded
 _FALL, _RISE = 0.8, 1.005
-_NEWEST = 0.2  # weight of a new measurement of the time alone
-_RENEWED_AFTER = 500  # accepted requests of a size after which its time alone is measured again
+_NEWEST = 0.2  # weight of a new measurement of the time of a request alone
+_RENEWED_AFTER = 500  # accepted requests of a size class until its time alone is measured again
 _PLACES_BACK = (
-    0.125  # places to wait that come back as a request ends after no refusal; all, where it was the last
+    0.125  # waiting places restored per ended request without a refusal; all of them after the last
 )
 
 
@@ -32,10 +33,10 @@ class Ticket:
     """An accepted request.
 
     Attributes:
-        size: its class of sizes, a power of four of bytes.
-        started: its turn has come; until then it waits.
-        alone: no other request was in the service while it was.
-        at_limit: it was the last that the limit allowed.
+        size: its size class, a power of four in bytes.
+        started: whether it has started; until then it waits.
+        alone: whether it was the only request in the service all the time.
+        at_limit: whether it was the last request that the limit allowed.
     """
 
     size: int
@@ -45,17 +46,17 @@ class Ticket:
 
 
 class Admission:
-    """Accepts requests or not.
+    """Decides which requests to accept.
 
     Args:
-        slowdown: longest time of an accepted request, as a multiple of its time alone.
-        most: requests at a time, at most.
+        slowdown: longest allowed time of an accepted request, as a multiple of its time alone.
+        most: largest number of concurrent requests.
         burst: requests beyond the limit that may wait after a quiet time.
 
     Attributes:
-        limit: requests at a time, as of now.
-        in_flight: requests started and not finished.
-        waiting: accepted and not started, in their order.
+        limit: present limit of concurrent requests.
+        in_flight: requests that have started and not finished.
+        waiting: accepted requests that have not started, in order.
     """
 
     def __init__(self, slowdown: float, most: int, burst: int) -> None:
@@ -64,7 +65,7 @@ class Admission:
         self.limit, self.in_flight = self._least, 0
         self.waiting: deque[Ticket] = deque()
         self._places = self._burst
-        self._refused = False  # since the last request finished
+        self._refused = False  # refusals since the last request finished
         self._alone: Ticket | None = None
         self._times: dict[int, float] = {}  # seconds alone, by class of sizes
         self._since: dict[int, int] = {}  # accepted since that was measured
@@ -84,31 +85,31 @@ class Admission:
         return self.in_flight < int(self.limit)
 
     def refuse(self, size_bytes: int) -> Ticket | None:
-        """A request is turned away because the service is full.
+        """Record that a request is refused because the service is full.
 
         Args:
-            size_bytes: of its body.
+            size_bytes: size of its body.
 
         Returns:
-            one that waited and must be turned away as well.
+            a waiting request that must be refused as well, or None.
         """
         self._refused = True
         self._places = max(0.0, self._places - 1)
         size = _class_of(size_bytes)
         if size not in self._times or self._since.get(size, 0) >= _RENEWED_AFTER:
-            # Under lasting load no request is ever alone: let the service run empty once in a while.
+            # Under sustained load no request is ever alone, so the service is emptied from time to time.
             self._draining = not self._measuring
         return self.waiting.pop() if len(self.waiting) > int(self._places) else None
 
     def admit(self, size_bytes: int) -> Ticket | None:
-        """Accept a request, or not.
+        """Accept a request if possible.
 
         Args:
-            size_bytes: of its body.
+            size_bytes: size of its body.
 
         Returns:
-            what `finish` wants; it may have to wait until that or `refuse` returns it. None where the request must be
-            turned away: say so to `refuse`.
+            a ticket for `finish`. If it has not started, it waits until `finish` or `refuse` returns it. None if the
+            request must be refused; then call `refuse`.
         """
         if self.full:
             return None
@@ -120,13 +121,13 @@ class Admission:
         return ticket
 
     def finish(self, ticket: Ticket, seconds: float | None) -> list[Ticket]:
-        """An accepted request has its answer, or waits no longer for its turn.
+        """Record that an accepted request was answered or stopped waiting.
 
         Args:
-            seconds: from its start to its answer; None where the time says nothing, as after a failure.
+            seconds: time from its start to its answer; None if it must not be used, as after a failure.
 
         Returns:
-            those that waited and start now.
+            waiting requests that start now.
         """
         if not ticket.started:
             if ticket in self.waiting:

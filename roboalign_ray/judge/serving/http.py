@@ -1,9 +1,9 @@
-"""A judge behind a web service: from a request's bytes to a video and an instruction, and from scores to JSON.
+"""The data formats of the judge service: request bytes to a video and an instruction, and scores to JSON.
 
     {"video": "<base64>", "instruction": "open the drawer"}     application/json
     the file itself, ?instruction=open+the+drawer               video/* or application/octet-stream
 
-Knows neither Ray nor a web framework.
+Independent of Ray and of the web framework.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from roboalign_ray.judge.student.training_range import Seen, TrainingRange
 VIDEO, INSTRUCTION = "video", "instruction"
 LONGEST_INSTRUCTION = 2000  # characters
 _JSON = "application/json"
-_MOST_JSON_PARTS = 10_000  # objects, lists and members: what a short text and two keys may hold, and no bomb
+_MOST_JSON_PARTS = 10_000  # limit on objects, lists and members: enough for two keys, but not for a JSON bomb
 _BAD_REQUEST, _NO_ANSWER, _BROKEN = 400, 502, 500
 
 
 @dataclass(frozen=True)
 class ServedJudgement:
-    """What a served judge says of one video.
+    """A served judge's result for one video.
 
     Attributes:
-        scores, std: float64 [6], rubric points: the mean, and how sure the judge is (the student's own uncertainty, or
+        scores, std: float64 [6], rubric points: the mean, and its uncertainty (the student's predicted uncertainty, or
             the deviation between a teacher's answers).
-        rationale: why; None from a student, which gives no reasons.
+        rationale: the reasons; None from a student, which gives none.
         judge: "student", or a teacher's name.
-        version: the student's number; None for a teacher, whose name says which weights it has.
-        seen: how the clip compares with those that the judge was trained on; None where that is not known.
+        version: the student's version; None for a teacher, whose name identifies its weights.
+        seen: how the clip compares with the judge's training clips; None if unknown.
     """
 
     scores: np.ndarray
@@ -76,23 +76,23 @@ class ServedJudge(Protocol):
 
     Attributes:
         name: "student", or a teacher's name.
-        version: of a student.
+        version: version of a student.
     """
 
     name: str
     version: int | None
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        """One outcome per request, in order; what is wrong with one costs the others nothing."""
+        """One outcome per request, in order; a failed request does not affect the others."""
         ...
 
 
 class ServedStudent:
-    """A student; `version` is its own.
+    """A student as a served judge; `version` is the student's version.
 
     Args:
-        student: that scores.
-        training_range: of the clips it was trained on, where that is known.
+        student: the student.
+        training_range: range of its training clips, if known.
     """
 
     name = "student"
@@ -106,10 +106,10 @@ class ServedStudent:
         return judge_each(requests, self._judged)
 
     def _judged(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        said = self._student.score(
+        judged = self._student.score(
             [request.frames for request in requests], [request.instruction for request in requests]
         )
-        return [self._one(*one) for one in zip(requests, said.scores, said.std, strict=True)]
+        return [self._one(*one) for one in zip(requests, judged.scores, judged.std, strict=True)]
 
     def _one(self, request: JudgeRequest, scores: np.ndarray, std: np.ndarray) -> ServedJudgement | Failed:
         if not (np.isfinite(scores).all() and np.isfinite(std).all()):
@@ -119,12 +119,12 @@ class ServedStudent:
 
 
 class ServedTeacher:
-    """A teacher, under the name that stands in its labels.
+    """A teacher as a served judge, under its name in labels.
 
     Args:
-        name: the teacher's.
-        teacher: anything that has its `judge`.
-        training_range: of the clips it was trained on, where that is known.
+        name: name of the teacher.
+        teacher: any object with a teacher's `judge` method.
+        training_range: range of its training clips, if known.
     """
 
     version: int | None = None
@@ -134,18 +134,20 @@ class ServedTeacher:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
         """See `ServedJudge`."""
-        said: list[TeacherJudgement | Failed] = self._teacher.judge(requests)
-        return [self._one(*one) for one in zip(requests, said, strict=True)]
+        judged: list[TeacherJudgement | Failed] = self._teacher.judge(requests)
+        return [self._one(*one) for one in zip(requests, judged, strict=True)]
 
-    def _one(self, request: JudgeRequest, said: TeacherJudgement | Failed) -> ServedJudgement | Failed:
-        if isinstance(said, Failed):
-            return said
+    def _one(self, request: JudgeRequest, judgement: TeacherJudgement | Failed) -> ServedJudgement | Failed:
+        if isinstance(judgement, Failed):
+            return judgement
         seen = compared(request, self._range)
-        return ServedJudgement(said.scores, said.std, said.rationale, self.name, self.version, seen)
+        return ServedJudgement(
+            judgement.scores, judgement.std, judgement.rationale, self.name, self.version, seen
+        )
 
 
 def compared(request: JudgeRequest, training_range: TrainingRange | None) -> Seen | None:
-    """How a request's clip compares with a judge's training clips; None where those are not known."""
+    """How a request's clip compares with a judge's training clips; None if these are unknown."""
     return None if training_range is None else training_range.compare(request.frames, request.fps)
 
 
@@ -156,18 +158,18 @@ def read_question(
     config: ServingConfig,
     lease: Callable[[int], object] = lambda pixels: None,
 ) -> JudgeRequest:
-    """A request's body as a video and an instruction.
+    """Read a video and an instruction from a request's body.
 
     Args:
         body: JSON, or a video file.
-        content_type: says which of them it is.
-        instruction: of the address, for a video file.
-        config: how large a video may be.
-        lease: called before anything is decoded, with the pixels of all frames together.
+        content_type: media type of the body.
+        instruction: instruction from the URL, for a video file.
+        config: limits on the size of a video.
+        lease: called before decoding, with the total number of pixels of all frames.
 
     Raises:
-        UserError: no video or no instruction in it, or they cannot be used.
-        PixelsBusyError: `lease` got no room for it.
+        UserError: the video or the instruction is missing or cannot be used.
+        PixelsBusyError: `lease` has no room for the video.
     """
     if check_content_type(content_type) == _JSON:
         video, instruction = _from_json(body, config)
@@ -184,7 +186,7 @@ def read_question(
         return read_request(video, instruction, most_pixels=config.largest_video_pixels, budget=None)
     except UserError:
         raise
-    except Exception as error:  # the file came from outside: whatever its decoder says of it, it is the file
+    except Exception as error:  # the file is external, so any decoder error is an error of the file
         raise UserError(
             f"video cannot be decoded ({type(error).__name__}: {first_line(error)})", where="video"
         ) from error
@@ -194,7 +196,7 @@ def check_content_type(content_type: str) -> str:
     """The media type, in lower case and without its parameters.
 
     Raises:
-        UserError: bodies of this kind are not understood.
+        UserError: bodies of this type are not supported.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == _JSON or kind.startswith("video/") or kind == "application/octet-stream":
@@ -207,7 +209,7 @@ def check_content_type(content_type: str) -> str:
 
 
 def status_of(failed: Failed) -> int:
-    """The HTTP status of a video that got no score: whose fault it was."""
+    """The HTTP status for a video without a score: a client or a server error."""
     return {"input": _BAD_REQUEST, BROKEN: _BROKEN}.get(failed.kind, _NO_ANSWER)
 
 
@@ -217,23 +219,23 @@ def _from_json(body: bytes, config: ServingConfig) -> tuple[bytes, str]:
             "JSON of too many parts", where="request", remedy=f'send "{VIDEO}" and "{INSTRUCTION}"'
         )
     try:
-        told = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({type(error).__name__})", where="request") from error
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise UserError("not a JSON object", where="request", remedy=f'send "{VIDEO}" and "{INSTRUCTION}"')
     for key in (VIDEO, INSTRUCTION):
-        if not isinstance(told.get(key), str):
+        if not isinstance(content.get(key), str):
             raise UserError(f'"{key}" is missing or not a string', where="request")
-    for key in told:
+    for key in content:
         if key not in (VIDEO, INSTRUCTION):
             raise UserError(
                 f"unknown key {json.dumps(key[:100])}", where="request", remedy=f"{VIDEO} and {INSTRUCTION}"
             )
-    if len(told[VIDEO]) * 3 / 4 > config.largest_body_mb * 1e6:
+    if len(content[VIDEO]) * 3 / 4 > config.largest_body_mb * 1e6:
         raise UserError(f'"{VIDEO}" is larger than {config.largest_body_mb:g} MB', where="request")
     try:
-        return base64.b64decode(told[VIDEO], validate=True), told[INSTRUCTION]
+        return base64.b64decode(content[VIDEO], validate=True), content[INSTRUCTION]
     except (binascii.Error, ValueError) as error:
         raise UserError(f'"{VIDEO}" is not base64', where="request") from error
 

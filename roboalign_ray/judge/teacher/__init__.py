@@ -1,1 +1,1 @@
-"""The teacher: a vision-language model that reads a robot video, reasons, and scores it by the rubric."""
+"""The teacher: a vision-language model that watches a robot video, reasons, and scores it by the rubric."""

@@ -1,4 +1,4 @@
-"""The teacher that a config asks for, where it can be made without a cluster."""
+"""Opens the teacher of a config, if it needs no cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from roboalign_ray.judge.protocol import TeacherJudge
 
 
 def open_teacher(config: TeacherConfig) -> TeacherJudge:
-    """A transformers or server teacher; vLLM's engine is made by its actor.
+    """Open a transformers or server teacher; vLLM's engine is created by its actor.
 
     Raises:
         UserError: its model cannot be loaded, or its server does not answer.

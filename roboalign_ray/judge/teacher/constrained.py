@@ -1,4 +1,4 @@
-"""Holding an answer to its grammar while transformers writes it, by xgrammar, as in vLLM."""
+"""Constrained decoding with transformers: xgrammar restricts an answer to its grammar, as in vLLM."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def available() -> bool:
 
 
 class AnswerGrammar:
-    """A compiled grammar for one tokenizer; makes a fresh logits processor for every call of `generate`.
+    """A compiled grammar for one tokenizer. It makes a new logits processor for every call of `generate`.
 
     Args:
         grammar: in xgrammar's EBNF.
         tokenizer: of the model.
         vocabulary: width of the model's logits.
-        starts_after: token after which the answer begins; None where it begins at once.
+        starts_after: token after which the answer begins; None if it begins at once.
 
     Raises:
         UserError: xgrammar is not installed.
@@ -44,12 +44,12 @@ class AnswerGrammar:
         self._vocabulary, self._starts_after = vocabulary, starts_after
 
     def processor(self) -> Any:
-        """For one call of `generate`, whatever its number of rows."""
+        """A logits processor for one call of `generate`, with any number of rows."""
         return _GrammarProcessor(self._grammar, self._vocabulary, self._starts_after)
 
 
 class _GrammarProcessor:
-    """Follows every row: free until its reasoning ends, then only tokens that the grammar allows."""
+    """Constrains each row: any token until its reasoning ends, then only tokens that the grammar allows."""
 
     def __init__(self, grammar: Any, vocabulary: int, starts_after: int | None) -> None:
         self._grammar, self._vocabulary, self._starts_after = grammar, vocabulary, starts_after
@@ -57,7 +57,7 @@ class _GrammarProcessor:
         self._begun: list[bool] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [R, V] with forbidden tokens at minus infinity; ids are [R, L]."""
+        """Set forbidden tokens in the logits [R, V] to minus infinity; ids are [R, L]."""
         import xgrammar
 
         if not self._matchers:

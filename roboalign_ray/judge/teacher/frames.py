@@ -1,4 +1,4 @@
-"""What a teacher sees of a video: a few frames spread evenly, at the size and in the number that its encoder takes."""
+"""The frames of a video that a teacher sees: a few, evenly spaced, in the size and number that its encoder needs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.judge.student.clips import sampled_positions
 
-_PAIR = 2  # the encoder takes two frames as one
+_PAIR = 2  # the encoder merges two frames
 
 
 @dataclass(frozen=True)
 class ShownVideo:
-    """Frames as they are shown.
+    """The frames that a teacher sees.
 
     Attributes:
         frames: uint8 [N, h, w, 3], N even.
-        positions: int64 [N], their places in the video.
-        fps, length: of the whole video.
+        positions: int64 [N], their positions in the video.
+        fps, length: frame rate and length of the whole video.
     """
 
     frames: np.ndarray
@@ -30,7 +30,7 @@ class ShownVideo:
     length: int
 
     def metadata(self) -> dict[str, Any]:
-        """What processors are told, so that each frame gets its true time and none is sampled again."""
+        """Metadata for processors, so that each frame gets its true time and frames are not sampled again."""
         return {
             "fps": float(self.fps),
             "duration": self.length / self.fps,
@@ -45,9 +45,9 @@ def shown_video(frames: np.ndarray, fps: float, *, count: int, pixels: int, fact
 
     Args:
         frames: uint8 [T, H, W, 3], T at least 2.
-        fps: of the video.
-        count: most frames.
-        pixels: of a shown frame, about; the aspect is kept.
+        fps: frame rate of the video.
+        count: largest number of frames.
+        pixels: approximate number of pixels per frame; the aspect ratio is kept.
         factor: height and width become multiples of this.
     """
     kept = min(count, len(frames))
@@ -57,14 +57,14 @@ def shown_video(frames: np.ndarray, fps: float, *, count: int, pixels: int, fact
 
 
 def shown_size(height: int, width: int, pixels: int, factor: int) -> tuple[int, int]:
-    """(height, width): multiples of `factor`, about `pixels` in all, aspect kept as well as that allows."""
+    """(height, width): multiples of `factor`, with about `pixels` pixels and nearly the same aspect ratio."""
     scale = math.sqrt(pixels / (height * width))
     rows, columns = (max(1, round(side * scale / factor)) * factor for side in (height, width))
     return rows, columns
 
 
 def size_limits(frames: int, pixels: int, factor: int) -> dict[str, int]:
-    """Limits for a processor, in pixels of a whole video, that leave every shown video as it is.
+    """Limits for a processor, in pixels of a whole video, that keep it from resizing any shown video.
 
     Args:
         frames, pixels, factor: as in `shown_video`.

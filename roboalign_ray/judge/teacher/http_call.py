@@ -1,7 +1,7 @@
-"""One call to a server that may be slow, broken or hostile: a deadline for all of it, a bound on its size, JSON back.
+"""One HTTP call to a server that may be slow, broken or hostile: total deadline, bounded size, JSON reply.
 
-The deadline covers the name's look-up, the connection, headers and body, however slowly they drip. Redirects are not
-followed: the key and the frames would go to another host. Compressed answers are not asked for, nor read.
+The deadline covers the name look-up, the connection, headers and body, even if they arrive slowly. Redirects are not
+followed, since the key and the frames would go to another host. Compressed answers are not requested and not read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from roboalign_ray.foundation.failures import first_line
 
 LARGEST_REPLY = 4_000_000  # bytes; five answers of 8,000 tokens are a twentieth of that
 _MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_SHOWN = 200  # characters of what a server says
+_SHOWN = 200  # characters of a server's message
 
 
 class ServerError(Exception):
-    """A call that failed; `may_pass` says whether another one makes sense."""
+    """A call failed; `may_pass` says whether another attempt may succeed."""
 
     def __init__(self, reason: str, *, may_pass: bool) -> None:
         super().__init__(reason)
@@ -30,42 +30,42 @@ class ServerError(Exception):
 def call_json(
     url: str, body: dict[str, Any] | None, headers: dict[str, str], timeout: float
 ) -> dict[str, Any]:
-    """POST a JSON body, or GET without one; the reply's JSON object.
+    """POST a JSON body, or GET without one, and return the reply's JSON object.
 
     Args:
         url: http or https.
         body: None for GET.
-        headers: of the request.
-        timeout: for the whole call, seconds.
+        headers: request headers.
+        timeout: deadline for the whole call, seconds.
 
     Raises:
-        ServerError: no answer in time, an error status, or an answer that is no JSON object.
+        ServerError: there is no answer in time, the status is an error, or the answer is not a JSON object.
     """
     data = None if body is None else json.dumps(body).encode()
-    loop = asyncio.new_event_loop()  # closed without waiting for a name's look-up that hangs
+    loop = asyncio.new_event_loop()  # closed without waiting for a name look-up that hangs
     try:
         status, encoding, reply = loop.run_until_complete(_call(url, data, headers, timeout))
     except TimeoutError:
         raise ServerError("no answer in time", may_pass=True) from None
     except (aiohttp.InvalidURL, ValueError) as error:
-        raise ServerError(f"not a URL that can be asked: {first_line(error)}", may_pass=False) from error
+        raise ServerError(f"not a valid URL: {first_line(error)}", may_pass=False) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise ServerError(f"{type(error).__name__}: {_shown(first_line(error))}", may_pass=True) from error
+        raise ServerError(f"{type(error).__name__}: {_one_line(first_line(error))}", may_pass=True) from error
     finally:
         loop.close()
     if 300 <= status < 400:
         raise ServerError(f"{status}: the server redirects, which is not followed", may_pass=False)
     if status >= 400:
-        raise ServerError(f"{status}: {_told(reply)}", may_pass=status in _MAY_PASS)
+        raise ServerError(f"{status}: {_error_message(reply)}", may_pass=status in _MAY_PASS)
     if encoding != "identity":
-        raise ServerError(f"the answer is compressed ({_shown(encoding)})", may_pass=False)
+        raise ServerError(f"the answer is compressed ({_one_line(encoding)})", may_pass=False)
     try:
-        told = json.loads(reply)
+        answer = json.loads(reply)
     except (ValueError, RecursionError) as error:
         raise ServerError(f"the answer is not JSON ({type(error).__name__})", may_pass=True) from error
-    if not isinstance(told, dict):
+    if not isinstance(answer, dict):
         raise ServerError("the answer is not a JSON object", may_pass=True)
-    return told
+    return answer
 
 
 async def _call(
@@ -95,17 +95,17 @@ async def _call(
         return answer.status, answer.headers.get("Content-Encoding", "identity").lower(), bytes(body)
 
 
-def _told(reply: bytes) -> str:
-    """What the server says is wrong, in a line."""
+def _error_message(reply: bytes) -> str:
+    """The error message of a server's reply, in one line."""
     try:
         body = json.loads(reply)
-        told = body.get("error", body) if isinstance(body, dict) else body
-        return _shown(str(told.get("message", told) if isinstance(told, dict) else told))
+        error = body.get("error", body) if isinstance(body, dict) else body
+        return _one_line(str(error.get("message", error) if isinstance(error, dict) else error))
     except (ValueError, RecursionError):
         return "no reason given"
 
 
-def _shown(text: str) -> str:
-    """Foreign text in one short line that no terminal acts on."""
+def _one_line(text: str) -> str:
+    """External text in one short line without control characters."""
     line = next(iter(text.strip().splitlines()), "")[:_SHOWN]
     return "".join(sign if sign.isprintable() else "?" for sign in line)

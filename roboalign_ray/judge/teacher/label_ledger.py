@@ -1,8 +1,9 @@
-"""Which videos of a labelling job are to be asked about, which are done, and which are set aside.
+"""Tracks which videos of a labelling job are to be labelled, which are done, and which are set aside.
 
-A pure state machine: it owns no clock, no thread and no file. An item is begun, then labelled or failed; a failed one
-is offered again until its tries are used up, alone, so that one that kills its teacher takes no other with it. An item
-that was begun and never ended (its process died) has used up that try too: nothing is tried for ever.
+A pure state machine without clock, thread or file. An item is begun, then labelled or failed. A failed item is offered
+again until its attempts are used up; it is then in a batch of its own, so that an item that kills its teacher affects
+no other. An item that was begun but never ended (its process died) has used up that attempt too, so the number of
+attempts is bounded.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ Event = Literal["begun", "labelled", "failed"]
 
 
 class LabelLedger:
-    """Counts tries per item id.
+    """Counts attempts per item id.
 
     Args:
-        retries: further tries after a failed one.
-        labelled: ids whose labels are kept already.
+        retries: further attempts after a failed one.
+        labelled: ids whose labels are already stored.
 
     Attributes:
-        failures: failed tries in all.
-        set_aside: id -> why its last try failed, for items with no try left.
+        failures: total number of failed attempts.
+        set_aside: id -> reason of its last failure, for items without attempts left.
     """
 
     def __init__(self, retries: int, labelled: Iterable[str] = ()) -> None:
@@ -42,26 +43,26 @@ class LabelLedger:
 
     @property
     def in_flight(self) -> frozenset[str]:
-        """Ids begun and not ended."""
+        """Ids that were begun and have not ended."""
         return frozenset(self._in_flight)
 
     def wanted(self, item: str) -> bool:
-        """Whether a new item should be asked about: not labelled, not set aside, not under way or waiting."""
+        """Whether a new item should be labelled: it is not labelled, set aside, in flight or waiting."""
         return not (
             item in self._labelled or item in self.set_aside or item in self._in_flight or item in self._again
         )
 
     def next_again(self) -> str | None:
-        """The next failed item to be tried once more; None: there is none."""
+        """The next failed item to be tried again, or None."""
         return self._again.popleft() if self._again else None
 
     def begin(self, item: str) -> None:
-        """A try begins."""
+        """Record the start of an attempt."""
         self._tries[item] = self._tries.get(item, 0) + 1
         self._in_flight.add(item)
 
     def succeed(self, item: str) -> bool:
-        """A try gave a label. False: there is one already, and this one is not to be kept."""
+        """Record a label. Return False if the item already has one; then the new label must be dropped."""
         self._in_flight.discard(item)
         if item in self._labelled:
             return False
@@ -70,7 +71,7 @@ class LabelLedger:
         return True
 
     def fail(self, item: str, reason: str) -> bool:
-        """A try failed. True: it will be offered again; False: it is set aside."""
+        """Record a failed attempt. Return True if the item will be offered again, False if it is set aside."""
         self._in_flight.discard(item)
         self.failures += 1
         if item in self._labelled:
@@ -82,9 +83,9 @@ class LabelLedger:
         return False
 
     def replay(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Take up the journal of an earlier run: {"event", "item", "reason"} in order.
+        """Restore the state from the journal of an earlier run: {"event", "item", "reason"} in order.
 
-        Labels that the earlier run did not get round to keeping are asked for again, and do not count as failed tries.
+        Items whose labels the earlier run did not store are labelled again; this does not count as a failed attempt.
         """
         open_tries: dict[str, int] = {}
         reasons: dict[str, str] = {}
@@ -102,4 +103,4 @@ class LabelLedger:
                 continue
             self._tries[item] = tries
             if tries > self.retries:
-                self.set_aside[item] = reasons.get(item, "its tries ended with the process")
+                self.set_aside[item] = reasons.get(item, "every attempt ended with the process")

@@ -1,11 +1,11 @@
-"""Maximum likelihood on annotated scores: judged pairs to tensors, and the loss on the answer's tokens alone.
+"""Maximum likelihood on annotated scores: batches of judged pairs, and the loss on the answer's tokens only.
 
     [pad … prompt with video][answer <|im_end|>][pad …]
                               └── loss ──────┘
-                               └ before each number: six scores by a linear head, where the config asks for it
+                               └ before each number: six scores by a linear head, if configured
 
-RoboAlign-R1 (arXiv 2605.03821) trains its teacher so; the answer's wording, the weight of its numbers and the head are
-ours.
+RoboAlign-R1 (arXiv 2605.03821) trains its teacher this way; the answer's wording, the weight of its numbers and the
+head are [ours].
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from roboalign_ray.judge.teacher.prompt import opened, target_answer
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, import_peft
 
 _SCORE = re.compile(r'": ([0-9.]+)')
-_RATIONALE_AT = ("teacher", "rationale")  # where a teacher's labels keep their reason
+_RATIONALE_AT = ("teacher", "rationale")  # provenance section of a teacher's label
 
 
 @dataclass(frozen=True)
 class AnswerBatch:
-    """Tensors of a few judged pairs.
+    """A batch of judged pairs as tensors.
 
     Attributes:
-        inputs: what the model's forward takes; sequences [B, P + A], prompts padded on the left, answers on the right.
+        inputs: inputs of the model's forward; sequences [B, P + A], prompts padded on the left, answers on the right.
         answers: int64 [B, A].
         weights: float32 [B, A]; 0 on padding.
         scored: bool [B, A], tokens of the six numbers.
@@ -54,21 +54,21 @@ class AnswerBatch:
         return self.scored & ~F.pad(self.scored, (1, 0))[:, :-1]
 
     def to(self, device: torch.device | str) -> AnswerBatch:
-        """All of it on a device."""
+        """The batch on a device."""
         rest = (self.answers, self.weights, self.scored, self.shares)
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return AnswerBatch(inputs, *(tensor.to(device) for tensor in rest))
 
 
 class ScoreReader(nn.Module):
-    """A VLM in training, and a head that reads scores from its last states.
+    """A VLM in training, with a linear head that reads scores from its last hidden states.
 
     Args:
-        model: of the image-text-to-text family, or with an adapter.
+        model: a model of the image-text-to-text family, possibly with an adapter.
 
     Attributes:
-        model: to be kept.
-        head: to be thrown away.
+        model: the model to keep.
+        head: used only in training.
     """
 
     def __init__(self, model: Any) -> None:
@@ -85,19 +85,19 @@ class ScoreReader(nn.Module):
 
 
 def answer_batch(pairs: Sequence[JudgedPair], prompter: VideoPrompter, config: TeacherConfig) -> AnswerBatch:
-    """Prompts exactly as they are asked, each followed by the answer that its label deserves."""
+    """A batch of prompts, exactly as in inference, each followed by the answer for its label."""
     shown = [prompter.shown(JudgeRequest(pair.frames, pair.fps, pair.instruction)) for pair in pairs]
     texts = [prompter.text(pair.instruction) for pair in pairs]
     inputs = dict(prompter.inputs(texts, shown))
-    told = [
+    encoded = [
         _encoded(opened(target_answer(pair.scores, config, _rationale(pair)), text), prompter, config)
         for pair, text in zip(pairs, texts, strict=True)
     ]
-    length = max(len(ids) for ids, _ in told)
+    length = max(len(ids) for ids, _ in encoded)
     pad = prompter.tokenizer.pad_token_id
-    answers = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in told])
-    there = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in told])
-    scored = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in told])
+    answers = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in encoded])
+    there = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in encoded])
+    scored = torch.tensor([flags + [False] * (length - len(flags)) for _, flags in encoded])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answers], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], there], dim=1)
     if "mm_token_type_ids" in inputs:
@@ -110,7 +110,7 @@ def answer_batch(pairs: Sequence[JudgedPair], prompter: VideoPrompter, config: T
 
 
 def reading_loss(model: Any, batch: AnswerBatch, delta: float) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """`answer_loss` of a `ScoreReader`'s model, and the Huber loss of what its head reads before every number.
+    """`answer_loss` of a `ScoreReader`'s model, and the Huber loss of its head's scores before every number.
 
     Returns:
         the sum of the answers, the sum over pairs of their mean Huber losses, and the metrics of `answer_loss` with
@@ -118,16 +118,16 @@ def reading_loss(model: Any, batch: AnswerBatch, delta: float) -> tuple[Tensor, 
     """
     length = batch.answers.shape[1]
     logits, read = model(**batch.inputs, use_cache=False, logits_to_keep=length + 1)
-    loss, told = _answer_loss(logits, batch)
+    loss, metrics = _answer_loss(logits, batch)
     rows, places = batch.begun.nonzero(as_tuple=True)
     shares, wanted = read[rows, places].float(), batch.shares[rows]
     mean = F.huber_loss(shares, wanted, delta=delta)
-    told["read_mae"] = float((shares.detach() - wanted).abs().mean())
-    return loss, mean * len(batch.shares), told
+    metrics["read_mae"] = float((shares.detach() - wanted).abs().mean())
+    return loss, mean * len(batch.shares), metrics
 
 
 def answer_loss(model: Any, batch: AnswerBatch) -> tuple[Tensor, dict[str, float]]:
-    """Weighted sum of the answers' negative log-likelihoods, not yet divided by the weights' sum.
+    """Weighted sum of the answers' negative log-likelihoods, not divided by the sum of the weights.
 
     Returns:
         the sum, and "score_nll" and "score_accuracy": means over the tokens of the six numbers.
@@ -142,15 +142,15 @@ def _answer_loss(logits: Tensor, batch: AnswerBatch) -> tuple[Tensor, dict[str, 
     nll = F.cross_entropy(predicted.transpose(1, 2), batch.answers, reduction="none")
     with torch.no_grad():
         right = predicted.argmax(-1) == batch.answers
-        told = {
+        metrics = {
             "score_nll": float(nll[batch.scored].mean()),
             "score_accuracy": float(right[batch.scored].float().mean()),
         }
-    return (nll * batch.weights).sum(), told
+    return (nll * batch.weights).sum(), metrics
 
 
 def lora_model(model: Any, config: TeacherConfig) -> Any:
-    """The model with an untrained adapter in its language part; all else is frozen.
+    """The model with an untrained adapter in its language part; all other weights are frozen.
 
     Raises:
         UserError: peft is not installed.
@@ -169,17 +169,17 @@ def lora_model(model: Any, config: TeacherConfig) -> Any:
 
 
 def _encoded(answer: str, prompter: VideoPrompter, config: TeacherConfig) -> tuple[list[int], list[bool]]:
-    """Token ids of an answer and the end of the turn, and which of them are of the six numbers."""
-    told = prompter.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+    """Token ids of an answer with the end of the turn, and which of them belong to the six numbers."""
+    encoded = prompter.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
     spans = [match.span(1) for match in _SCORE.finditer(answer)]
     scored = [
-        any(first < end and last > begin for begin, end in spans) for first, last in told["offset_mapping"]
+        any(first < end and last > begin for begin, end in spans) for first, last in encoded["offset_mapping"]
     ]
-    return [*told["input_ids"], prompter.tokenizer.eos_token_id], [*scored, False]
+    return [*encoded["input_ids"], prompter.tokenizer.eos_token_id], [*scored, False]
 
 
 def _rationale(pair: JudgedPair) -> str:
-    """A teacher's own rationale where a label has one; "" lets the rubric speak."""
+    """The teacher's rationale if the label has one; "" means that the rubric's text is used."""
     section, key = _RATIONALE_AT
-    told = pair.provenance.get(section)
-    return str(told.get(key) or "") if isinstance(told, dict) else ""
+    provenance = pair.provenance.get(section)
+    return str(provenance.get(key) or "") if isinstance(provenance, dict) else ""

@@ -1,4 +1,4 @@
-"""Where a teacher's weights lie, and whether an adapter belongs to them."""
+"""Finds a teacher's weights, and checks that an adapter belongs to them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from roboalign_ray.foundation.storage.readers import read_object
 from roboalign_ray.judge.student.training_range import TrainingRange
 
 SHIPPED = "shipped"
-_BASE_FILE = "base.json"  # beside an adapter: what it was trained on
+_BASE_FILE = "base.json"  # file beside an adapter: the weights it was trained on
 _ADAPTER_FILE = "adapter_config.json"
 _PROBE = 1 << 20
 
 
 def model_source(model: str) -> str:
-    """A model's name as transformers and vLLM take it: the shipped one's folder, any other unchanged.
+    """The model source for transformers and vLLM: the folder of the shipped model, or any other name unchanged.
 
     Raises:
-        UserError: a folder that holds no model, or one that would run code.
+        UserError: the folder holds no model, or loading it would run code.
     """
     folder = _folder(model)
     if folder is not None and not (folder / "config.json").is_file():
@@ -39,10 +39,10 @@ def model_source(model: str) -> str:
 
 
 def teacher_training_range(config: TeacherConfig) -> TrainingRange | None:
-    """What the clips were like that a teacher was trained on; None where nobody knows, as of models from elsewhere.
+    """The range of the clips that a teacher was trained on; None if unknown, as for external models.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: the file of the range is damaged.
     """
     folder = _folder(config.model)
     if config.backend == "openai" or config.adapter or folder is None:
@@ -51,22 +51,22 @@ def teacher_training_range(config: TeacherConfig) -> TrainingRange | None:
 
 
 def teacher_name(model: str, adapter: str | None) -> str:
-    """How labels name a teacher."""
+    """The name of a teacher in labels."""
     name = model if model == SHIPPED else Path(model).name
     return f"vlm/{name}+{Path(adapter).name}" if adapter else f"vlm/{name}"
 
 
 def describe_base(model: str, adapter: Path) -> None:
-    """Write beside an adapter which weights it was trained on."""
-    told = {"model": model, "fingerprint": _fingerprint(model_source(model))}
-    (adapter / _BASE_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    """Write a file beside an adapter that names the weights it was trained on."""
+    base = {"model": model, "fingerprint": _fingerprint(model_source(model))}
+    (adapter / _BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 def check_adapter(adapter: str, model: str) -> None:
-    """Whether an adapter was trained on this model.
+    """Check that an adapter was trained on this model.
 
     Raises:
-        UserError: no adapter there, or it belongs to other weights.
+        UserError: there is no adapter, or it belongs to other weights.
     """
     folder = Path(adapter)
     if not (folder / _ADAPTER_FILE).is_file():
@@ -76,10 +76,10 @@ def check_adapter(adapter: str, model: str) -> None:
         raise UserError(
             "has its weights in adapter_model.bin, a pickle, which can run code",
             where=adapter,
-            remedy="convert it to safetensors where you trust it",
+            remedy="convert it to safetensors if you trust its source",
         )
-    told = read_object(folder / _ADAPTER_FILE, "adapter config")
-    trained_on, own = str(told.get("base_model_name_or_path")), folder / _BASE_FILE
+    config = read_object(folder / _ADAPTER_FILE, "adapter config")
+    trained_on, own = str(config.get("base_model_name_or_path")), folder / _BASE_FILE
     if own.is_file():
         base = read_object(own, "adapter's base model")
         trained_on = str(base.get("model"))
@@ -95,7 +95,7 @@ def check_adapter(adapter: str, model: str) -> None:
 
 
 def _folder(model: str) -> Path | None:
-    """The folder that a model's name means; None for a name to be looked up."""
+    """The folder of a model; None for a name that must be looked up."""
     if model == SHIPPED:
         return Path(str(importlib.resources.files("roboalign_ray") / "assets" / "teacher"))
     path = Path(model)
@@ -104,7 +104,10 @@ def _folder(model: str) -> Path | None:
 
 
 def _fingerprint(source: str) -> str:
-    """Tells weights apart without reading all of them: names, sizes and three pieces of every file; a name as it is."""
+    """A fingerprint of weights without reading all of them: names, sizes and three pieces of every file.
+
+    A name is unchanged.
+    """
     if not Path(source).is_dir():
         return source
     digest = hashlib.sha256()

@@ -1,8 +1,8 @@
-"""A teacher's raw answer to six scores and a rationale, or the reason why it cannot be read.
+"""Parses a teacher's raw answer into six scores and a rationale, or gives the reason why it cannot be read.
 
     <think>reasoning</think> {"instruction_following": 2.5, …, "rationale": "…"}
 
-Nothing is guessed: no number is fished out of prose, no missing score filled in, no score cut down to its maximum.
+Nothing is guessed: no number is extracted from prose, no missing score is filled in, no score is clipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
 
 @dataclass(frozen=True)
 class Answer:
-    """A readable answer: scores float64 [6] in rubric points, the rationale, and the reasoning before it ("": none)."""
+    """A parsed answer: scores float64 [6] in rubric points, the rationale, and the reasoning before it ("" if none)."""
 
     scores: np.ndarray
     rationale: str
@@ -34,20 +34,20 @@ class Answer:
 
 
 def parse_answer(text: str) -> Answer | Failed:
-    """Read an answer; what follows the last </think> must be one JSON object with all six scores and a rationale."""
+    """Parse an answer. The text after the last </think> must be one JSON object with all six scores and a rationale."""
     reasoning, closed, rest = text.rpartition(END_OF_THINKING)
     if not closed and THINK in text:
         return Failed("the reasoning does not end", "parse")
     try:
-        told = _object(rest)
-        scores = np.array([_score(told, number) for number in range(len(DIMENSIONS))])
-        rationale = told.get(RATIONALE)
+        content = _object(rest)
+        scores = np.array([_score(content, number) for number in range(len(DIMENSIONS))])
+        rationale = content.get(RATIONALE)
         if not isinstance(rationale, str):
             raise ValueError(f"no {RATIONALE}")
     except ValueError as error:
         return Failed(str(error), "parse")
     except OverflowError:
-        return Failed("a score is a number without bounds", "parse")
+        return Failed("a score is not a finite number", "parse")
     return Answer(scores, rationale.strip(), reasoning.removeprefix(THINK).strip())
 
 
@@ -56,30 +56,30 @@ def _object(text: str) -> Mapping[str, Any]:
     if fenced := _FENCE.match(text):
         text = fenced[1]
     try:
-        told = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"not a JSON object ({error.msg})" if text else "no answer") from None
     except RecursionError:
         raise ValueError("not a JSON object (nested too deep)") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise ValueError("not a JSON object")
-    return told
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told = dict(pairs)
-    if len(told) < len(pairs):
-        raise ValueError("a key stands twice")
-    return told
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return content
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a score")
 
 
-def _score(told: Mapping[str, Any], number: int) -> float:
+def _score(content: Mapping[str, Any], number: int) -> float:
     dimension = DIMENSIONS[number]
-    value = told.get(dimension.name)
+    value = content.get(dimension.name)
     if value is None:
         raise ValueError(f"no {dimension.name}")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -1,7 +1,7 @@
-"""What a teacher is asked and how it must answer, all of it written from the rubric.
+"""The prompt of a teacher and the form of its answer, both derived from the rubric.
 
-The same sentences serve every backend and training: prompt, the answer that a labelled video deserves, and the grammar
-and JSON schema that hold a model to answers of that form.
+Training and all backends use the same texts: the prompt, the target answer of a labelled video, and the grammar and
+JSON schema that constrain a model's answers to that form.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _CLOSING = "Scores between the levels are allowed. Be strict, and judge each dim
 
 def worded(prompt: TeacherPromptConfig) -> TeacherPromptConfig:
     """The prompt's settings with every sentence written out."""
-    told = {
+    texts = {
         "opening": _OPENING if prompt.opening is None else prompt.opening,
         "closing": _CLOSING if prompt.closing is None else prompt.closing,
     }
-    return prompt.model_copy(update=told)
+    return prompt.model_copy(update=texts)
 
 
 def prompt_text(instruction: str, config: TeacherConfig) -> str:
-    """The question that goes with a video."""
+    """The question about a video."""
     prompt = worded(config.prompt)
     parts = [str(prompt.opening)]
     if prompt.rubric != "none":
@@ -56,19 +56,19 @@ def _described(dimension: Dimension, levels: bool) -> str:
 
 
 def messages(instruction: str, config: TeacherConfig) -> list[dict[str, Any]]:
-    """One user turn: the video, then the question; in the form that chat templates take."""
+    """One user turn with the video and then the question, in the form that chat templates take."""
     content = [{"type": "video"}, {"type": "text", "text": prompt_text(instruction, config)}]
     return [{"role": "user", "content": content}]
 
 
 def chatml(question: str, *, opens_thinking: bool = False) -> str:
-    """One user turn with a video and a question, up to where the answer begins, in the form of Qwen's models.
+    """One user turn with a video and a question, up to the beginning of the answer, in the format of Qwen's models.
 
-    Equals what the chat template of Qwen3-VL renders, without running a template from a model's folder.
+    It equals the output of Qwen3-VL's chat template, without running a template from a model's folder.
 
     Args:
-        question: the text; marks of the chat format in it are broken up, so that it cannot end its own turn.
-        opens_thinking: begin the answer with the tag that thinking models' templates begin it with.
+        question: the text; chat-format tokens in it are broken up, so that it cannot end its turn.
+        opens_thinking: begin the answer with the <think> tag, as the templates of thinking models do.
     """
     video = "<|vision_start|><|video_pad|><|vision_end|>"
     answer = f"{THINK}\n" if opens_thinking else ""
@@ -77,16 +77,16 @@ def chatml(question: str, *, opens_thinking: bool = False) -> str:
 
 
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|video_pad|>", "<|vision_end|>")
-_OPENS_THINKING = "assistant\\n<think>"  # as the source of a Jinja template spells it
+_OPENS_THINKING = "assistant\\n<think>"  # as written in the source of a Jinja template
 
 
 def template_opens_thinking(template: object) -> bool:
-    """Whether a chat template, read as text, begins answers with the tag of thinking models."""
+    """Whether a chat template, read as text, begins answers with the <think> tag."""
     return isinstance(template, str) and _OPENS_THINKING in template
 
 
 def answer_schema(config: TeacherConfig) -> dict[str, Any]:
-    """JSON schema of the answer: each score one of its dimension's steps, in the rubric's order, then the rationale."""
+    """JSON schema of the answer: scores in the rubric's order, in steps of their dimension, then the rationale."""
     scores: dict[str, Any] = {
         dimension.name: {"enum": [_plain(step) for step in steps(dimension, config.score_step)]}
         for dimension in DIMENSIONS
@@ -101,10 +101,10 @@ def answer_schema(config: TeacherConfig) -> dict[str, Any]:
 
 
 def answer_grammar(config: TeacherConfig) -> str:
-    """The answers of `answer_schema`, spaced as `target_answer` spaces them: a grammar in xgrammar's EBNF.
+    """The grammar in xgrammar's EBNF for the answers of `answer_schema`, with the spacing of `target_answer`.
 
-    A schema leaves the spacing to whoever enforces it, and enforcers differ: a model held to a spacing that it was not
-    trained on scores worse.
+    A schema does not define the spacing, and decoders differ in it. A model that is constrained to a spacing that it
+    was not trained on scores worse.
     """
     lines = [r'char ::= [^\x00-\x1f"\\] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})']
     parts = ['("\\n\\n")?'] if config.reasoning else []
@@ -118,20 +118,20 @@ def answer_grammar(config: TeacherConfig) -> str:
 
 
 def steps(dimension: Dimension, step: float) -> list[float]:
-    """The scores that may be given, 0 to the maximum."""
+    """The allowed scores, from 0 to the maximum."""
     count = round(dimension.maximum / step)
     return [round(number * step, 6) for number in range(count + 1)]
 
 
 def target_answer(scores: np.ndarray, config: TeacherConfig, rationale: str = "") -> str:
-    """The answer to be learned for a labelled video.
+    """The target answer of a labelled video.
 
     Args:
         scores: [6], rubric points; rounded to the steps.
-        rationale: why; "" takes the rubric's own words for what cost most.
+        rationale: the reason; "" uses the rubric's text for the dimension with the largest loss.
 
     Raises:
-        UserError: a score is not within its range.
+        UserError: a score is out of range.
     """
     points = np.round(check_scores(scores, "label").astype(float) / config.score_step) * config.score_step
     values: Mapping[str, Any] = {
@@ -142,20 +142,20 @@ def target_answer(scores: np.ndarray, config: TeacherConfig, rationale: str = ""
 
 
 def opened(answer: str, prompt: str) -> str:
-    """The answer as it continues a prompt: thinking models' templates open the <think> tag themselves."""
+    """The answer as the continuation of a prompt, without the <think> tag if the model's template opens it."""
     if END_OF_THINKING not in answer or prompt.rstrip().endswith(THINK):
         return answer
     return f"{THINK}\n{answer}"
 
 
 def _reasoning(points: np.ndarray) -> str:
-    """The rubric's words for each score, in order."""
+    """The rubric's text for each score, in order."""
     pairs = zip(DIMENSIONS, points, strict=True)
     return "\n".join(f"{dimension.title}: {_level(dimension, value)}" for dimension, value in pairs)
 
 
 def _reason(points: np.ndarray) -> str:
-    """The level of the dimension that lost the largest share; of the first one where nothing is lost."""
+    """The rubric's text for the dimension that lost the largest share; for the first one if nothing is lost."""
     lost = [1 - value / dimension.maximum for dimension, value in zip(DIMENSIONS, points, strict=True)]
     worst = int(np.argmax(lost))
     return _level(DIMENSIONS[worst], points[worst])
@@ -166,5 +166,5 @@ def _level(dimension: Dimension, value: float) -> str:
 
 
 def _plain(value: float) -> int | float:
-    """1 rather than 1.0: fewer tokens, and the same text that JSON schema tools write."""
+    """The number as text, 1 rather than 1.0: this takes fewer tokens and equals the text of JSON schema tools."""
     return int(value) if float(value).is_integer() else value

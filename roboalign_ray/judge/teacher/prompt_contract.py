@@ -1,7 +1,6 @@
-"""How a trained teacher wants to be asked: kept beside its weights, compared whenever it is loaded.
+"""The prompt settings of a trained teacher: stored beside its weights and compared whenever it is loaded.
 
-A model that learned from eight frames under one prompt answers worse, and says nothing of it, when it is shown sixteen
-under another.
+A model that was trained with eight frames and one prompt silently scores worse with sixteen frames and another prompt.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ _KEYS = ("frames", "pixels", "reasoning", "score_step", "prompt")
 
 
 def write_asking(folder: Path, config: TeacherConfig) -> None:
-    """Keep what a question looked like in training."""
+    """Write the prompt settings of training."""
     text = json.dumps(_asking(config), indent=2, ensure_ascii=False) + "\n"
     (folder / _FILE).write_text(text, encoding="utf-8")
 
 
 def check_asking(source: str, config: TeacherConfig) -> None:
-    """Whether a model will be asked as it was trained; one that keeps no such file may be asked anyhow, in words.
+    """Check that a model's prompt settings are those of its training. A model without such a file needs a full prompt.
 
     Raises:
-        UserError: a setting differs, the file cannot be read, or a published model would be told neither rubric nor
-            the answer's form.
+        UserError: a setting differs, the file cannot be read, or the prompt for a published model contains neither the
+            rubric nor the form of the answer.
     """
     path = Path(source) / _FILE
     if not path.is_file():
         published = "/" in source and not Path(source).is_dir()
         if published and config.prompt.rubric == "none" and not config.prompt.describe_answer:
             raise UserError(
-                f"'{source}' would be asked by the instruction alone, which only a teacher trained so understands",
+                f"'{source}' would be given only the instruction, which needs a teacher that was trained that way",
                 where="teacher.prompt",
-                remedy="take the teacher of profile paper_rt1, or set rubric and describe_answer",
+                remedy="use the teacher of profile paper_rt1, or set rubric and describe_answer",
             )
         return
     trained = read_object(path, "teacher's prompt settings", remedy="train the teacher again")
@@ -47,16 +46,18 @@ def check_asking(source: str, config: TeacherConfig) -> None:
     for key, value in trained.items():
         if key in asked and asked[key] != value:
             raise UserError(
-                f"this teacher was trained with {key} {value!r}, and would be asked with {asked[key]!r}",
+                f"this teacher was trained with {key} {value!r}, but is configured with {asked[key]!r}",
                 where=f"teacher.{key}",
-                remedy="set it so, or take the profile that it was trained with (published models: paper_rt1)",
+                remedy="use that value, or the profile that it was trained with (published models: paper_rt1)",
             )
 
 
 def _asking(config: TeacherConfig) -> dict[str, Any]:
-    """The settings by dotted key, JSON types."""
-    told: dict[str, Any] = {}
+    """The prompt settings by dotted key, JSON types."""
+    settings: dict[str, Any] = {}
     config = config.model_copy(update={"prompt": worded(config.prompt)})
     for key, value in config.model_dump(mode="json", include=set(_KEYS)).items():
-        told |= {f"{key}.{name}": part for name, part in value.items()} if key == "prompt" else {key: value}
-    return told
+        settings |= (
+            {f"{key}.{name}": part for name, part in value.items()} if key == "prompt" else {key: value}
+        )
+    return settings

@@ -1,8 +1,8 @@
-"""The teacher behind an OpenAI-compatible server: vLLM's, or any other that sees pictures.
+"""A teacher behind an OpenAI-compatible server: vLLM's, or any other that accepts images.
 
-Frames travel losslessly. vLLM's server takes them as one video with true times, so that it sees what the offline engine
-sees; other servers get single pictures. Only what may pass is tried again: a broken connection, a full or failing
-server, a late answer.
+Frames are sent without loss. vLLM's server takes them as one video with true times, so that it gets the same input as
+the offline engine; other servers get single images. Only temporary failures are retried: a broken connection, a full
+or failing server, a late answer.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from roboalign_ray.judge.teacher.parsing import END_OF_THINKING
 from roboalign_ray.judge.teacher.prompt import answer_grammar, answer_schema, prompt_text
 from roboalign_ray.judge.teacher.prompt_contract import check_asking
 
-_GREETING_S = 10.0  # longest wait for the list of models
+_GREETING_S = 10.0  # limit for the list of models
 _LEAST_ATTEMPT_S = 0.05
 
 
 class ServerTeacher:
-    """Asks a server.
+    """A teacher that sends its requests to a server.
 
     Args:
-        config: its `server` section says which one.
+        config: the teacher's config; its `server` section gives the server.
 
     Attributes:
-        name: as it stands in labels.
+        name: the teacher's name in labels.
 
     Raises:
-        UserError: nobody answers at `server.url`, or it does not serve the model.
+        UserError: no server answers at `server.url`, or it does not serve the model.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -75,13 +75,13 @@ class ServerTeacher:
         body = chat_request(request.instruction, shown, config, self.model)
         ends = time.monotonic() + self.server.deadline_s
         try:
-            reply = self._persistently(body, ends)
+            reply = self._call_with_retries(body, ends)
             return judgement_of(answers_in(reply))
         except ServerError as error:
             return Failed(f"{request.name}: {error}", "server")
 
-    def _persistently(self, body: dict[str, Any], ends: float) -> dict[str, Any]:
-        """The reply, after as many attempts as are allowed and the deadline leaves room for."""
+    def _call_with_retries(self, body: dict[str, Any], ends: float) -> dict[str, Any]:
+        """Call the server, with retries up to the allowed number and the deadline."""
         pause = self.server.backoff_s
         for attempt in range(self.server.retries + 1):
             try:
@@ -101,9 +101,9 @@ class ServerTeacher:
             served = self._call("models", None, min(_GREETING_S, self.server.deadline_s)).get("data")
         except ServerError as error:
             raise UserError(
-                f"no server that can be asked at '{self.server.url}' ({error})",
+                f"no working server at '{self.server.url}' ({error})",
                 where="teacher.server.url",
-                remedy="start one, or set the url; it ends in /v1",
+                remedy="start one, or set the URL, which ends in /v1",
             ) from error
         listed = served if isinstance(served, list) else []
         names = [str(entry.get("id"))[:100] for entry in listed if isinstance(entry, dict)]
@@ -135,8 +135,8 @@ def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, mod
     }
     if server.video_as == "video":
         times = shown.metadata()
-        told = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
-        body["media_io_kwargs"] = {"video": {**told, "num_frames": -1, "do_sample_frames": False}}
+        metadata = {key: times[key] for key in ("fps", "duration", "total_num_frames", "frames_indices")}
+        body["media_io_kwargs"] = {"video": {**metadata, "num_frames": -1, "do_sample_frames": False}}
         if server.send_limits:
             limits = size_limits(config.frames, config.pixels, server.multiple)
             body["mm_processor_kwargs"] = {"do_sample_frames": False, "size": limits}
@@ -150,10 +150,10 @@ def chat_request(instruction: str, shown: ShownVideo, config: TeacherConfig, mod
 
 
 def answers_in(reply: dict[str, Any]) -> list[str]:
-    """The raw answers of a chat completion, reasoning that the server split off put back in front.
+    """The raw answers of a chat completion; reasoning that the server separated is put back in front.
 
     Raises:
-        ServerError: it holds none.
+        ServerError: the completion holds no answer.
     """
     texts = []
     try:
@@ -172,7 +172,7 @@ def answers_in(reply: dict[str, Any]) -> list[str]:
 def _pictures(shown: ShownVideo, video_as: str) -> list[dict[str, Any]]:
     encoded = [_png(frame) for frame in shown.frames]
     if video_as == "video":
-        # vLLM's name for a video that comes as single pictures; it reads each by its own header.
+        # vLLM's media type for a video of single images; each image is read by its own header.
         url = f"data:video/jpeg;base64,{','.join(encoded)}"
         return [{"type": "video_url", "video_url": {"url": url}}]
     return [

@@ -1,4 +1,4 @@
-"""A small Qwen3-VL from scratch: the big teacher's architecture, processors and chat format, in a few megabytes.
+"""A small Qwen3-VL from scratch: the large teacher's architecture, processors and chat format, in a few megabytes.
 
 sentences of rubric and instructions ──► byte-pair encoding ─┐
 SmallTeacherConfig ──► Qwen3VLForConditionalGeneration ──────┼──► folder that transformers and vLLM load
@@ -31,10 +31,10 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_TAGS = (THINK, END_OF_THINKING)  # one token each, but part of the text: parsers must see them
-_MERGE, _PAIR = 2, 2  # patches a side and frames that make one token
-_GRID = 32  # side of the learned position table; other grids are interpolated
-_EXAMPLES = 64  # answers that the encoding is trained on per instruction
+_TAGS = (THINK, END_OF_THINKING)  # one token each, but part of the text, since parsers must see them
+_MERGE, _PAIR = 2, 2  # patches per side, and frames, that are merged into one token
+_GRID = 32  # side length of the learned position table; other grids are interpolated
+_EXAMPLES = 64  # answers per instruction in the tokenizer's training text
 
 # The format that Qwen models are trained on, without tools and history of reasoning.
 CHAT_TEMPLATE = (
@@ -50,12 +50,12 @@ CHAT_TEMPLATE = (
 
 
 def make_small_teacher(config: TeacherConfig, instructions: Iterable[str], folder: Path) -> None:
-    """Write an untrained small Qwen3-VL; weights depend on the seed alone.
+    """Write an untrained small Qwen3-VL; its weights depend only on the seed.
 
     Args:
-        config: its `small` section gives the shape; prompt and steps what the encoding is trained on.
-        instructions: sentences that will be asked about; others can be encoded too.
-        folder: where model, tokenizer, processors and chat template go.
+        config: its `small` section gives the shape; the prompt and the score steps give the tokenizer's training text.
+        instructions: sentences for the tokenizer's training; others can be encoded too.
+        folder: folder for model, tokenizer, processors and chat template.
 
     Raises:
         UserError: the vocabulary is too small to hold all bytes.
@@ -71,7 +71,7 @@ def make_small_teacher(config: TeacherConfig, instructions: Iterable[str], folde
 
 
 def _tokenizer(config: TeacherConfig, instructions: list[str]) -> Any:
-    """A byte-level encoding in Qwen's form, learned on what will be asked and answered."""
+    """A byte-level tokenizer in Qwen's format, trained on prompts and answers."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -79,18 +79,22 @@ def _tokenizer(config: TeacherConfig, instructions: list[str]) -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if size < len(alphabet):
         raise UserError(
-            f"{config.small.vocabulary} tokens cannot hold the {len(alphabet)} bytes and {len(_SPECIAL)} marks",
+            f"{config.small.vocabulary} tokens cannot hold the {len(alphabet)} bytes and {len(_SPECIAL)} special ones",
             where="teacher.small.vocabulary",
             remedy="give at least 320",
         )
+
     bare = Qwen2Tokenizer(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[])
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     learned = bare.backend_tokenizer
     learned.train_from_iterator(_sentences(config, instructions), trainer)
-    told = json.loads(learned.to_str())["model"]
-    vocabulary = {token: n for token, n in told["vocab"].items() if token not in (*_SPECIAL, *_TAGS)}
+    tokenizer_model = json.loads(learned.to_str())["model"]
+    vocabulary = {
+        token: n for token, n in tokenizer_model["vocab"].items() if token not in (*_SPECIAL, *_TAGS)
+    }
     merges: Any = [
-        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in told["merges"]
+        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" "))
+        for pair in tokenizer_model["merges"]
     ]
     tokenizer = Qwen2Tokenizer(
         vocab={token: n for n, token in enumerate(sorted(vocabulary, key=vocabulary.__getitem__))},
@@ -106,6 +110,7 @@ def _tokenizer(config: TeacherConfig, instructions: list[str]) -> Any:
 
 
 def _sentences(config: TeacherConfig, instructions: list[str]) -> Iterator[str]:
+
     generator = np.random.default_rng(config.seed)
     choices = [steps(dimension, config.score_step) for dimension in DIMENSIONS]
     for instruction in instructions or ["move the object"]:
@@ -118,7 +123,11 @@ def _model(sizes: SmallTeacherConfig, tokenizer: Any) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     half = sizes.head_size // 2
-    sections = [half - 2 * (half // 3), half // 3, half // 3]  # of the rotary phases: time, height, width
+    sections = [
+        half - 2 * (half // 3),
+        half // 3,
+        half // 3,
+    ]  # sections of the rotary embedding: time, height, width
     ids = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
@@ -171,13 +180,13 @@ def _processor(sizes: SmallTeacherConfig, tokenizer: Any) -> Any:
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     side = sizes.patch * _MERGE
-    # Half of the positions at most go to one video, which leaves the rest to question and answer.
+    # One video takes at most half of the positions; the rest is for question and answer.
     limits = {
         "shortest_edge": side * side * _PAIR,
         "longest_edge": sizes.positions // 2 * side * side * _PAIR,
     }
     grid: dict[str, Any] = {"patch_size": sizes.patch, "merge_size": _MERGE, "temporal_patch_size": _PAIR}
-    # Qwen3-VL's, for both: vLLM normalises videos by the image processor's numbers.
+    # The values of Qwen3-VL, for both processors: vLLM normalises videos with the image processor's values.
     grid |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     images = Qwen2VLImageProcessor(size={**limits, "longest_edge": limits["longest_edge"] // _PAIR}, **grid)
     videos = Qwen3VLVideoProcessor(size=limits, do_sample_frames=False, **grid)

@@ -1,4 +1,4 @@
-"""The teacher on transformers: any model of the image-text-to-text family whose processor takes videos."""
+"""A teacher on transformers: any model of the image-text-to-text family with a processor for videos."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from roboalign_ray.judge.teacher.prompt_contract import check_asking
 
 
 class VideoPrompter:
-    """A model's processor, told to take frames as they are handed in.
+    """A model's processor, configured to take frames unchanged.
 
     Args:
         source: model name or folder.
         config: frames, pixels and prompt.
 
     Attributes:
-        processor, tokenizer: as transformers has them.
+        processor, tokenizer: the objects of transformers.
 
     Raises:
-        UserError: there is no such processor, or the model was trained to be asked otherwise.
+        UserError: there is no such processor, or the model was trained with other prompt settings.
     """
 
     def __init__(self, source: str, config: TeacherConfig) -> None:
@@ -63,31 +63,31 @@ class VideoPrompter:
             _check_marks(source, self.tokenizer)
         video = self.processor.video_processor
         self.factor = int(video.patch_size) * int(video.merge_size)
-        # Frames come at the size that the config asks for: the processor's own limits would change it again.
+        # Frames already have the configured size; the processor's default limits would resize them again.
         video.size = self.size_limits()
         if hasattr(video, "cap_pixels_per_frame"):
             video.cap_pixels_per_frame = False
 
     def size_limits(self) -> dict[str, int]:
-        """The processor's limits that go with the config."""
+        """The processor's size limits for this config."""
         return size_limits(self.config.frames, self.config.pixels, self.factor)
 
     def shown(self, request: JudgeRequest) -> ShownVideo:
-        """The frames of a request that the model sees."""
+        """The frames of a request that the model gets."""
         config = self.config
         return shown_video(
             request.frames, request.fps, count=config.frames, pixels=config.pixels, factor=self.factor
         )
 
     def text(self, instruction: str) -> str:
-        """The prompt as one string, up to where the answer begins."""
+        """The prompt as one string, up to the beginning of the answer."""
         if self.config.prompt.template == "model":
             turns = messages(instruction, self.config)
             return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return chatml(prompt_text(instruction, self.config), opens_thinking=self._opens_thinking)
 
     def inputs(self, texts: Sequence[str], videos: Sequence[ShownVideo]) -> Any:
-        """Tensors of a batch, padded on the left."""
+        """The inputs of a batch, padded on the left."""
         from transformers.video_utils import VideoMetadata
 
         return self.processor(
@@ -101,26 +101,26 @@ class VideoPrompter:
 
 
 def _check_marks(source: str, tokenizer: Any) -> None:
-    """Whether a tokenizer knows the marks of the chat format.
+    """Check that a tokenizer has the special tokens of the chat format.
 
     Raises:
-        UserError: it does not know one as a token.
+        UserError: one of them is missing.
     """
     known = tokenizer.get_vocab()
     missing = [mark for mark in CHATML_MARKS if mark not in known]
     if missing:
         raise UserError(
-            f"'{source}' does not read Qwen's chat format ({missing[0]} is no token of it)",
+            f"'{source}' does not read Qwen's chat format ({missing[0]} is not one of its tokens)",
             where="teacher.prompt.template",
             remedy="set it to 'model' to render the template of the model's folder, if you trust that model",
         )
 
 
 def load_model(source: str, precision: str) -> Any:
-    """The model, in evaluation mode on the CPU.
+    """Load a model on the CPU, in evaluation mode.
 
     Raises:
-        UserError: there is none, or it is not of the image-text-to-text family.
+        UserError: there is no model, or it is not of the image-text-to-text family.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -151,10 +151,10 @@ def with_adapter(model: Any, adapter: str) -> Any:
 
 
 def import_peft() -> Any:
-    """peft, which only adapters need.
+    """Import peft, which only adapters need.
 
     Raises:
-        UserError: it is not installed.
+        UserError: peft is not installed.
     """
     try:
         import peft
@@ -166,13 +166,13 @@ def import_peft() -> Any:
 
 
 class TransformersTeacher:
-    """Generates answers with transformers, on the GPU where there is one.
+    """A teacher that generates answers with transformers, on the GPU if there is one.
 
     Args:
-        config: the teacher's.
+        config: the teacher's config.
 
     Attributes:
-        name: as it stands in labels.
+        name: the teacher's name in labels.
 
     Raises:
         UserError: the model or its adapter cannot be loaded.
@@ -197,7 +197,7 @@ class TransformersTeacher:
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
-        """Raw answers [B][draws]. The same requests give the same answers."""
+        """Generate raw answers [B][draws]. The same requests give the same answers."""
         from transformers import LogitsProcessorList
 
         config, prompter = self.config, self.prompter
@@ -224,10 +224,10 @@ class TransformersTeacher:
                 logits_processor=LogitsProcessorList(held),
             )
         new = ids[:, inputs["input_ids"].shape[1] :]
-        told = prompter.tokenizer.batch_decode(
+        texts = prompter.tokenizer.batch_decode(
             new, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return [told[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
+        return [texts[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
 
     def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
         return [judgement_of(texts) for texts in self.answers(requests)]

@@ -1,13 +1,13 @@
-"""The vision encoder of a small teacher, taught to see before the language model is taught to speak.
+"""Pre-training of a small teacher's vision encoder, before its language model is trained.
 
     frames ──► vision encoder ──► merged tokens per pair of frames ─┐
-    instruction ──► mean of its tokens' embeddings ─────────────────┴► pooled ──► six scores   (thrown away)
+    instruction ──► mean of its tokens' embeddings ─────────────────┴► pooled ──► six scores   (discarded)
 
-Frames of one scene hardly differ beside what they share. A language model that gets them from an untrained encoder
-takes all of them for one constant and answers by the instruction alone; published ones start from an encoder that has
-seen pictures. Here patches are whitened first (PCA of the training videos' patches, so that what differs is as large as
-what is shared), then the encoder learns the scores by itself, and the tokens that it hands on are whitened too: the
-head normalises over the batch, which no language model does. All of it is [ours].
+Frames of one scene differ little compared with what they share. With an untrained encoder, a language model sees them
+as nearly constant and answers from the instruction alone; published models start from a pre-trained encoder. Here the
+patches are first whitened (PCA of the training videos' patches, so that differences are as large as the shared part).
+Then the encoder alone learns the scores. Its output tokens are whitened too, since the head normalises over the batch,
+which a language model does not. All of this is [ours].
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from roboalign_ray.judge.protocol import JudgeRequest
 from roboalign_ray.judge.rubric import DIMENSIONS, normalise
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter, load_model
 
-_FLOOR = 0.02  # added to a component's deviation (of tokens: times the largest): the faintest ones are noise
-_GAIN = 0.5  # deviation of a whitened component, as large as what the encoder's layers add
-_LEAST_VARIANCE = 1e-12  # of what never differs
+_FLOOR = 0.02  # added to a component's deviation (for tokens: times the largest): the weakest are noise
+_GAIN = 0.5  # deviation of a whitened component, as large as the updates of the encoder's layers
+_LEAST_VARIANCE = 1e-12  # deviation of a constant component
 _COSINE_FLOOR = 0.05
 
 
 def whiten_patches(visual: Any, patches_PC: Tensor) -> None:
-    """Make the encoder's first layer the patches' principal components, centred and scaled alike.
+    """Set the encoder's first layer to the patches' principal components, centred and equally scaled.
 
     Args:
         visual: a Qwen3-VL vision encoder.
-        patches_PC: float, flattened patches as its processor makes them.
+        patches_PC: float, flattened patches from its processor.
     """
     first = visual.patch_embed.proj
     mean, axes, deviations = _components(patches_PC)
@@ -53,9 +53,9 @@ def whiten_patches(visual: Any, patches_PC: Tensor) -> None:
 
 @torch.no_grad()
 def whiten_tokens(visual: Any, patches: Tensor, grids: Tensor) -> None:
-    """Centre the tokens that the encoder hands on, at every level, and make their principal components differ alike.
+    """Whiten the encoder's output tokens at every level: centre them and scale their principal components equally.
 
-    The change is part of the mergers' last layers afterwards: the encoder's shape stays as it is.
+    The transformation is merged into the mergers' last layers, so the encoder's shape does not change.
 
     Args:
         visual: a Qwen3-VL vision encoder.
@@ -72,18 +72,18 @@ def whiten_tokens(visual: Any, patches: Tensor, grids: Tensor) -> None:
 
 
 def _components(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], all principal axes as rows [C, C], and the standard deviations along them, largest first [C]."""
+    """Mean [C], principal axes as rows [C, C], and the standard deviations along them, largest first [C]."""
     mean = rows.mean(0)
     variances, axes = torch.linalg.eigh(torch.cov((rows - mean).double().T, correction=0))
     return mean, axes.T.flip(0).to(rows), variances.flip(0).clamp_min(_LEAST_VARIANCE).sqrt().to(rows)
 
 
 class VisionScorer(nn.Module):
-    """A vision encoder with a head that scores what it sees against what was asked.
+    """A vision encoder with a head that scores a video for an instruction.
 
     Args:
         visual: a Qwen3-VL vision encoder.
-        vocabulary: tokens of the instruction's encoding.
+        vocabulary: vocabulary size of the instruction's tokenizer.
     """
 
     def __init__(self, visual: Any, vocabulary: int) -> None:
@@ -93,7 +93,7 @@ class VisionScorer(nn.Module):
         levels = 1 + len(visual.config.deepstack_visual_indexes)
         self.words = nn.EmbeddingBag(vocabulary, width, mode="mean")
         self.looked_for = nn.Linear(width, width)
-        # Whitened over the batch for the reason that patches are.
+        # Whitened over the batch, for the same reason as the patches.
         features = width * (2 + 3 * levels)
         self.mixture = nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, width), nn.GELU())
         self.head = nn.Linear(width, len(DIMENSIONS))
@@ -103,7 +103,7 @@ class VisionScorer(nn.Module):
 
         Args:
             patches, grids: "pixel_values_videos" and "video_grid_thw" of B videos, from the processor.
-            words, offsets: the instructions' token ids one after the other, and where each begins.
+            words, offsets: the concatenated token ids of the instructions, and the beginning of each.
         """
         seen = self.visual(patches, grid_thw=grids)
         asked = self.words(words, offsets)
@@ -117,7 +117,7 @@ class VisionScorer(nn.Module):
         return self.head(self.mixture(torch.stack(rows)))
 
     def _pooled(self, levels: Sequence[Tensor], times: int, asked: Tensor) -> Tensor:
-        """One video's features: what the instruction looks for, and every level's mean, change and course."""
+        """One video's features: attention by the instruction, and the mean, change and course of every level."""
         tokens = levels[0]
         share = (tokens @ self.looked_for(asked) / tokens.shape[-1] ** 0.5).softmax(0)
         found = share @ tokens
@@ -132,13 +132,13 @@ class VisionScorer(nn.Module):
 
 
 class VisionTrainer(AveragedTrainer[VisionScorer]):
-    """Teaches a vision encoder the six scores.
+    """Trains a vision encoder on the six scores.
 
     Args:
         model: the `VisionScorer`, or its distributed wrapper.
-        plain: without the wrapper.
-        prompter: of the teacher whose encoder it is.
-        config: the teacher's.
+        plain: the `VisionScorer` without the wrapper.
+        prompter: prompter of the teacher that owns the encoder.
+        config: the teacher's config.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class VisionTrainer(AveragedTrainer[VisionScorer]):
         self.prompter, self.settings, self.device = prompter, settings, device
 
     def step(self, pairs: Sequence[JudgedPair]) -> dict[str, float]:
-        """One optimizer step.
+        """Make one optimizer step.
 
         Returns:
             "loss", "mae" (share of the maxima), "grad_norm", "learning_rate".
@@ -181,29 +181,29 @@ class VisionTrainer(AveragedTrainer[VisionScorer]):
 
 
 def vision_inputs(pairs: Sequence[JudgedPair], prompter: VideoPrompter) -> dict[str, Tensor]:
-    """What `VisionScorer.forward` takes: frames as the teacher will see them, instructions in its own encoding."""
+    """The inputs of `VisionScorer.forward`: frames as the teacher gets them, instructions as its token ids."""
     shown = [prompter.shown(JudgeRequest(pair.frames, pair.fps, pair.instruction)) for pair in pairs]
     seen = prompter.inputs([prompter.text(pair.instruction) for pair in pairs], shown)
     ids = [prompter.tokenizer(pair.instruction, add_special_tokens=False)["input_ids"] for pair in pairs]
     starts = [0]
-    for told in ids[:-1]:
-        starts.append(starts[-1] + len(told))
+    for sentence in ids[:-1]:
+        starts.append(starts[-1] + len(sentence))
     return {
         "patches": seen["pixel_values_videos"],
         "grids": seen["video_grid_thw"],
-        "words": torch.tensor([token for told in ids for token in told]),
+        "words": torch.tensor([token for sentence in ids for token in sentence]),
         "offsets": torch.tensor(starts),
     }
 
 
 def seeing_model(source: str, scorer: VisionScorer, examples: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the model of `source` with the taught encoder, in bfloat16; the head is not kept.
+    """Write the model of `source` with the trained encoder, in bfloat16, without the head.
 
     Args:
         source: model name or folder.
-        scorer: whose encoder it gets; unchanged.
-        examples: `vision_inputs` of some training videos, which tokens are whitened on.
-        folder: where it goes.
+        scorer: the scorer with the trained encoder; it is not changed.
+        examples: `vision_inputs` of some training videos, used to whiten the tokens.
+        folder: output folder.
     """
     model = load_model(source, "float32")
     visual = model.model.visual

@@ -1,1 +1,1 @@
-"""How far a judge can be trusted: gate, trials, agreement, alarms."""
+"""Validation of judges: gate, trials, agreement, alarms."""

@@ -1,7 +1,7 @@
-"""How far two judges agree, per dimension and in total: rank correlation, error, and who wins pairs.
+"""Agreement of two judges, per dimension and in total: rank correlation, absolute error, and pairwise accuracy.
 
-Intervals are percentile bootstrap intervals that resample groups: videos made from one episode are not independent
-of one another.
+Intervals are percentile bootstrap intervals that resample groups, since videos made from one episode are not
+independent.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from roboalign_ray.judge.rubric import maxima, names
 
 TOTAL = "total"
-_LEAST_RESAMPLES = 0.5  # share of resamples on which a statistic must be defined for its interval to be told
+_LEAST_RESAMPLES = 0.5  # an interval is given if its statistic is defined on at least this share of resamples
 _PAIRS_AT_ONCE = 2048  # rows of the pair matrix held at once
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A statistic with its 95 % interval; NaN where it is undefined (a constant judge has no rank correlation)."""
+    """A statistic with its 95 % interval; NaN if undefined (a constant judge has no rank correlation)."""
 
     value: float
     low: float
@@ -39,7 +39,7 @@ class AgreementRow:
         dimension: its name, or "total".
         spearman: rank correlation.
         mae: mean absolute error, in points.
-        pairwise: share of pairs of videos with different labels that are put in the right order; ties count half.
+        pairwise: share of pairs of videos with different labels that the judge orders correctly; ties count half.
     """
 
     dimension: str
@@ -50,13 +50,13 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A judge against labels.
+    """A judge compared with labels.
 
     Attributes:
         judge: its name.
         rows: the six dimensions, then the total.
         videos: videos judged.
-        failed: videos the judge gave no score for; they are in no row.
+        failed: videos without a score from the judge; no row includes them.
     """
 
     judge: str
@@ -70,7 +70,7 @@ class Agreement:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, float64 [N]; equal values share the mean of theirs."""
+    """Ranks from 1, float64 [N]; equal values get the mean of their ranks."""
     values = np.asarray(values, dtype=np.float64)
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
@@ -78,7 +78,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two [N] arrays, ties averaged; NaN where one of them is constant."""
+    """Rank correlation of two [N] arrays, ties averaged; NaN if one of them is constant."""
     x, y = ranks(a), ranks(b)
     x, y = x - x.mean(), y - y.mean()
     scale = np.sqrt((x * x).sum() * (y * y).sum())
@@ -91,15 +91,15 @@ def mean_absolute_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def pairwise_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of pairs with different labels that the scores order alike; a tie in scores is half right. NaN: no pair."""
+    """Share of pairs with different labels that the scores order in the same way; a tie counts half. NaN: no pair."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     right, pairs = 0.0, 0
     for first in range(0, len(labels), _PAIRS_AT_ONCE):
         part = slice(first, first + _PAIRS_AT_ONCE)
         truth = np.sign(labels[part, None] - labels[None])
-        told = np.sign(scores[part, None] - scores[None])
+        given = np.sign(scores[part, None] - scores[None])
         different = truth != 0
-        right += (different * (1 + truth * told) / 2).sum()
+        right += (different * (1 + truth * given) / 2).sum()
         pairs += int(different.sum())
     return float(right / pairs) if pairs else float("nan")
 
@@ -119,7 +119,7 @@ def agreement(
         judge: its name, for tables.
         scores: float [N, 6], rubric points; a row with NaN is a failure and left out, never counted as 0.
         labels: float [N, 6], rubric points.
-        groups: N group ids; None takes every video as its own.
+        groups: N group ids; None makes every video its own group.
         resamples: bootstrap resamples; 0 gives no intervals.
 
     Raises:
@@ -143,7 +143,7 @@ def agreement(
 
 
 def agreement_table(judges: Sequence[Agreement]) -> str:
-    """A Markdown table: one line per judge and dimension."""
+    """A Markdown table with one row per judge and dimension."""
     lines = ["| judge | dimension | Spearman | MAE, points | pairwise | of |", "|---|---|---|---|---|---|"]
     most = dict(zip(names(), maxima(), strict=True))
     for judge in judges:
@@ -183,7 +183,7 @@ def _figure(
 
 
 def without_nan(value: Any) -> Any:
-    """A tree for JSON, which knows no NaN: null instead."""
+    """A tree for JSON in which NaN is replaced by null, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

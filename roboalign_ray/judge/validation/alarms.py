@@ -1,6 +1,6 @@
-"""Alarms while a judge rewards: a component that rises while the teacher's score falls, motion that dies, a gap.
+"""Alarms during alignment: a component that rises while the teacher's score falls, a loss of motion, or a score gap.
 
-Pure objects: they are shown audits, hold a short history, and say what is wrong. What follows is the job's to decide.
+Pure objects: they receive audits, keep a short history, and return alarms. The job decides how to react.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Kind = Literal["hacking", "motion", "gap"]
 
 @dataclass(frozen=True)
 class Audit:
-    """The same fresh rollouts seen by student and teacher.
+    """The scores of student and teacher for the same new rollouts.
 
     Attributes:
         update: policy update.
         student, teacher: float [N, 6], rubric points; rows with NaN are failures and left out.
-        motion: how much the rollouts move, as a share of what real clips do (`motion_share`); None where not measured.
-        version: of the student.
+        motion: motion of the rollouts as a share of that of real clips (`motion_share`); None if not measured.
+        version: version of the student.
     """
 
     update: int
@@ -37,7 +37,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something that a person should look at.
+    """A warning that a person should check.
 
     Attributes:
         kind: "hacking", "motion" or "gap".
@@ -51,46 +51,49 @@ class Alarm:
 
 
 def motion_share(generated: np.ndarray, real: np.ndarray) -> float:
-    """Mean absolute change from frame to frame of generated clips over that of real ones; NaN where nothing real moves.
+    """Mean absolute frame-to-frame change of generated clips divided by that of real clips; NaN if nothing real moves.
 
     Args:
-        generated, real: uint8 [..., T, H, W, 3], T of at least two.
+        generated, real: uint8 [..., T, H, W, 3], T at least two.
     """
     moved, reference = _motion(generated), _motion(real)
     return moved / reference if reference > 0 else float("nan")
 
 
 class RewardAlarms:
-    """Watches audits.
+    """Raises alarms from audits.
 
     Args:
-        config: bars and window.
+        config: thresholds and window.
     """
 
     def __init__(self, config: GateConfig) -> None:
         self.config = config
-        # Shares per audit: "student" [6], "teacher" a number; "version" of the student.
+        # Per audit: shares of "student" [6] and "teacher" (one number), and the student's "version".
         self._history: list[dict[str, Any]] = []
 
     def observe(self, audit: Audit) -> tuple[Alarm, ...]:
-        """What this audit gives reason to say; an audit without a rollout that both scored tells only of motion."""
+        """The alarms that this audit raises.
+
+        An audit without a rollout that both judges scored can only raise the motion alarm.
+        """
         student, teacher = np.asarray(audit.student, np.float64), np.asarray(audit.teacher, np.float64)
         both = np.isfinite(student).all(axis=1) & np.isfinite(teacher).all(axis=1)
         found = self._motion(audit)
         if not both.any():
             return found
-        told, truth = student[both].mean(axis=0), teacher[both].mean(axis=0)
-        shares = {"student": normalise(told).tolist(), "teacher": float(truth.sum() / maxima().sum())}
+        given, truth = student[both].mean(axis=0), teacher[both].mean(axis=0)
+        shares = {"student": normalise(given).tolist(), "teacher": float(truth.sum() / maxima().sum())}
         self._history.append({**shares, "version": audit.version})
         self._history = self._history[-self.config.hacking_window :]
-        return (*found, *self._gap(audit.update, told, truth), *self._hacking(audit.update))
+        return (*found, *self._gap(audit.update, given, truth), *self._hacking(audit.update))
 
     def state_dict(self) -> dict[str, Any]:
         """The history (JSON types)."""
         return {"history": [dict(entry) for entry in self._history]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._history = [dict(entry) for entry in state["history"]]
 
     def _motion(self, audit: Audit) -> tuple[Alarm, ...]:
@@ -101,15 +104,15 @@ class RewardAlarms:
         )
         return (Alarm("motion", audit.update, message),)
 
-    def _gap(self, update: int, told: np.ndarray, truth: np.ndarray) -> tuple[Alarm, ...]:
-        gap = float((told - truth).sum() / maxima().sum())
+    def _gap(self, update: int, given: np.ndarray, truth: np.ndarray) -> tuple[Alarm, ...]:
+        gap = float((given - truth).sum() / maxima().sum())
         if gap <= self.config.student_teacher_gap:
             return ()
-        message = f"the student's mean total is {told.sum():.2f}, the teacher's {truth.sum():.2f}"
+        message = f"the student's mean total is {given.sum():.2f}, the teacher's {truth.sum():.2f}"
         return (Alarm("gap", update, message),)
 
     def _hacking(self, update: int) -> tuple[Alarm, ...]:
-        """Second half of the window against the first: halves' means, so that one odd audit does not decide."""
+        """Compare the means of the window's two halves, so that a single outlier does not decide."""
         window, least = self.config.hacking_window, self.config.hacking_change
         if len(self._history) < window:
             return ()
@@ -120,7 +123,7 @@ class RewardAlarms:
         rises = student[-half:].mean(axis=0) - student[:half].mean(axis=0)
         if fall < least:
             return ()
-        # Another student's scores may rise for what it learned: that is no reason to be silent, but to say so.
+        # The scores of a new student may rise because of what it learned: the alarm is still raised, with a note.
         versions = {entry.get("version", 0) for entry in self._history}
         besides = "; the student was relabelled in between" if len(versions) > 1 else ""
         return tuple(

@@ -1,6 +1,6 @@
-"""What a trained student is worth: calibrated, compared with labels beside judges that know nothing, and tried.
+"""Assessment of a trained student: calibration, agreement with labels compared with baselines, and the reward gate.
 
-Runs where the student's device is; reads held-out pairs a few at a time.
+It runs on the student's device and reads a few held-out pairs at a time.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from roboalign_ray.judge.validation.trials import GateClip, Question
 
 REAL = "real"
 _BATCH = 32
-_FULL_MARKS = 0.95  # share of all points from which a real clip counts as faultless
+_FULL_MARKS = 0.95  # a real clip with at least this share of all points counts as correct
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What was found.
+    """The results of an assessment.
 
     Attributes:
-        agreements: the student, then the naive judges.
-        calibration_error: per dimension in shares: (before, after) calibration, on the part it was not fitted on.
-        gate: None for a text-blind student, which may not reward anyway.
+        agreements: the student, then the baselines.
+        calibration_error: per dimension, in shares: (before, after) calibration, on pairs it was not fitted on.
+        gate: None for a text-blind student, which must not give rewards.
     """
 
     agreements: tuple[Agreement, ...]
@@ -44,7 +44,7 @@ class Assessment:
 
     @property
     def agreement_table(self) -> str:
-        """Markdown."""
+        """The agreements as a Markdown table."""
         return agreement_table(self.agreements)
 
     def as_json(self) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def assess_student(
     *,
     text_blind: bool = False,
 ) -> Assessment:
-    """Calibrate the student (it keeps the calibration) and measure it.
+    """Calibrate the student, which keeps the calibration, and measure it.
 
     Args:
-        fitted, measured: positions of held-out pairs, apart by group.
-        text_blind: the student was trained without instructions, and is asked without.
+        fitted, measured: positions of held-out pairs for calibration and measurement, with disjoint groups.
+        text_blind: whether the student was trained without instructions, and is tested without them.
 
     Raises:
-        UserError: too few pairs to calibrate on, or no real clip to try it on.
+        UserError: there are too few pairs for calibration, or no real clip for the gate.
     """
     settings, heard = config.judge.distillation, NO_INSTRUCTION if text_blind else None
     calibrate(student, settings, pairs, fitted, instruction=heard)
@@ -84,7 +84,7 @@ def assess_student(
     labels = pairs.scores[measured].astype(float)
     calibrated = student.judgement(shares, std).scores
     judged = {"text-blind student" if text_blind else "student": calibrated}
-    judged |= _naive(student, pairs, measured, hidden=not text_blind, settings=config)
+    judged |= _baseline_scores(student, pairs, measured, hidden=not text_blind, settings=config)
     groups = [pairs.group_ids[n] for n in measured]
     agreements = tuple(
         agreement(name, s, labels, groups, resamples=settings.bootstrap_resamples, seed=config.judge.seed)
@@ -103,7 +103,7 @@ def calibrate(
     *,
     instruction: str | None = None,
 ) -> None:
-    """Fit the student's calibration on these positions; `instruction` is told in place of the pairs' own."""
+    """Fit the student's calibration on these positions; `instruction` replaces the pairs' instructions."""
     shares, std = student.raw_shares(clip_batches(pairs, fitted, student.config, instruction))
     truth = normalise(pairs.scores[fitted]).astype(float)
     student.calibration = fit_calibration(shares, truth, std, config.calibration)
@@ -113,7 +113,7 @@ def try_student(student: Student, config: JudgeConfig, pairs: LabelledPairs) -> 
     """The reward gate on real clips of the held-out groups.
 
     Raises:
-        UserError: there is none among the pairs.
+        UserError: there is no real clip among the pairs.
     """
     held_out = pairs.split("held_out", config.distillation.held_out_fraction)
     clips = gate_clips(pairs, held_out, config.gate)
@@ -127,11 +127,11 @@ def try_student(student: Student, config: JudgeConfig, pairs: LabelledPairs) -> 
 def gate_clips(
     pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, config: GateConfig
 ) -> list[GateClip]:
-    """Real clips that show their task being done, in turn from each instruction, each with what other actions led to
-    where a pair of the same group shows that they led elsewhere.
+    """Real clips that show their task being done, taken in turn from each instruction.
 
-    A clip that its own label finds wanting may leave less room than the gate's gap; where none has full marks, any
-    will do.
+    Each comes with the frames that other actions led to, if a pair of its group shows a different outcome. Clips with
+    full points are preferred, since the others may leave less room than the gate's gap; if none has full points, any
+    clip is used.
     """
     clips = []
     for real, other in gate_positions(pairs, positions, config):
@@ -144,7 +144,7 @@ def gate_clips(
 def gate_positions(
     pairs: LabelledPairs, positions: Sequence[int] | np.ndarray, config: GateConfig
 ) -> list[tuple[int, int | None]]:
-    """Where `gate_clips` finds each real clip, and what other actions led to; None where nothing shows it."""
+    """Positions of the real clips of `gate_clips`, and of the clips that other actions led to (or None)."""
     spare = config.smallest_gap * TOTAL_RANGE
     wrong: dict[str, list[int]] = {}
     for n in map(int, positions):
@@ -158,13 +158,13 @@ def gate_positions(
         by_instruction.setdefault(pairs.instructions[n], []).append(n)
     depth = max(map(len, by_instruction.values()), default=0)
     turns = [group[turn] for turn in range(depth) for group in by_instruction.values() if turn < len(group)]
-    # What was done before the clip begins looks as well backwards: the last resort.
+    # A clip whose task was done before it begins looks equally good reversed, so it is the last choice.
     shown: list[tuple[int, int | None]] = []
     afterwards: list[tuple[int, int | None]] = []
     for n in turns:
         if len(shown) == config.clips:
             break
-        # The worst of them: some variants of the actions still do what was asked.
+        # The worst one, since some variants of the actions still solve the task.
         worst = min(
             wrong.get(pairs.group_ids[n], []), key=lambda other: pairs.scores[other].sum(), default=None
         )
@@ -176,17 +176,17 @@ def gate_positions(
 def clip_batches(
     pairs: LabelledPairs, positions: np.ndarray, config: StudentConfig, instruction: str | None = None
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Prepared clips and their instructions, or one `instruction` for all, a few pairs at a time."""
+    """Yield prepared clips with their instructions (or one `instruction` for all), a few pairs at a time."""
     for first in range(0, len(positions), _BATCH):
         read = [pairs.read(int(n)) for n in positions[first : first + _BATCH]]
-        told = [instruction or pair.instruction for pair in read]
-        yield prepare_clips([pair.frames for pair in read], config), told
+        instructions = [instruction or pair.instruction for pair in read]
+        yield prepare_clips([pair.frames for pair in read], config), instructions
 
 
-def _naive(
+def _baseline_scores(
     student: Student, pairs: LabelledPairs, measured: np.ndarray, *, hidden: bool, settings: JobConfig
 ) -> dict[str, np.ndarray]:
-    """Scores [N, 6] of the judges that know nothing."""
+    """Scores [N, 6] of the baselines."""
     train = pairs.split("train", settings.judge.distillation.held_out_fraction)
     found = {}
     if hidden:
@@ -198,7 +198,7 @@ def _naive(
 
 
 def _pixel_scores(pairs: LabelledPairs, measured: np.ndarray) -> np.ndarray:
-    """Against the real pair of the same group that begins at the same frame; NaN where there is none."""
+    """Pixel scores against the real pair of the same group with the same first frame; NaN if there is none."""
     real: dict[str, list[int]] = {}
     for n in map(int, measured):
         if pairs.kinds[n] == REAL:

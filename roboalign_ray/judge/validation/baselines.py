@@ -1,6 +1,6 @@
-"""Three judges that know nothing, so that a figure of a real one means something.
+"""Three baseline judges, to which the figures of a judge are compared.
 
-Pixel distance to the reference, the mean label whatever the video, and a student that is not told the instruction.
+They are: the pixel distance to the reference, the mean label for every video, and a student without the instruction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from roboalign_ray.judge.rubric import maxima
 
-if TYPE_CHECKING:  # pixel and constant judges need no torch
+if TYPE_CHECKING:  # the pixel and constant baselines need no torch
     from roboalign_ray.judge.student.model import Judgement, Student
 
 NO_INSTRUCTION = "do something"
@@ -21,7 +21,7 @@ NO_INSTRUCTION = "do something"
 def pixel_l1_scores(videos: Sequence[np.ndarray], references: Sequence[np.ndarray | None]) -> np.ndarray:
     """(1 - mean absolute pixel difference) of every dimension's maximum: float64 [B, 6].
 
-    NaN where there is no reference, or one of another size; lengths are cut to the shorter.
+    NaN if there is no reference or it has another size; both are cut to the shorter length.
 
     Args:
         videos, references: uint8 [T, H, W, 3] each.
@@ -39,7 +39,7 @@ def _closeness(video: np.ndarray, reference: np.ndarray | None) -> float:
 
 
 class ConstantJudge:
-    """Gives every video the mean of the labels it was fitted on.
+    """Gives every video the mean of its training labels.
 
     Args:
         labels: float [N, 6], rubric points.
@@ -54,20 +54,20 @@ class ConstantJudge:
 
 
 def others_instructions(instructions: Sequence[str]) -> list[str]:
-    """For each of a batch another one's sentence, from which a student learns that sentences say nothing.
+    """For each item of a batch, another item's instruction; a student trained on these learns to ignore instructions.
 
-    Were it always the same sentence, there would be no spread to normalise by, and what is learned in batches would
-    mean nothing afterwards.
+    With a constant instruction, normalisation over the batch would have no spread, and its statistics would be useless
+    afterwards.
     """
     return [*instructions[1:], *instructions[:1]]
 
 
 class TextBlindStudent:
-    """A student that hears the same sentence whatever was asked.
+    """A student that always gets the same instruction.
 
     Args:
-        student: best one that was trained with `others_instructions`; one trained with its own shows how much it leans
-            on them.
+        student: preferably trained with `others_instructions`; a student trained with correct instructions shows how
+            much it depends on them.
     """
 
     def __init__(self, student: Student) -> None:
@@ -76,5 +76,5 @@ class TextBlindStudent:
     def score(
         self, videos: Sequence[np.ndarray], instructions: Sequence[str], *, batch: int = 32
     ) -> Judgement:
-        """As `Student.score`; the instructions are not looked at."""
+        """As `Student.score`, but the instructions are ignored."""
         return self.student.score(videos, [NO_INSTRUCTION] * len(instructions), batch=batch)

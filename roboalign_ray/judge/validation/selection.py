@@ -1,4 +1,4 @@
-"""What a judge's preference among the samples of one prompt is worth: GRPO compares nothing else."""
+"""The quality of a judge's ranking of the samples of one prompt, since GRPO compares only these."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from roboalign_ray.judge.validation.agreement import spearman
 
-_LEAST_RANKED = 3  # samples of a prompt, below which a rank correlation says nothing
+_LEAST_RANKED = 3  # with fewer samples per prompt, a rank correlation is meaningless
 
 
 def picked(points: np.ndarray, liked: np.ndarray) -> np.ndarray:
-    """What a judge's best-liked sample of every prompt is worth by another's points.
+    """The points, by another judge, of the sample that a judge prefers for each prompt.
 
     Args:
         points: float64 [E, S, ...].
-        liked: float64 [E, S], more is better; NaN where the judge gave no score, which is never picked.
+        liked: float64 [E, S], the judge's scores, higher is better; a sample with NaN (no score) is never picked.
 
     Returns:
-        float64 [E, ...]; of equals the first, and NaN where the judge scored no sample.
+        float64 [E, ...]; the first sample in a tie, NaN if the judge scored no sample.
     """
     best = np.where(np.isfinite(liked), liked, -np.inf).argmax(axis=1)
     found = points[np.arange(len(points)), best].astype(np.float64)
@@ -26,16 +26,16 @@ def picked(points: np.ndarray, liked: np.ndarray) -> np.ndarray:
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:
-    """Means over every prompt's samples that have a score, float64 [E, ...] of [E, S, ...]; NaN where none has."""
+    """Means over the samples with a score, float64 [E, ...] of [E, S, ...]; NaN if a prompt has none."""
     known = np.isfinite(values)
     sums, counts = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1)
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
 def rank_within(points: np.ndarray, liked: np.ndarray) -> np.ndarray:
-    """Spearman correlation over every prompt's samples, float64 [E]; both arrays are float64 [E, S].
+    """Spearman correlation over the samples of each prompt, float64 [E]; both arrays are float64 [E, S].
 
-    NaN where fewer than three samples have both, or one of the two tells none from another.
+    NaN if fewer than three samples have both scores, or if one of the two is constant.
     """
     return np.array([_rank(a, b) for a, b in zip(points, liked, strict=True)])
 

@@ -1,9 +1,9 @@
-"""What a judge is asked in each trial of the reward gate: every clip spoiled, or asked for otherwise.
+"""The questions of each trial of the reward gate: every clip degraded, or with another instruction.
 
-whole clips      blur, static, …, wrong_actions             all of the clip, or all that was asked
-parts            every local degradation of the bench       at each third of the clip, a third of the clips each
-instructions     contradictions of the clip's own sentence  as wrong_instruction, but close to what is right
-paraphrases      the same in other words                    must change nothing
+whole clips      blur, static, …, wrong_actions             the whole clip, or the whole instruction
+parts            every local degradation of the bench       in each third of the clip, for a third of the clips each
+instructions     contradictions of the instruction          like wrong_instruction, but close to the right one
+paraphrases      the instruction in other words             must not change the score
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from roboalign_ray.judge.bench.degradation_table import DEGRADATIONS, LEAST_FRAM
 from roboalign_ray.judge.bench.parts import THIRDS, seen
 from roboalign_ray.judge.bench.wording import CONTRADICTIONS, PARAPHRASES
 
-_BLUR_SHARE = 1 / 16  # Gaussian radius as a share of the frame's height
-_VISIBLE = 1.0  # what cannot be seen in full is not tried
+_BLUR_SHARE = 1 / 16  # Gaussian radius as a share of the frame height
+_VISIBLE = 1.0  # changes that are not fully visible are not used
 
 
 @dataclass(frozen=True)
 class GateClip:
-    """A real clip that a judge is tried on.
+    """A real clip for the trials.
 
     Attributes:
-        clip_id: names it.
+        clip_id: name of the clip.
         frames: uint8 [T, H, W, 3].
-        instruction: what is done in it.
-        wrong_actions: uint8 [T', H, W, 3], what other actions led to from the same start; None where unknown.
-        group_id: of its start state, "task/number"; clips of one task and different starts are cut together. Empty:
-            clips with one instruction are of one task.
+        instruction: the task that is done in it.
+        wrong_actions: uint8 [T', H, W, 3], the frames that other actions led to from the same start; None if unknown.
+        group_id: group of its start state, "task/number"; clips of one task with different starts are spliced. If it is
+            empty, clips with the same instruction count as one task.
     """
 
     clip_id: str
@@ -44,19 +44,19 @@ class GateClip:
 
     @property
     def task(self) -> str:
-        """What is done in it, as far as that is known."""
+        """The task that is done in it, as far as known."""
         return self.group_id.rsplit("/", 1)[0] or self.instruction.strip().lower()
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked to score.
+    """One clip and instruction for a judge to score.
 
     Attributes:
         frames: uint8 [T, H, W, 3].
-        instruction: the sentence.
-        reference: uint8 [T, H, W, 3], the real clip, for judges that compare.
-        third: of the clip that is spoiled, 0 to 2; None: all of it.
+        instruction: the instruction.
+        reference: uint8 [T, H, W, 3], the real clip, for judges that use a reference.
+        third: the degraded third of the clip, 0 to 2; None: the whole clip.
     """
 
     frames: np.ndarray
@@ -66,18 +66,21 @@ class Question:
 
 
 def is_paraphrase(trial: str) -> bool:
-    """Whether scores must stay as they are."""
+    """Whether scores must not change in this trial."""
     return trial in PARAPHRASES
 
 
 def may_be_left_out(trial: str) -> bool:
-    """Whether clips may lack what the trial needs without fault: words that the lists know, two starts of one task."""
+    """Whether a data set may lack suitable clips for the trial: words from the lists, or two starts of one task."""
     return trial in PARAPHRASES or trial in CONTRADICTIONS or "other_episode" in _needs(trial)
 
 
-def spoil(trial: str, clips: Sequence[GateClip], seed: int = 0) -> list[Question | None]:
-    """Every clip in one trial; None where that clip cannot be tried: no partner with another instruction, no record of
-    other actions, nothing to be seen in that third, no word that has a synonym or a contrary."""
+def trial_questions(trial: str, clips: Sequence[GateClip], seed: int = 0) -> list[Question | None]:
+    """The questions of one trial, one per clip; None if the clip is not suitable.
+
+    A clip is not suitable if it has no partner with another instruction, no record of other actions, no visible change
+    in that third, or no word with a synonym or an opposite.
+    """
     made: list[Question | None] = []
     for number, clip in enumerate(clips):
         rng = np.random.default_rng((seed, number))
@@ -104,13 +107,17 @@ def _asked(
 def _otherwise(
     trial: str, clips: Sequence[GateClip], number: int, rng: np.random.Generator
 ) -> Question | None:
-    """Asked for otherwise, or shown another clip."""
+    """The question with another instruction or another clip."""
     clip = clips[number]
     if trial == "wrong_actions":
         return None if clip.wrong_actions is None else _asked(clip, clip.wrong_actions)
     if trial in PARAPHRASES or trial in CONTRADICTIONS:
-        told = (PARAPHRASES | CONTRADICTIONS)[trial](clip.instruction, rng, True)
-        return None if told is None or told == clip.instruction else _asked(clip, instruction=told)
+        instruction = (PARAPHRASES | CONTRADICTIONS)[trial](clip.instruction, rng, True)
+        return (
+            None
+            if instruction is None or instruction == clip.instruction
+            else _asked(clip, instruction=instruction)
+        )
     other = _partner(clips, number)
     if other is None:
         return None
@@ -125,8 +132,8 @@ def _locally(trial: str, clips: Sequence[GateClip], number: int, rng: np.random.
     material = Material(other_scene=scene, other_episode=episode, third=third)
     if len(clip.frames) < LEAST_FRAMES or not rule.possible(material):
         return None
-    spoiled = rule.rule(clip.frames, 1.0, rng, material)
-    return _asked(clip, spoiled, third=third) if seen(clip.frames, spoiled) >= _VISIBLE else None
+    degraded = rule.rule(clip.frames, 1.0, rng, material)
+    return _asked(clip, degraded, third=third) if seen(clip.frames, degraded) >= _VISIBLE else None
 
 
 def _following(clips: Sequence[GateClip], number: int) -> list[GateClip]:
@@ -135,9 +142,9 @@ def _following(clips: Sequence[GateClip], number: int) -> list[GateClip]:
 
 def _partner(clips: Sequence[GateClip], number: int) -> GateClip | None:
     """The next clip with another instruction."""
-    told = clips[number].instruction.strip().lower()
+    instruction = clips[number].instruction.strip().lower()
     return next(
-        (clip for clip in _following(clips, number) if clip.instruction.strip().lower() != told), None
+        (clip for clip in _following(clips, number) if clip.instruction.strip().lower() != instruction), None
     )
 
 
