@@ -22,6 +22,7 @@ from typing import Any
 from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import dump_shareable
+from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.run_record import ModelReference, describe, this_command, write_record
 from roboalign_ray.foundation.storage import checkpoints
@@ -294,7 +295,7 @@ class _Job:
             UserError: that checkpoint was damaged or exchanged meanwhile.
         """
         last = self.kept.of_step(version)
-        identity = self.kept.identity()
+        identity, card = self.kept.identity(), ActionCard.load(last.folder / "model")
         record = describe(
             "align",
             version,
@@ -302,6 +303,7 @@ class _Job:
             run=identity[RUN],
             parent=identity.get(PARENT),
             tokenizer=ModelReference.of(tokenizer_folder(self.config), self.config.tokenizer_weights),
+            action_card=card.hash if card else None,
         )
         with complete_or_absent(self.out / ALIGNED) as writing:
             shutil.copytree(last.folder / "model", writing, dirs_exist_ok=True)

@@ -19,7 +19,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,6 @@ from roboalign_ray.config.loading import dump_shareable
 from roboalign_ray.foundation.failures import ReportedError, UserError
 from roboalign_ray.foundation.run_record import (
     ModelReference,
-    RunRecord,
     describe,
     this_command,
     write_record,
@@ -166,8 +165,7 @@ def train_worker(
     profile = dump_shareable(config)
     metrics = _loop(job, out / "logs" / name, seconds, profile, leads=leads)
     if leads:
-        record = describe(name, job.steps, spec["command"], tokenizer=_reference(job.tokenizer))
-        _publish(job, out / name, metrics, record, profile)
+        _publish(job, out / name, metrics, spec["command"], profile)
 
 
 def check_shares(count: int, what: str, workers: int, *, where: str) -> None:
@@ -315,17 +313,25 @@ def _resume(job: TrainJob) -> float:
     return float(state["seconds"])
 
 
-def _reference(tokenizer: tuple[Path, str] | None) -> ModelReference | None:
-    return ModelReference.of(*tokenizer) if tokenizer else None
-
-
-def _publish(job: TrainJob, folder: Path, metrics: dict[str, float], record: RunRecord, profile: str) -> None:
+def _publish(
+    job: TrainJob, folder: Path, metrics: dict[str, float], command: Sequence[str], profile: str
+) -> None:
     """Write the result; a folder with a summary is complete."""
     import torch
+
+    from roboalign_ray.episodes.action_card import ActionCard
 
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     summary = {"steps": job.steps, "hardware": hardware, **metrics}
     with complete_or_absent(folder) as writing:
         job.save(writing)
         (writing / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        card = ActionCard.load(writing)
+        record = describe(
+            folder.name,
+            job.steps,
+            command,
+            tokenizer=ModelReference.of(*job.tokenizer) if job.tokenizer else None,
+            action_card=card.hash if card else None,
+        )
         write_record(writing, record, profile)

@@ -82,6 +82,7 @@ class RunRecord(_Strict):
         run: id of an alignment run; None for others.
         parent: where a forked run began.
         tokenizer: that the model stands on; None where it needs none.
+        action_card: hash of the action card beside the model; None where there is none.
     """
 
     format: Literal[1] = 1
@@ -93,6 +94,7 @@ class RunRecord(_Strict):
     run: RunId | None = None
     parent: ParentRecord | None = None
     tokenizer: ModelReference | None = None
+    action_card: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
 
 
 def this_command() -> list[str]:
@@ -109,6 +111,7 @@ def describe(
     run: str | None = None,
     parent: Mapping[str, object] | None = None,
     tokenizer: ModelReference | None = None,
+    action_card: str | None = None,
 ) -> RunRecord:
     """A record with this process's versions and platform; arguments as its attributes."""
     return RunRecord(
@@ -120,6 +123,7 @@ def describe(
         run=run,
         parent=ParentRecord.model_validate(parent) if parent else None,
         tokenizer=tokenizer,
+        action_card=action_card,
     )
 
 

@@ -69,6 +69,7 @@ def test_the_result_says_how_it_was_made(job, finished, tmp_path):
     result, out = finished
     record = read_record(result.model)
     assert (record.job, record.step, record.parent) == ("align", 2, None)
+    assert record.action_card == json.loads((result.model / "action_card.json").read_text())["hash"]
     assert record.run == json.loads((out / "run.json").read_text())["run"]
     weights = Path(job.tokenizer_weights) / "tokenizer.safetensors"
     assert record.tokenizer.files[weights.name] == hashlib.sha256(weights.read_bytes()).hexdigest()

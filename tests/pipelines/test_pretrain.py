@@ -97,7 +97,12 @@ def test_both_results_say_how_they_were_made(run):
     stands_on = read_record(out / "world_model").tokenizer
     assert stands_on.source == "this run"
     assert stands_on.files["tokenizer.safetensors"] == hashlib.sha256(weights).hexdigest()
-    assert read_record(out / "tokenizer").tokenizer is None
+    card = json.loads((out / "world_model" / "action_card.json").read_text())
+    assert read_record(out / "world_model").action_card == card["hash"]
+    assert (read_record(out / "tokenizer").tokenizer, read_record(out / "tokenizer").action_card) == (
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "world_model"])
