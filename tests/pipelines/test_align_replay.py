@@ -166,7 +166,7 @@ def test_other_weights_give_other_scores(copy, job):
 
 def test_a_replay_with_other_settings_is_refused(copy, job, tmp_path):
     other = job.model_copy(update={"seed": 9})
-    with pytest.raises(UserError, match=r"'seed'.*replay with the profile"):
+    with pytest.raises(UserError, match=r"another value of seed; replay with the profile"):
         run_replay(other, copy, quiet=True)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UserError, match="another prompt or other seeds"):
