@@ -26,6 +26,7 @@ from roboalign_ray.episodes.lerobot_writer import write_lerobot
 from roboalign_ray.episodes.video import encode_browser_video
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.files import complete_or_absent
+from roboalign_ray.foundation.storage.folder_lock import one_writer
 from roboalign_ray.foundation.telemetry.metrics import encode_gif
 from roboalign_ray.pipelines.cluster.weight_folders import SHIPPED, world_model_folder
 from roboalign_ray.pipelines.rollout.inputs import RolloutStart, start_from_episode, start_from_picture
@@ -107,6 +108,7 @@ class RolloutFiles:
     notes: tuple[str, ...]
 
 
+@one_writer
 def run_rollout(config: JobConfig, request: RolloutRequest, out: Path) -> RolloutFiles:
     """Roll out and write the files; nothing appears at `out` before all is written.
 

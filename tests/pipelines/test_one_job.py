@@ -28,7 +28,12 @@ RUNS = (
     "evaluate.reproduce.run_hacking",
     "evaluate.demo.run_demo",
 )
-STORES = ("label.build_bench.build_bench", "episodes.convert.convert", "episodes.generate.generate")
+STORES = (
+    "label.build_bench.build_bench",
+    "episodes.convert.convert",
+    "episodes.generate.generate",
+    "rollout.job.run_rollout",
+)
 
 
 @pytest.fixture
