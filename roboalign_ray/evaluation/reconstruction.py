@@ -13,6 +13,7 @@ from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.metrics.frame_metrics import psnr, ssim, to_images
 from roboalign_ray.metrics.perceptual import PerceptualDistance
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
+from roboalign_ray.world_model.protocol import first_view
 
 BRANCHES = ("context", "dynamics")
 
@@ -58,7 +59,7 @@ def reconstruct(
     }
     codes: dict[str, list[np.ndarray]] = {branch: [] for branch in BRANCHES}
     for window in windows:
-        context = to_images(window.prompt.context, device)[None]
+        context = to_images(first_view(window.prompt.context), device)[None]
         video = to_images(window.real[:frames], device)
         context_codes = tokenizer.encode_context(context)
         video_codes = tokenizer.encode_dynamics(video[None], context_codes)

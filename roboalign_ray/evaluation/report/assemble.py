@@ -11,6 +11,7 @@ from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, Table
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.metrics.frame_metrics import LOWER_IS_BETTER
+from roboalign_ray.world_model.protocol import first_view
 
 SHOWN_CURVES = ("psnr", "ssim", "lpips")
 _TITLES = {
@@ -114,7 +115,7 @@ def episode_clips(
         clips.append(
             EpisodeClip(
                 title=titles[index] if titles else window.prompt.prompt_id,
-                context=window.prompt.context,
+                context=first_view(window.prompt.context),
                 real=window.real,
                 before=before.frames[index],
                 after=after.frames[index],
