@@ -155,7 +155,7 @@ def test_a_reward_is_shown_what_the_episode_knows(stride, job, actor, names, tmp
     known = (replace(square_episode(n), state=states[n]) for n in range(EPISODES))
     write_store(known, tmp_path / "store", held_out_fraction=0.3)
     settings = {"store": str(tmp_path / "store"), "frame_stride": stride}
-    scorer = ScorerActor(Path(job.tokenizer_weights), job.reward, job.episodes.model_copy(update=settings))
+    scorer = ScorerActor(Path(job.world_model_weights), job.reward, job.episodes.model_copy(update=settings))
     groups, _ = actor.rollout(names, SEEDS)
     name = PromptName("toy/07", 1)
     onlooker = Onlooker()
@@ -165,7 +165,7 @@ def test_a_reward_is_shown_what_the_episode_knows(stride, job, actor, names, tmp
     frames = slice(1, 1 + 4 * stride + 1, stride)
     real = np.concatenate([shown.start[None], shown.real])
     assert np.abs(real[:, 0].astype(int) - episode.view()[frames]).mean() < 4  # the store's video is lossy
-    np.testing.assert_array_equal(shown.generated[:, :, 0], actor._engine.decode(groups[0]))
+    np.testing.assert_array_equal(shown.generated, actor._model.decode(groups[0]))
     np.testing.assert_array_equal(
         shown.actions, episode.actions[1 : 1 + 4 * stride].reshape(4, stride, 2).sum(1)
     )
