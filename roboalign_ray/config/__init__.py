@@ -3,6 +3,12 @@
 from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig, RoleConfig
+from roboalign_ray.config.diffusion import (
+    DenoiserConfig,
+    DiffusionConfig,
+    DiffusionTrainingConfig,
+    NoiseConfig,
+)
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.job import EvaluationConfig, JobConfig
 from roboalign_ray.config.judge import (
@@ -30,6 +36,9 @@ __all__ = [
     "AlignmentConfig",
     "ClusterConfig",
     "ConfigError",
+    "DenoiserConfig",
+    "DiffusionConfig",
+    "DiffusionTrainingConfig",
     "DistillationConfig",
     "EpisodesConfig",
     "EvaluationConfig",
@@ -40,6 +49,7 @@ __all__ = [
     "JobConfig",
     "JudgeConfig",
     "JudgedRewardConfig",
+    "NoiseConfig",
     "PretrainingConfig",
     "RefreshConfig",
     "RelabelConfig",

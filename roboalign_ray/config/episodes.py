@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from roboalign_ray.config.base import FrozenConfig, Seed
+from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
 from roboalign_ray.config.paths import ShippedOrFolder
 
 
@@ -16,6 +16,7 @@ class EpisodesConfig(FrozenConfig):
     Attributes:
         store: path of an episode store, or "shipped" for the one inside the package.
         view: camera view to use; None takes each episode's first one.
+        views: camera views of a world model of several, in its order; () where it has one, which is then `view`.
         frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped. Above 1 the store
             must know what each action dimension is (`roboalign episodes declare`).
         held_out_fraction: share of episode groups held out, chosen by a hash of the group id.
@@ -25,10 +26,21 @@ class EpisodesConfig(FrozenConfig):
 
     store: ShippedOrFolder = "shipped"
     view: str | None = None
+    views: tuple[str, ...] = ()
     frame_stride: PositiveInt = 1
     held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
     action_bins: int = Field(256, ge=2, le=65536)
     shuffle_buffer: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _check_views(self) -> EpisodesConfig:
+        if len(set(self.views)) != len(self.views):
+            raise ConfigError("a view stands there twice", where="episodes.views")
+        if self.views and self.view is not None:
+            raise ConfigError(
+                "view and views are both set", where="episodes.views", remedy="set one of them to its default"
+            )
+        return self
 
 
 class SimulationConfig(FrozenConfig):

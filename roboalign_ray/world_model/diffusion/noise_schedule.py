@@ -3,13 +3,14 @@
     x_t = (1 - t) x_0 + t e,   t from 1 (noise alone: the signal is exactly zero) to 0 (clean)
 
 This is rectified flow (arXiv 2209.03003). With velocity v = e - x_0 one has x_0 = x_t - t v, so a network that predicts
-x_0 and one that predicts v differ by an affine map at fixed t. Zero signal at t = 1 matters: where a trace of the target
-is left, a network reads the target from it and ignores the actions (cf. arXiv 2305.08891).
+x_0 and one that predicts v differ by an affine map at fixed t. Zero signal at t = 1 matters: where a trace of the
+target is left, a network reads the target from it and ignores the actions (cf. arXiv 2305.08891).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: in
     """
     state, clean = noise, noise
     schedule = [*times(steps), 0.0]
-    for now, following in zip(schedule, schedule[1:], strict=False):
+    for now, following in pairwise(schedule):
         t = torch.full((len(noise),), now, dtype=noise.dtype, device=noise.device)
         clean = denoise(state, t)
         if following > 0:
