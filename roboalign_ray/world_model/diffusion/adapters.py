@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,15 +66,15 @@ class Adapters(nn.Module):
         return found | {_name(key): value for key, value in self.whole.items()}
 
 
-def whole_weights(base: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def whole_weights(base: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Tensor]:
     """All weights of a network: those of the base where nothing else is given.
 
     Args:
         base: all weights by name.
-        given: `Adapters.factors`, or weights by name, all or some.
+        given: `Adapters.factors`, or weights by name, all or some; tensors or arrays.
 
     Returns:
-        Weights in the base's precision. Where all are given as they are, exactly those.
+        Weights in the base's precision and on its device.
 
     Raises:
         UserError: names or shapes that do not fit the base.
@@ -84,13 +86,22 @@ def whole_weights(base: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> di
             raise UserError(f"'{name}' belongs to no weight of this model", where="weights")
         try:
             if adapted == name:
-                weights[name] = value.view(base[name].shape)
+                weights[name] = _like(value, base[name])
             elif name.endswith(_DOWN):
-                change = (given[adapted + _UP] @ value).view(base[adapted].shape)
-                weights[adapted] = base[adapted] + change.to(base[adapted].dtype)
+                change = _tensor(given[adapted + _UP]) @ _tensor(value)
+                weights[adapted] = base[adapted] + _like(change, base[adapted])
         except RuntimeError as error:
             raise UserError(f"'{name}' has the wrong shape for this model", where="weights") from error
     return weights
+
+
+def _like(value: Any, base: Tensor) -> Tensor:
+    return _tensor(value).view(base.shape).to(base)
+
+
+def _tensor(value: Any) -> Tensor:
+    """Arrays that travelled are read-only; nothing here writes to them, but PyTorch cannot know."""
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
 def _check_parts(names: Sequence[str], parts: Sequence[str], setting: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roboalign_ray.alignment.objectives.nft_loss import Predictions, distances, velocity_regulariser
+from roboalign_ray.alignment.objectives.diffusion_nft import Predictions, distances, velocity_regulariser
 from roboalign_ray.alignment.objectives.protocol import Metrics
 
 

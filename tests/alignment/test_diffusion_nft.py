@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign_ray.alignment.objectives.nft_loss import (
+from roboalign_ray.alignment.objectives.diffusion_nft import (
     Predictions,
     nft_loss,
     nft_terms,
