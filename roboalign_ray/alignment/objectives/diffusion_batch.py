@@ -23,6 +23,8 @@ from roboalign_ray.world_model.diffusion.noise_schedule import noisy, times
 from roboalign_ray.world_model.diffusion.rollout import diffusion_payload
 from roboalign_ray.world_model.diffusion.training_clips import TrainingClip, training_clips
 
+_TENSORS = ("state", "clean", "time", "weights", "live")
+_INPUTS = ("history", "reference", "actions", "level")
 _CLIPS, _ROW = 1, 2  # streams of random numbers; those of the sampler are of another kind
 
 Weigh = Callable[[np.ndarray], np.ndarray]  # advantages [K] of a clip's valid samples to what the loss takes
@@ -153,7 +155,7 @@ def _batch(
 ) -> ClipBatch:
     """Rows (sample, weight, draw) of one clip."""
     samples = [sample for sample, _, _ in rows]
-    inputs = Inputs(clip.history[samples], clip.reference[samples], clip.actions[samples], clip.level[samples])
+    inputs = _inputs(clip.inputs, samples)
     clean = residual_of(clip.clean[samples], inputs, folder.noise.residual_scale)
     steps = diffusion_payload(group.rollout).sampling.steps
     drawn = [_draw(group.rollout.seeds[s], clip, draw, steps, config) for s, _, draw in rows]
@@ -192,20 +194,16 @@ def _of_size(batches: Sequence[ClipBatch], size: int) -> list[ClipBatch]:
     whole = ClipBatch(
         **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS},
         inputs=Inputs(
-            *(torch.cat([getattr(b.inputs, name) for b in batches]) for name in ("history", "reference")),
-            *(torch.cat([getattr(b.inputs, name) for b in batches]) for name in ("actions", "level")),
+            **{name: torch.cat([getattr(batch.inputs, name) for batch in batches]) for name in _INPUTS}
         ),
     )
     return [_taken(whole, slice(start, start + size)) for start in range(0, len(whole.time), size)]
 
 
-_TENSORS = ("state", "clean", "time", "weights", "live")
-
-
 def _taken(batch: ClipBatch, rows: slice) -> ClipBatch:
-    seen = batch.inputs
-    return replace(
-        batch,
-        **{name: getattr(batch, name)[rows] for name in _TENSORS},
-        inputs=Inputs(seen.history[rows], seen.reference[rows], seen.actions[rows], seen.level[rows]),
-    )
+    some = {name: getattr(batch, name)[rows] for name in _TENSORS}
+    return replace(batch, **some, inputs=_inputs(batch.inputs, rows))
+
+
+def _inputs(inputs: Inputs, rows: slice | Sequence[int]) -> Inputs:
+    return Inputs(**{name: getattr(inputs, name)[rows] for name in _INPUTS})

@@ -48,7 +48,7 @@ class OldPolicy:
         kept, left = self.decay(), 0.0
         for name, old in self.weights.items():
             new = trained[name].detach().float()
-            old.copy_(kept * old + (1 - kept) * new)
+            old += (1 - kept) * (new - old)  # equal weights stay equal to the last bit
             left += float((new - old).square().sum())
         self.updates += 1
         self._still = 0 if left else self._still + 1
