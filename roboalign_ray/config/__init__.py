@@ -24,6 +24,7 @@ from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, Teac
 from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
+    DiffusionSamplingConfig,
     HorizonsConfig,
     PretrainingConfig,
     RefreshConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigError",
     "DenoiserConfig",
     "DiffusionConfig",
+    "DiffusionSamplingConfig",
     "DiffusionTrainingConfig",
     "DistillationConfig",
     "EpisodesConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -117,6 +117,27 @@ class SamplingConfig(FrozenConfig):
     top_k: NonNegativeInt = 0
 
 
+class DiffusionSamplingConfig(FrozenConfig):
+    """How a diffusion world model samples clips, and what makes the samples of a group differ.
+
+    Attributes:
+        steps: denoising steps of a clip; null takes those that the model was trained for.
+        action_noise: standard deviation of one offset per sample, which is added to all actions that the network sees
+            but not to those that are recorded. Its unit is half the range between the 1st and the 99th percentile of
+            the model's action card. 0 is off. The clip's own noise hardly makes samples differ. [ours]
+        history_noise: standard deviation of noise on the history, drawn per sample and clip, on the scale [-1, 1]; the
+            network is told it. 0 is off.
+        rows_per_pass: samples that one forward pass denoises. Smaller batches are padded to it, so that a sample does
+            not depend on the batch; results may differ in their last bit between two values. null takes 4 on a CPU and
+            64 elsewhere.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=64)] | None = None
+    action_noise: float = Field(0.0, ge=0)
+    history_noise: float = Field(0.0, ge=0)
+    rows_per_pass: PositiveInt | None = None
+
+
 class HorizonsConfig(FrozenConfig):
     """How the length of a training group's rollouts is drawn. Evaluations always take the longest.
 
@@ -135,6 +156,8 @@ class HorizonsConfig(FrozenConfig):
 class RolloutConfig(FrozenConfig):
     """One rollout: where it begins, how long it is, refresh and sampling.
 
+    A token world model samples as `sampling` says, a diffusion world model as `diffusion` says.
+
     Attributes:
         horizon: longest rollout, frames.
         completing: share of prompts that begin so that the task becomes done within the longest horizon, where the
@@ -147,6 +170,7 @@ class RolloutConfig(FrozenConfig):
     completing: float = Field(0.75, ge=0, le=1)
     refresh: RefreshConfig = RefreshConfig()
     sampling: SamplingConfig = SamplingConfig()
+    diffusion: DiffusionSamplingConfig = DiffusionSamplingConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")

@@ -66,20 +66,34 @@ def inputs_of(
     Raises:
         ValueError: frames and actions are not as many as the clip needs.
     """
-    known, clip, past = frames.shape[1], config.clip_frames, config.past_actions
+    return Inputs(
+        history=history_of(frames, config),
+        reference=to_signed(reference),
+        actions=actions_of(actions, frames.shape[1], config, scaling),
+        level=torch.zeros(len(frames), device=frames.device),
+    )
+
+
+def history_of(frames: Tensor, config: DenoiserConfig) -> Tensor:
+    """History float [B, V, h, 3, H, W] of known frames uint8 [B, m, V, H, W, 3]."""
+    newest = frames.shape[1] - 1
+    return to_signed(frames[:, [max(0, newest - back) for back in config.history]]).movedim(1, 2)
+
+
+def actions_of(actions: Tensor, known: int, config: DenoiserConfig, scaling: ActionScaling) -> Tensor:
+    """Scaled actions float [B, past + n, A] of [B, m - 1 + n, A] beside `known` = m frames; see `inputs_of`.
+
+    Raises:
+        ValueError: they are not as many as the clip needs.
+    """
+    clip, past = config.clip_frames, config.past_actions
     if actions.shape[1] != known - 1 + clip:
         raise ValueError(f"{actions.shape[1]} actions for {known} frames and a clip of {clip}")
-    chosen = [max(0, known - 1 - back) for back in config.history]
     scaled = scaling(actions[:, max(0, known - 1 - past) :])
     missing = past + clip - scaled.shape[1]
     if missing:
         scaled = torch.cat([scaled.new_zeros(len(scaled), missing, scaled.shape[2]), scaled], dim=1)
-    return Inputs(
-        history=to_signed(frames[:, chosen]).movedim(1, 2),
-        reference=to_signed(reference),
-        actions=scaled,
-        level=torch.zeros(len(frames), device=frames.device),
-    )
+    return scaled
 
 
 def to_signed(frames: Tensor) -> Tensor:

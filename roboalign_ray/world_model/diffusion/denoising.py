@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from roboalign_ray.world_model.diffusion.conditioning import Inputs
+from roboalign_ray.world_model.diffusion.network import Denoiser, Seen
 from roboalign_ray.world_model.diffusion.noise_schedule import sample
 
 
@@ -34,7 +35,7 @@ def predict_state(network: nn.Module, state: Tensor, time: Tensor, inputs: Input
     return residual_of(predict_clip(network, state, time, inputs), inputs, scale)
 
 
-def sample_clip(network: nn.Module, noise: Tensor, inputs: Inputs, *, steps: int, scale: float) -> Tensor:
+def sample_clip(network: Denoiser, noise: Tensor, inputs: Inputs, *, steps: int, scale: float) -> Tensor:
     """A clip from noise.
 
     Args:
@@ -45,9 +46,25 @@ def sample_clip(network: nn.Module, noise: Tensor, inputs: Inputs, *, steps: int
     Returns:
         float [B, V, n, 3, H, W] in [-1, 1]; `conditioning.clip_to_bytes` makes frames of it.
     """
+    with torch.no_grad():
+        seen = network.seen(inputs.history, inputs.reference)
+        return sample_from(network, noise, seen, inputs.actions, inputs.level, steps=steps, scale=scale)
+
+
+def sample_from(
+    network: Denoiser,
+    noise: Tensor,
+    seen: Seen,
+    actions: Tensor,
+    level: Tensor,
+    *,
+    steps: int,
+    scale: float,
+) -> Tensor:
+    """As `sample_clip`, with the known frames as `Denoiser.seen` gives them, and actions and level as in `Inputs`."""
+    newest = seen.newest.unflatten(0, noise.shape[:2]).unsqueeze(2)
 
     def denoise(state: Tensor, time: Tensor) -> Tensor:
-        return predict_state(network, state, time, inputs, scale)
+        return (network.denoise(state, time, seen, actions, level) - newest) / scale
 
-    with torch.no_grad():
-        return clip_from(sample(denoise, noise, steps), inputs, scale)
+    return newest + scale * sample(denoise, noise, steps)

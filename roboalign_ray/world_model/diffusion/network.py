@@ -10,6 +10,8 @@ network: a skip leaks noise into still areas, and over a rollout it piles up.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,29 @@ from roboalign_ray.config.diffusion import DenoiserConfig
 
 _GROUPS = 8
 _PER_PIXEL = 2 + 3  # motion, drawn colour
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What `Denoiser.seen` makes of known frames.
+
+    Attributes:
+        features: [B * V, C, H / patch, W / patch].
+        newest, reference: frames [B * V, 3, H, W].
+    """
+
+    features: Tensor
+    newest: Tensor
+    reference: Tensor
+
+    def taken(self, rows: Tensor, views: int) -> Seen:
+        """That of some rows, int [k] of their numbers, each of so many views."""
+        return Seen(*(part.unflatten(0, (-1, views))[rows].flatten(0, 1) for part in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: Sequence[Seen]) -> Seen:
+        """Several behind each other."""
+        return Seen(*(torch.cat(part) for part in zip(*(vars(seen).values() for seen in parts), strict=True)))
 
 
 class Denoiser(nn.Module):
@@ -80,10 +105,25 @@ class Denoiser(nn.Module):
         Returns:
             clean clip [B, V, n, 3, H, W] in [-1, 1].
         """
+        return self.denoise(state, time, self.seen(history, reference), actions, level)
+
+    def seen(self, history: Tensor, reference: Tensor) -> Seen:
+        """What the network makes of the known frames, whatever the noisy clip is; arguments as for `forward`.
+
+        It is the known frames' part of the first convolution, whose input they mostly are. Denoising steps share it,
+        and so do the samples of a group.
+        """
+        frames = torch.cat([history, reference.unsqueeze(2)], dim=2) if self.config.reference else history
+        pixels = F.pixel_unshuffle(frames.flatten(0, 1).flatten(1, 2), self.config.patch)
+        features = F.conv2d(pixels, self.enter.weight[:, -pixels.shape[1] :], padding=1)
+        return Seen(features, history[:, :, 0].flatten(0, 1), reference.flatten(0, 1))
+
+    def denoise(self, state: Tensor, time: Tensor, seen: Seen, actions: Tensor, level: Tensor) -> Tensor:
+        """As `forward`, with the known frames as `seen` gives them."""
         batch, views = state.shape[:2]
-        seen = [state, history] + ([reference.unsqueeze(2)] if self.config.reference else [])
-        pixels = torch.cat(seen, dim=2).flatten(0, 1).flatten(1, 2)
-        x = self.enter(F.pixel_unshuffle(pixels, self.config.patch))
+        pixels = F.pixel_unshuffle(state.flatten(0, 1).flatten(1, 2), self.config.patch)
+        weight = self.enter.weight[:, : pixels.shape[1]]
+        x = F.conv2d(pixels, weight, self.enter.bias, padding=1) + seen.features
         condition = self.embed(time, actions, level)
         skips = []
         for number, down in enumerate(self.down):
@@ -96,8 +136,7 @@ class Denoiser(nn.Module):
             x = F.interpolate(grow(x), size=skip.shape[-2:], mode="nearest")
             x = up(torch.cat([x, skip], dim=1), condition, views)
         drawn = F.pixel_shuffle(self.head(self.leave(x)), self.config.patch)
-        clip = self._composed(drawn, history[:, :, 0].flatten(0, 1), reference.flatten(0, 1))
-        return clip.unflatten(0, (batch, views))
+        return self._composed(drawn, seen.newest, seen.reference).unflatten(0, (batch, views))
 
     def _composed(self, drawn: Tensor, newest: Tensor, reference: Tensor) -> Tensor:
         """Frames [N, n, 3, H, W] from the head's planes [N, n * planes, H, W] and frames [N, 3, H, W]."""
