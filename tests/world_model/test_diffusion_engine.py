@@ -186,6 +186,23 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_is(tmp_path) -> None:
     np.testing.assert_array_equal(model.decode(model.rollout([start], [(1,)])[0]), before)
 
 
+def test_adapters_change_the_weights_that_the_engine_was_made_with() -> None:
+    """Those that came last are forgotten, and what is not adapted stays."""
+    model, start = engine("none"), prompt()
+    base = tiny_network(tiny_sizes()).state_dict()
+    name = "down.0.blocks.0.second.weight"
+    generator = torch.Generator().manual_seed(0)
+    down = torch.randn(2, base[name][0].numel(), generator=generator)
+    up = torch.randn(len(base[name]), 2, generator=generator)
+    model.load_weights(tiny_network(tiny_sizes(), seed=1).state_dict(), 1)
+    model.load_weights({f"{name}.down": down.numpy(), f"{name}.up": up.numpy()}, 2)
+    adapted = model.decode(model.rollout([start], [(1,)])[0])
+    model.load_weights({**base, name: base[name] + (up @ down).view(base[name].shape)}, 3)
+    np.testing.assert_array_equal(model.decode(model.rollout([start], [(1,)])[0]), adapted)
+    model.load_weights(base, 4)
+    assert not np.array_equal(model.decode(model.rollout([start], [(1,)])[0]), adapted)
+
+
 def test_new_weights_from_another_thread_wait_for_the_next_segment(tmp_path) -> None:
     model, start = engine("swr"), prompt()
     others = tiny_network(tiny_sizes(), seed=1).state_dict()
