@@ -193,10 +193,10 @@ def evaluate(
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
-    from roboalign_ray.pipelines.evaluate.job import PROTOCOLS, run_evaluate
+    from roboalign_ray.pipelines.evaluate.job import run_evaluate
 
     result = run_evaluate(
-        config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
+        config, folder, model=model, protocols=(protocol,) if protocol else None, quiet=quiet
     )
     if as_json:
         show(result, as_json)

@@ -35,6 +35,7 @@ from roboalign_ray.pipelines.preflight.actions import compare_actions, store_car
 from roboalign_ray.pipelines.train.train_job import check_shares
 from roboalign_ray.world_model import registry
 from roboalign_ray.world_model.protocol import ModelCard
+from roboalign_ray.world_model.refresh import check_clips, check_refresh
 
 TEACHER_EXTRA = "pip install 'roboalign-ray[teacher]'"
 
@@ -222,6 +223,19 @@ def check_world_model(job: Preflight) -> None:
 def check_configured_layout(job: Preflight) -> None:
     """The world model is the one that the job describes."""
     registry.check_world_model(job.world_model, tokenizer=tokenizer_folder(job.config), config=job.config)
+
+
+def check_rollouts(job: Preflight) -> None:
+    """The world model knows the refresh policy, and rollouts are whole numbers of its clips."""
+    rollout, card = job.config.rollout, job.card
+    check_refresh(rollout.refresh, card)
+    check_clips(rollout.horizon, card, "rollout.horizon")
+    if card.clip_frames > 1 and rollout.horizons.shape != "fixed":
+        raise UserError(
+            f"rollouts of any length are no whole number of the world model's clips of {card.clip_frames} frames",
+            where="rollout.horizons.shape",
+            remedy="set it to fixed",
+        )
 
 
 def check_actions(job: Preflight) -> None:

@@ -54,7 +54,9 @@ def test_one_step_is_the_networks_answer_to_pure_noise(clip_frames) -> None:
     noise = torch.from_numpy(normals(SEEDS, (VIEWS, clip_frames, 3, SIDE, SIDE)))
     rows = len(SEEDS)
     actions = torch.zeros(rows, 2 + clip_frames, 2)
-    actions[:, 2:] = torch.from_numpy(start.actions) / 2  # percentiles are -2 and 2; none lies beyond 1.5 times that
+    actions[:, 2:] = (
+        torch.from_numpy(start.actions) / 2
+    )  # percentiles are -2 and 2; none lies beyond 1.5 times that
     assert np.abs(start.actions).max() < 3
     with torch.no_grad():
         clip = tiny_network(tiny_sizes(clip_frames=clip_frames))(
