@@ -7,7 +7,7 @@ A denoiser of the demo's size (5.9 million parameters, two views of 64x64), with
 what is predicted. All ways are interleaved in one run; figures are medians over repeats, or shortest times with --best,
 which a busy machine disturbs less. Progress goes to the error stream.
 
-    bare        the network's forward pass alone, packed weights, rows per pass as the engine's, and other numbers of rows
+    bare        the network's forward pass alone, with packed weights, at several numbers of rows per pass
     plain       the same without packed weights
     engine      `WorldModel.rollout`: inputs, noise, passes, rounding, and packing into a payload
     shared      a history of H frames, once; then K candidates of n frames branched from it
@@ -159,7 +159,9 @@ def main() -> None:
     candidates, history, frames = given.candidates, given.history, given.frames
     count = candidates * frames
     told: dict[str, object] = {"settings": vars(given)}
-    told["frames/s"] = {name: round(count / seconds[name], 1) for name in ways if name not in ("shared", "separate")}
+    told["frames/s"] = {
+        name: round(count / seconds[name], 1) for name in ways if name not in ("shared", "separate")
+    }
     if not given.passes:
         bare = seconds[f"bare {all_ways.engine.rows_per_pass}"]
         told["engine against bare passes"] = round(bare / seconds["engine"], 3)
