@@ -70,18 +70,13 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
         self._sampler = ClipSampler(folder, self.sampling, rollout_config, self._device)
         self._lock, self._running = threading.Lock(), False
         self._base = deepcopy(network).to(self._device).eval()
-        self._held = Weights(packed(self._base, self._sampler.rows), version)
+        self._held, self.version = Weights(packed(self._base, self._sampler.rows), version), version
         self._pending: Weights | None = None
 
     @property
     def card(self) -> ModelCard:
         """What the model is."""
         return replace(self._decoder.card, version=self.version)
-
-    @property
-    def version(self) -> int:  # type: ignore[override]
-        """Of the weights that the next segment takes."""
-        return self._held.version
 
     @property
     def rows_per_pass(self) -> int:
@@ -258,7 +253,8 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
 
     def _adopt(self) -> None:
         if self._pending is not None:
-            self._held, self._pending = self._pending, None
+            self._held, self.version = self._pending, self._pending.version
+            self._pending = None
 
     def _weights(self, state_dict: Mapping[str, Any], version: int) -> Weights:
         if not state_dict:
