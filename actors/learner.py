@@ -128,10 +128,10 @@ class LearnerActor:
         return (*buckets, len(buckets))
 
     def save(self, folder: Path) -> None:
-        """Write the model as a folder that a world model is opened from (the first rank does)."""
+        """Write what rollouts are sampled with as a folder that a world model is opened from (the first rank does)."""
         with self.policy.whole_weights() as model:
             if not self.rank:
-                model.save(folder)
+                self.objective.save(model, folder)
 
     def save_state(self, folder: Path) -> None:
         """Write all that the next update depends on, every rank its part; data alone, see `deepspeed_state`."""

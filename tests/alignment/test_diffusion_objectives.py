@@ -232,11 +232,11 @@ def test_with_adapters_only_those_travel_and_make_the_old_policy(folder: Path) -
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_saved_folder_is_the_trained_policy(folder: Path, tmp_path: Path, lora: Any) -> None:
+def test_the_trained_policy_can_be_saved_too(folder: Path, tmp_path: Path, lora: Any) -> None:
     run = Learner(folder, lora=lora)
     run.update([diffusion_group(seed, (0.1, 0.9, 0.4)) for seed in range(2)])
-    run.model.save(tmp_path / "aligned")
-    network, described = load_denoiser(tmp_path / "aligned")
+    run.model.save(tmp_path / "trained")
+    network, described = load_denoiser(tmp_path / "trained")
     assert described == load_denoiser(folder)[1]
     batch = rows_of(folder, [diffusion_group(1, (0.1, 0.9))])
     arguments = run.model.inputs(batch, "cpu")

@@ -366,6 +366,21 @@ def test_a_restored_run_goes_on_bit_for_bit(case: Case, folder: Path, tmp_path: 
         assert torch.equal(torch.as_tensor(ends[1][name]), torch.as_tensor(value)), name
 
 
+def test_what_is_saved_is_what_is_published(case: Case, folder: Path, tmp_path: Path) -> None:
+    """Held-out curves are of published weights, and a replay takes saved ones."""
+    run = case.run(folder)
+    for _ in range(2):
+        run.update(groups_of(case))
+    run.objective.save(run.model, tmp_path / "saved")
+    saved = run.objective.open_policy(tmp_path / "saved")
+    whole = getattr(saved, "whole", dict)  # new adapters change nothing
+    expected = getattr(run.model, "whole", dict)(run.objective.published(run.model))
+    found = whole(saved.weights())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
 def test_equal_rewards_leave_the_regulariser_alone(case: Case, folder: Path) -> None:
     groups = [case.group(seed, [0.5] * 3) for seed in range(2)]
     run, free = case.run(folder), case.run(folder, **case.free)

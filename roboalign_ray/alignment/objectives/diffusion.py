@@ -147,6 +147,11 @@ class DiffusionObjective(Objective[ClipBatch]):
         """The old policy's: DiffusionNFT's loss is about samples of that one. With adapters, only those."""
         return self.old.weights
 
+    def save(self, model: PolicyModel, folder: Path) -> None:
+        """The old policy's, too."""
+        assert isinstance(model, DiffusionPolicy)
+        model.save_with(self.old.weights, folder)
+
     def state_dict(self) -> dict[str, Any]:
         """The old policy and its place in the schedule. Noise follows from the rollouts' seeds."""
         return {"old": self.old.state_dict()}

@@ -102,10 +102,13 @@ class DiffusionPolicy(PolicyModel):
 
     def save(self, folder: Path) -> None:
         """Write the folder of a diffusion world model, adapters merged."""
+        self.save_with(self.weights(), folder)
+
+    @torch.no_grad()
+    def save_with(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """The same with other weights, as `weights` gives them."""
         merged = copy.deepcopy(self.network).float()
-        base = {name: value.detach().float() for name, value in self.network.named_parameters()}
-        given = {name: value.detach() for name, value in self.weights().items()}
-        merged.load_state_dict(whole_weights(base, given))
+        merged.load_state_dict(whole_weights(dict(merged.named_parameters()), weights))
         save_denoiser(folder, merged, self.folder.noise, self.folder.card)
 
 

@@ -190,6 +190,13 @@ class Objective(ABC, Generic[Item]):
         """The weights that rollout workers sample with: the policy's own, by default."""
         return model.weights()
 
+    def save(self, model: PolicyModel, folder: Path) -> None:
+        """Write the policy whose weights are `published` as a folder that the world model is opened from.
+
+        Held-out rewards are those of this policy, and a replay makes rollouts again with it.
+        """
+        model.save(folder)
+
     def state_dict(self) -> dict[str, Any]:
         """What the next update depends on besides the policy and torch's own generator, as `write_state` takes it."""
         return {}
