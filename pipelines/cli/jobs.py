@@ -64,12 +64,12 @@ def pretrain(
     out: Out = None,
     stage: Annotated[
         Literal["tokenizer", "world_model"] | None,
-        typer.Option("--stage", help="Train this part only; both, in this order, when left out."),
+        typer.Option("--stage", help="Train this part only; all, in this order, when left out."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the tokenizer, then the world model, on an episode store.
+    """Train a world model on an episode store: of kind token its tokenizer first, of kind diffusion in one stage.
 
     A stage that is complete in OUT is left as it is; one that was cut short resumes.
 
@@ -77,12 +77,13 @@ def pretrain(
     [bold]Examples[/bold]
       roboalign pretrain shipped --out runs/shipped
       roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
+      roboalign pretrain demo_diffusion --out runs/diffusion --set episodes.store=runs/two_views
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
-    from roboalign_ray.pipelines.train.world_model import STAGES, run_pretrain
+    from roboalign_ray.pipelines.train.world_model import run_pretrain
 
-    summary = run_pretrain(config, folder, (stage,) if stage else STAGES, quiet=quiet)
+    summary = run_pretrain(config, folder, stage, quiet=quiet)
     show(summary, as_json)
 
 
@@ -193,10 +194,10 @@ def evaluate(
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
-    from roboalign_ray.pipelines.evaluate.job import PROTOCOLS, run_evaluate
+    from roboalign_ray.pipelines.evaluate.job import run_evaluate
 
     result = run_evaluate(
-        config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
+        config, folder, model=model, protocols=(protocol,) if protocol else None, quiet=quiet
     )
     if as_json:
         show(result, as_json)

@@ -32,6 +32,11 @@ class EpisodesConfig(FrozenConfig):
     action_bins: int = Field(256, ge=2, le=65536)
     shuffle_buffer: PositiveInt = 512
 
+    @property
+    def first_view(self) -> str | None:
+        """The view of models that see one, or the first one of those that see several; None: each episode's first."""
+        return self.views[0] if self.views else self.view
+
     @model_validator(mode="after")
     def _check_views(self) -> EpisodesConfig:
         if len(set(self.views)) != len(self.views):

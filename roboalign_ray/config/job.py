@@ -115,6 +115,11 @@ class JobConfig(FrozenConfig):
     telemetry: TelemetryConfig = TelemetryConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window that the world model is pre-trained on."""
+        return (self.diffusion if self.world_model_kind == "diffusion" else self.world_model).window_frames
+
     @model_validator(mode="after")
     def _check_views(self) -> JobConfig:
         named, wanted = len(self.episodes.views) or 1, self.diffusion.denoiser.views

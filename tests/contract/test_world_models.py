@@ -102,7 +102,9 @@ np.save(out, model.frames(model.step(model.load(arrays), actions)))
 """
 
 
-@pytest.mark.parametrize(("kind", "policy"), [("token", "token_window"), ("token", "none"), ("diffusion", "swr"), ("toy", "swr")])
+@pytest.mark.parametrize(
+    ("kind", "policy"), [("token", "token_window"), ("token", "none"), ("diffusion", "swr"), ("toy", "swr")]
+)
 def test_a_state_goes_on_in_another_process(folders, tmp_path, kind, policy) -> None:
     config = settings(policy)
     model = open_world_model(folders[kind], config)

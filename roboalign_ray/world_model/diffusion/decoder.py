@@ -34,7 +34,9 @@ class DiffusionDecoder:
         """
         payload, card = diffusion_payload(rollout), self.card
         if payload.packed.shape[2:] != (card.views, card.height, card.width, 3):
-            raise ValueError(f"{rollout.prompt_id}: frames of shape {payload.packed.shape} are another model's")
+            raise ValueError(
+                f"{rollout.prompt_id}: frames of shape {payload.packed.shape} are another model's"
+            )
         try:
             return payload.frames()
         except ValueError as error:

@@ -22,6 +22,7 @@ import torch
 
 from roboalign_ray.config import RolloutConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.diffusion.adapters import whole_weights
 from roboalign_ray.world_model.diffusion.decoder import DiffusionDecoder, diffusion_card
 from roboalign_ray.world_model.diffusion.files import DenoiserFolder
 from roboalign_ray.world_model.diffusion.network import Denoiser
@@ -68,6 +69,7 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
         self._sampler = ClipSampler(folder, self.sampling, rollout_config, self._device)
         self._lock, self._running = threading.Lock(), False
         self._held = Weights(deepcopy(network).to(self._device).eval(), version)
+        self._base = dict(self._held.network.state_dict())
         self._pending: Weights | None = None
 
     @property
@@ -88,10 +90,12 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
     def load_weights(self, state_dict: Mapping[str, Any], version: int) -> None:
         """Take new weights (names as in the folder, to tensors or arrays) from the next segment on.
 
-        May be called from another thread while a rollout runs: the segment under way keeps its weights.
+        Weights that are not among them are those that the engine was made with, changed by low-rank adapters where
+        these are given (`adapters.whole_weights`). May be called from another thread while a rollout runs: the segment
+        under way keeps its weights.
 
         Raises:
-            UserError: a weight is missing or has another shape; the engine then keeps what it has.
+            UserError: there is none, or one does not fit; the engine then keeps what it has.
         """
         weights = self._weights(state_dict, version)
         with self._lock:
@@ -251,13 +255,10 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
             self._held, self._pending = self._pending, None
 
     def _weights(self, state_dict: Mapping[str, Any], version: int) -> Weights:
+        if not state_dict:
+            raise UserError("there are none", where="weights")
         network = deepcopy(self._held.network)
-        tensors = {name: torch.as_tensor(value) for name, value in state_dict.items()}
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            told = " ".join(str(error).split())
-            raise UserError(f"the weights do not fit the denoiser: {told:.200}", where="weights") from None
+        network.load_state_dict(whole_weights(self._base, state_dict))
         return Weights(network, version)
 
 

@@ -31,16 +31,19 @@ class DiffusionKind:
 
     @classmethod
     def check(cls, folder: Path, *, tokenizer: Path | None, config: JobConfig | None = None) -> ModelCard:
-        """That the folder holds a whole denoiser; and the one that the job would pre-train, where given.
+        """That the folder holds a whole denoiser; and the one that the job would pre-train, where it would train one.
 
         Raises:
             UserError: it does not, or is another.
         """
         del tokenizer
         found = check_denoiser_files(folder)
-        if config is not None and found.denoiser != config.diffusion.denoiser:
+        pretrains = config is not None and config.world_model_kind == DiffusionPayload.kind
+        if config is not None and pretrains and found.denoiser != config.diffusion.denoiser:
             had, wanted = found.denoiser.public(), config.diffusion.denoiser.public()
-            differing = ", ".join(f"{key} {had[key]} != {wanted[key]}" for key in had if had[key] != wanted[key])
+            differing = ", ".join(
+                f"{key} {had[key]} != {wanted[key]}" for key in had if had[key] != wanted[key]
+            )
             raise UserError(
                 f"holds another denoiser ({differing})",
                 where=str(folder / DESCRIPTION),

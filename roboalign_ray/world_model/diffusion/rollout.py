@@ -85,9 +85,7 @@ class DiffusionPayload:
             )
         rows, steps = self.actions.shape[:-2], self.given - 1 + horizon
         if self.actions.ndim not in (2, 3) or rows not in ((), (samples,)) or self.actions.shape[-2] != steps:
-            raise ValueError(
-                f"actions of shape {self.actions.shape} for {steps} steps of {samples} samples"
-            )
+            raise ValueError(f"actions of shape {self.actions.shape} for {steps} steps of {samples} samples")
         if self.actions.dtype != np.float32:
             raise ValueError(f"actions are {self.actions.dtype}, not float32")
         self._check_segments(horizon)

@@ -101,7 +101,11 @@ def _check_places(state: DiffusionState, total: int) -> None:
     if len(state.prompts) != len(state.seeds) or len({len(own) for own in state.seeds}) != 1:
         raise ValueError("prompts and seeds do not match")
     firsts = [segment.first for segment in state.segments]
-    if bool(generated) != bool(firsts) or firsts != sorted(set(firsts)) or firsts[:1] not in ([], [state.given]):
+    if (
+        bool(generated) != bool(firsts)
+        or firsts != sorted(set(firsts))
+        or firsts[:1] not in ([], [state.given])
+    ):
         raise ValueError(f"segments begin at {firsts}")
     for segment in state.segments:
         places = [segment.oldest, *([] if segment.reference is None else [segment.reference])]

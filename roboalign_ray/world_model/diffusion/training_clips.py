@@ -46,11 +46,15 @@ def training_clips(
     frames, given = payload.frames(), payload.given
     sizes = (config.views, config.height, config.width, 3)
     if frames.shape[2:] != sizes or payload.actions.shape[-1] != config.action_dims:
-        raise ValueError(f"frames of shape {frames.shape} and actions of {payload.actions.shape[-1]} dimensions")
+        raise ValueError(
+            f"frames of shape {frames.shape} and actions of {payload.actions.shape[-1]} dimensions"
+        )
     context, start = payload.start
     known = np.broadcast_to(start, (len(frames), *start.shape))
     whole = torch.from_numpy(np.concatenate([known, frames], axis=1))
-    actions = torch.from_numpy(np.broadcast_to(payload.actions, (len(frames), *payload.actions.shape[-2:])).copy())
+    actions = torch.from_numpy(
+        np.broadcast_to(payload.actions, (len(frames), *payload.actions.shape[-2:])).copy()
+    )
     first = 0
     for segment in payload.segments:
         reference = torch.from_numpy(context).expand(len(frames), *sizes)
@@ -76,7 +80,5 @@ def _clips(
         raise ValueError(f"a segment of {segment.frames} frames is no whole number of clips of {length}")
     for number in range(first, first + segment.frames, length):
         newest, end = given + number, given + number + length
-        inputs = inputs_of(
-            frames[:, oldest:newest], reference, actions[:, oldest : end - 1], config, scaling
-        )
+        inputs = inputs_of(frames[:, oldest:newest], reference, actions[:, oldest : end - 1], config, scaling)
         yield TrainingClip(number, segment.version, inputs, clip_of(frames[:, newest:end]))
