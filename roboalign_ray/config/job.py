@@ -152,3 +152,13 @@ class JobConfig(FrozenConfig):
                 remedy="set it to clip, or reward.judged.weight to 0",
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_branching(self) -> JobConfig:
+        if self.reward.needs_judge and self.rollout.branching is not None:
+            raise ConfigError(
+                "the samples of a branched group are single clips, and a student judges whole rollouts",
+                where="rollout.branching",
+                remedy="set it to null, or reward.judged.weight to 0",
+            )
+        return self

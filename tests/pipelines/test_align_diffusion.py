@@ -24,16 +24,17 @@ from roboalign_ray.world_model.registry import open_world_model
 LORA = {"rank": 2, "targets": ("down", "up", "head")}
 
 
-def diffusion_job(folder: Path, objective: str, **diffusion: Any) -> JobConfig:
-    """The tiny job with a denoiser in the place of its token model."""
+def diffusion_job(folder: Path, objective: str, winner: str, **diffusion: Any) -> JobConfig:
+    """The tiny job with a denoiser in the place of its token model, and groups behind self-generated histories."""
     alignment = {
         "objective": objective,
         "learning_rate": 1e-2,
         "checkpoint_every": 1,
         "diffusion": {"micro_batch_clips": 8, **diffusion},
     }
-    sampling = {"refresh": {"policy": "none"}, "diffusion": {"action_noise": 0.3}}
-    config = make_tiny_job(folder, alignment=alignment, rollout=sampling)
+    branching = {"first": 2, "most": 4, "groups_per_clip": 2, "winner": winner}
+    rollout = {"refresh": {"policy": "none"}, "diffusion": {"action_noise": 0.3}, "branching": branching}
+    config = make_tiny_job(folder, alignment=alignment, rollout=rollout)
     card = ActionCard.load(folder / "world_model")
     assert card is not None
     place = folder / "denoiser"
@@ -44,12 +45,12 @@ def diffusion_job(folder: Path, objective: str, **diffusion: Any) -> JobConfig:
 
 @pytest.fixture(
     scope="module",
-    params=[("diffusion_nft", LORA), ("diffusion_nft", None), ("softmax_contrastive", LORA)],
-    ids=["nft lora", "nft", "contrastive lora"],
+    params=[("diffusion_nft", LORA, "sampled"), ("softmax_contrastive", None, "best")],
+    ids=["nft lora", "contrastive"],
 )
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
-    objective, lora = request.param
-    return diffusion_job(tmp_path_factory.mktemp("job"), objective, lora=lora)
+    objective, lora, winner = request.param
+    return diffusion_job(tmp_path_factory.mktemp("job"), objective, winner, lora=lora)
 
 
 @pytest.fixture(scope="module")
