@@ -169,14 +169,13 @@ class _Maker:
 
     def _choose(self) -> Choose | None:
         """As the rollout actor chooses the sample that a shared history goes on with."""
-        branching = self.config.rollout.branching
-        if branching is None or branching.winner == "sampled":
+        if not self.config.rollout.branching.chooses:
             return None
         return choose_best(self._model, self._reader, build_reward(self.config.reward))
 
     def missing(self, members: Sequence[JournalGroup]) -> str:
         """What a call's groups cannot be made again without; empty where all is there."""
-        if self.config.rollout.branching is not None and len(set(members[0].versions)) > 1:
+        if self.config.rollout.branching.most and len(set(members[0].versions)) > 1:
             return "weights changed behind a shared history, and of that the journal names none"
         gone = [v for group in members for v in group.versions if v and v not in self._there]
         if gone:

@@ -47,7 +47,7 @@ class HorizonDraw:
 
     def of_group(self, number: int, stream: list[int]) -> tuple[int, int]:
         """`horizon` and `shared` of the prompt of training group `number`, see `PromptName`."""
-        if self._branching is None:
+        if not self._branching.most:
             return self.draw(stream), 0
         longest, frames = self._branching.longest(number), self._branching.clip_frames
         clips = int(np.random.default_rng(stream).integers(1, longest + 1))

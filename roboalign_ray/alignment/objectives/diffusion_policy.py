@@ -46,18 +46,18 @@ class DiffusionPolicy(PolicyModel):
     Args:
         network: float32; frozen where there are adapters.
         folder: what it was opened from, for the folder that `save` writes and for its scales.
-        lora: adapters; None trains the network's own weights.
+        lora: adapters; of rank 0, the network's own weights are trained.
     """
 
-    def __init__(self, network: Denoiser, folder: DenoiserFolder, lora: LoraConfig | None) -> None:
+    def __init__(self, network: Denoiser, folder: DenoiserFolder, lora: LoraConfig) -> None:
         super().__init__()
         self.network, self.folder = network, folder
         self.adapters = None
-        if lora is not None:
+        if lora.rank:
             self.adapters = Adapters(
                 network, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, whole=lora.whole
             )
-        network.requires_grad_(lora is None)
+        network.requires_grad_(not lora.rank)
 
     def forward(
         self, state: Tensor, time: Tensor, history: Tensor, reference: Tensor, actions: Tensor, level: Tensor
@@ -112,7 +112,7 @@ class DiffusionPolicy(PolicyModel):
         save_denoiser(folder, merged, self.folder.noise, self.folder.card)
 
 
-def open_diffusion_policy(folder: Path, lora: LoraConfig | None) -> DiffusionPolicy:
+def open_diffusion_policy(folder: Path, lora: LoraConfig) -> DiffusionPolicy:
     """A diffusion world model as a policy, float32 on the CPU. New adapters are the same ones in every process.
 
     Raises:
