@@ -61,7 +61,9 @@ def spread(
         spread_json,
     )
 
-    rows = run_spread(config, ways, SpreadRequest(groups, samples, history, tuple(frames or (4,))), quiet=quiet)
+    rows = run_spread(
+        config, ways, SpreadRequest(groups, samples, history, tuple(frames or (4,))), quiet=quiet
+    )
     if as_json:
         typer.echo(json.dumps(spread_json(rows), indent=2))
     else:

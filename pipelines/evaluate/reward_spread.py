@@ -19,7 +19,11 @@ from roboalign_ray.config import JobConfig, RolloutConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.judge.student.model import Student
-from roboalign_ray.pipelines.cluster.weight_folders import student_folder, tokenizer_folder, world_model_folder
+from roboalign_ray.pipelines.cluster.weight_folders import (
+    student_folder,
+    tokenizer_folder,
+    world_model_folder,
+)
 from roboalign_ray.rewards.group_scorer import score_rollout
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.rewards.registry import build_reward
@@ -77,7 +81,11 @@ class SpreadRequest:
 
 
 def run_spread(
-    config: JobConfig, ways: Sequence[tuple[str, RolloutConfig]], request: SpreadRequest, *, quiet: bool = False
+    config: JobConfig,
+    ways: Sequence[tuple[str, RolloutConfig]],
+    request: SpreadRequest,
+    *,
+    quiet: bool = False,
 ) -> list[SpreadRow]:
     """A row per way and length of sample; the same prompts, seeds and history lengths everywhere.
 
@@ -97,9 +105,7 @@ def run_spread(
     reward, rows = build_reward(config.reward, student), []
     with Progress("spread", total=len(ways) * len(request.frames), unit="row", quiet=quiet) as progress:
         for way, rollout in ways:
-            model = open_world_model(
-                world_model_folder(config), rollout, tokenizer=tokenizer_folder(config)
-            )
+            model = open_world_model(world_model_folder(config), rollout, tokenizer=tokenizer_folder(config))
             reader = PromptReader(config.episodes, model.card.height, model.card.width, model.card.views)
             for frames in request.frames:
                 total = request.history + frames
@@ -121,7 +127,9 @@ def spread_row(way: str, frames: int, groups: Sequence[Sequence[Scored | Failed]
     scored = [[score for score in group if isinstance(score, Scored)] for group in groups]
     kept = [group for group in scored if len(group) > 1]
     if not kept:
-        reason = next((s.reason for group in groups for s in group if isinstance(s, Failed)), "one sample each")
+        reason = next(
+            (s.reason for group in groups for s in group if isinstance(s, Failed)), "one sample each"
+        )
         raise UserError(f"no group has two scores ({reason})", where=way)
     totals = [np.array([score.total for score in group]) for group in kept]
     names = sorted(set.intersection(*({*score.components} for group in kept for score in group)))
@@ -166,6 +174,8 @@ def print_spread(rows: Sequence[SpreadRow]) -> None:
     ]
     print_columns(console, Column("samples made by", [row.way for row in rows]), columns)
     if (few := sum(not row.enough for row in rows)) == len(rows):
-        console.print(f"no way gives a deviation of {ENOUGH:.0%} within a group: there is little to learn from")
+        console.print(
+            f"no way gives a deviation of {ENOUGH:.0%} within a group: there is little to learn from"
+        )
     elif few:
         console.print(f"{few} of {len(rows)} ways stay below a deviation of {ENOUGH:.0%} within a group")

@@ -14,7 +14,9 @@ from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Decoder, Rollout
 
 
-def score_rollout(rollout: Rollout, decoder: Decoder, reader: PromptReader, reward: Reward) -> Sequence[Score]:
+def score_rollout(
+    rollout: Rollout, decoder: Decoder, reader: PromptReader, reward: Reward
+) -> Sequence[Score]:
     """One score per sample, of the frames of this rollout: those before `rollout.start` are not looked at.
 
     Raises:

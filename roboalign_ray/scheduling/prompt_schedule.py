@@ -101,7 +101,9 @@ class PromptSchedule:
         lap, place = divmod(position, len(self._train))
         episode_id, starts = self._train[self._order(lap)[place]]
         start = self._start(episode_id, starts, [self._seed, _START, position])
-        return PromptName(episode_id, start, *self._horizon.of_group(position, [self._seed, _HORIZON, position]))
+        return PromptName(
+            episode_id, start, *self._horizon.of_group(position, [self._seed, _HORIZON, position])
+        )
 
     def _start(self, episode_id: str, starts: int, stream: list[int]) -> int:
         generator = np.random.default_rng(stream)
