@@ -156,8 +156,9 @@ class HorizonsConfig(FrozenConfig):
 class BranchingConfig(FrozenConfig):
     """Training groups whose samples continue a history that the model generated itself, as PersistWorld trains.
 
-    A group is the last of T clips. The T - 1 clips before it are generated once, and shared by the group's samples. T is
-    drawn evenly from 1 to a longest number that grows during training; its growth is [ours]. Evaluations never branch.
+    A group is the last of T clips. The T - 1 clips before it are generated once, and shared by the group's samples.
+    T is drawn evenly from 1 to a longest number that grows during training; its growth is [ours]. Evaluations never
+    branch.
 
     Attributes:
         clip_frames: frames of a clip.

@@ -1,4 +1,4 @@
-"""Scores of a rollout's samples against the real episode: what scorers give, and rollouts that continue the best take."""
+"""Scores of a rollout's samples against the real episode, and the sample with the best one."""
 
 from __future__ import annotations
 

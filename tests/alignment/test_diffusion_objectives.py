@@ -1,4 +1,4 @@
-"""Objectives of a diffusion world model: the rows that they train on, the policies that they keep, what they publish."""
+"""Objectives of a diffusion world model: the rows that they train on, their policies, and what they publish."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ samples' seeds: every rank draws the same without talking, and a resumed run dra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,7 +94,7 @@ def clip_batches(
             elif first is None:
                 first = _batch(group, clip, rows[:1], folder, config).silenced()
     size = config.micro_batch_clips
-    longest = -(-(-(-count // ranks)) // size)
+    longest = math.ceil(math.ceil(count / ranks) / size)  # rank 0 has the most rows
     batches = _of_size(own, size)
     filler = batches[0].silenced() if batches else first
     assert filler is not None  # a step has a valid sample, and every rollout a clip

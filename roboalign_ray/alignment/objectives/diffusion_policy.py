@@ -80,10 +80,8 @@ class DiffusionPolicy(PolicyModel):
         return whole_weights(dict(self.network.named_parameters()), weights)
 
     def _clean(self, weights: Mapping[str, Tensor] | None, arguments: tuple[Tensor, ...]) -> Tensor:
-        if weights is None:
-            clip = self.network(*arguments)
-        else:
-            clip = functional_call(self.network, dict(weights), arguments)
+        own = weights is None
+        clip = self.network(*arguments) if own else functional_call(self.network, dict(weights), arguments)
         _, _, history, reference, actions, level = arguments
         seen = Inputs(history.float(), reference, actions, level)
         return residual_of(clip.float(), seen, self.folder.noise.residual_scale)
