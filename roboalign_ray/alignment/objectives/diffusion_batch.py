@@ -34,7 +34,7 @@ Weigh = Callable[[np.ndarray], np.ndarray]  # advantages [K] of a clip's valid s
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Rows of one micro-batch; fields of `NoisyClips` among them.
+    """Rows of one micro-batch.
 
     Attributes:
         state, clean: noisy and clean states [B, V, n, 3, H, W].
