@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, TeacherJudge
 from roboalign_ray.judge.teacher.backends import open_teacher
 
 
@@ -32,7 +32,7 @@ class TeacherActor:
         """The teacher's name, once it can be asked."""
         return self._teacher.name
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request, in order."""
         return self._teacher.judge(requests)
 

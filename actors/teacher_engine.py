@@ -13,8 +13,8 @@ from roboalign_ray.config import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.foundation.torchvision_guard import guard_children
 from roboalign_ray.judge.protocol import (
+    Judgement,
     JudgeRequest,
-    TeacherJudgement,
     judge_each,
     judgement_of,
 )
@@ -52,7 +52,7 @@ class EngineTeacher:
         self.prompter = VideoPrompter(source, config)
         self._engine = _engine(source, config, self.prompter.size_limits())
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request. What the engine refuses as a whole is asked again one by one."""
         return judge_each(requests, self._judged)
 
@@ -71,7 +71,7 @@ class EngineTeacher:
         )
         return [[answer.text for answer in output.outputs] for output in outputs]
 
-    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         return [judgement_of(texts) for texts in self.answers(requests)]
 
     def _sampling(self) -> Any:

@@ -27,12 +27,8 @@ from roboalign_ray.pipelines.cli.tables import Column, print_columns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from roboalign_ray.judge.protocol import TeacherJudgement
-    from roboalign_ray.judge.serving.http import ServedJudgement
-    from roboalign_ray.judge.student.training_range import Seen
+    from roboalign_ray.judge.protocol import Judgement
     from roboalign_ray.pipelines.label.score import ScoredVideos
-
-    Judged = TeacherJudgement | ServedJudgement | Failed
 
 HELP = """Judges that score robot videos by the rubric: a vision-language model with its reasons, and its student.
 
@@ -100,8 +96,9 @@ def score(
     run = run_score if judge == "teacher" else run_student_score
     scored = run(config, videos, instruction)
     if as_json:
-        told = zip(videos, scored.outcomes, scored.seen, strict=True)
-        typer.echo(json.dumps([{"judge": scored.judge, **_as_json(*one)} for one in told], indent=2))
+        rows = [_as_json(path, outcome) for path, outcome in zip(videos, scored.outcomes, strict=True)]
+        judge_keys = {"judge": scored.judge, "version": scored.version}
+        typer.echo(json.dumps([judge_keys | row for row in rows], indent=2))
     else:
         _print(videos, scored)
     if any(isinstance(outcome, Failed) for outcome in scored.outcomes):
@@ -320,26 +317,28 @@ def _check_settings(judge: str, overrides: Sequence[str] | None) -> None:
         )
 
 
-def _as_json(path: Path, outcome: Judged, seen: Seen | None) -> dict[str, Any]:
+def _as_json(path: Path, outcome: Judgement | Failed) -> dict[str, Any]:
+    """One video's row; a teacher's row also has its answers."""
     if isinstance(outcome, Failed):
         return {"video": str(path), "failed": outcome.reason, "kind": outcome.kind}
-    texts = getattr(outcome, "texts", None)
-    told = {"video": str(path), **outcome.as_json()}
-    told["training_range"] = None if seen is None else seen.as_json()
-    return told | ({} if texts is None else {"texts": list(texts)})
+    row = {"video": str(path), **outcome.as_json()}
+    if outcome.texts:
+        row["answers"] = len(outcome.samples)
+        row["failed_answers"] = [failure.reason for failure in outcome.failures]
+        row["texts"] = list(outcome.texts)
+    return row
 
 
-def _column(outcome: Judged) -> list[str]:
+def _column(outcome: Judgement | Failed) -> list[str]:
     """Cells of one video: its six scores and its total."""
     from roboalign_ray.judge.rubric import DIMENSIONS
 
     if isinstance(outcome, Failed):
         return ["-"] * (len(DIMENSIONS) + 1)
     cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
-    # A teacher's answers have totals of their own; a student is unsure of each dimension by itself.
-    samples = getattr(outcome, "samples", None)
-    spread = "" if samples is None else f" ± {samples.sum(axis=1).std():.2f}"
-    return [*cells, f"{outcome.scores.sum():.2f}{spread}"]
+    # Each answer of a teacher has a total; a student predicts no uncertainty of the total.
+    spread = f" ± {outcome.samples.sum(axis=1).std():.2f}" if len(outcome.samples) else ""
+    return [*cells, f"{outcome.total:.2f}{spread}"]
 
 
 def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
@@ -359,17 +358,17 @@ def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")
             continue
         if outcome.rationale is not None:
-            failures = getattr(outcome, "failures", ())
-            lost = f" ({len(failures)} answers could not be read)" if failures else ""
+            failures = len(outcome.failures)
+            lost = f" ({failures} answers could not be read)" if failures else ""
             typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")
     _print_seen(videos, scored)
 
 
 def _print_seen(videos: Sequence[Path], scored: ScoredVideos) -> None:
-    """Which clips are unlike those that the judge was trained on."""
+    """Print which clips are unlike the judge's training clips."""
     judged = [
-        (path.name, seen)
-        for path, outcome, seen in zip(videos, scored.outcomes, scored.seen, strict=True)
+        (path.name, outcome.seen)
+        for path, outcome in zip(videos, scored.outcomes, strict=True)
         if not isinstance(outcome, Failed)
     ]
     if judged and all(seen is None for _, seen in judged):

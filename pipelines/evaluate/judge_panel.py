@@ -19,7 +19,7 @@ from roboalign_ray.foundation.storage.readers import read_lines
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
-from roboalign_ray.judge.protocol import TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, TeacherJudge
 from roboalign_ray.judge.registry import ExtensionJudge
 from roboalign_ray.judge.student.judge import StudentJudge
 from roboalign_ray.judge.student.model import Student
@@ -191,12 +191,12 @@ def _clip(shown: ShownClip) -> JudgedClip:
     reasons = [
         f"{judge}: {outcome.rationale}"
         for judge, outcome in shown.judgements.items()
-        if isinstance(outcome, TeacherJudgement) and outcome.rationale
+        if isinstance(outcome, Judgement) and outcome.rationale
     ]
     return JudgedClip(shown.title, shown.frames, rows, " ".join(reasons))
 
 
-def _points(outcome: TeacherJudgement | Failed) -> np.ndarray:
+def _points(outcome: Judgement | Failed) -> np.ndarray:
     if isinstance(outcome, Failed):
         return np.full(7, np.nan)
     return np.array([*outcome.scores, outcome.total])

@@ -17,11 +17,11 @@ import ray
 from roboalign_ray.actors.teacher import TeacherActor
 from roboalign_ray.config import JobConfig, RoleConfig, TeacherConfig
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure, role_threads, settle, spawn, stop, wait
 
 Keyed = tuple[Hashable, JudgeRequest]
-Outcome = TeacherJudgement | Failed
+Outcome = Judgement | Failed
 _FETCH_S = 1.0  # limit for reading an answer that is ready
 _START_S = 1800.0  # limit for loading a model; `role.deadline_s` is the limit for an answer
 

@@ -21,7 +21,7 @@ from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.data.label_store import DistillationSet
 from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement, judgement_of
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, judgement_of
 from roboalign_ray.judge.teacher.prompt import target_answer
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.pipelines.label.job import JOURNAL, _events, label_items
@@ -51,10 +51,10 @@ class FaultyTeacher:
     def ready(self) -> str:
         return "faulty"
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         return [self._judged(request) for request in requests]
 
-    def _judged(self, request: JudgeRequest) -> TeacherJudgement | Failed:
+    def _judged(self, request: JudgeRequest) -> Judgement | Failed:
         if "poison" in request.name:
             os.kill(os.getpid(), signal.SIGKILL)
         if "once" in request.name:
@@ -184,7 +184,7 @@ def test_a_pool_judges_in_order_and_gives_failures_their_place() -> None:
     assert all(isinstance(outcomes[n], Failed) for n in (3, 4, 5))  # a batch dies together
     for number in (0, 1, 2, 6):
         outcome = outcomes[number]
-        if isinstance(outcome, TeacherJudgement):
+        if isinstance(outcome, Judgement):
             np.testing.assert_allclose(outcome.scores, scores_of(requests[number].frames))
     assert pool.losses == 1
 
