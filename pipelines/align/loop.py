@@ -169,7 +169,7 @@ class AlignmentLoop:
             self.crew.judge.work()
 
     def drain(self, seconds: float) -> Update | None:
-        """Wait for a running update; None if there is none. `crew.learner.busy` stays true if it does not end in time."""
+        """Wait for a running update; None if there is none. If it is late, `crew.learner.busy` stays true."""
         ends = time.monotonic() + seconds
         while self.crew.learner.busy and time.monotonic() < ends:
             self.crew.workforce.turn(_TURN_S)
@@ -312,7 +312,7 @@ class AlignmentLoop:
                 self._offer(worker)
 
     def _offer(self, worker: Any) -> None:
-        """Offer the newest weights to a worker during a rollout. After a failed offer, the next call has the weights."""
+        """Offer the newest weights to a worker during a rollout. If that fails, the next call has the weights."""
         newest = self.weights
         self.crew.workforce.send(
             worker,
