@@ -128,10 +128,10 @@ class LearnerActor:
         return (*buckets, len(buckets))
 
     def save(self, folder: Path) -> None:
-        """Write the model as a folder that `open_world_model` reads. Only the first rank writes."""
+        """Write the weights that rollouts are sampled with as a world model folder. Only the first rank writes."""
         with self.policy.whole_weights() as model:
             if not self.rank:
-                model.save(folder)
+                self.objective.save(model, folder)
 
     def save_state(self, folder: Path) -> None:
         """Write all that the next update depends on; every rank writes its part. Data only, see `deepspeed_state`."""

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
-from roboalign_ray.config import EpisodesConfig, RolloutConfig
+from roboalign_ray.config import EpisodesConfig, RewardConfig, RolloutConfig
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.weight_sync.manifest import Parcel
 from roboalign_ray.foundation.weight_sync.packing import unpack
+from roboalign_ray.rewards.group_scorer import choose_best
+from roboalign_ray.rewards.registry import build_reward
+from roboalign_ray.world_model.branching import Choose, branched_rollouts
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutReport, WorldModel
 from roboalign_ray.world_model.registry import open_world_model, read_weights
@@ -33,6 +36,7 @@ class RolloutActor:
         rollout, episodes: configs.
         threads: torch threads.
         tokenizer: folder of the tokenizer, if it is not the one that the world model's description names.
+        reward: chooses the sample that a shared history continues with, where `rollout.branching` uses the best one.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class RolloutActor:
         episodes: EpisodesConfig,
         threads: int = 1,
         tokenizer: Path | None = None,
+        reward: RewardConfig | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
+        self.reward_config = reward
         self.config, self.episodes = rollout, episodes
         self._loading, self._held = threading.Lock(), (0, 0)
 
@@ -57,13 +63,19 @@ class RolloutActor:
         card = self._model.card
         return PromptReader(self.episodes, card.height, card.width, card.views)
 
+    @cached_property
+    def _choose(self) -> Choose | None:
+        if self.reward_config is None:
+            return None
+        return choose_best(self._model, self._reader, build_reward(self.reward_config))
+
     def ready(self) -> None:
         """Load everything, so that bad input is found before the first rollout.
 
         Raises:
             UserError: a folder or the store cannot be read.
         """
-        _ = self._model, self._reader
+        _ = self._model, self._reader, self._choose
 
     def beat(self) -> int:
         """A number that grows while work is done. Called from another thread."""
@@ -101,21 +113,25 @@ class RolloutActor:
     ) -> tuple[list[Rollout], RolloutReport]:
         """One rollout per prompt that can be read, and the numbers of the call.
 
+        A name that shares frames gives a rollout behind a self-generated history, see `branched_rollouts`.
+
         Raises:
             UserError: prompts and world model do not fit.
         """
         began = time.perf_counter()
         self.load_weights(version, weights, era)
         prompts: list[Prompt] = []
+        shared: list[int] = []
         kept: list[tuple[int, ...]] = []
         failed: dict[str, Failed] = {}
         for name, group_seeds in zip(names, seeds, strict=True):
             try:
                 prompts.append(self._reader.prompt(name, self.config.horizon))
                 kept.append(group_seeds)
+                shared.append(name.shared)
             except Exception as error:  # one bad episode fails only its own group
                 failed[name.prompt_id] = Failed(f"{type(error).__name__}: {error}", "prompt")
-        rollouts = self._model.rollout(prompts, kept) if prompts else []
+        rollouts = branched_rollouts(self._model, prompts, shared, kept, choose=self._choose)
         return rollouts, RolloutReport(
             failed=failed,
             units=sum(rollout.payload.units for rollout in rollouts),

@@ -22,7 +22,8 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import unpack_folder
 from roboalign_ray.foundation.telemetry.metrics import encode_gif
 from roboalign_ray.judge.student.model import Student
-from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
+from roboalign_ray.rewards.group_scorer import score_rollout
+from roboalign_ray.rewards.protocol import Reward
 from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Decoder, Rollout
@@ -119,29 +120,11 @@ class ScorerActor:
         """Score a group. An exception fails only the samples of this group."""
         self._groups += 1
         try:
-            return ScoredGroup(group, tuple(self._scores(group, reward)))
+            return ScoredGroup(group, tuple(score_rollout(group, self._decoder, self._reader, reward)))
         except Exception as error:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
-
-    def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
-        first, last = group.start, group.start + group.horizon
-        real = self._reader.recorded(PromptName.parse(group.prompt_id), last)
-        inputs = RewardInput(
-            instruction=group.instruction,
-            start=real.frames[first],
-            generated=self._decoder.decode(group),
-            real=real.frames[first + 1 :],
-            views=real.views,
-            actions=real.actions[first:],
-            action_names=real.action_names,
-            action_kinds=real.action_kinds,
-            fps=real.fps,
-            embodiment=real.embodiment,
-            proprioception=None if real.state is None else real.state[first:],
-        )
-        return reward.score(inputs)
 
 
 def _unpacked(files: Mapping[str, bytes]) -> Student:

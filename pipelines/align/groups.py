@@ -142,10 +142,11 @@ class TrainingGroups:
         return [self._start(number) for number in numbers]
 
     def _batches(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
-        """A call's groups as the engine's batches: groups of one horizon."""
-        batches: dict[int, list[int]] = defaultdict(list)
+        """A call's groups as the engine's batches: groups of one horizon and one length of shared history."""
+        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number in numbers:
-            batches[self._numbering.name(number).horizon].append(number)
+            name = self._numbering.name(number)
+            batches[name.horizon, name.shared].append(number)
         return [tuple(batch) for batch in batches.values()]
 
     def _share(self, numbers: Iterable[int]) -> list[int]:

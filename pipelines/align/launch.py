@@ -77,6 +77,9 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
         "rollout": config.rollout,
         "threads": role_threads(cluster.rollout),
     }
+    branching = config.rollout.branching
+    if branching is not None and branching.winner == "best":
+        rollout["reward"] = config.reward
     scorer: dict[str, Any] = {**common, "reward": config.reward, "threads": role_threads(cluster.scorer)}
     rollouts = WorkerPool("rollout", RolloutActor, cluster.rollout, [rollout] * cluster.rollout.workers)
     workforce.pools.append(rollouts)

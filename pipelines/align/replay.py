@@ -42,7 +42,10 @@ from roboalign_ray.pipelines.align.launch import JUDGE
 from roboalign_ray.pipelines.align.settings_check import check_same_job
 from roboalign_ray.pipelines.cluster.runtime import role_threads
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
+from roboalign_ray.rewards.group_scorer import choose_best
+from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.world_model.branching import Choose, branched_rollouts
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel
 from roboalign_ray.world_model.registry import open_world_model, read_weights
@@ -165,8 +168,17 @@ class _Maker:
             tokenizer_folder(self.config),
         )
 
+    def _choose(self) -> Choose | None:
+        """As the rollout actor chooses the sample that a shared history goes on with."""
+        branching = self.config.rollout.branching
+        if branching is None or branching.winner == "sampled":
+            return None
+        return choose_best(self._model, self._reader, build_reward(self.config.reward))
+
     def missing(self, members: Sequence[JournalGroup]) -> str:
         """What is missing to recompute a call's groups; empty if nothing is."""
+        if self.config.rollout.branching is not None and len(set(members[0].versions)) > 1:
+            return "weights changed behind a shared history, and the journal does not record its versions"
         gone = [v for group in members for v in group.versions if v and v not in self._there]
         if gone:
             return f"no weights of version {gone[0]}"
@@ -214,8 +226,13 @@ class _Maker:
                 self._unreadable = first_line(error)
         if not prompts:
             return {}
-        weights = [(version, self._state(version)) for version in versions]
-        groups = self._model.rollout_again(prompts, [ticket.seeds for ticket in readable], weights)
+        shared, seeds = [t.name.shared for t in readable], [t.seeds for t in readable]
+        if any(shared):
+            self._model.load_weights(self._state(versions[0]), versions[0])
+            groups = branched_rollouts(self._model, prompts, shared, seeds, choose=self._choose())
+        else:
+            weights = [(version, self._state(version)) for version in versions]
+            groups = self._model.rollout_again(prompts, seeds, weights)
         return {ticket.number: group for ticket, group in zip(readable, groups, strict=True)}
 
     def _score(self, group: JournalGroup, made: Mapping[int, Rollout]) -> Comparison:

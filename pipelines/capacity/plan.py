@@ -12,9 +12,9 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import dump_yaml
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import ReportedError
+from roboalign_ray.pipelines.capacity import diffusion_sizes, sizes
 from roboalign_ray.pipelines.capacity.cluster_nodes import ClusterView, cluster_of, described_nodes
 from roboalign_ray.pipelines.capacity.placement import Node, Placement, bundles_of, placement_of, roles_of
-from roboalign_ray.pipelines.capacity.sizes import byte_sizes, parameter_counts, token_sizes
 from roboalign_ray.pipelines.preflight.job import Preflight, cannot_be_placed, find_fault
 
 # The parts of a job, each with the name of its kind in `preflight` and of its roles in `placement`.
@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         parameters: per component and part.
-        tokens, bytes: per slot, rollout, group and update.
+        tokens, bytes: per slot, rollout, group and update; no tokens where the world model has none.
         nodes: the cluster that was looked at.
         placement: per phase, node names by bundle or what is missing.
         faults: per phase, what is wrong with its episodes and weights; none where all is well.
@@ -111,9 +111,7 @@ def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Pa
     faults = {phase: find_fault(job) for phase, job in jobs.items()}
     return Plan(
         config=config,
-        parameters=parameter_counts(config),
-        tokens=token_sizes(config),
-        bytes=byte_sizes(config),
+        **_SIZES[config.world_model_kind](config),
         nodes=view.nodes,
         placement={
             phase: placement_of(roles, config, view.nodes, here=here, open_ended=view.open_ended)
@@ -124,6 +122,25 @@ def make_plan(config: JobConfig, *, address: str | None = None, cluster_file: Pa
         actions=_actions(jobs["alignment"]),
         described=cluster_file is not None,
     )
+
+
+def _token_sizes(config: JobConfig) -> dict[str, Any]:
+    return {
+        "parameters": sizes.parameter_counts(config),
+        "tokens": sizes.token_sizes(config),
+        "bytes": sizes.byte_sizes(config),
+    }
+
+
+def _diffusion_sizes(config: JobConfig) -> dict[str, Any]:
+    return {
+        "parameters": diffusion_sizes.parameter_counts(config),
+        "tokens": {},
+        "bytes": diffusion_sizes.byte_sizes(config),
+    }
+
+
+_SIZES = {"token": _token_sizes, "diffusion": _diffusion_sizes}  # by kind of world model
 
 
 def _actions(job: Preflight) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The sizes of a job: parameters per component, tokens and bytes per rollout.
+"""The sizes of a job with a token world model: parameters per component, tokens and bytes per rollout.
 
 Parameters are counted on the real modules, built on the meta device: no memory is allocated, and the counts always
 match the training code. Tokens and bytes follow from the sequence layout and the refresh policy.

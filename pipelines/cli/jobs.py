@@ -64,12 +64,12 @@ def pretrain(
     out: Out = None,
     stage: Annotated[
         Literal["tokenizer", "world_model"] | None,
-        typer.Option("--stage", help="Train only this part; without it, both in this order."),
+        typer.Option("--stage", help="Train only this part; without it, all parts in this order."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the tokenizer, then the world model, on an episode store.
+    """Train a world model on an episode store: of kind token its tokenizer first, of kind diffusion in one stage.
 
     A complete stage in OUT is kept; an interrupted stage resumes.
 
@@ -77,12 +77,13 @@ def pretrain(
     [bold]Examples[/bold]
       roboalign pretrain shipped --out runs/shipped
       roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
+      roboalign pretrain demo_diffusion --out runs/diffusion --set episodes.store=runs/two_views
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
-    from roboalign_ray.pipelines.train.world_model import STAGES, run_pretrain
+    from roboalign_ray.pipelines.train.world_model import run_pretrain
 
-    summary = run_pretrain(config, folder, (stage,) if stage else STAGES, quiet=quiet)
+    summary = run_pretrain(config, folder, stage, quiet=quiet)
     show(summary, as_json)
 
 
@@ -195,10 +196,10 @@ def evaluate(
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)
-    from roboalign_ray.pipelines.evaluate.job import PROTOCOLS, run_evaluate
+    from roboalign_ray.pipelines.evaluate.job import run_evaluate
 
     result = run_evaluate(
-        config, folder, model=model, protocols=(protocol,) if protocol else PROTOCOLS, quiet=quiet
+        config, folder, model=model, protocols=(protocol,) if protocol else None, quiet=quiet
     )
     if as_json:
         show(result, as_json)

@@ -22,7 +22,6 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.judge.bench.pair_maker import SourceClip
-from roboalign_ray.judge.bench.rollouts import source_prompt
 from roboalign_ray.judge.privileged.measure import PrivilegedTeacher
 from roboalign_ray.judge.protocol import JudgeRequest
 from roboalign_ray.judge.rubric import DIMENSIONS, names
@@ -138,9 +137,9 @@ class _Roller:
         opened = self._bench.model(model)
         found = Rollouts(np.full((len(self._panel.sources), self._samples, len(DIMENSIONS)), np.nan))
         rng = np.random.default_rng(self._bench.config.seed)
-        for row, source in enumerate(self._panel.sources):
+        for row, (source, prompt) in enumerate(zip(self._panel.sources, self._panel.prompts, strict=True)):
             seeds = tuple(rng.integers(2**31, size=self._samples).tolist())
-            [group] = opened.rollout([source_prompt(source)], [seeds])
+            [group] = opened.rollout([prompt], [seeds])
             generated = first_view(opened.decode(group))
             self._measured(found, row, source, generated)
             if judged:

@@ -114,7 +114,7 @@ def run_demo(
     if config.reward.needs_judge:
         judged, totals = _judged(config, bench, aligned, out, quiet=quiet)
         rewards = totals | rewards
-    policies = standard_policies(settings, config.rollout.refresh)
+    policies = standard_policies(settings, config.rollout.refresh, bench.decoder.card.policies)
     rivals = run_policies(bench, base, policies, quiet=quiet)
     steps = run_one_step(bench, base, quiet=quiet)
 
@@ -142,7 +142,7 @@ def run_demo(
             {"before": before.metrics, "after": after.metrics, "copy first frame": rivals.copy_first}
         ),
         policy_curves=policy_curves(rivals),
-        training_frames=config.world_model.window_frames,
+        training_frames=config.window_frames,
         policies=rivals.rows(),
         tables=[one_step_table(steps)],
         clips=clips,

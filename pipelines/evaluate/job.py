@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from roboalign_ray.config import JobConfig, RefreshConfig
 from roboalign_ray.episodes.store import open_store
-from roboalign_ray.episodes.windows import WindowSpec, held_out_windows
+from roboalign_ray.episodes.window_names import PromptName
+from roboalign_ray.episodes.windows import held_out_windows
 from roboalign_ray.evaluation.protocols import (
     EvaluationWindow,
     evaluate_rollouts,
@@ -33,7 +34,8 @@ from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
-from roboalign_ray.world_model.protocol import Decoder, Prompt, WorldModel
+from roboalign_ray.world_model.prompts import PromptReader, prompt_spec
+from roboalign_ray.world_model.protocol import Decoder, ModelCard, WorldModel
 from roboalign_ray.world_model.registry import open_decoder, open_world_model
 
 Protocol = Literal["reconstruction", "one_step", "long_horizon"]
@@ -82,28 +84,16 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = open_decoder(model, tokenizer=tokenizer_folder(config), device=device)
-    spec = WindowSpec(
-        frames=horizon + 1,
-        stride=config.episodes.frame_stride,
-        view=config.episodes.view,
-        height=decoder.card.height,
-        width=decoder.card.width,
-    )
+    card = decoder.card
+    spec = prompt_spec(config.episodes, horizon, card.height, card.width)
     store = open_store(config.episodes.store)
     cut = held_out_windows(store, spec, episodes, fraction=config.episodes.held_out_fraction)
-    windows = [
-        EvaluationWindow(
-            prompt=Prompt(
-                prompt_id=f"{window.episode_id}@{window.start}",
-                context=window.frames[0],
-                start=window.frames[0],
-                actions=window.actions[:horizon],
-                instruction=window.instruction,
-            ),
-            real=window.frames[1:],
-        )
-        for window in cut
-    ]
+    reader = PromptReader(config.episodes, card.height, card.width, card.views)
+    windows = []
+    for window in cut:
+        name = PromptName(window.episode_id, window.start)
+        recorded = reader.recorded(name, horizon)
+        windows.append(EvaluationWindow(reader.prompt(name, horizon), recorded.frames[1:], recorded.views))
     lpips = load_lpips(config.evaluation.lpips_network, device=device)
     return Bench(config, decoder, windows, lpips, device)
 
@@ -114,7 +104,7 @@ def run_evaluate(
     out: Path,
     *,
     model: Path | None = None,
-    protocols: Sequence[Protocol] = PROTOCOLS,
+    protocols: Sequence[Protocol] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Measure and write `evaluation.json` and `evaluation.png`.
@@ -123,7 +113,7 @@ def run_evaluate(
         config: the job; `evaluation` sets the number and length of windows.
         out: run directory.
         model: world model folder; None takes the configured one.
-        protocols: protocols to run.
+        protocols: protocols to run; None runs those that the model supports.
         quiet: show no progress.
 
     Returns:
@@ -145,7 +135,7 @@ def run_evaluate(
         "one_step": partial(_one_step, bench, folder, quiet),
         "long_horizon": partial(_long_horizon, bench, folder, out, quiet),
     }
-    for protocol in protocols:
+    for protocol in usual_protocols(bench.decoder.card) if protocols is None else protocols:
         if protocol not in runners:
             raise UserError(f"no protocol '{protocol}'", remedy=f"there are {', '.join(runners)}")
         part = runners[protocol]()
@@ -154,6 +144,13 @@ def run_evaluate(
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def usual_protocols(card: ModelCard) -> list[Protocol]:
+    """All but those that ask what a world model does not have: a tokenizer, or single frames."""
+    cannot = set() if "tokenizer" in card.capabilities else {"reconstruction"}
+    cannot |= set() if card.clip_frames == 1 else {"one_step"}
+    return [protocol for protocol in PROTOCOLS if protocol not in cannot]
 
 
 def run_policies(
@@ -240,16 +237,18 @@ def _one_step(bench: Bench, folder: Path, quiet: bool) -> dict[str, Any]:
     }
     figures = {way: _totals(curves) for way, curves in ways.items()}
     headline = {f"one_step_{way}_psnr_db": totals["psnr"]["mean"] for way, totals in figures.items()}
-    return {"headline": headline, "frames_seen": result.frames_seen, "figures": figures}
+    views = {way: curves.by_view() for way, curves in ways.items()}
+    return {"headline": headline, "frames_seen": result.frames_seen, "figures": figures, "views": views}
 
 
 def _long_horizon(bench: Bench, folder: Path, out: Path, quiet: bool) -> dict[str, Any]:
     from roboalign_ray.evaluation.figures import save_policy_curves
 
-    policies = standard_policies(bench.config.evaluation, bench.config.rollout.refresh)
+    known = bench.decoder.card.policies
+    policies = standard_policies(bench.config.evaluation, bench.config.rollout.refresh, known)
     result = run_policies(bench, folder, policies, quiet=quiet)
     out.mkdir(parents=True, exist_ok=True)
-    save_policy_curves(result, out / "evaluation.png", bench.config.world_model.window_frames)
+    save_policy_curves(result, out / "evaluation.png", bench.config.window_frames)
     rows = result.rows()
     headline = {f"{row['policy']} psnr_db": row["psnr"] for row in rows}
     curves = {
@@ -257,7 +256,8 @@ def _long_horizon(bench: Bench, folder: Path, out: Path, quiet: bool) -> dict[st
         | {"seconds_per_frame": policy.seconds_per_frame.tolist()}
         for policy in result.policies
     }
-    return {"headline": headline, "rows": rows, "curves": curves}
+    views = {policy.name: policy.metrics.by_view() for policy in result.policies}
+    return {"headline": headline, "rows": rows, "curves": curves, "views": views}
 
 
 def _totals(curves: MetricCurves) -> dict[str, dict[str, float]]:

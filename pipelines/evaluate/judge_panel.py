@@ -11,6 +11,7 @@ import numpy as np
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.episodes.windows import held_out_windows
 from roboalign_ray.evaluation.judge_scores import JudgedResult, ShownClip, judge_rollouts, judged_table
 from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
@@ -26,7 +27,8 @@ from roboalign_ray.judge.student.model import Student
 from roboalign_ray.pipelines.align.job import EVENTS, AlignResult
 from roboalign_ray.pipelines.cluster.weight_folders import student_folder
 from roboalign_ray.pipelines.evaluate.job import Bench
-from roboalign_ray.world_model.prompts import prompt_spec
+from roboalign_ray.world_model.prompts import PromptReader, prompt_spec
+from roboalign_ray.world_model.protocol import Prompt
 
 PRIVILEGED = "privileged"
 JUDGE_TITLES = {
@@ -44,9 +46,14 @@ SHOWN = 4  # judged rollouts in a report
 
 @dataclass(frozen=True)
 class Panel:
-    """Held-out windows with their reference data, and judges by name."""
+    """Held-out windows with their reference data, and judges by name.
+
+    Attributes:
+        prompts: prompts of the sources, with all views that the world model predicts.
+    """
 
     sources: Sequence[SourceClip]
+    prompts: Sequence[Prompt]
     judges: Mapping[str, TeacherJudge]
 
 
@@ -86,7 +93,10 @@ def make_panel(config: JobConfig, bench: Bench) -> Panel:
     card = bench.decoder.card
     judges = {judge_title(name): _judge(name, config, bench) for name in config.evaluation.judges}
     sources = judged_sources(config, card.height, card.width, config.evaluation.judged_windows)
-    return Panel(sources, judges)
+    reader = PromptReader(config.episodes, card.height, card.width, card.views)
+    names = [PromptName(source.window.episode_id, source.window.start) for source in sources]
+    prompts = [reader.prompt(name, config.rollout.horizon) for name in names]
+    return Panel(sources, prompts, judges)
 
 
 def judge_title(name: str) -> str:
@@ -116,6 +126,7 @@ def run_judged(
         found = judge_rollouts(
             bench.model(model),
             panel.sources,
+            panel.prompts,
             panel.judges,
             samples=settings.judged_samples,
             seed=bench.config.seed,

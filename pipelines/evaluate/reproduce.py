@@ -246,7 +246,8 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
         return known
     bench, panel = judge_of()
     told = _read(scores)
-    missing = Panel(panel.sources, {name: judge for name, judge in panel.judges.items() if name not in told})
+    judges = {name: judge for name, judge in panel.judges.items() if name not in told}
+    missing = Panel(panel.sources, panel.prompts, judges)
     found, _ = run_judged(missing, bench, model, scores.stem, quiet=quiet)
     told |= found
     _write(scores, json.dumps({name: result.scores.tolist() for name, result in told.items()}) + "\n")

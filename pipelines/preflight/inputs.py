@@ -32,9 +32,11 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
     world_model_folder,
 )
 from roboalign_ray.pipelines.preflight.actions import compare_actions, store_card
+from roboalign_ray.pipelines.train.stages import Stage, stages_of
 from roboalign_ray.pipelines.train.train_job import check_shares
 from roboalign_ray.world_model import registry
 from roboalign_ray.world_model.protocol import ModelCard
+from roboalign_ray.world_model.refresh import check_clips, check_refresh
 
 TEACHER_EXTRA = "pip install 'roboalign-ray[teacher]'"
 
@@ -133,15 +135,15 @@ def check_store(job: Preflight) -> None:
 
 
 def check_view(job: Preflight) -> None:
-    """The view that the job names is in the store."""
-    view, counts = job.config.episodes.view, job.store.statistics.get("views") or {}
+    """The views that the job names are in the store."""
+    episodes, counts = job.config.episodes, job.store.statistics.get("views") or {}
     views = {name.rpartition(" ")[0] for name in counts}  # "front 64x64"
-    if view is not None and views and view not in views:
-        raise UserError(
-            f"the store has no view '{view}'",
-            where="episodes.view",
-            remedy=f"it has {', '.join(sorted(views))}",
-        )
+    named = [("episodes.view", episodes.view)] if episodes.view is not None else []
+    for where, view in (*named, *(("episodes.views", view) for view in episodes.views)):
+        if views and view not in views:
+            raise UserError(
+                f"the store has no view '{view}'", where=where, remedy=f"it has {', '.join(sorted(views))}"
+            )
 
 
 def check_action_kinds(job: Preflight) -> None:
@@ -159,17 +161,9 @@ def check_action_kinds(job: Preflight) -> None:
 def check_training_windows(job: Preflight) -> None:
     """Every worker of every stage finds a training episode that holds a window."""
     config, workers = job.config, job.config.cluster.trainer.workers
-    stages = {
-        "tokenizer": (
-            config.tokenizer_training.frames_per_window,
-            config.tokenizer_training.windows_per_step,
-        ),
-        "world_model": (config.world_model.window_frames, config.pretraining.windows_per_step),
-    }
-    for stage in job.stages:
-        frames, windows = stages[stage]
-        check_shares(windows, "windows", workers, where="windows_per_step")
-        spec = WindowSpec(frames, stride=config.episodes.frame_stride)
+    for stage in _stages(job):
+        check_shares(stage.windows_per_step(config), "windows", workers, where="windows_per_step")
+        spec = WindowSpec(stage.window_frames(config), stride=config.episodes.frame_stride)
         fraction = config.episodes.held_out_fraction
         WindowPlan(job.store, spec, seed=0, held_out_fraction=fraction, world_size=workers)
 
@@ -209,7 +203,7 @@ def check_stage_tokenizer(job: Preflight) -> None:
     """A world model that is trained alone has a tokenizer, an earlier run's or the configured one."""
     from roboalign_ray.pipelines.train.train_job import SUMMARY
 
-    alone = "world_model" in job.stages and "tokenizer" not in job.stages
+    alone = "tokenizer" in stages_of(job.config) and "tokenizer" not in job.stages
     if alone and not (job.out and (job.out / "tokenizer" / SUMMARY).is_file()):
         check_tokenizer(job)
 
@@ -222,6 +216,19 @@ def check_world_model(job: Preflight) -> None:
 def check_configured_layout(job: Preflight) -> None:
     """The world model is the one that the job describes."""
     registry.check_world_model(job.world_model, tokenizer=tokenizer_folder(job.config), config=job.config)
+
+
+def check_rollouts(job: Preflight) -> None:
+    """The world model knows the refresh policy, and rollouts are whole numbers of its clips."""
+    rollout, card = job.config.rollout, job.card
+    check_refresh(rollout.refresh, card)
+    check_clips(rollout.horizon, card, "rollout.horizon")
+    if card.clip_frames > 1 and rollout.horizons.shape != "fixed":
+        raise UserError(
+            f"rollouts of any length are no whole number of the world model's clips of {card.clip_frames} frames",
+            where="rollout.horizons.shape",
+            remedy="set it to fixed",
+        )
 
 
 def check_actions(job: Preflight) -> None:
@@ -237,11 +244,16 @@ def check_action_card(job: Preflight) -> None:
 
 
 def check_trained_actions(job: Preflight) -> None:
-    """A world model to be trained has as many action tokens as the store has dimensions."""
-    if "world_model" in job.stages:
-        found = " or ".join(map(str, _action_dims(job.store)))
-        remedy = f"set world_model.action_dims to {found}"
-        _check_dims(job.store, job.config.world_model.action_dims, "the layout", remedy)
+    """A world model to be trained takes as many numbers an action as the store has."""
+    for stage in _stages(job):
+        if stage.action_dims is not None:
+            dims, setting = stage.action_dims(job.config)
+            found = " or ".join(map(str, _action_dims(job.store)))
+            _check_dims(job.store, dims, "the world model", f"set {setting} to {found}")
+
+
+def _stages(job: Preflight) -> list[Stage]:
+    return [stage for name, stage in stages_of(job.config).items() if name in job.stages]
 
 
 def _check_dims(store: EpisodeStore, wanted: int, what: str, remedy: str) -> None:

@@ -29,6 +29,7 @@ from roboalign_ray.pipelines.preflight.inputs import (
     check_prompts,
     check_report_judges,
     check_reward,
+    check_rollouts,
     check_stage_tokenizer,
     check_store,
     check_student,
@@ -44,7 +45,13 @@ __all__ = ["CHECKS", "Preflight", "cannot_be_placed", "check_ready", "find_fault
 
 Check = Callable[[Preflight], None]
 _EPISODES: tuple[Check, ...] = (check_store, check_view, check_action_kinds)
-_MODEL: tuple[Check, ...] = (check_tokenizer, check_world_model, check_actions, check_action_card)
+_MODEL: tuple[Check, ...] = (
+    check_tokenizer,
+    check_world_model,
+    check_rollouts,
+    check_actions,
+    check_action_card,
+)
 _ALIGN: tuple[Check, ...] = (check_out, check_reward, *_EPISODES, check_prompts, *_MODEL, check_judge)
 
 CHECKS: dict[str, tuple[Check, ...]] = {

@@ -21,14 +21,14 @@ from roboalign_ray.judge.student.training_range import LEAST_PAIRS, TrainingRang
 from roboalign_ray.judge.validation.agreement import agreement_table
 from roboalign_ray.judge.validation.assessment import REAL, gate_positions, try_student
 from roboalign_ray.pipelines.label.job import run_agree
+from roboalign_ray.pipelines.train.stages import StageName
 from roboalign_ray.pipelines.train.student import ASSESSED
 from roboalign_ray.pipelines.train.teacher import TEACHER
 from roboalign_ray.pipelines.train.teacher_engine import MERGED
 from roboalign_ray.pipelines.train.train_job import SUMMARY
-from roboalign_ray.pipelines.train.world_model import STAGES, Stage
 
 STUDENT, PAIRS = "student", "pairs"
-_TITLES: dict[Stage, str] = {
+_TITLES: dict[StageName, str] = {
     "tokenizer": "Dual-branch FSQ tokenizer",
     "world_model": "Token world model, pre-trained",
 }
@@ -48,14 +48,14 @@ def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, i
     Raises:
         UserError: a stage is not complete, or the evaluation cannot be read.
     """
-    for stage in STAGES:
+    for stage in _TITLES:
         if not (run / stage / SUMMARY).is_file():
             raise UserError(
                 f"stage '{stage}' is not complete", where=str(run), remedy="run 'roboalign pretrain'"
             )
     figures = _read_figures(evaluation)
     sizes: dict[str, int] = {}
-    for stage in STAGES:
+    for stage in _TITLES:
         folder = target / stage
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(run / stage, folder)
@@ -241,7 +241,7 @@ _TEACHER_CARD = (
 )
 
 
-def _card(stage: Stage, summary: dict[str, Any], figures: dict[str, Any]) -> str:
+def _card(stage: StageName, summary: dict[str, Any], figures: dict[str, Any]) -> str:
     rows = [f"| {key} | {_shown(value)} |" for key, value in summary.items()]
     measured = [f"| {key} | {_shown(value)} |" for key, value in figures.items()]
     lines = [

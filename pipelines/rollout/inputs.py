@@ -70,7 +70,7 @@ def start_from_episode(
     episodes, model = config.episodes, Path(config.world_model_weights)
     own = store_card(store, episodes)
     notes = compare_actions(store, own, model, card.actions, episodes.frame_stride)
-    reader = PromptReader(config.episodes, card.height, card.width)
+    reader = PromptReader(config.episodes, card.height, card.width, card.views)
     name = PromptName(episode_id, start, horizon)
     real = reader.recorded(name, horizon)
     return RolloutStart(

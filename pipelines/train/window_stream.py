@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from roboalign_ray.config import EpisodesConfig
+from roboalign_ray.config import EpisodesConfig, JobConfig
 from roboalign_ray.episodes.store import open_store, resolve_store
 from roboalign_ray.episodes.windows import Chunk, Window, WindowPlan, WindowSpec
-from roboalign_ray.pipelines.train.batch_feed import Batch, BurstStream
+from roboalign_ray.pipelines.train.batch_feed import Batch, BurstStream, Feed
+from roboalign_ray.pipelines.train.train_job import check_shares
 
 _WINDOWS_PER_BLOCK = 32
 
@@ -29,11 +30,12 @@ class WindowStream(BurstStream):
     """Batches of windows, epoch after epoch, in an order that depends only on the seed.
 
     A batch holds context uint8 [B, H, W, 3], frames uint8 [B, n, H, W, 3], actions float32 [B, n, A], instruction and
-    episode_id lists of B strings, and start int64 [B].
+    episode_id lists of B strings, and start int64 [B]. Where the spec names views, frames are [B, n, V, H, W, 3] and
+    contexts [B, V, H, W, 3].
 
     Args:
         store_path: episode store, or "shipped".
-        episodes_config: split fraction and shuffle size; view and stride are the spec's.
+        episodes_config: split fraction and shuffle size; views and stride are the spec's.
         spec: length, stride, view and size of a window.
         batch_size: windows per batch, B.
         seed: seed of the order and the random draws.
@@ -109,6 +111,32 @@ class WindowStream(BurstStream):
 
     def _epoch_size(self, epoch: int) -> int:
         return sum(len(chunk.windows) for chunk in self._plan.chunks(epoch))
+
+
+def window_feed(config: JobConfig, spec: WindowSpec, windows_per_step: int) -> Feed:
+    """This training worker's share of a job's windows.
+
+    Args:
+        windows_per_step: windows over all workers.
+
+    Raises:
+        UserError: as `WindowStream`, or the windows do not divide among the workers.
+    """
+    import ray.train
+
+    context = ray.train.get_context()
+    workers = context.get_world_size()
+    check_shares(windows_per_step, "windows", workers, where="windows_per_step")
+    stream = WindowStream(
+        config.episodes.store,
+        config.episodes,
+        spec,
+        windows_per_step // workers,
+        config.seed,
+        rank=context.get_world_rank(),
+        world_size=workers,
+    )
+    return Feed(stream)
 
 
 class _ChunkReader:

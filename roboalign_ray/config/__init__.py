@@ -3,6 +3,12 @@
 from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig, RoleConfig
+from roboalign_ray.config.diffusion import (
+    DenoiserConfig,
+    DiffusionConfig,
+    DiffusionTrainingConfig,
+    NoiseConfig,
+)
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.job import EvaluationConfig, JobConfig
 from roboalign_ray.config.judge import (
@@ -18,6 +24,7 @@ from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, Teac
 from roboalign_ray.config.telemetry import TelemetryConfig
 from roboalign_ray.config.tokenizer import TokenizerConfig, TokenizerTrainingConfig
 from roboalign_ray.config.world_model import (
+    DiffusionSamplingConfig,
     HorizonsConfig,
     PretrainingConfig,
     RefreshConfig,
@@ -30,6 +37,10 @@ __all__ = [
     "AlignmentConfig",
     "ClusterConfig",
     "ConfigError",
+    "DenoiserConfig",
+    "DiffusionConfig",
+    "DiffusionSamplingConfig",
+    "DiffusionTrainingConfig",
     "DistillationConfig",
     "EpisodesConfig",
     "EvaluationConfig",
@@ -40,6 +51,7 @@ __all__ = [
     "JobConfig",
     "JudgeConfig",
     "JudgedRewardConfig",
+    "NoiseConfig",
     "PretrainingConfig",
     "RefreshConfig",
     "RelabelConfig",

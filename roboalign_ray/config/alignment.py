@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from roboalign_ray.config.alignment_diffusion import ContrastiveConfig, DiffusionAlignmentConfig, NftConfig
 from roboalign_ray.config.base import FrozenConfig, check_warm_up
 from roboalign_ray.config.paths import Place
 
@@ -42,6 +43,9 @@ class AlignmentConfig(FrozenConfig):
             empty for none.
         held_out_prompts: number of prompts of the before/after evaluation.
         held_out_samples: rollouts per held-out prompt, with the same seeds at every evaluation.
+        diffusion: settings that the objectives of a diffusion world model share.
+        nft: settings of the objective "diffusion_nft".
+        contrastive: settings of the objective "softmax_contrastive".
     """
 
     objective: str = "grpo"
@@ -68,6 +72,9 @@ class AlignmentConfig(FrozenConfig):
     checkpoints: Place = ""
     held_out_prompts: PositiveInt = 16
     held_out_samples: PositiveInt = 4
+    diffusion: DiffusionAlignmentConfig = DiffusionAlignmentConfig()
+    nft: NftConfig = NftConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
 
     @model_validator(mode="after")
     def _check_warm_up(self) -> AlignmentConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from roboalign_ray.config.base import FrozenConfig, Seed
+from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
 from roboalign_ray.config.paths import ShippedOrFolder
 
 
@@ -16,6 +16,7 @@ class EpisodesConfig(FrozenConfig):
     Attributes:
         store: path of an episode store, or "shipped" for the one inside the package.
         view: camera view; None takes each episode's first one.
+        views: camera views of a world model of several views, in its order; () for a world model of one view.
         frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped. Above 1, the store
             must declare the kind of each action dimension (`roboalign episodes declare`).
         held_out_fraction: share of episode groups held out, selected by a hash of the group id.
@@ -25,10 +26,26 @@ class EpisodesConfig(FrozenConfig):
 
     store: ShippedOrFolder = "shipped"
     view: str | None = None
+    views: tuple[str, ...] = ()
     frame_stride: PositiveInt = 1
     held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
     action_bins: int = Field(256, ge=2, le=65536)
     shuffle_buffer: PositiveInt = 512
+
+    @property
+    def first_view(self) -> str | None:
+        """The view of models that see one, or the first one of those that see several; None: each episode's first."""
+        return self.views[0] if self.views else self.view
+
+    @model_validator(mode="after")
+    def _check_views(self) -> EpisodesConfig:
+        if len(set(self.views)) != len(self.views):
+            raise ConfigError("a view stands there twice", where="episodes.views")
+        if self.views and self.view is not None:
+            raise ConfigError(
+                "view and views are both set", where="episodes.views", remedy="set one of them to its default"
+            )
+        return self
 
 
 class SimulationConfig(FrozenConfig):

@@ -11,6 +11,7 @@ from roboalign_ray.config.asynchrony import AsynchronyConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
 from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.config.cluster import ClusterConfig
+from roboalign_ray.config.diffusion import DiffusionConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.paths import ShippedOrFolder
@@ -82,6 +83,9 @@ class JobConfig(FrozenConfig):
         seed: seed of every random stream of the job.
         output: folder of run directories.
         tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package.
+        world_model_kind: kind of world model that pre-training makes: "token" reads the sections `tokenizer`,
+            `tokenizer_training`, `world_model` and `pretraining`, "diffusion" reads the section `diffusion`. What a
+            finished world model is, its folder says.
 
     Relative paths, here and in the sections, are relative to the folder in which the command is started
     (`config.paths`).
@@ -92,12 +96,14 @@ class JobConfig(FrozenConfig):
     output: str = "runs"
     tokenizer_weights: ShippedOrFolder = "shipped"
     world_model_weights: ShippedOrFolder = "shipped"
+    world_model_kind: Literal["token", "diffusion"] = "token"
     episodes: EpisodesConfig = EpisodesConfig()
     simulation: SimulationConfig = SimulationConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     tokenizer_training: TokenizerTrainingConfig = TokenizerTrainingConfig()
     world_model: WorldModelConfig = WorldModelConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig(fidelity=FidelityRewardConfig(weight=1.0))
     alignment: AlignmentConfig = AlignmentConfig()
@@ -109,6 +115,22 @@ class JobConfig(FrozenConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window that the world model is pre-trained on."""
+        return (self.diffusion if self.world_model_kind == "diffusion" else self.world_model).window_frames
+
+    @model_validator(mode="after")
+    def _check_views(self) -> JobConfig:
+        named, wanted = len(self.episodes.views) or 1, self.diffusion.denoiser.views
+        if self.world_model_kind == "diffusion" and named != wanted:
+            raise ConfigError(
+                f"the denoiser has {wanted} views, episodes.views names {named}",
+                where="diffusion.denoiser.views",
+                remedy="name as many views of the store in episodes.views",
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_minibatch(self) -> JobConfig:
@@ -129,5 +151,15 @@ class JobConfig(FrozenConfig):
                 "credit by frame needs a reward that tells frames apart, and a student judges clips as a whole",
                 where="alignment.credit",
                 remedy="set it to clip, or reward.judged.weight to 0",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_branching(self) -> JobConfig:
+        if self.reward.needs_judge and self.rollout.branching is not None:
+            raise ConfigError(
+                "the samples of a branched group are single clips, and a student judges whole rollouts",
+                where="rollout.branching",
+                remedy="set it to null, or reward.judged.weight to 0",
             )
         return self

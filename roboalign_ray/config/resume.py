@@ -25,6 +25,8 @@ ALIGNMENT: Mapping[str, str] = {
     "simulation": _UNREAD,
     "tokenizer_training": _UNREAD,
     "pretraining": _UNREAD,
+    "world_model_kind": _UNREAD,
+    "diffusion.training": _UNREAD,
     "evaluation": _LOOKS,
     "telemetry": "logging and monitoring; no update depends on it",
     "alignment.updates": _STOPS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -117,6 +117,27 @@ class SamplingConfig(FrozenConfig):
     top_k: NonNegativeInt = 0
 
 
+class DiffusionSamplingConfig(FrozenConfig):
+    """How a diffusion world model samples clips, and what makes the samples of a group differ.
+
+    Attributes:
+        steps: denoising steps of a clip; null takes those that the model was trained for.
+        action_noise: standard deviation of one offset per sample, which is added to all actions that the network sees
+            but not to those that are recorded. Its unit is half the range between the 1st and the 99th percentile of
+            the model's action card. 0 is off. The clip's own noise hardly makes samples differ. [ours]
+        history_noise: standard deviation of noise on the history, drawn per sample and clip, on the scale [-1, 1]; the
+            network is told it. 0 is off.
+        rows_per_pass: samples that one forward pass denoises. Smaller batches are padded to it, so that a sample does
+            not depend on the batch; results may differ in their last bit between two values. null takes 4 on a CPU and
+            64 elsewhere.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=64)] | None = None
+    action_noise: float = Field(0.0, ge=0)
+    history_noise: float = Field(0.0, ge=0)
+    rows_per_pass: PositiveInt | None = None
+
+
 class HorizonsConfig(FrozenConfig):
     """Distribution of the length of a training group's rollouts. Evaluations always use the longest length.
 
@@ -132,21 +153,61 @@ class HorizonsConfig(FrozenConfig):
     tail: float = Field(2.0, ge=0)
 
 
+class BranchingConfig(FrozenConfig):
+    """Training groups whose samples continue a history that the model generated itself, as PersistWorld trains.
+
+    A group is the last of T clips. The T - 1 clips before it are generated once, and shared by the group's samples. T is
+    drawn evenly from 1 to a longest number that grows during training; its growth is [ours]. Evaluations never branch.
+
+    Attributes:
+        clip_frames: frames of a clip.
+        first, most: longest T at the beginning, and at last.
+        groups_per_clip: training groups after which the longest T grows by one.
+        winner: how the shared history is made: "sampled" is one sample; "best" makes a whole group of candidates of
+            each clip and continues the one of the highest reward, which costs as many rollouts more.
+    """
+
+    clip_frames: PositiveInt = 1
+    first: PositiveInt = 4
+    most: PositiveInt = 16
+    groups_per_clip: PositiveInt = 32
+    winner: Literal["sampled", "best"] = "sampled"
+
+    def longest(self, group: int) -> int:
+        """The longest T of training group number `group`, from 0."""
+        return min(self.most, self.first + group // self.groups_per_clip)
+
+    @model_validator(mode="after")
+    def _check_growth(self) -> BranchingConfig:
+        if self.first > self.most:
+            raise ConfigError(
+                f"the longest history begins at {self.first} clips and may not pass {self.most}",
+                where="rollout.branching.first",
+                remedy="set it to at most most",
+            )
+        return self
+
+
 class RolloutConfig(FrozenConfig):
     """Rollouts: start, length, refresh and sampling.
+
+    A token world model samples as `sampling` says, a diffusion world model as `diffusion` says.
 
     Attributes:
         horizon: maximum length of a rollout, frames.
         completing: share of prompts that begin so that the task becomes done within the longest horizon, where the
             store knows when; the others begin anywhere, which is mostly after a scripted expert has done it. [ours]
+        branching: training groups that continue a self-generated history; null begins all groups at real frames.
         precision: type of the rollout engine's arithmetic.
     """
 
     horizon: PositiveInt = 12
     horizons: HorizonsConfig = HorizonsConfig()
+    branching: BranchingConfig | None = None
     completing: float = Field(0.75, ge=0, le=1)
     refresh: RefreshConfig = RefreshConfig()
     sampling: SamplingConfig = SamplingConfig()
+    diffusion: DiffusionSamplingConfig = DiffusionSamplingConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -155,5 +216,25 @@ class RolloutConfig(FrozenConfig):
             raise ConfigError(
                 f"the shortest rollout, {self.horizons.least} frames, is longer than the longest, {self.horizon}",
                 where="rollout.horizons.least",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_branching(self) -> RolloutConfig:
+        if self.branching is None:
+            return self
+        if self.horizons.shape != "fixed":
+            raise ConfigError(
+                "draws the length of rollouts, and so does rollout.branching",
+                where="rollout.horizons.shape",
+                remedy="set it to fixed, or rollout.branching to null",
+            )
+        frames = self.branching.most * self.branching.clip_frames
+        if frames > self.horizon:
+            raise ConfigError(
+                f"{self.branching.most} clips of {self.branching.clip_frames} frames are longer than the longest "
+                f"rollout, {self.horizon} frames",
+                where="rollout.branching.most",
+                remedy="set fewer, or a larger rollout.horizon",
             )
         return self

@@ -31,6 +31,7 @@ class WindowSpec:
             after the stride), cut off at the episode's start.
         stride: keep every n-th frame; the actions in between are accumulated.
         view: camera view; None takes each episode's first one.
+        views: several camera views instead; a window's frames then have an axis for them.
         height, width: pixels; None keeps the store's.
     """
 
@@ -38,6 +39,7 @@ class WindowSpec:
     context_range: int = 0
     stride: int = 1
     view: str | None = None
+    views: tuple[str, ...] = ()
     height: int | None = None
     width: int | None = None
 
@@ -56,8 +58,8 @@ class Window:
     """A context frame and consecutive frames with what was done in between.
 
     Attributes:
-        context: uint8 [H, W, 3].
-        frames: uint8 [n, H, W, 3].
+        context: uint8 [H, W, 3], or [V, H, W, 3] where the spec names views.
+        frames: uint8 [n, H, W, 3] or [n, V, H, W, 3].
         actions: float32 [n, A]; actions[t] leads from frame t to frame t+1.
         instruction: the episode's.
         episode_id: the episode's.
@@ -113,15 +115,24 @@ def cut_window(episode: Episode, spec: WindowSpec, start: int, context: int) -> 
             f"no window of {spec.span} frames from frame {start} with context {context}",
             where=episode.episode_id,
         )
-    pictures = episode.view(spec.view)
     numbers = [context, *range(start, start + spec.span, spec.stride)]
-    height, width = spec.height or pictures.shape[1], spec.width or pictures.shape[2]
-    chosen = resize_frames(pictures[numbers], height, width)
+    chosen = _pictures(episode, spec, numbers)
     done = episode.actions[start : start + spec.frames * spec.stride]
     actions = accumulate_actions(
         done, episode.action_kinds, spec.stride, names=episode.action_names, where=episode.episode_id
     )
     return Window(chosen[0], chosen[1:], actions, episode.instruction, episode.episode_id, start)
+
+
+def _pictures(episode: Episode, spec: WindowSpec, numbers: list[int]) -> np.ndarray:
+    """Frames uint8 [n, H, W, 3], or [n, V, H, W, 3] of several views, which take the first one's size by default."""
+    height, width = spec.height, spec.width
+    seen = []
+    for view in spec.views or (spec.view,):
+        pictures = episode.view(view)
+        height, width = height or pictures.shape[1], width or pictures.shape[2]
+        seen.append(resize_frames(pictures[numbers], height, width))
+    return np.stack(seen, axis=1) if spec.views else seen[0]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from roboalign_ray.evaluation.bootstrap import PairedDifference, bootstrap_mean,
 from roboalign_ray.evaluation.report.data import Table
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.bench.pair_maker import SourceClip
-from roboalign_ray.judge.bench.rollouts import source_prompt
 from roboalign_ray.judge.protocol import Judgement, JudgeRequest, TeacherJudge
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
 from roboalign_ray.judge.validation.selection import mean_known
-from roboalign_ray.world_model.protocol import WorldModel, first_view
+from roboalign_ray.world_model.protocol import Prompt, WorldModel, first_view
 
 TOTAL = "total"
 
@@ -66,6 +65,7 @@ class ShownClip:
 def judge_rollouts(
     model: WorldModel,
     sources: Sequence[SourceClip],
+    prompts: Sequence[Prompt],
     judges: Mapping[str, TeacherJudge],
     *,
     samples: int,
@@ -78,6 +78,7 @@ def judge_rollouts(
     Args:
         model: predicts the number of frames in its config.
         sources: held-out windows with their reference data; each has one frame more than a rollout.
+        prompts: of the same windows; judges are shown the first view.
         judges: by the name that tables show.
         samples: rollouts per window; every call uses the same seeds.
         seed: seed of the rollouts.
@@ -97,8 +98,8 @@ def judge_rollouts(
     shown: list[ShownClip] = []
     for first in range(0, len(sources), batch):
         part = list(sources[first : first + batch])
-        prompts = [source_prompt(source) for source in part]
-        groups = model.rollout(prompts, [tuple(row) for row in seeds[first : first + batch]])
+        some = list(prompts[first : first + batch])
+        groups = model.rollout(some, [tuple(row) for row in seeds[first : first + batch]])
         for place, (source, group) in enumerate(zip(part, groups, strict=True), start=first):
             videos = with_start(source.window.frames[0], first_view(model.decode(group)))
             judged = _judge_samples(source, videos, judges)

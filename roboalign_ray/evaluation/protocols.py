@@ -9,7 +9,7 @@ Both take any `WorldModel`, on any device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, On
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS, ClipMetrics, clip_metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance
-from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel, first_view
+from roboalign_ray.world_model.protocol import ALL_POLICIES, Prompt, Rollout, WorldModel, first_view
 
 POLICY_NAMES = {
     "none": "plain autoregression",
@@ -29,6 +29,7 @@ POLICY_NAMES = {
     "reference_recent": "reference + recent",
 }
 Advance = Callable[[int], None]
+ViewMetrics = Mapping[str, ClipMetrics]  # by the views' names, in their order
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,28 @@ class EvaluationWindow:
 
     Attributes:
         prompt: context, start frame and actions.
-        real: uint8 [T, H, W, 3], the frames that follow the start frame; T is the prompt's horizon.
+        real: uint8 [T, V, H, W, 3], the frames that follow the start frame; T is the prompt's horizon. Frames without
+            an axis of views are of one view.
+        views: names of the V cameras; () where they are not known.
     """
 
     prompt: Prompt
     real: np.ndarray
+    views: tuple[str, ...] = ()
 
     @property
     def start(self) -> np.ndarray:
-        """Uint8 [H, W, 3], the frame before `real`, of the view that `real` is of."""
-        return first_view(self.prompt.start)
+        """Uint8 [V, H, W, 3], the frame before `real`."""
+        return self.prompt.start
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the views, or their numbers."""
+        return self.views or tuple(f"view {number}" for number in range(self.real.shape[1]))
 
     def __post_init__(self) -> None:
+        if self.real.ndim == 4:
+            object.__setattr__(self, "real", self.real[:, None])
         if len(self.real) != self.prompt.horizon:
             raise UserError(
                 f"{len(self.real)} real frames for {self.prompt.horizon} actions", where=self.prompt.prompt_id
@@ -61,12 +72,19 @@ def policy_name(refresh: RefreshConfig) -> str:
     return name if refresh.policy == "none" else f"{name}, W = {refresh.window}"
 
 
-def standard_policies(config: EvaluationConfig, base: RefreshConfig) -> list[RefreshConfig]:
-    """Plain autoregression, SWR at every configured window, and the three other policies at the first window."""
+def standard_policies(
+    config: EvaluationConfig, base: RefreshConfig, known: Collection[str] = ALL_POLICIES
+) -> list[RefreshConfig]:
+    """Plain autoregression, SWR at every configured window, and the three other policies at the first window.
+
+    Args:
+        known: policies of the world model; others are left out.
+    """
     policies = [base.model_copy(update={"policy": "none"})]
     policies += [base.model_copy(update={"policy": "swr", "window": window}) for window in config.windows]
     others = ("token_window", "sinks", "reference_recent")
-    return policies + [base.model_copy(update={"policy": p, "window": config.windows[0]}) for p in others]
+    policies += [base.model_copy(update={"policy": p, "window": config.windows[0]}) for p in others]
+    return [policy for policy in policies if policy.policy in known]
 
 
 def one_step(
@@ -99,9 +117,9 @@ def one_step(
     if not windows:
         raise UserError("no windows to evaluate", where="one_step")
     shuffled = _shuffle_actions(windows, np.random.default_rng(seed))
-    predicted: list[ClipMetrics] = []
-    misled: list[ClipMetrics] = []
-    copied: list[ClipMetrics] = []
+    predicted: list[ViewMetrics] = []
+    misled: list[ViewMetrics] = []
+    copied: list[ViewMetrics] = []
     for window, other in zip(windows, shuffled, strict=True):
         steps = np.arange(0, window.prompt.horizon, every)
         frames = np.concatenate([window.start[None], window.real])
@@ -109,9 +127,9 @@ def one_step(
         for sink, actions in ((predicted, window.prompt.actions), (misled, other)):
             prompts = [_step_prompt(window.prompt, frames, int(step), actions, config) for step in steps]
             groups = _rollout(model, prompts, [(seed,)] * len(prompts), batch, advance)
-            frames_T = np.concatenate([first_view(model.decode(group)[:, 0]) for group in groups])
-            sink.append(clip_metrics(frames_T[None], real_T, window.start, lpips, config))
-        copied.append(clip_metrics(before_T[None], real_T, window.start, lpips, config))
+            frames_T = np.concatenate([model.decode(group)[:, 0] for group in groups])
+            sink.append(_view_metrics(frames_T[None], real_T, window, lpips, config))
+        copied.append(_view_metrics(before_T[None], real_T, window, lpips, config))
     return OneStepResult(
         predicted=_stack(predicted, config),
         shuffled=_stack(misled, config),
@@ -184,7 +202,7 @@ def long_horizon(
     ]
     still = [np.broadcast_to(window.start, window.real.shape)[None] for window in windows]
     baseline = [
-        clip_metrics(frames, window.real, window.start, lpips, config)
+        _view_metrics(frames, window.real, window, lpips, config)
         for frames, window in zip(still, windows, strict=True)
     ]
     return LongHorizonResult(
@@ -218,13 +236,13 @@ def evaluate_rollouts(
     # The first call of a process includes allocation and lazy initialisation, which must not be measured.
     model.rollout([replace(prompts[0], actions=prompts[0].actions[:2])], [seeds[:1]])
     groups = _rollout(model, prompts, [seeds] * len(prompts), batch, advance)
-    metrics: list[ClipMetrics] = []
+    metrics: list[ViewMetrics] = []
     first_samples: list[np.ndarray] = []
     for window, group in zip(windows, groups, strict=True):
-        frames_GTHWC = first_view(model.decode(group))
-        metrics.append(clip_metrics(frames_GTHWC, window.real, window.start, lpips, config))
+        frames_GTVHWC = model.decode(group)
+        metrics.append(_view_metrics(frames_GTVHWC, window.real, window, lpips, config))
         if config.fvd or len(first_samples) < keep:
-            first_samples.append(frames_GTHWC[0])
+            first_samples.append(first_view(frames_GTVHWC)[0])
     # All groups of a batch have the same times: use one group per batch.
     seconds_BT = np.stack([group.cost.seconds_per_frame for group in groups[::batch]])
     return PolicyResult(
@@ -243,7 +261,7 @@ def evaluate_rollouts(
 def _fvd(frames_ETHWC: np.ndarray, windows: Sequence[EvaluationWindow]) -> float:
     from roboalign_ray.metrics.fvd import fvd, load_i3d
 
-    return fvd(frames_ETHWC, np.stack([window.real for window in windows]), load_i3d())
+    return fvd(frames_ETHWC, np.stack([first_view(window.real) for window in windows]), load_i3d())
 
 
 def _rollout(
@@ -263,8 +281,39 @@ def _rollout(
     return groups
 
 
-def _stack(results: Sequence[ClipMetrics], config: EvaluationConfig) -> MetricCurves:
-    """One row per window, samples averaged."""
+def _view_metrics(
+    frames_GTVHWC: np.ndarray,
+    real_TVHWC: np.ndarray,
+    window: EvaluationWindow,
+    lpips: PerceptualDistance,
+    config: EvaluationConfig,
+) -> ViewMetrics:
+    """Metrics of every view of a clip, or of frames chosen from it.
+
+    Raises:
+        UserError: the window has another number of views.
+    """
+    if frames_GTVHWC.shape[2] != real_TVHWC.shape[1]:
+        raise UserError(
+            f"{frames_GTVHWC.shape[2]} views predicted, {real_TVHWC.shape[1]} real ones",
+            where=window.prompt.prompt_id,
+        )
+    return {
+        name: clip_metrics(frames_GTVHWC[:, :, view], real_TVHWC[:, view], window.start[view], lpips, config)
+        for view, name in enumerate(window.names)
+    }
+
+
+def _stack(results: Sequence[ViewMetrics], config: EvaluationConfig) -> MetricCurves:
+    """One row per window, samples and views averaged."""
+    names = list(results[0])
+    # Views of an episode may have names of their own; what counts is their place.
+    by_view = [[list(result.values())[place] for result in results] for place in range(len(names))]
+    return MetricCurves.over({name: _curves(of, config) for name, of in zip(names, by_view, strict=True)})
+
+
+def _curves(results: Sequence[ClipMetrics], config: EvaluationConfig) -> MetricCurves:
+    """Those of one view."""
     return MetricCurves(
         per_frame={
             name: np.stack([result.per_frame[name].mean(axis=0) for result in results])

@@ -60,7 +60,7 @@ def reconstruct(
     codes: dict[str, list[np.ndarray]] = {branch: [] for branch in BRANCHES}
     for window in windows:
         context = to_images(first_view(window.prompt.context), device)[None]
-        video = to_images(window.real[:frames], device)
+        video = to_images(first_view(window.real)[:frames], device)
         context_codes = tokenizer.encode_context(context)
         video_codes = tokenizer.encode_dynamics(video[None], context_codes)
         made = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,14 +17,35 @@ class MetricCurves:
     """Metrics of one prediction method over the windows.
 
     Attributes:
-        per_frame: metric name -> float64 [E, T], mean over samples; NaN where undefined.
+        per_frame: metric name -> float64 [E, T], mean over samples and views; NaN where undefined.
         freeze_rate: float64 [E].
         resamples: bootstrap resamples.
+        views: the same of each camera view by its name, where there are several.
     """
 
     per_frame: Mapping[str, np.ndarray]
     freeze_rate: np.ndarray
     resamples: int = 2000
+    views: Mapping[str, MetricCurves] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, views: Mapping[str, MetricCurves]) -> MetricCurves:
+        """The mean over views, at least one."""
+        curves = list(views.values())
+        if len(curves) == 1:
+            return curves[0]
+        per_frame = {
+            name: np.mean([one.per_frame[name] for one in curves], axis=0) for name in curves[0].per_frame
+        }
+        freeze_rate = np.mean([one.freeze_rate for one in curves], axis=0)
+        return cls(per_frame, freeze_rate, curves[0].resamples, dict(views))
+
+    def by_view(self) -> dict[str, dict[str, float]]:
+        """View to metric to mean over windows and frames; empty where there is one view."""
+        return {
+            view: {name: curves.total(name).mean for name in (*FRAME_METRICS, "freeze_rate")}
+            for view, curves in self.views.items()
+        }
 
     @property
     def horizon(self) -> int:
@@ -91,8 +112,9 @@ class PolicyResult:
         seconds: wall time of all rollouts without decoding the results.
         peak_sequence: tokens of the longest prompt.
         cache_bytes: most bytes of keys and values held at once for one window.
-        frames: uint8 [K, T, H, W, 3], the first K windows' first samples.
-        fvd: Fréchet video distance to the real clips over all windows' first samples; None if not requested.
+        frames: uint8 [K, T, H, W, 3], the first K windows' first samples, first view.
+        fvd: Fréchet video distance to the real clips over all windows' first samples, first view; None if not
+            requested.
     """
 
     name: str

@@ -112,6 +112,10 @@ class AveragedTrainer(Generic[Kept]):
         """Make one optimizer step. Return the gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        return self._advance(clip_norm)
+
+    def _advance(self, clip_norm: float) -> float:
+        """Make one optimizer step with the gradients that are there. Return their norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
         if self.average is not None:

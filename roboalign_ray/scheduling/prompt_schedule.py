@@ -25,7 +25,7 @@ class HorizonDraw:
     """Draws the horizon of a training group's rollouts.
 
     Args:
-        rollout: the longest horizon, and the distribution of shorter ones.
+        rollout: the longest horizon, and the distribution of shorter ones or of branches.
 
     Attributes:
         lengths: possible horizons in frames, int64 [n]; empty if all are the longest.
@@ -33,7 +33,7 @@ class HorizonDraw:
     """
 
     def __init__(self, rollout: RolloutConfig) -> None:
-        settings = rollout.horizons
+        settings, self._branching = rollout.horizons, rollout.branching
         fixed = settings.shape == "fixed"
         self.lengths = np.arange(0 if fixed else settings.least, 0 if fixed else rollout.horizon + 1)
         weights = self.lengths.astype(float) ** -(settings.tail if settings.shape == "long_tailed" else 0.0)
@@ -44,6 +44,14 @@ class HorizonDraw:
         if not len(self.lengths):
             return 0
         return int(np.random.default_rng(stream).choice(self.lengths, p=self.shares))
+
+    def of_group(self, number: int, stream: list[int]) -> tuple[int, int]:
+        """`horizon` and `shared` of the prompt of training group `number`, see `PromptName`."""
+        if self._branching is None:
+            return self.draw(stream), 0
+        longest, frames = self._branching.longest(number), self._branching.clip_frames
+        clips = int(np.random.default_rng(stream).integers(1, longest + 1))
+        return clips * frames, (clips - 1) * frames
 
 
 class PromptSchedule:
@@ -93,7 +101,7 @@ class PromptSchedule:
         lap, place = divmod(position, len(self._train))
         episode_id, starts = self._train[self._order(lap)[place]]
         start = self._start(episode_id, starts, [self._seed, _START, position])
-        return PromptName(episode_id, start, self._horizon.draw([self._seed, _HORIZON, position]))
+        return PromptName(episode_id, start, *self._horizon.of_group(position, [self._seed, _HORIZON, position]))
 
     def _start(self, episode_id: str, starts: int, stream: list[int]) -> int:
         generator = np.random.default_rng(stream)

@@ -19,7 +19,8 @@ _EPISODES_KEPT = 16
 
 def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:
     """Frame 0 and the `horizon` frames after it."""
-    return WindowSpec(horizon + 1, stride=config.frame_stride, view=config.view, height=height, width=width)
+    view = config.first_view
+    return WindowSpec(horizon + 1, stride=config.frame_stride, view=view, height=height, width=width)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class PromptReader:
     Args:
         config: store, view and stride.
         height, width: frame size of the world model, pixels.
-        views: V, number of camera views that it predicts: the view that the config names, or each episode's first one,
-            followed by the episode's next ones in their order.
+        views: V, number of camera views that it predicts: the first V of `config.views` where it names some; else the
+            view that the config names, or each episode's first one, followed by the episode's next ones in their order.
     """
 
     def __init__(self, config: EpisodesConfig, height: int, width: int, views: int = 1) -> None:
@@ -104,8 +105,9 @@ class PromptReader:
     def _windows(self, name: PromptName, horizon: int) -> dict[str, Window]:
         """The window by view, for as many views as the world model predicts."""
         episode = self._episode(name.episode_id)
-        first = self._config.view or next(iter(episode.frames))
-        views = [first, *(view for view in episode.frames if view != first)][: self._views]
+        first = self._config.first_view or next(iter(episode.frames))
+        others = self._config.views[1:] or tuple(view for view in episode.frames if view != first)
+        views = [first, *others][: self._views]
         if len(views) < self._views:
             raise EpisodeError(
                 f"has views {', '.join(views)}; the world model predicts {self._views}", where=name.episode_id

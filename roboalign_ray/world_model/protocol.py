@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, get_args
 
 import numpy as np
 
+from roboalign_ray.config.world_model import RefreshPolicy
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import Failed, UserError
 
+ALL_POLICIES: frozenset[str] = frozenset(get_args(RefreshPolicy))
 State = Any  # result of `begin`; opaque to all but its world model
 
 
@@ -73,7 +75,10 @@ class ModelCard:
         action_dims: A.
         version: version of its weights; 0 for those of the folder.
         actions: its action card; None for models that were trained before action cards existed.
-        capabilities: optional features. "logprobs": its payloads hold log-probabilities.
+        capabilities: optional features. "logprobs": its payloads hold log-probabilities. "tokenizer": its frames pass
+            through a tokenizer.
+        clip_frames: number of frames that it predicts at once; steps and rollouts are whole multiples of it.
+        policies: names of the refresh policies that it supports.
     """
 
     kind: str
@@ -84,6 +89,8 @@ class ModelCard:
     version: int = 0
     actions: ActionCard | None = None
     capabilities: frozenset[str] = frozenset()
+    clip_frames: int = 1
+    policies: frozenset[str] = ALL_POLICIES
 
     @property
     def fps(self) -> float | None:
@@ -93,7 +100,8 @@ class ModelCard:
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
         actions = None if self.actions is None else self.actions.as_json()
-        return {**vars(self), "capabilities": sorted(self.capabilities), "actions": actions}
+        sets = {name: sorted(getattr(self, name)) for name in ("capabilities", "policies")}
+        return {**vars(self), **sets, "actions": actions}
 
 
 class Segment(Protocol):

@@ -9,7 +9,9 @@
     reference_recent   every `window` frames the history is cut to the first context and the last `recent` frames,
                        decoded and re-encoded
 
-The world model determines how codes or latents are carried over (`token/refresh_starts.py`).
+The world model determines how codes or latents are carried over (`token/refresh_starts.py`). A model of pixels has
+nothing to decode and re-encode: there, "token_window" equals "reference_recent" with one frame. `check_refresh` refuses
+a policy that a model does not support.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from roboalign_ray.config import RefreshConfig
+from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.protocol import ModelCard
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,33 @@ class RefreshPlan:
     def left(self, generated: int) -> int | None:
         """Number of frames that a segment may still generate after `generated` ones; None for no limit."""
         return None if self.segment_frames is None else self.segment_frames - generated
+
+
+def check_refresh(refresh: RefreshConfig, card: ModelCard) -> None:
+    """Whether a world model can be rolled out with a refresh policy.
+
+    Raises:
+        UserError: it does not know the policy, or a segment is no whole number of its clips.
+    """
+    if refresh.policy not in card.policies:
+        raise UserError(
+            f"a world model of kind '{card.kind}' has no refresh policy '{refresh.policy}'",
+            where="rollout.refresh.policy",
+            remedy=f"set one of {', '.join(sorted(card.policies))}",
+        )
+    if RefreshPlan.of(refresh).segment_frames is not None:
+        check_clips(refresh.window, card, "rollout.refresh.window")
+
+
+def check_clips(frames: int, card: ModelCard, where: str) -> None:
+    """Whether a world model can predict so many frames.
+
+    Raises:
+        UserError: they are no whole number of its clips.
+    """
+    if frames % card.clip_frames:
+        raise UserError(
+            f"{frames} frames are no whole number of the world model's clips of {card.clip_frames} frames",
+            where=where,
+            remedy=f"give a multiple of {card.clip_frames}",
+        )

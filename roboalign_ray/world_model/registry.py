@@ -87,7 +87,10 @@ class WorldModelKind(Protocol):
 WORLD_MODELS: Registry[type[WorldModelKind]] = Registry(
     "world_models",
     "world model",
-    {TOKEN: "roboalign_ray.world_model.token.kind:TokenKind"},
+    {
+        TOKEN: "roboalign_ray.world_model.token.kind:TokenKind",
+        "diffusion": "roboalign_ray.world_model.diffusion.kind:DiffusionKind",
+    },
     lacks("check", "open_model", "open_decoder", "read_weights"),
 )
 _named: dict[str, type[WorldModelKind]] = {}  # by the `kind` of their payloads

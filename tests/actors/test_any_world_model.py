@@ -100,7 +100,7 @@ def test_evaluation_takes_it(job, root, names):
     model = open_world_model(root / "toy", job.rollout)
     reader = PromptReader(job.episodes, model.card.height, model.card.width)
     windows = [
-        EvaluationWindow(reader.prompt(name, 4), reader.recorded(name, 4).frames[1:, 0]) for name in names
+        EvaluationWindow(reader.prompt(name, 4), reader.recorded(name, 4).frames[1:]) for name in names
     ]
     config = EvaluationConfig(bootstrap_resamples=20)
     result = evaluate_rollouts(model, windows, load_lpips("alex"), config, RefreshConfig())

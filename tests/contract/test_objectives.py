@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import toy_objective
+from diffusion_groups import diffusion_folder, diffusion_group
 from toy_objective import ToyObjective, toy_folder, toy_group
 
 from roboalign_ray.alignment.advantages import group_advantages
+from roboalign_ray.alignment.objectives.diffusion_batch import clip_batches
 from roboalign_ray.alignment.objectives.protocol import Objective, PolicyModel, merge_metrics
 from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.alignment.records.scored import ScoredGroup
@@ -45,15 +47,21 @@ class Case:
         folder: writes the world model.
         group: scored rollouts, from a seed and a reward for each sample (None: it failed).
         regulariser: gradients of the regulariser alone, by parameter name.
-        small, large: `micro_batch_tokens` of one sample a micro-batch, and of all in one.
+        small: settings of one sample a micro-batch.
+        free: settings without a regulariser.
+        settings: others, of all in one micro-batch.
+        catch_up: makes auxiliary policies equal to the trained one again, where the loss has another term for their
+            difference; the frozen reference stays.
     """
 
     name: str
     folder: Callable[[Path], Path]
     group: Callable[[int, Sequence[float | None]], ScoredGroup]
     regulariser: Callable[[PolicyModel, Objective, list[ScoredGroup]], dict[str, torch.Tensor]]
-    small: int
-    large: int
+    small: dict[str, Any] = field(default_factory=lambda: {"micro_batch_tokens": 1})
+    free: dict[str, Any] = field(default_factory=lambda: {"kl_coefficient": 0.0})
+    settings: dict[str, Any] = field(default_factory=lambda: {"micro_batch_tokens": 10_000})
+    catch_up: Callable[[Run], None] = lambda run: None
     off_policy: OffPolicyConfig | None = None
 
     def config(self, **changes: Any) -> AlignmentConfig:
@@ -64,9 +72,8 @@ class Case:
             "group_size": len(REWARDS),
             "learning_rate": 1e-2,
             "kl_coefficient": 0.1,
-            "micro_batch_tokens": self.large,
         }
-        return AlignmentConfig(**(settings | changes))
+        return AlignmentConfig(**(settings | self.settings | changes))
 
     def run(self, folder: Path, **changes: Any) -> Run:
         return Run(self, folder, self.config(**changes))
@@ -99,7 +106,7 @@ class Run:
         loss.backward()
 
     def step(self) -> float:
-        self.gradients.append({name: p.grad.clone() for name, p in self.model.named_parameters()})
+        self.gradients.append(gradients_of(self.model))
         if self.moves:
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -114,7 +121,8 @@ class Run:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for value in self.model.parameters():
-                value += 0.05 * torch.randn(value.shape, generator=generator)
+                if value.requires_grad:
+                    value += 0.05 * torch.randn(value.shape, generator=generator)
 
     def update(self, groups: list[ScoredGroup], rank: int = 0, ranks: int = 1) -> UpdateResult:
         return policy_update(self, groups, self.config, self.objective, rank=rank, ranks=ranks, version=NOW)
@@ -132,6 +140,10 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
+
+
+def gradients_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 # --- GRPO on tokens ----------------------------------------------------------------------------------------------
@@ -181,7 +193,7 @@ def token_regulariser(model: Any, objective: Any, groups: list[ScoredGroup]) -> 
                 total = total + ((before - now).exp() - (before - now) - 1).sum()
                 count += now.numel()
     (objective.config.kl_coefficient * total / count).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    found = gradients_of(model)
     model.zero_grad()
     return found
 
@@ -211,7 +223,49 @@ def toy_gradient(model: Any, objective: Any, groups: list[ScoredGroup]) -> dict[
 
 def of_tokens(**off_policy: Any) -> Case:
     return Case(
-        "grpo", token_folder, token_group, token_regulariser, 1, 10_000, OffPolicyConfig(**off_policy)
+        "grpo", token_folder, token_group, token_regulariser, off_policy=OffPolicyConfig(**off_policy)
+    )
+
+
+# --- clips of a diffusion world model --------------------------------------------------------------------------------
+
+LORA = {"rank": 2, "targets": ("down", "up", "head"), "whole": ("embed.actions",)}
+
+
+def clip_regulariser(model: Any, objective: Any, groups: list[ScoredGroup]) -> dict[str, torch.Tensor]:
+    """c times the mean squared difference of velocities (x_t - x) / t, one row at a time."""
+    config, total, count = objective.config.diffusion, torch.zeros(()), 0
+    advantages = [group_advantages(group.scores) for group in groups]
+    one = config.model_copy(update={"micro_batch_clips": 1})
+    for row in clip_batches(groups, advantages, model.folder, one, lambda values: values)[0]:
+        t = row.time.view(-1, 1, 1, 1, 1, 1)
+        now = (row.state - model(*model.inputs(row, "cpu"))) / t
+        base = (row.state - model.clean_with(objective.base, row, "cpu")) / t
+        total = total + (now - base).square().mean()
+        count += 1
+    (config.regulariser * total / count).backward()
+    found = gradients_of(model)
+    model.zero_grad()
+    return found
+
+
+def follow(run: Run) -> None:
+    """The old policy, which NFT's terms pull to, becomes the trained one."""
+    for name, value in run.model.weights().items():
+        run.objective.old.weights[name].copy_(value.detach())  # type: ignore[attr-defined]
+
+
+def of_clips(name: str, **diffusion: Any) -> Case:
+    common = {"regulariser": 0.1, "micro_batch_clips": 100, **diffusion}
+    return Case(
+        name,
+        diffusion_folder,
+        diffusion_group,
+        clip_regulariser,
+        small={"diffusion": common | {"micro_batch_clips": 1}},
+        free={"diffusion": common | {"regulariser": 0.0}},
+        settings={"diffusion": common},
+        catch_up=follow,
     )
 
 
@@ -219,7 +273,10 @@ CASES = {
     "grpo": of_tokens(),
     "grpo decoupled": of_tokens(correction="decoupled"),
     "grpo truncated": of_tokens(correction="truncated"),
-    "toy": Case("toy_objective:ToyObjective", toy_folder, toy_group, toy_gradient, 1, 10_000),
+    "toy": Case("toy_objective:ToyObjective", toy_folder, toy_group, toy_gradient),
+    "nft": of_clips("diffusion_nft", clips_per_rollout=1, lora=None),
+    "nft lora": of_clips("diffusion_nft", times="uniform", times_per_clip=2, lora=LORA),
+    "contrastive": of_clips("softmax_contrastive", lora=LORA),
 }
 
 
@@ -261,7 +318,7 @@ def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_many_micro_batches_are_one(case: Case, folder: Path) -> None:
-    whole, small = case.run(folder), case.run(folder, micro_batch_tokens=case.small)
+    whole, small = case.run(folder), case.run(folder, **case.small)
     results = []
     for run in (whole, small):
         run.perturb()
@@ -278,7 +335,7 @@ def test_many_micro_batches_are_one(case: Case, folder: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 7])
 def test_ranks_add_up_to_one_and_pass_equally_often(case: Case, folder: Path, ranks: int) -> None:
     """With seven ranks some have no sample of their own."""
-    runs = [case.run(folder, micro_batch_tokens=case.small) for _ in range(ranks + 1)]
+    runs = [case.run(folder, **case.small) for _ in range(ranks + 1)]
     results = []
     for number, run in enumerate(runs):
         run.perturb()
@@ -309,11 +366,27 @@ def test_a_restored_run_goes_on_bit_for_bit(case: Case, folder: Path, tmp_path: 
         assert torch.equal(torch.as_tensor(ends[1][name]), torch.as_tensor(value)), name
 
 
+def test_what_is_saved_is_what_is_published(case: Case, folder: Path, tmp_path: Path) -> None:
+    """Held-out curves are of published weights, and a replay takes saved ones."""
+    run = case.run(folder)
+    for _ in range(2):
+        run.update(groups_of(case))
+    run.objective.save(run.model, tmp_path / "saved")
+    saved = run.objective.open_policy(tmp_path / "saved")
+    whole = getattr(saved, "whole", dict)  # new adapters change nothing
+    expected = getattr(run.model, "whole", dict)(run.objective.published(run.model))
+    found = whole(saved.weights())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
 def test_equal_rewards_leave_the_regulariser_alone(case: Case, folder: Path) -> None:
     groups = [case.group(seed, [0.5] * 3) for seed in range(2)]
-    run, free = case.run(folder), case.run(folder, kl_coefficient=0.0)
+    run, free = case.run(folder), case.run(folder, **case.free)
     for one in (run, free):
         one.perturb()
+        case.catch_up(one)
         one.moves = False
     expected = case.regulariser(run.model, run.objective, groups)
     result = run.update(groups)

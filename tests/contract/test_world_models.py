@@ -1,4 +1,4 @@
-"""Every world model through the same contract: the token model under each refresh policy, and one made of no tokens."""
+"""Every world model through the same contract, under each refresh policy that it knows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_job import SIZE, make_tiny_job
+from tiny_denoiser import write_tiny_denoiser
+from tiny_job import make_tiny_job
 from toy_world_model import install_toy, write_toy
 from world_model_contract import CHECKS, Subject
 
 from roboalign_ray.config import RefreshConfig, RolloutConfig
-from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.protocol import ModelCard, Prompt
 from roboalign_ray.world_model.registry import open_world_model, read_weights
 
 HORIZON = 5
 POLICIES = ("none", "swr", "token_window", "sinks", "reference_recent")
-KINDS = [*(("token", policy) for policy in POLICIES), ("toy", "swr"), ("toy", "none")]
+FRAME_POLICIES = ("none", "swr", "token_window", "reference_recent")
+KINDS = [
+    *(("token", policy) for policy in POLICIES),
+    *(("diffusion", policy) for policy in FRAME_POLICIES),
+    ("toy", "swr"),
+    ("toy", "none"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,13 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     make_tiny_job(root)
     write_toy(root / "toy")
     install_toy(root / "site")
-    return {"token": root / "world_model", "toy": root / "toy", "site": root / "site"}
+    write_tiny_denoiser(root / "diffusion")
+    return {
+        "token": root / "world_model",
+        "toy": root / "toy",
+        "diffusion": root / "diffusion",
+        "site": root / "site",
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +54,13 @@ def settings(policy: str) -> RolloutConfig:
     return RolloutConfig(refresh=RefreshConfig(policy=policy, window=2, recent=2, sink_tokens=2))
 
 
-def make_prompts() -> list[Prompt]:
+def make_prompts(card: ModelCard) -> list[Prompt]:
+    """Pictures of coloured squares."""
     generator = np.random.default_rng(0)
     prompts = []
     for name in ("first", "second"):
-        context, start = generator.integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+        squares = generator.integers(0, 256, (2, card.views, 4, 4, 3), dtype=np.uint8)
+        context, start = squares.repeat(card.height // 4, axis=2).repeat(card.width // 4, axis=3)
         actions = generator.normal(0, 2, (HORIZON, 2)).astype(np.float32)
         prompts.append(Prompt(name, context, start, actions, f"push the {name}"))
     return prompts
@@ -64,7 +79,7 @@ def subject(request, folders, tmp_path_factory) -> Subject:
         name: -value if kind == "toy" else value + torch.randn(value.shape, generator=generator)
         for name, value in weights.items()
     }
-    return Subject(model, make_prompts(), weights, other, tmp_path_factory.mktemp("files"))
+    return Subject(model, make_prompts(model.card), weights, other, tmp_path_factory.mktemp("files"))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -87,10 +102,13 @@ np.save(out, model.frames(model.step(model.load(arrays), actions)))
 """
 
 
-@pytest.mark.parametrize(("kind", "policy"), [("token", "token_window"), ("token", "none"), ("toy", "swr")])
+@pytest.mark.parametrize(
+    ("kind", "policy"), [("token", "token_window"), ("token", "none"), ("diffusion", "swr"), ("toy", "swr")]
+)
 def test_a_state_goes_on_in_another_process(folders, tmp_path, kind, policy) -> None:
     config = settings(policy)
-    model, prompts = open_world_model(folders[kind], config), make_prompts()
+    model = open_world_model(folders[kind], config)
+    prompts = make_prompts(model.card)
     actions = np.stack([prompt.actions for prompt in prompts])
     state = model.step(model.begin(prompts, [(1, 2), (3, 4)]), actions[:, :3])
     np.savez(tmp_path / "state.npz", steps=actions[:, 3:], **model.save(state))

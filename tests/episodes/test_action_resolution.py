@@ -433,7 +433,7 @@ def test_a_store_of_unknown_kinds_is_read_whole_and_refused_at_a_stride(tmp_path
     with pytest.raises(UserError, match="x, y are"):
         held_out_windows(store, WindowSpec(frames=2, stride=2), 1)
     with pytest.raises(UserError, match=r"roboalign episodes declare .*--action-kind 'x=KIND,y=KIND'"):
-        run_pretrain(JobConfig(episodes=config), tmp_path / "out", ("tokenizer",), quiet=True)
+        run_pretrain(JobConfig(episodes=config), tmp_path / "out", "tokenizer", quiet=True)
 
 
 def test_declared_kinds_hold_for_windows_and_statistics(

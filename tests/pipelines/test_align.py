@@ -16,6 +16,7 @@ import ray
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from straight_line import straight_line
 from tiny_job import SIZE, make_tiny_job, square_episode
 
 from roboalign_ray.actors.learner import LearnerActor
@@ -95,38 +96,6 @@ def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
         "failed_groups": 0,
         "dropped_groups": 0,
     }
-
-
-def straight_line(job):
-    """The same run without Ray, actors calling one another in turn: final weights, journal lines, curves."""
-    folder = Path(job.world_model_weights)
-    rollout = RolloutActor(folder, job.rollout, job.episodes)
-    scorer = ScorerActor(folder, job.reward, job.episodes)
-    learner = LearnerActor(folder, job.alignment)
-    learner.join(learner.address())
-    schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
-    size, lines, curves = job.alignment.prompts_per_update, [], defaultdict(list)
-    for update in range(job.alignment.updates):
-        names = schedule.train(update, size)
-        seeds = schedule.seeds(update, size, job.alignment.group_size)
-        scored, records = [], []
-        for share in split_evenly(size, job.cluster.rollout.workers):
-            groups, _ = rollout.rollout([names[i] for i in share], [seeds[i] for i in share])
-            *some, numbers = scorer.score(groups)
-            scored += some
-            records += numbers
-        lines += [record.as_json() for record in records]
-        result = learner.update(*scored)
-        for name, value in (
-            reward_scalars(records) | result.metrics | {"grad_norm": result.grad_norm}
-        ).items():
-            curves[name].append(value)
-        version, manifest = learner.publish()
-        *buckets, _ = learner.take_buckets()
-        weights = unpack(manifest, buckets)
-        rollout.load_weights(version, weights)
-    learner.close()
-    return weights, json.loads(json.dumps(lines)), curves
 
 
 def test_without_staleness_every_bit_is_that_of_a_straight_line(job, finished):

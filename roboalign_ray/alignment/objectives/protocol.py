@@ -190,6 +190,13 @@ class Objective(ABC, Generic[Item]):
         """The weights that rollout workers sample with; by default the policy's own."""
         return model.weights()
 
+    def save(self, model: PolicyModel, folder: Path) -> None:
+        """Write the policy whose weights are `published` as a folder that the world model is opened from.
+
+        Held-out rewards are those of this policy, and a replay makes rollouts again with it.
+        """
+        model.save(folder)
+
     def state_dict(self) -> dict[str, Any]:
         """State of the objective besides the policy and torch's own generator, as `write_state` accepts it."""
         return {}

@@ -12,7 +12,11 @@ from roboalign_ray.plugins import Registry, lacks
 OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
     "objectives",
     "objective",
-    {"grpo": "roboalign_ray.alignment.objectives.grpo:GrpoObjective"},
+    {
+        "grpo": "roboalign_ray.alignment.objectives.grpo:GrpoObjective",
+        "diffusion_nft": "roboalign_ray.alignment.objectives.diffusion:DiffusionNftObjective",
+        "softmax_contrastive": "roboalign_ray.alignment.objectives.diffusion:SoftmaxContrastiveObjective",
+    },
     lacks("open_policy", "begin", "prepare", "loss", "finish", "published", "state_dict", "load_state_dict"),
 )
 

@@ -116,7 +116,7 @@ def episode_clips(
             EpisodeClip(
                 title=titles[index] if titles else window.prompt.prompt_id,
                 context=first_view(window.prompt.context),
-                real=window.real,
+                real=first_view(window.real),
                 before=before.frames[index],
                 after=after.frames[index],
                 caption=", ".join(figures),

@@ -73,5 +73,5 @@ def token_card(
         width=width,
         action_dims=layout.action_tokens,
         actions=actions,
-        capabilities=frozenset({"logprobs"}),
+        capabilities=frozenset({"logprobs", "tokenizer"}),
     )

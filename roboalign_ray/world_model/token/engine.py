@@ -24,14 +24,15 @@ from roboalign_ray.config import RolloutConfig
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.prompt_checks import check_prompts, given_frames
 from roboalign_ray.world_model.protocol import ModelCard, Prompt, Rollout
+from roboalign_ray.world_model.seeds import check_seeds
 from roboalign_ray.world_model.token.codec import Tokenizer
 from roboalign_ray.world_model.token.decoder import TokenDecoder
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.packed import PackedTransformer
-from roboalign_ray.world_model.token.prompt_checks import check_prompts
 from roboalign_ray.world_model.token.refresh_starts import SegmentStart, make_refresh
-from roboalign_ray.world_model.token.sampling import Sampler, uniforms
+from roboalign_ray.world_model.token.sampling import Sampler
 from roboalign_ray.world_model.token.state import SharedPrefix, TokenState
 from roboalign_ray.world_model.token.state_files import state_arrays, state_from_arrays
 from roboalign_ray.world_model.token.stepping import EngineCounters, Parts, Step
@@ -112,10 +113,10 @@ class RolloutEngine(WholeRollouts[TokenState]):
         """The state before the first frame; see `WorldModel.begin`. Keys and values are computed by the first step."""
         check_prompts(prompts, seeds, self._decoder.card, self.config.refresh)
         began, samples = time.perf_counter(), len(seeds[0])
-        uniforms([seed for own in seeds for seed in own], 0)  # raises if a seed is out of range
+        check_seeds(seed for own in seeds for seed in own)
         codec, layout = self._decoder.codec, self.layout
         context = codec.encode_context(np.stack([prompt.context[0] for prompt in prompts]))
-        given = codec.encode_dynamics(np.stack([_given_frames(prompt) for prompt in prompts]), context)
+        given = codec.encode_dynamics(np.stack([given_frames(prompt)[:, 0] for prompt in prompts]), context)
         past = [prompt.past_actions for prompt in prompts if prompt.past_actions is not None]
         empty = np.zeros((len(prompts), 0, layout.action_tokens), np.int64)
         actions = self._binner.to_bins(np.stack(past)) if past else empty
@@ -160,7 +161,7 @@ class RolloutEngine(WholeRollouts[TokenState]):
         A row's keys and values of the current segment are stored once per new group, for any number of samples; policy
         "sinks" stores them once per sample.
         """
-        uniforms([seed for own in seeds for seed in own], 0)
+        check_seeds(seed for own in seeds for seed in own)
         return state.branch(rows, seeds, fold=self._parts.refresh.cache_frames is None)
 
     def rollouts(self, state: TokenState) -> list[Rollout]:
@@ -244,9 +245,3 @@ class RolloutEngine(WholeRollouts[TokenState]):
         return PackedTransformer(
             state_dict, self._model_config, self.layout, dtype=dtype, device=self._device
         )
-
-
-def _given_frames(prompt: Prompt) -> np.ndarray:
-    """Known frames of the prompt's one view, uint8 [past + 1, H, W, 3]."""
-    start = prompt.start[None, 0]
-    return start if prompt.past is None else np.concatenate([prompt.past[:, 0], start])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from roboalign_ray.config import SamplingConfig
-from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.seeds import generator
 
 # Keeps u * total below total after rounding, so that the search always ends on a token of positive probability.
 _BELOW_ONE = np.float32(1.0 - 2.0**-22)
@@ -29,9 +29,7 @@ def uniforms(seeds: list[int], count: int) -> np.ndarray:
     """
     rows = np.empty((len(seeds), count), dtype=np.float32)
     for row, seed in zip(rows, seeds, strict=True):
-        if not 0 <= seed < 2**128:
-            raise UserError(f"seed {seed} is outside [0, 2**128)", where="rollout")
-        np.random.Generator(np.random.Philox(key=int(seed))).random(out=row, dtype=np.float32)
+        generator(seed).random(out=row, dtype=np.float32)
     return np.minimum(rows, _BELOW_ONE)
 
 

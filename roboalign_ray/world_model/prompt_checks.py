@@ -1,4 +1,4 @@
-"""Checks that prompts fit the token world model: shapes, views and seeds, before anything runs."""
+"""Checks that prompts fit a world model: shapes, views and seeds, before anything runs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def _check_frame(where: str, name: str, frame: np.ndarray, card: ModelCard) -> N
         raise UserError(f"{name} is {frame.dtype} {frame.shape}, not uint8 [V, H, W, 3]", where=where)
     if len(frame) != card.views:
         raise UserError(f"{name} has {len(frame)} views, the world model {card.views}", where=where)
+    if frame.shape[1:3] != (card.height, card.width):
+        size = f"{card.height}x{card.width}"
+        raise UserError(f"{name} has {frame.shape[1]}x{frame.shape[2]} pixels, not {size}", where=where)
 
 
 def _check_past(where: str, past: np.ndarray, actions: np.ndarray, start: np.ndarray, width: int) -> None:
@@ -58,3 +61,9 @@ def _check_room(where: str, past: int, refresh: RefreshConfig) -> None:
             where=where,
             remedy="give fewer, or raise refresh.window",
         )
+
+
+def given_frames(prompt: Prompt) -> np.ndarray:
+    """Frames that the prompt's rollout starts from, the start frame last: uint8 [m, V, H, W, 3]."""
+    start = prompt.start[None]
+    return start if prompt.past is None else np.concatenate([prompt.past, start])

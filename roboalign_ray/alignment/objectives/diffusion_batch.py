@@ -1,0 +1,209 @@
+"""From scored rollouts of a diffusion world model to micro-batches of noisy clips.
+
+A row is one clip of one sample at one noise level. Which clips, which levels and which noise are functions of the
+samples' seeds: every rank draws the same without talking, and a resumed run draws the same without a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roboalign_ray.alignment.advantages import FEWEST_SAMPLES, GroupAdvantages, rewards_of
+from roboalign_ray.alignment.records.scored import ScoredGroup
+from roboalign_ray.config.alignment_diffusion import DiffusionAlignmentConfig
+from roboalign_ray.world_model.diffusion.conditioning import Inputs
+from roboalign_ray.world_model.diffusion.denoising import residual_of
+from roboalign_ray.world_model.diffusion.files import DenoiserFolder
+from roboalign_ray.world_model.diffusion.noise_schedule import noisy, times
+from roboalign_ray.world_model.diffusion.rollout import diffusion_payload
+from roboalign_ray.world_model.diffusion.training_clips import TrainingClip, training_clips
+
+_TENSORS = ("state", "clean", "time", "weights", "live")
+_INPUTS = ("history", "reference", "actions", "level")
+_CLIPS, _ROW = 1, 2  # streams of random numbers; those of the sampler are of another kind
+
+Weigh = Callable[[np.ndarray], np.ndarray]  # advantages [K] of a clip's valid samples to what the loss takes
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Rows of one micro-batch; fields of `NoisyClips` among them.
+
+    Attributes:
+        state, clean: noisy and clean states [B, V, n, 3, H, W].
+        time: [B].
+        inputs: what the denoiser sees beside.
+        weights: [B], of `Weigh`.
+        live: [B], 0 for a row that only keeps the ranks in step.
+        old, base: clean states of the old policy and of the base; empty until they were asked.
+        figures: numbers of the whole step, which one micro-batch of all ranks carries.
+    """
+
+    state: Tensor
+    clean: Tensor
+    time: Tensor
+    inputs: Inputs
+    weights: Tensor
+    live: Tensor
+    old: Tensor = field(default_factory=lambda: torch.empty(0))
+    base: Tensor = field(default_factory=lambda: torch.empty(0))
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def silenced(self) -> ClipBatch:
+        """The first row with nothing to learn from."""
+        return replace(_taken(self, slice(0, 1)), live=torch.zeros(1), figures={})
+
+
+def clip_batches(
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[GroupAdvantages],
+    folder: DenoiserFolder,
+    config: DiffusionAlignmentConfig,
+    weigh: Weigh,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+) -> tuple[list[ClipBatch], int]:
+    """This rank's micro-batches, equally many on every rank, and the rows of all ranks.
+
+    Args:
+        groups: of one step, at least one sample of one group valid.
+        folder: of the world model; how frames and actions become what its denoiser sees.
+        weigh: see `Weigh`; asked per clip.
+    """
+    own: list[ClipBatch] = []
+    first, count = None, 0
+    for group, values in zip(groups, advantages, strict=True):
+        for clip in _chosen_clips(group, values, folder, config):
+            rows = [
+                (sample, weight, draw)
+                for sample, weight in _weights(clip, values, weigh)
+                for draw in range(config.times_per_clip)
+            ]
+            mine = [row for number, row in enumerate(rows, count) if number % ranks == rank]
+            count += len(rows)
+            if mine:
+                own.append(_batch(group, clip, mine, folder, config))
+            elif first is None:
+                first = _batch(group, clip, rows[:1], folder, config).silenced()
+    size = config.micro_batch_clips
+    longest = -(-(-(-count // ranks)) // size)
+    batches = _of_size(own, size)
+    filler = batches[0].silenced() if batches else first
+    assert filler is not None  # a step has a valid sample, and every rollout a clip
+    batches += [filler] * (longest - len(batches))
+    if not rank:
+        batches[0] = replace(batches[0], figures=spread_figures(groups))
+    return batches, count
+
+
+def spread_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """What says whether a reward can teach anything, over the groups with at least two scored samples.
+
+    Returns:
+        "reward_deviation": mean over groups of the deviation of their rewards, relative to the size of their mean.
+        "equal_rewards": share of groups whose rewards are all equal.
+    """
+    rewards = [values[np.isfinite(values)] for values in (rewards_of(group.scores) for group in groups)]
+    rewards = [values for values in rewards if len(values) >= FEWEST_SAMPLES]
+    if not rewards:
+        return {"reward_deviation": 0.0, "equal_rewards": 1.0}
+    return {
+        "reward_deviation": float(np.mean([relative_deviation(values) for values in rewards])),
+        "equal_rewards": float(np.mean([not np.ptp(values) for values in rewards])),
+    }
+
+
+def relative_deviation(rewards: np.ndarray) -> float:
+    """Standard deviation (n - 1) of rewards [K], relative to the size of their mean; 0 where all are equal."""
+    return float(rewards.std(ddof=1) / max(abs(rewards.mean()), 1e-12)) if np.ptp(rewards) else 0.0
+
+
+def _chosen_clips(
+    group: ScoredGroup, advantages: GroupAdvantages, folder: DenoiserFolder, config: DiffusionAlignmentConfig
+) -> Iterator[TrainingClip]:
+    """The clips of a group that are trained on, in order; none where no sample is valid."""
+    if not advantages.valid.any():
+        return
+    clips = list(training_clips(diffusion_payload(group.rollout), folder.denoiser, folder.scaling))
+    wanted = config.clips_per_rollout or len(clips)
+    generator = _generator(_CLIPS, *group.rollout.seeds)
+    for number in sorted(generator.permutation(len(clips))[:wanted].tolist()):
+        yield clips[number]
+
+
+def _weights(clip: TrainingClip, advantages: GroupAdvantages, weigh: Weigh) -> list[tuple[int, float]]:
+    """(sample, weight) of the valid samples; with credit by frame a clip's advantage is the mean of its frames'."""
+    values = advantages.values
+    if values.ndim == 2:
+        values = values[:, clip.first : clip.first + clip.clean.shape[2]].mean(1)
+    valid = np.flatnonzero(advantages.valid)
+    return list(zip(valid.tolist(), weigh(values[valid]).tolist(), strict=True))
+
+
+def _batch(
+    group: ScoredGroup,
+    clip: TrainingClip,
+    rows: Sequence[tuple[int, float, int]],
+    folder: DenoiserFolder,
+    config: DiffusionAlignmentConfig,
+) -> ClipBatch:
+    """Rows (sample, weight, draw) of one clip."""
+    samples = [sample for sample, _, _ in rows]
+    inputs = _inputs(clip.inputs, samples)
+    clean = residual_of(clip.clean[samples], inputs, folder.noise.residual_scale)
+    steps = diffusion_payload(group.rollout).sampling.steps
+    drawn = [_draw(group.rollout.seeds[s], clip, draw, steps, config) for s, _, draw in rows]
+    time = torch.tensor([moment for moment, _ in drawn])
+    noise = torch.stack([values for _, values in drawn])
+    return ClipBatch(
+        state=noisy(clean, noise, time),
+        clean=clean,
+        time=time,
+        inputs=inputs,
+        weights=torch.tensor([weight for _, weight, _ in rows]),
+        live=torch.ones(len(rows)),
+    )
+
+
+def _draw(
+    seed: int, clip: TrainingClip, draw: int, steps: int, config: DiffusionAlignmentConfig
+) -> tuple[float, Tensor]:
+    """Noise level and noise of one row."""
+    generator = _generator(_ROW, seed, clip.first, draw)
+    if config.times == "sampler":
+        time = times(steps)[int(generator.integers(steps))]
+    else:
+        time = float(generator.uniform(config.least_time, 1.0))
+    return time, torch.from_numpy(generator.standard_normal(clip.clean.shape[1:], np.float32))
+
+
+def _generator(*stream: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(stream))
+
+
+def _of_size(batches: Sequence[ClipBatch], size: int) -> list[ClipBatch]:
+    """The same rows, `size` a batch."""
+    if not batches:
+        return []
+    whole = ClipBatch(
+        **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS},
+        inputs=Inputs(
+            **{name: torch.cat([getattr(batch.inputs, name) for batch in batches]) for name in _INPUTS}
+        ),
+    )
+    return [_taken(whole, slice(start, start + size)) for start in range(0, len(whole.time), size)]
+
+
+def _taken(batch: ClipBatch, rows: slice) -> ClipBatch:
+    some = {name: getattr(batch, name)[rows] for name in _TENSORS}
+    return replace(batch, **some, inputs=_inputs(batch.inputs, rows))
+
+
+def _inputs(inputs: Inputs, rows: slice | Sequence[int]) -> Inputs:
+    return Inputs(**{name: getattr(inputs, name)[rows] for name in _INPUTS})

@@ -1,0 +1,1 @@
+"""The diffusion world model: denoiser, noise schedule, rollout engine, pre-training."""
