@@ -34,7 +34,7 @@ demo: setup ## Set up, then align the shipped world model and write the report (
 	@$(BIN)/roboalign demo --fresh $$([ -e $(ASSETS) ] || echo "$(WITHOUT_LPIPS)") $(DEMO_ARGS)
 
 test: setup-test ## Set up, then run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python $(if $(PYTEST_ARGS),-m pytest $(PYTEST_ARGS),tests/in_halves.py)
 
 setup: $(BASE) assets ## Make .venv and install what jobs need
 

@@ -1,4 +1,4 @@
-"""The rollout actor: a world model that reads its prompts itself and answers without pixels."""
+"""The rollout actor: reads prompts, rolls out the world model, and returns rollouts without pixels."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutReport, WorldModel
 from roboalign_ray.world_model.registry import open_world_model, read_weights
 
-_FETCH_S = 600.0  # for a version of the weights
+_FETCH_S = 600.0  # limit for fetching a weight version
 
 
 class RolloutActor:
-    """Makes rollouts. Weights come with each call, so a restarted actor needs to be told nothing.
+    """Makes rollouts. Weights are passed with each call, so a restarted actor needs no further state.
 
-    `load_weights` and `beat` may be called from other threads while a rollout runs.
+    `load_weights` and `beat` may be called from other threads during a rollout.
 
     Args:
-        world_model: folder; its weights are version 0.
+        world_model: folder of the world model; its weights are version 0.
         rollout, episodes: configs.
         threads: torch threads.
-        tokenizer: folder, where the world model has one and another is meant than the one it remembers.
-        reward: what chooses the sample that a shared history goes on with, where `rollout.branching` asks for the best.
+        tokenizer: folder of the tokenizer, if it is not the one that the world model's description names.
+        reward: chooses the sample that a shared history continues with, where `rollout.branching` uses the best one.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RolloutActor:
         return choose_best(self._model, self._reader, build_reward(self.reward_config))
 
     def ready(self) -> None:
-        """Load everything, so that bad input is told before the first rollout.
+        """Load everything, so that bad input is found before the first rollout.
 
         Raises:
             UserError: a folder or the store cannot be read.
@@ -78,20 +78,20 @@ class RolloutActor:
         _ = self._model, self._reader, self._choose
 
     def beat(self) -> int:
-        """A number that grows while work is done."""
+        """A number that grows while work is done. Called from another thread."""
         return self._model.work if "_model" in self.__dict__ else 0
 
     def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
-        """Take weights from the next segment on; older ones than those that are here change nothing.
+        """Use these weights from the next segment on, unless the present ones are newer.
 
         Args:
-            version: their version.
-            weights: arrays by name; or one reference, in a sequence, to their `Parcel`, fetched here; an
+            version: version of the weights.
+            weights: arrays by name; or a sequence with one reference to their `Parcel`, which is fetched here; an
                 empty sequence means those of the world model's folder.
-            era: how often the learner has been set back: versions of a later era are newer, whatever their number.
+            era: learner restart count. Versions of a later era are newer, whatever their number.
 
         Raises:
-            WeightsRefused: they came torn or damaged; what was here stays.
+            WeightsRefused: the weights arrived incomplete or damaged; the present ones stay.
         """
         with self._loading:
             if (era, version) <= self._held:
@@ -129,7 +129,7 @@ class RolloutActor:
                 prompts.append(self._reader.prompt(name, self.config.horizon))
                 kept.append(group_seeds)
                 shared.append(name.shared)
-            except Exception as error:  # one bad episode costs its own group only
+            except Exception as error:  # one bad episode fails only its own group
                 failed[name.prompt_id] = Failed(f"{type(error).__name__}: {error}", "prompt")
         rollouts = branched_rollouts(self._model, prompts, shared, kept, choose=self._choose)
         return rollouts, RolloutReport(
@@ -142,7 +142,7 @@ class RolloutActor:
 
 
 def _received(reference: Any) -> Mapping[str, Any]:
-    """Fetch, check and unpack a version."""
+    """Fetch, check and unpack a weight version."""
     parcel: Parcel = _fetch(reference)
     return unpack(parcel.manifest, _fetch(list(parcel.buckets)))
 
