@@ -80,8 +80,8 @@ class Denoiser(nn.Module):
         self.leave = nn.Sequential(nn.GroupNorm(_GROUPS, before), nn.SiLU())
         pixels = config.clip_frames * (_PER_PIXEL + self.sources) * config.patch**2
         self.head = nn.Conv2d(before, pixels, 3, padding=1)
-        nn.init.normal_(self.head.weight, std=1e-3)
-        nn.init.zeros_(self.head.bias)
+        for weights in self.head.parameters():
+            nn.init.normal_(weights, std=1e-3)
 
     def forward(
         self,
