@@ -42,7 +42,9 @@ class Learner:
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, folder: Path, rate: float = 0.05, objective: str = "diffusion_nft", **diffusion: Any) -> None:
+    def __init__(
+        self, folder: Path, rate: float = 0.05, objective: str = "diffusion_nft", **diffusion: Any
+    ) -> None:
         self.config = AlignmentConfig(
             objective=objective,
             minibatch_prompts=2,

@@ -128,9 +128,7 @@ class DiffusionObjective(Objective[ClipBatch]):
         """What the loss takes for each of a clip's valid samples [K], from their advantages [K]."""
 
     @abstractmethod
-    def _loss(
-        self, clips: Predictions, weights: Tensor, live: Tensor, count: int
-    ) -> tuple[Tensor, Metrics]:
+    def _loss(self, clips: Predictions, weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Metrics]:
         """Loss and metrics of some rows."""
 
     def finish(self, policy: DiffusionTrainable, metrics: Mapping[str, float]) -> None:
@@ -167,9 +165,7 @@ class DiffusionNftObjective(DiffusionObjective):
     def _weigh(self, advantages: np.ndarray) -> np.ndarray:
         return advantages
 
-    def _loss(
-        self, clips: Predictions, weights: Tensor, live: Tensor, count: int
-    ) -> tuple[Tensor, Metrics]:
+    def _loss(self, clips: Predictions, weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Metrics]:
         settings = self.config.nft
         return nft_loss(
             clips,
@@ -189,9 +185,7 @@ class SoftmaxContrastiveObjective(DiffusionObjective):
     def _weigh(self, advantages: np.ndarray) -> np.ndarray:
         return softmax_weights(advantages, self.config.contrastive.beta)
 
-    def _loss(
-        self, clips: Predictions, weights: Tensor, live: Tensor, count: int
-    ) -> tuple[Tensor, Metrics]:
+    def _loss(self, clips: Predictions, weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Metrics]:
         return contrastive_loss(
             clips, weights, live, regulariser=self.config.diffusion.regulariser, count=count
         )
