@@ -30,7 +30,8 @@ from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.branching import branched_rollouts
 from roboalign_ray.world_model.prompts import PromptReader
-from roboalign_ray.world_model.registry import open_world_model
+from roboalign_ray.world_model.refresh import check_clips, check_refresh
+from roboalign_ray.world_model.registry import check_world_model, open_world_model
 
 ENOUGH = 0.1  # relative deviation within a group
 
@@ -96,6 +97,13 @@ def run_spread(
     Raises:
         UserError: the model cannot do what a way asks for, or no window is long enough.
     """
+    folder, tokenizer = world_model_folder(config), tokenizer_folder(config)
+    card = check_world_model(folder, tokenizer=tokenizer)
+    for _, rollout in ways:
+        check_refresh(rollout.refresh, card)
+    for frames in (request.history, *request.frames):
+        check_clips(frames, card, "spread")
+    reader = PromptReader(config.episodes, card.height, card.width, card.views)
     longest = request.history + max(request.frames)
     windows = config.rollout.model_copy(update={"horizon": longest})
     schedule = schedule_from_store(config.episodes, windows, config.seed)
@@ -105,8 +113,7 @@ def run_spread(
     reward, rows = build_reward(config.reward, student), []
     with Progress("spread", total=len(ways) * len(request.frames), unit="row", quiet=quiet) as progress:
         for way, rollout in ways:
-            model = open_world_model(world_model_folder(config), rollout, tokenizer=tokenizer_folder(config))
-            reader = PromptReader(config.episodes, model.card.height, model.card.width, model.card.views)
+            model = open_world_model(folder, rollout, tokenizer=tokenizer)
             for frames in request.frames:
                 total = request.history + frames
                 own = [replace(name, horizon=total, shared=request.history) for name in names]
