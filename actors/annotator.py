@@ -1,4 +1,4 @@
-"""The annotator actor: a teacher that is shown rollouts. It decodes them itself: no pixels travel to it."""
+"""The annotator actor: a teacher that labels rollouts. It decodes the rollouts itself, so no pixels are sent to it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class AnnotationRecord:
     """The numbers of one annotation, for the driver.
 
     Attributes:
-        pair_id: of the sample.
+        pair_id: id of the sample.
         scores: float64 [6], rubric points; NaN without a label.
-        motion: as a share of the real clip's.
+        motion: motion of the sample, divided by that of the real clip.
         failed: why there is no label, or None.
     """
 
@@ -78,16 +78,16 @@ class AnnotatorActor:
         _ = self._annotator
 
     def beat(self) -> int:
-        """A number that grows while work is done; may be asked for from another thread."""
+        """Number of completed calls. Called from another thread."""
         return self._calls
 
     def annotate(
         self, samples: Sequence[Sequence[int]], *groups: ScoredGroup
     ) -> tuple[list[dict[str, Any]], list[AnnotationRecord]]:
-        """Label `samples[i]`, positions within group i.
+        """Label the samples `samples[i]` (positions) of group i.
 
         Returns:
-            rows of the labelled pairs, as `encode_pair` makes them; and the numbers of all samples, in order.
+            rows of the labelled pairs, in the format of `encode_pair`, and the numbers of all samples, in order.
         """
         self._calls += 1
         found = self._annotator.annotate([group.rollout for group in groups], samples)

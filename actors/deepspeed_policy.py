@@ -18,15 +18,15 @@ from roboalign_ray.foundation.optimisation import decayed_parameters
 
 
 class DeepSpeedPolicy:
-    """Implements `LearnerPolicy`, and `predict` for whatever the model's objective calls it with.
+    """Implements `LearnerPolicy`, and `predict` for the items of the model's objective.
 
     Args:
-        policy: float32; DeepSpeed takes it over.
+        policy: float32 model; the DeepSpeed engine owns it afterwards.
         config: optimizer, ZeRO stage, precision.
         address: host:port where the ranks meet.
 
     Attributes:
-        passes: forward and backward passes so far; a sign of life.
+        passes: number of forward and backward passes so far, for heartbeats.
     """
 
     def __init__(
@@ -45,25 +45,25 @@ class DeepSpeedPolicy:
         self._gathered = deepspeed.zero.GatheredParameters
 
     def predict(self, item: Any) -> Any:
-        """The model's forward pass on an item that its `inputs` takes."""
+        """The model's forward pass on an item. `PolicyModel.inputs` must accept the item."""
         self.passes += 1
         return self.engine(*self.model.inputs(item, self.device))
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate; at the step's last micro-batch the gradients of all ranks are added."""
+        """Accumulate the gradient; at the step's last micro-batch, add the gradients of all ranks."""
         self.passes += 1
         self.engine.set_gradient_accumulation_boundary(last)
-        # The engine averages over ranks, while the loss is already this rank's share of the step's mean.
+        # The engine averages over ranks, but the loss is already this rank's share of the step's mean.
         self.engine.backward(loss * self.ranks)
 
     def step(self) -> float:
-        """Clip, update and zero; the global gradient norm before clipping."""
+        """Clip, update and zero the gradients. Return the global gradient norm before clipping."""
         own = self._plain_norm()
         self.engine.step()
         return float(self.engine.get_global_grad_norm() if own is None else own)
 
     def _plain_norm(self) -> Tensor | None:
-        """Without ZeRO and in float32 the engine keeps no norm; gradients then stand where PyTorch puts them."""
+        """The gradient norm. Without ZeRO and in float32, the engine stores none, and gradients are in `.grad`."""
         if self.stage or self.dtype != torch.float32:
             return None
         return torch.nn.utils.get_total_norm(
@@ -72,26 +72,26 @@ class DeepSpeedPolicy:
 
     @contextmanager
     def whole_weights(self) -> Iterator[PolicyModel]:
-        """The model with all its weights in place; with ZeRO 3 they are gathered for the block, on all ranks."""
+        """The model with all its weights. With ZeRO 3, the block gathers them on all ranks."""
         gathered = self._gathered(list(self.model.parameters())) if self.stage == 3 else nullcontext()
         with gathered:
             yield self.model
 
     def save_state(self, folder: Path, extra: Mapping[str, Any]) -> None:
-        """Write weights, optimizer and this rank's `extra`; every rank calls this. See `deepspeed_state`."""
+        """Write weights, optimizer state and this rank's `extra`. Every rank calls this. See `deepspeed_state`."""
         save_engine(self.engine, folder, extra)
 
     def load_state(self, folder: Path) -> dict[str, Any]:
-        """Take up what `save_state` wrote; this rank's `extra`. Raises as `load_engine`."""
+        """Restore what `save_state` wrote. Return this rank's `extra`. Raises as `load_engine`."""
         return load_engine(self.engine, folder)
 
     def close(self) -> None:
-        """Free the engine. The process group stays: DeepSpeed keeps references to it until the process ends."""
+        """Free the engine. The process group remains: DeepSpeed keeps references to it until the process ends."""
         self.engine.destroy()
 
 
 def engine_config(config: AlignmentConfig) -> dict[str, Any]:
-    """DeepSpeed's settings. Micro-batches are ours to count, so its own accumulation stays at 1."""
+    """DeepSpeed's settings. The policy counts micro-batches itself, so DeepSpeed's own accumulation is 1."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -104,7 +104,7 @@ def engine_config(config: AlignmentConfig) -> dict[str, Any]:
 
 
 def _import_deepspeed(address: str, rank: int, ranks: int) -> Any:
-    """DeepSpeed reads its place among the ranks from the environment; Ray gives every rank its own devices."""
+    """Import DeepSpeed. It reads rank and world size from the environment; Ray gives every rank its own devices."""
     host, port = address.rsplit(":", 1)
     os.environ |= {
         "RANK": str(rank),
@@ -122,6 +122,6 @@ def _import_deepspeed(address: str, rank: int, ranks: int) -> Any:
     import deepspeed.ops
 
     if on_cpu:
-        # Its shared-memory collectives are compiled at first use (half a minute, g++ and ninja); gloo does as well.
+        # Its shared-memory collectives are compiled at first use (30 s; needs g++ and ninja). We use gloo instead.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

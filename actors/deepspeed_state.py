@@ -1,12 +1,12 @@
-"""What a DeepSpeed engine's next step depends on, in files that hold data alone.
+"""Saves and restores the state of a DeepSpeed engine in files that hold data only.
 
     folder/
       model.safetensors       trained weights and buffers, by the first rank; with ZeRO 3 buffers alone
-      rank-0.safetensors      that rank's fp32 weights, AdamW's averages, step counts, and what the caller adds
+      rank-0.safetensors      that rank's fp32 weights, AdamW moments, step counts, and the caller's `extra`
       rank-1.safetensors      …
 
-DeepSpeed's own checkpoints are pickles, which run code when they are read. Its optimizers hand out and take up their
-state as plain trees, for every ZeRO stage; these trees are kept with `state_files` instead.
+DeepSpeed's own checkpoints are pickles, which run code when they are read. Its optimizers export and import their state
+as plain trees for every ZeRO stage; `state_files` stores these trees.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from roboalign_ray.foundation.storage.state_files import StateError, read_state,
 
 _MODEL = "model.safetensors"
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-# No data: the scaler of losses is constant without float16, the others describe this process.
+# These entries hold no state: the loss scaler is constant without float16, the others describe this process.
 _LEFT_OUT = {"loss_scaler", "param_slice_mappings", "zero_stage", "universal_checkpoint_info"}
 
 _FP32_WEIGHTS = {"single_partition_of_fp32_groups", "fp32_flat_groups", "fp32_groups"}
 
 
 def save_engine(engine: Any, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write an engine's state between two steps; every rank calls this.
+    """Write an engine's state between two steps. Every rank calls this.
 
     Args:
         engine: a `deepspeed.DeepSpeedEngine` in float32 or bfloat16, any ZeRO stage.
-        folder: that all ranks reach; made when absent.
-        extra: of this rank, as `write_state` takes it.
+        folder: folder that all ranks can reach; created if absent.
+        extra: data of this rank, in the types that `write_state` accepts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _partitioned(engine):
@@ -54,7 +54,7 @@ def save_engine(engine: Any, folder: Path, extra: Mapping[str, Any] | None = Non
 
 
 def load_engine(engine: Any, folder: Path) -> dict[str, Any]:
-    """Take up what `save_engine` wrote, in an engine that has made no step; this rank's `extra`.
+    """Restore what `save_engine` wrote, in an engine that has made no step. Return this rank's `extra`.
 
     Raises:
         StateError: it is missing, damaged, of another number of ranks or ZeRO stage, or does not fit the model.
@@ -92,7 +92,7 @@ def load_engine(engine: Any, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _partitioned(engine: Any) -> Iterator[None]:
-    """With ZeRO 3, every rank holds its part of each weight for the block."""
+    """In the block, every rank holds its part of each weight (ZeRO 3)."""
     partitions = _stage(engine) == 3
     if partitions:
         engine.optimizer.checkpoint_event_prologue()
@@ -102,7 +102,7 @@ def _partitioned(engine: Any) -> Iterator[None]:
 
 
 def _weights(engine: Any) -> dict[str, Tensor]:
-    """The module's trained weights and its buffers; with ZeRO 3 the weights are in the ranks' parts."""
+    """The module's trained weights and its buffers. With ZeRO 3, the weights are in the ranks' parts instead."""
     left = {
         name
         for name, parameter in engine.module.named_parameters(remove_duplicate=False)
@@ -128,11 +128,11 @@ def _take_optimizer(engine: Any, state: Mapping[str, Any]) -> None:
             raise ValueError(f"its {name} have other shapes")
     if _stage(engine):
         full = {"loss_scaler": optimizer.loss_scaler, **state}
-        # One entry per rank is expected, of which the own one is read.
+        # The optimizer expects one entry per rank, but reads only its own.
         optimizer.load_state_dict([full] * engine.dp_world_size, load_from_fp32_weights=True)
     else:
         optimizer.load_state_dict(state)
-    # AdamW takes averages of any shape and would fail at its next step.
+    # AdamW accepts moments of any shape and would fail at its next step.
     adam = getattr(optimizer, "optimizer", optimizer)
     for parameter, kept in adam.state.items():
         for name, value in kept.items():

@@ -1,4 +1,4 @@
-"""The distiller actor: keeps the labels and students of an alignment run, and trains the student further."""
+"""The distiller actor: stores the labels and students of an alignment run, and trains the student further."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from roboalign_ray.judge.validation.gate import GateResult
 
 @dataclass(frozen=True)
 class StudentRecord:
-    """What the driver may know of a student.
+    """The numbers of a student, for the driver.
 
     Attributes:
-        version: None where it was not published.
-        gate: what it showed.
-        figures: of its training.
+        version: version of the student; None if it was not published.
+        gate: result of the reward gate.
+        figures: figures of its training.
     """
 
     version: int | None
@@ -32,12 +32,12 @@ class StudentRecord:
 
 
 class DistillerActor:
-    """Trains, tries and publishes students.
+    """Trains, checks and publishes students.
 
     Args:
         config: the job's `judge` section is used.
-        folder: of the run's labels and versions.
-        start: folder of the student to begin with.
+        folder: folder of the run's labels and versions.
+        start: folder of the first student.
         replay: store of judged pairs.
         threads: torch threads.
     """
@@ -55,47 +55,47 @@ class DistillerActor:
         """Open the labels.
 
         Raises:
-            UserError: they cannot be read.
+            UserError: the labels cannot be read.
         """
         _ = self._redistiller
 
     def beat(self) -> int:
-        """A number that grows while a student is trained or tried; may be asked for from another thread."""
+        """A number that grows while a student is trained or checked. Called from another thread."""
         return self._redistiller.passes if "_redistiller" in self.__dict__ else 0
 
     def begin(self) -> tuple[Mapping[str, bytes], StudentRecord]:
-        """The first version's files, and what it showed.
+        """Files and record of the first version.
 
         Raises:
-            UserError: student or pairs cannot be read, or it fails the gate.
+            UserError: the student or the pairs cannot be read, or the student fails the gate.
         """
         return _files_and_record(self._redistiller.begin())
 
     def version(
         self, number: int, files: Mapping[str, bytes] | None = None
     ) -> tuple[Mapping[str, bytes], StudentRecord]:
-        """A published version's files, and what it showed.
+        """Files and record of a published version.
 
         Args:
-            files: those that a checkpoint kept of it, for where the run's folder has none.
+            files: copy of the files in a checkpoint, used if the run's folder has none.
 
         Raises:
-            UserError: there is none of that number, or the files are another's.
+            UserError: there is no version of that number, or the files are of another version.
         """
         return _files_and_record(self._redistiller.version(number, files))
 
     def known(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """The labels of those that have one already: rubric points, float64 [6]."""
+        """Existing labels of these ids: rubric points, float64 [6]."""
         return self._redistiller.known(ids)
 
     def keep(self, round_number: int, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Add fresh labels to the set; how many were new."""
+        """Add fresh labels to the set. Return how many were new."""
         return self._redistiller.keep(round_number, rows)
 
     def relabel(
         self, round_number: int, base: int, ids: Sequence[str]
     ) -> tuple[Mapping[str, bytes], StudentRecord]:
-        """Train the student on the kept labels. Return its files and its record; no files when it failed the gate."""
+        """Train the student on the stored labels. Return its files and its record; no files if it failed the gate."""
         return _files_and_record(self._redistiller.relabel(round_number, base, ids))
 
 

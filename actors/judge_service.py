@@ -19,18 +19,17 @@ from roboalign_ray.actors.serve_ports import keep_serve_port_on_loopback
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.pixel_budget import PixelBudget, PixelsBusyError
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
-from roboalign_ray.judge.protocol import BROKEN, JudgeRequest
+from roboalign_ray.judge.protocol import BROKEN, Judgement, JudgeRequest
 from roboalign_ray.judge.serving.http import (
     ServedJudge,
-    ServedJudgement,
-    ServedStudent,
     ServedTeacher,
+    answer_json,
     read_question,
     status_of,
 )
 
 JudgeKind = Literal["student", "teacher"]
-Outcome = ServedJudgement | Failed
+Outcome = Judgement | Failed
 _READERS = 2  # videos decoded at the same time: one ahead of the judge, and one more
 
 
@@ -116,7 +115,7 @@ class JudgeService:
             outcome = await answer
         if isinstance(outcome, Failed):
             return status_of(outcome), {"error": outcome.reason}
-        return 200, outcome.as_json()
+        return 200, answer_json(self._judge, outcome)
 
     async def identity(self) -> dict[str, Any]:
         """The judge of this replica."""
@@ -167,10 +166,11 @@ def _opened(judge: JudgeKind, config: JobConfig, student: Path | None, threads: 
 
         teacher = TeacherActor(config.teacher, threads)
         return ServedTeacher(teacher.ready(), teacher, teacher_training_range(config.teacher))
+    from roboalign_ray.judge.student.judge import StudentJudge
     from roboalign_ray.judge.student.model import Student
     from roboalign_ray.judge.student.training_range import TrainingRange
 
     torch.set_num_threads(threads)
     assert student is not None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ServedStudent(Student.load(student).to(device), TrainingRange.load(student))
+    return StudentJudge(Student.load(student).to(device), TrainingRange.load(student))

@@ -1,11 +1,11 @@
-"""The learner: trains the policy with DeepSpeed and hands out its weights, one actor per rank.
+"""The learner: trains the policy with DeepSpeed and publishes its weights. One actor per rank.
 
-Ranks are plain actors and not a Ray Train worker group: an update begins when the loop says so, with references to
-groups as its arguments, and a lost rank is one more lost worker to the loop, which brings all ranks back to the last
-checkpoint together with the groups that were finished by then.
+Ranks are plain actors and not a Ray Train worker group, because the loop starts each update with references to groups
+as arguments. If a rank is lost, the loop restores all ranks from the last checkpoint, with the finished groups of that
+time.
 
-All ranks are given the same scored groups and divide them by arithmetic; gradients are averaged by DeepSpeed. What is
-trained, on what, and against which auxiliary policies, is the objective's affair.
+All ranks get the same scored groups and compute their shares from their rank; DeepSpeed averages the gradients. The
+objective determines the policy, the loss and the auxiliary policies.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class LearnerActor:
     """One rank. Call `join` on all ranks with rank 0's `address`, then everything else on all ranks alike.
 
     Args:
-        world_model: folder of the pre-trained weights, where training starts.
+        world_model: folder of the pre-trained weights that training starts from.
         config: objective and optimizer.
-        off_policy: what makes up for segments of older weights.
-        travel: how weights travel.
-        rank, ranks: of this actor, and how many there are.
+        off_policy: correction for segments of older weights.
+        travel: transfer settings of weights.
+        rank, ranks: rank of this actor, and number of ranks.
         threads: torch threads.
-        seed: of what is random on the ranks, so that two runs leave the same state.
+        seed: seed of the ranks' random numbers, so that two runs leave the same state.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class LearnerActor:
         self._buckets: list[Any] = []
 
     def beat(self) -> int:
-        """A number that grows while work is done; may be asked for from another thread."""
+        """A number that grows while work is done. Called from another thread."""
         return self.policy.passes if "policy" in self.__dict__ else 0
 
     def address(self) -> str:
-        """host:port where the ranks can meet, free at this moment."""
+        """host:port where the ranks can meet; the port is free now."""
         host = "127.0.0.1" if self.ranks == 1 else _node_address()
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"{host}:{probe.getsockname()[1]}"
 
     def join(self, address: str) -> None:
-        """Load the weights and meet the other ranks.
+        """Load the weights and connect to the other ranks.
 
         Raises:
             UserError: the weights cannot be read.
@@ -87,7 +87,7 @@ class LearnerActor:
         torch.manual_seed(self.seed + self.rank)
 
     def update(self, *groups: ScoredGroup) -> UpdateResult:
-        """Train on the groups; afterwards the weights have the next version.
+        """Train on the groups; afterwards the weights have the next version number.
 
         Raises:
             UserError: a rollout that cannot be trained on.
@@ -115,7 +115,7 @@ class LearnerActor:
         return replace(result, learning_rate=rate)
 
     def publish(self) -> tuple[int, Manifest | None]:
-        """The version, and on the first rank what its buckets consist of; `take_buckets` hands them out."""
+        """The version, and on the first rank the manifest of its buckets, which `take_buckets` returns."""
         with self.policy.whole_weights() as model:
             if self.rank:
                 return self.version, None
@@ -123,18 +123,18 @@ class LearnerActor:
         return self.version, manifest
 
     def take_buckets(self) -> tuple[Any, ...]:
-        """The buckets that `publish` packed, uint8 arrays, and last their number."""
+        """The buckets that `publish` packed (uint8 arrays), and as last value their number."""
         buckets, self._buckets = self._buckets, []
         return (*buckets, len(buckets))
 
     def save(self, folder: Path) -> None:
-        """Write the model as a folder that a world model is opened from (the first rank does)."""
+        """Write the weights that rollouts are sampled with as a world model folder. Only the first rank writes."""
         with self.policy.whole_weights() as model:
             if not self.rank:
-                model.save(folder)
+                self.objective.save(model, folder)
 
     def save_state(self, folder: Path) -> None:
-        """Write all that the next update depends on, every rank its part; data alone, see `deepspeed_state`."""
+        """Write all that the next update depends on; every rank writes its part. Data only, see `deepspeed_state`."""
         extra = {
             "version": self.version,
             "generator": torch.get_rng_state(),
@@ -143,10 +143,10 @@ class LearnerActor:
         self.policy.save_state(folder, extra)
 
     def load_state(self, folder: Path) -> int:
-        """Take up what `save_state` wrote; the version it had.
+        """Restore what `save_state` wrote. Return its version.
 
         Raises:
-            StateError: it is missing, damaged, or of another job.
+            StateError: the state is missing, damaged, or of another job.
         """
         extra = self.policy.load_state(folder)
         torch.set_rng_state(extra["generator"])
@@ -155,13 +155,13 @@ class LearnerActor:
         return self.version
 
     def save_groups(self, folder: Path, *groups: ScoredGroup) -> None:
-        """Write groups that wait for their update, numbered in this order."""
+        """Write groups that wait for their update, numbered in the given order."""
         folder.mkdir(parents=True, exist_ok=True)
         for number, group in enumerate(groups):
             save_group(folder / f"{number:06d}.npz", group)
 
     def load_groups(self, folder: Path, count: int) -> tuple[Any, ...]:
-        """What `save_groups` wrote, one by one, and last their numbers (`GroupRecord`) for the driver.
+        """The groups that `save_groups` wrote, one by one, and as last value their records for the driver.
 
         Raises:
             UserError: one is missing or damaged.
@@ -171,11 +171,11 @@ class LearnerActor:
         return (*groups, records)
 
     def save_files(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        """Write files that another worker packed (`packed_folder`): a checkpoint has one writer."""
+        """Write files that another worker packed with `packed_folder`, so that a checkpoint has one writer."""
         unpack_folder(files, folder)
 
     def load_files(self, folder: Path) -> tuple[Mapping[str, bytes], int]:
-        """What `save_files` wrote, and how many they are."""
+        """The files that `save_files` wrote, and their number."""
         files = packed_folder(folder)
         return files, len(files)
 
@@ -185,7 +185,7 @@ class LearnerActor:
 
 
 def _node_address() -> str:
-    """This node's address as the other nodes know it; a host's own name often resolves to itself only."""
+    """This node's address that other nodes can reach; the host name often resolves to loopback only."""
     import ray.util
 
     return ray.util.get_node_ip_address()

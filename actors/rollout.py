@@ -1,4 +1,4 @@
-"""The rollout actor: a world model that reads its prompts itself and answers without pixels."""
+"""The rollout actor: reads prompts, rolls out the world model, and returns rollouts without pixels."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from typing import Any
 
 import torch
 
-from roboalign_ray.config import EpisodesConfig, RolloutConfig
+from roboalign_ray.config import EpisodesConfig, RewardConfig, RolloutConfig
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.foundation.weight_sync.manifest import Parcel
 from roboalign_ray.foundation.weight_sync.packing import unpack
+from roboalign_ray.rewards.group_scorer import choose_best
+from roboalign_ray.rewards.registry import build_reward
+from roboalign_ray.world_model.branching import Choose, branched_rollouts
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Prompt, Rollout, RolloutReport, WorldModel
 from roboalign_ray.world_model.registry import open_world_model, read_weights
 
-_FETCH_S = 600.0  # for a version of the weights
+_FETCH_S = 600.0  # limit for fetching a weight version
 
 
 class RolloutActor:
-    """Makes rollouts. Weights come with each call, so a restarted actor needs to be told nothing.
+    """Makes rollouts. Weights are passed with each call, so a restarted actor needs no further state.
 
-    `load_weights` and `beat` may be called from other threads while a rollout runs.
+    `load_weights` and `beat` may be called from other threads during a rollout.
 
     Args:
-        world_model: folder; its weights are version 0.
+        world_model: folder of the world model; its weights are version 0.
         rollout, episodes: configs.
         threads: torch threads.
-        tokenizer: folder, where the world model has one and another is meant than the one it remembers.
+        tokenizer: folder of the tokenizer, if it is not the one that the world model's description names.
+        reward: chooses the sample that a shared history continues with, where `rollout.branching` uses the best one.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class RolloutActor:
         episodes: EpisodesConfig,
         threads: int = 1,
         tokenizer: Path | None = None,
+        reward: RewardConfig | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer_folder, self.world_model_folder = tokenizer, world_model
+        self.reward_config = reward
         self.config, self.episodes = rollout, episodes
         self._loading, self._held = threading.Lock(), (0, 0)
 
@@ -57,29 +63,35 @@ class RolloutActor:
         card = self._model.card
         return PromptReader(self.episodes, card.height, card.width, card.views)
 
+    @cached_property
+    def _choose(self) -> Choose | None:
+        if self.reward_config is None:
+            return None
+        return choose_best(self._model, self._reader, build_reward(self.reward_config))
+
     def ready(self) -> None:
-        """Load everything, so that bad input is told before the first rollout.
+        """Load everything, so that bad input is found before the first rollout.
 
         Raises:
             UserError: a folder or the store cannot be read.
         """
-        _ = self._model, self._reader
+        _ = self._model, self._reader, self._choose
 
     def beat(self) -> int:
-        """A number that grows while work is done."""
+        """A number that grows while work is done. Called from another thread."""
         return self._model.work if "_model" in self.__dict__ else 0
 
     def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
-        """Take weights from the next segment on; older ones than those that are here change nothing.
+        """Use these weights from the next segment on, unless the present ones are newer.
 
         Args:
-            version: their version.
-            weights: arrays by name; or one reference, in a sequence, to their `Parcel`, fetched here; an
+            version: version of the weights.
+            weights: arrays by name; or a sequence with one reference to their `Parcel`, which is fetched here; an
                 empty sequence means those of the world model's folder.
-            era: how often the learner has been set back: versions of a later era are newer, whatever their number.
+            era: learner restart count. Versions of a later era are newer, whatever their number.
 
         Raises:
-            WeightsRefused: they came torn or damaged; what was here stays.
+            WeightsRefused: the weights arrived incomplete or damaged; the present ones stay.
         """
         with self._loading:
             if (era, version) <= self._held:
@@ -101,21 +113,25 @@ class RolloutActor:
     ) -> tuple[list[Rollout], RolloutReport]:
         """One rollout per prompt that can be read, and the numbers of the call.
 
+        A name that shares frames gives a rollout behind a self-generated history, see `branched_rollouts`.
+
         Raises:
             UserError: prompts and world model do not fit.
         """
         began = time.perf_counter()
         self.load_weights(version, weights, era)
         prompts: list[Prompt] = []
+        shared: list[int] = []
         kept: list[tuple[int, ...]] = []
         failed: dict[str, Failed] = {}
         for name, group_seeds in zip(names, seeds, strict=True):
             try:
                 prompts.append(self._reader.prompt(name, self.config.horizon))
                 kept.append(group_seeds)
-            except Exception as error:  # one bad episode costs its own group only
+                shared.append(name.shared)
+            except Exception as error:  # one bad episode fails only its own group
                 failed[name.prompt_id] = Failed(f"{type(error).__name__}: {error}", "prompt")
-        rollouts = self._model.rollout(prompts, kept) if prompts else []
+        rollouts = branched_rollouts(self._model, prompts, shared, kept, choose=self._choose)
         return rollouts, RolloutReport(
             failed=failed,
             units=sum(rollout.payload.units for rollout in rollouts),
@@ -126,7 +142,7 @@ class RolloutActor:
 
 
 def _received(reference: Any) -> Mapping[str, Any]:
-    """Fetch, check and unpack a version."""
+    """Fetch, check and unpack a weight version."""
     parcel: Parcel = _fetch(reference)
     return unpack(parcel.manifest, _fetch(list(parcel.buckets)))
 

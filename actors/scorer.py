@@ -1,7 +1,7 @@
-"""The scorer actor: decodes rollouts where it stands and scores them with the job's reward.
+"""The scorer actor: decodes rollouts and scores them with the job's reward.
 
-What the reward compares with, the real continuation, it reads itself; the student, where one has a say, comes with the
-call by reference and is fetched when its version is a new one.
+It reads the real continuations itself. A student judge is passed by reference with each call, and fetched if its
+version is new.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import unpack_folder
 from roboalign_ray.foundation.telemetry.metrics import encode_gif
 from roboalign_ray.judge.student.model import Student
-from roboalign_ray.rewards.protocol import Reward, RewardInput, Score
+from roboalign_ray.rewards.group_scorer import score_rollout
+from roboalign_ray.rewards.protocol import Reward
 from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Decoder, Rollout
 from roboalign_ray.world_model.registry import open_decoder
 
-_FETCH_S = 600.0  # for a student
+_FETCH_S = 600.0  # limit for fetching a student
 
 
 class ScorerActor:
     """Scores rollout groups.
 
     Args:
-        world_model: folder; its weights are not read.
+        world_model: folder of the world model; its weights are not read.
         reward, episodes: configs.
         threads: torch threads.
-        tokenizer: folder; see `RolloutActor`.
+        tokenizer: folder of the tokenizer; see `RolloutActor`.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ScorerActor:
         self.reward_config, self.episodes = reward, episodes
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._groups = 0
-        self._judge: Any = None  # reference to the student that `_reward` asks
+        self._judge: Any = None  # reference to the student that `_reward` uses
         self._reward: Reward | None = None
 
     @cached_property
@@ -67,7 +68,7 @@ class ScorerActor:
         return PromptReader(self.episodes, card.height, card.width, card.views)
 
     def ready(self) -> None:
-        """Load everything that is there, so that bad input is told before the first score.
+        """Load everything, so that bad input is found before the first score.
 
         Raises:
             UserError: the world model's folder or the store cannot be read.
@@ -77,17 +78,17 @@ class ScorerActor:
             self._load_reward(())
 
     def beat(self) -> int:
-        """A number that grows while work is done; may be asked for from another thread."""
+        """Number of scored groups. Called from another thread."""
         return self._groups
 
     def score(
         self, groups: Sequence[Rollout], student: Sequence[Any] = ()
     ) -> tuple[ScoredGroup | list[GroupRecord], ...]:
-        """The scored groups for the learner, one by one, and last their numbers for the driver.
+        """The scored groups for the learner, one by one, and as last value their numbers for the driver.
 
         Args:
-            groups: to score.
-            student: one reference to the files of the student that scores; empty where none has a say.
+            groups: groups to score.
+            student: one reference to the files of the student; empty if the reward uses none.
 
         Raises:
             UserError: the reward needs a student and none came, or it cannot be read.
@@ -97,7 +98,7 @@ class ScorerActor:
         return (*scored, [group.record() for group in scored])
 
     def video(self, group: ScoredGroup) -> bytes:
-        """A GIF of a group's first sample beside the real continuation: real on the left, views below each other.
+        """A GIF of a group's first sample and the real continuation: real on the left, views below each other.
 
         Raises:
             UserError: the episode cannot be read.
@@ -116,32 +117,14 @@ class ScorerActor:
         return self._reward
 
     def _score_group(self, group: Rollout, reward: Reward) -> ScoredGroup:
-        """An exception costs this group's samples their scores and nothing else."""
+        """Score a group. An exception fails only the samples of this group."""
         self._groups += 1
         try:
-            return ScoredGroup(group, tuple(self._scores(group, reward)))
+            return ScoredGroup(group, tuple(score_rollout(group, self._decoder, self._reader, reward)))
         except Exception as error:
             kind = "episode" if isinstance(error, UserError) else "scorer"
             failed = Failed(f"{type(error).__name__}: {error}", kind)
             return ScoredGroup(group, (failed,) * len(group.seeds))
-
-    def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
-        first, last = group.start, group.start + group.horizon
-        real = self._reader.recorded(PromptName.parse(group.prompt_id), last)
-        inputs = RewardInput(
-            instruction=group.instruction,
-            start=real.frames[first],
-            generated=self._decoder.decode(group),
-            real=real.frames[first + 1 :],
-            views=real.views,
-            actions=real.actions[first:],
-            action_names=real.action_names,
-            action_kinds=real.action_kinds,
-            fps=real.fps,
-            embodiment=real.embodiment,
-            proprioception=None if real.state is None else real.state[first:],
-        )
-        return reward.score(inputs)
 
 
 def _unpacked(files: Mapping[str, bytes]) -> Student:
@@ -151,7 +134,7 @@ def _unpacked(files: Mapping[str, bytes]) -> Student:
 
 
 def _fetch(reference: Any) -> Mapping[str, bytes]:
-    """A student's files: of a reference, or as they are where no Ray is between."""
+    """A student's files, from a reference or, in a process without Ray, as given."""
     if isinstance(reference, Mapping):
         return reference
     import ray

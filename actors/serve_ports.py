@@ -1,7 +1,7 @@
-"""A port that every Serve replica opens to the network, kept on loopback.
+"""Keeps a port of every Serve replica on loopback, which Serve would open to the network.
 
-Each replica starts a gRPC server on all interfaces, for calls between deployments that are sent so, and unpickles what
-it receives there. Our calls go through Ray's own ports.
+Each replica starts a gRPC server on all interfaces, for gRPC calls between deployments, and unpickles what it receives
+there. Our calls use Ray's own ports.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from ray.serve._private import constants, replica
 
 
 def keep_serve_port_on_loopback() -> None:
-    """Called in a replica's constructor, which runs before the replica opens that port."""
+    """Must be called in a replica's constructor, which runs before the replica opens that port."""
     if constants.RAY_SERVE_USE_GRPC_BY_DEFAULT:
-        return  # asked for: other deployments call by this port
+        return  # set by the user: other deployments use this port
     bind = replica.add_port_to_grpc_server
 
     def on_loopback(server: Any, address: str) -> int:

@@ -1,4 +1,4 @@
-"""The teacher actor: holds one VLM, whatever runs it, and judges the videos it is sent."""
+"""The teacher actor: holds one VLM on any backend, and judges the videos that it is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from roboalign_ray.config import JobConfig, TeacherConfig
 from roboalign_ray.foundation.failures import Failed
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, TeacherJudge
 from roboalign_ray.judge.teacher.backends import open_teacher
 
 
@@ -26,15 +26,21 @@ class TeacherActor:
         import torch
 
         torch.set_num_threads(threads)
-        self._teacher = open_vlm(config)
+        self._teacher, self._calls = open_vlm(config), 0
 
     def ready(self) -> str:
-        """The teacher's name, once it can be asked."""
+        """The teacher's name, as soon as its model is loaded."""
         return self._teacher.name
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def beat(self) -> int:
+        """Number of completed calls. Called from another thread."""
+        return self._calls
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request, in order."""
-        return self._teacher.judge(requests)
+        outcomes = self._teacher.judge(requests)
+        self._calls += 1
+        return outcomes
 
 
 def open_vlm(config: TeacherConfig) -> TeacherJudge:
@@ -51,7 +57,7 @@ def open_vlm(config: TeacherConfig) -> TeacherJudge:
 
 
 def open_judge(config: JobConfig) -> TeacherJudge:
-    """Who labels a job's fresh rollouts.
+    """The judge that labels a job's fresh rollouts.
 
     Raises:
         UserError: as `open_vlm`.

@@ -1,6 +1,6 @@
-"""vLLM's offline engine as a teacher: same prompts, frames and parsing as every other backend.
+"""vLLM's offline engine as a teacher: same prompts, frames and parsing as all other backends.
 
-Answers are held to their grammar by structured outputs, which begin where the reasoning ends.
+Structured outputs hold answers to their grammar. They begin after the reasoning.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from roboalign_ray.config import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.foundation.torchvision_guard import guard_children
 from roboalign_ray.judge.protocol import (
+    Judgement,
     JudgeRequest,
-    TeacherJudgement,
     judge_each,
     judgement_of,
 )
@@ -22,23 +22,23 @@ from roboalign_ray.judge.teacher.model_sources import check_adapter, model_sourc
 from roboalign_ray.judge.teacher.prompt import answer_grammar
 from roboalign_ray.judge.teacher.transformers_backend import VideoPrompter
 
-# Reasoning ends at </think>, whether the template or the model opens it.
+# Reasoning ends at </think>, whether the template or the model writes the opening tag.
 _REASONING_PARSER = "deepseek_r1"
 
-# In an actor the engine runs in its own process already; on a CPU a second one costs most of a minute.
+# The engine already runs in the actor's own process; on a CPU, a second process costs most of a minute.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-_CHECK = "Value error, "  # how pydantic begins what a check of its model said
+_CHECK = "Value error, "  # prefix of pydantic's messages of model checks
 
 
 class EngineTeacher:
     """Generates answers with vLLM; all videos of a call share the engine's batches.
 
     Args:
-        config: the teacher's.
+        config: the teacher's config.
 
     Attributes:
-        name: as it stands in labels.
+        name: name of the teacher in labels.
 
     Raises:
         UserError: vLLM is not installed, or the model or its adapter cannot be loaded.
@@ -52,12 +52,12 @@ class EngineTeacher:
         self.prompter = VideoPrompter(source, config)
         self._engine = _engine(source, config, self.prompter.size_limits())
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
-        """One outcome per request. What the engine refuses as a whole is asked again one by one."""
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
+        """One outcome per request. If the engine refuses a batch, its requests are judged one by one."""
         return judge_each(requests, self._judged)
 
     def answers(self, requests: Sequence[JudgeRequest]) -> list[list[str]]:
-        """Raw answers [B][draws]."""
+        """Raw answers [B][samples]."""
         if not requests:
             return []
         prompts = []
@@ -71,7 +71,7 @@ class EngineTeacher:
         )
         return [[answer.text for answer in output.outputs] for output in outputs]
 
-    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         return [judgement_of(texts) for texts in self.answers(requests)]
 
     def _sampling(self) -> Any:
@@ -127,7 +127,7 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
             enforce_eager=settings.eager,
             seed=config.seed,
             limit_mm_per_prompt={"video": 1, "image": 0},
-            mm_device_do_normalize=False,  # it would take the image processor's numbers for videos
+            mm_device_do_normalize=False,  # otherwise it would apply the image processor's numbers to videos
             mm_processor_kwargs={"size": limits, "do_sample_frames": False},
             structured_outputs_config=_structured(config),
             **({"enable_lora": True, "max_lora_rank": settings.lora_rank} if config.adapter else {}),
@@ -141,7 +141,7 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in a line: checks of vLLM's settings say so below a headline."""
+    """The cause in one line: checks of vLLM's settings give it below a headline."""
     told = [line.strip() for line in str(error).splitlines() if line.strip().startswith(_CHECK)]
     return told[0].removeprefix(_CHECK) if told else first_line(error)
 
@@ -152,7 +152,7 @@ def _structured(config: TeacherConfig) -> dict[str, Any]:
 
 
 def _positions(source: str) -> int:
-    """Longest sequence that the model was made for."""
+    """Longest sequence that the model supports."""
     from transformers import AutoConfig
 
     return int(

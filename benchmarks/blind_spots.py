@@ -159,7 +159,7 @@ def main() -> None:
     clips = gate_clips(pairs, held_out, config.judge.gate.model_copy(update={"clips": args.clips}))
     if args.agreement:
         shares, std = student.raw_shares(clip_batches(pairs, held_out, student.config))
-        told = student.judgement(shares, std).scores
+        told = student.calibrated(shares, std).scores
         groups_told = [pairs.group_ids[n] for n in held_out]
         found = agreement("student", told, pairs.scores[held_out].astype(float), groups_told)
         print(f"{len(held_out)} pairs\n\n{agreement_table([found])}")

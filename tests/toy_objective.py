@@ -133,6 +133,9 @@ class ToyObjective(Objective[ToyItem]):
     def published(self, model: PolicyModel) -> Mapping[str, Tensor]:
         return self.old.weights()
 
+    def save(self, model: PolicyModel, folder: Path) -> None:
+        self.old.save(folder)
+
     def state_dict(self) -> dict[str, Any]:
         return {"old": dict(self.old.weights()), "generator": self.generator.get_state()}
 

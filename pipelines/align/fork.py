@@ -1,9 +1,9 @@
-"""A new run that begins from a checkpoint of another: same weights and optimizer, other settings.
+"""Begins a run from a checkpoint of another run: same weights and optimizer state, other settings.
 
-The fork has an id, a journal, curves and checkpoints of its own, and records its parent: the run and how many updates
-that had done. It counts on from there, so that both runs' curves lie on one axis. Its first checkpoint is made from
-the parent's: the learner's state and the judge's student as they were, no group under way, and the fork's own
-settings. With staleness 0 and unchanged settings its updates are those of the parent, bit for bit.
+The fork has its own id, journal, curves and checkpoints, and records its parent: the run and its number of completed
+updates. Its update numbers continue the parent's, so that both runs' curves share one axis. Its first checkpoint is
+made from the parent's: the learner's state, the judge's student, no group in flight, and the fork's own settings. With
+staleness 0 and unchanged settings, its updates equal the parent's bit for bit.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def open_parent(place: Path, config: JobConfig) -> Checkpoint:
     """The checkpoint that a fork begins from, verified.
 
     Args:
-        place: its folder, or the folder of a run or of its checkpoints, of which the newest is taken.
-        config: the fork's.
+        place: folder of a checkpoint, of a run, or of a run's checkpoints; of these, the newest is used.
+        config: config of the fork.
 
     Raises:
-        UserError: there is none, it is damaged, or it is no checkpoint of an alignment run; the settings leave no
-            update to do, or need what the parent does not have.
+        UserError: there is no checkpoint, it is damaged, or it is not of an alignment run; the settings leave no update
+            to do, or need something that the parent does not have.
     """
     newest = checkpoints.latest(place / _RUN_CHECKPOINTS) or checkpoints.latest(place)
     found = checkpoints.load(newest or place)
@@ -53,12 +53,12 @@ def open_parent(place: Path, config: JobConfig) -> Checkpoint:
 def begin_fork(
     parent: Checkpoint, config: JobConfig, schedule: PromptSchedule, kept: RunCheckpoints
 ) -> Checkpoint:
-    """Draw a fork's id, write its first checkpoint, complete or not at all, and read it back.
+    """Draw a fork's id, write its first checkpoint (complete or not at all), and read it back.
 
     Args:
-        parent: from `open_parent`.
-        config: the fork's.
-        kept: where the fork's checkpoints go.
+        parent: the checkpoint, from `open_parent`.
+        config: config of the fork.
+        kept: the fork's checkpoints.
     """
     kept.keep_id(None, Parent(parent.metadata[RUN], parent.step))
     judged = parent.metadata.get("judge") if config.reward.needs_judge else None
@@ -76,14 +76,14 @@ def begin_fork(
         "loop": _loop_state(config, schedule, parent.step),
         "judge": judged,
         "finished_groups": 0,
-        "row": {},  # the fork begins with an evaluation, as every run does
+        "row": {},  # the fork begins with an evaluation, like every run
     }
     kept.save(lambda root: checkpoints.save(root, parent.step, write, metadata=metadata, keep=KEPT))
     return kept.of_step(parent.step)
 
 
 def _loop_state(config: JobConfig, schedule: PromptSchedule, version: int) -> dict[str, Any]:
-    """What `AlignmentLoop.state_dict` gives where so many updates are done and nothing is under way."""
+    """The `AlignmentLoop.state_dict` after `version` updates with nothing in flight."""
     cluster, groups = config.cluster, TrainingGroups(config, schedule, version)
     return {
         "groups": groups.state_dict(lambda finished: None),

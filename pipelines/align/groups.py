@@ -1,8 +1,8 @@
-"""Groups on their way through the alignment loop: which come next, and what becomes of those that return.
+"""The groups of the alignment loop: which start next, and how finished and failed ones are handled.
 
-Two sources give the loop work and take back what came of it: the groups of training, whose accounts the staleness
-ledger and the experience buffer keep, and those of an evaluation on held-out prompts. Both name their groups by number,
-and a group's prompt and seeds are functions of its number: a group started again, or in a resumed run, is the same.
+Two sources give the loop groups and take back the results: the training groups, which the staleness ledger and the
+experience buffer track, and the groups of an evaluation on held-out prompts. Groups have numbers. A group's prompt and
+seeds are functions of its number, so a group that is started again, or in a resumed run, is the same.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from roboalign_ray.scheduling.experience_buffer import ExperienceBuffer
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 from roboalign_ray.scheduling.staleness_ledger import Outcome, StalenessLedger
 
-_HELD_OUT = -1  # the "update" that names the held-out prompts' seeds
-_FAR = 100  # updates ahead in which a prompt that is not set aside must be found
+_HELD_OUT = -1  # stands for the update in the seeds of held-out prompts
+_FAR = 100  # limit on updates searched for a prompt that is not set aside
 
 
 @dataclass(frozen=True)
@@ -40,38 +40,38 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Finished:
-    """A scored group: the reference to its tokens and scores, and its numbers."""
+    """A scored group: a reference to its rollout and scores, and its numbers."""
 
     reference: Any
     record: GroupRecord
 
 
 class Source(Protocol):
-    """Who gives out groups and takes them back: every ticket comes back once, finished or failed."""
+    """Gives out groups and takes them back. Every ticket comes back once, finished or failed."""
 
     training: bool
 
     def next_call(self) -> list[Ticket]:
-        """Groups for one rollout worker to run as one batch; empty where none may start now."""
+        """Groups that one rollout worker runs as one batch; empty if none may start now."""
         ...
 
     def finish(self, ticket: Ticket, finished: Finished) -> None:
-        """It was rolled out and scored."""
+        """Called when the group was rolled out and scored."""
         ...
 
     def fail(self, ticket: Ticket, failed: Failed) -> None:
-        """It was not."""
+        """Called when the rollout or the score failed."""
         ...
 
 
 def split_evenly(items: int, workers: int) -> list[range]:
-    """Contiguous shares, so that the order of groups does not depend on how many workers there are."""
+    """Contiguous shares, so that the order of groups does not depend on the number of workers."""
     edges = [items * worker // workers for worker in range(workers + 1)]
     return [range(edges[w], edges[w + 1]) for w in range(workers)]
 
 
 class Numbering:
-    """Prompt and seeds of every group of training, by its number."""
+    """Prompt and seeds of every training group, by its number."""
 
     def __init__(self, schedule: PromptSchedule, batch: int, samples: int) -> None:
         self.batch = batch
@@ -79,24 +79,24 @@ class Numbering:
         self._seeds = lru_cache(8)(lambda update: schedule.seeds(update, batch, samples))
 
     def ticket(self, number: int, attempt: int) -> Ticket:
-        """A group's ticket."""
+        """The ticket of an attempt at a group."""
         update, place = divmod(number, self.batch)
         return Ticket(number, attempt, self.name(number), self._seeds(update)[place])
 
 
 class TrainingGroups:
-    """The groups that are trained on.
+    """The training groups.
 
-    Which groups are rolled out together depends on their numbers alone, not on who is free: with staleness 0 a batch,
-    and with it the last bit of every log-probability, is the same in every run.
+    The composition of a batch depends on the groups' numbers alone, not on which worker is free. With staleness 0, a
+    batch is therefore the same in every run, and so is the last bit of every log-probability.
 
     Args:
-        version: updates that are done already; the first group is the first of the next one.
+        version: number of completed updates; the first group is the first one of the next update.
 
     Attributes:
-        ledger, buffer: the accounts.
-        last: updates of the whole run; groups that none of them would train are not started.
-        failures: (ticket, why) of all attempts that failed since the last update.
+        ledger, buffer: staleness ledger and experience buffer.
+        last: number of updates of the whole run; groups beyond the last update are not started.
+        failures: (ticket, reason) of all attempts that failed since the last update.
     """
 
     training = True
@@ -122,14 +122,14 @@ class TrainingGroups:
         self._share_end = {place: min(e for e in edges if e > place) for place in range(batch)}
         self._numbering = Numbering(schedule, batch, config.alignment.group_size)
         self._training: list[tuple[int, Finished]] = []
-        self._together: dict[int, tuple[int, ...]] = {}  # groups of the batch that each was rolled out in
+        self._together: dict[int, tuple[int, ...]] = {}  # by group: the groups of its rollout batch
         self._alone: set[int] = (
             set()
-        )  # failed in company: tried again without, so that each answers for itself
-        self._barren = 0  # prompts set aside in a row
+        )  # failed in a batch with others: tried again alone, to find the group that causes the failure
+        self._barren = 0  # number of prompts set aside in a row
 
     def next_call(self) -> list[Ticket]:
-        """Waiting groups first, then new ones; at most those of one share of an update."""
+        """Waiting groups first, then new ones; at most one share of an update."""
         ledger = self.ledger
         wanted = self.last * ledger.batch - ledger.accepted - ledger.running
         room = min(ledger.capacity(), wanted)
@@ -142,14 +142,15 @@ class TrainingGroups:
         return [self._start(number) for number in numbers]
 
     def _batches(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
-        """A call's groups as the engine runs them together: those of one horizon."""
-        batches: dict[int, list[int]] = defaultdict(list)
+        """A call's groups as the engine's batches: groups of one horizon and one length of shared history."""
+        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number in numbers:
-            batches[self._numbering.name(number).horizon].append(number)
+            name = self._numbering.name(number)
+            batches[name.horizon, name.shared].append(number)
         return [tuple(batch) for batch in batches.values()]
 
     def _share(self, numbers: Iterable[int]) -> list[int]:
-        """The first of them, and those after it in the same share."""
+        """The first number, and those after it in the same share."""
         found = iter(numbers)
         first = next(found, None)
         if first is None:
@@ -161,7 +162,7 @@ class TrainingGroups:
         return [first, *takewhile(lambda n: n < end and n not in self._alone, found)]
 
     def _new_numbers(self) -> Iterator[int]:
-        """Numbers never started whose prompts are not set aside."""
+        """Numbers that were never started and whose prompts are not set aside."""
         first, barred = self.ledger.position, self.ledger.set_aside
         numbers = range(first, first + _FAR * self.ledger.batch)
         return (number for number in numbers if self._numbering.name(number).prompt_id not in barred)
@@ -171,7 +172,7 @@ class TrainingGroups:
         return self._numbering.ticket(number, attempt)
 
     def finish(self, ticket: Ticket, finished: Finished) -> None:
-        """Into the buffer; a group of which no sample could be scored has failed."""
+        """Put the group into the buffer. A group without any scored sample has failed."""
         scores = finished.record.scores
         reasons = [score for score in scores if isinstance(score, Failed)]
         if len(reasons) == len(scores):
@@ -185,10 +186,10 @@ class TrainingGroups:
                 self.ledger.drop(ticket.number, "flat")
 
     def fail(self, ticket: Ticket, failed: Failed) -> None:
-        """It waits to be started again, or its prompt is set aside.
+        """Queue the group for another attempt, or set its prompt aside.
 
         Raises:
-            RoleFailure: as many prompts in a row as an update has groups were set aside.
+            RoleFailure: as many prompts were set aside in a row as an update has groups.
         """
         outcome = self.ledger.fail(ticket.number, ticket.attempt)
         if outcome in (Outcome.LATE, Outcome.DUPLICATE):
@@ -202,7 +203,7 @@ class TrainingGroups:
                 raise RoleFailure(f"no rollout could be scored; the last reason: {failed.reason}")
 
     def begin_update(self) -> list[Finished] | None:
-        """What the next update trains on, in the order that the ledger gives; None while it has to wait."""
+        """Groups of the next update, in the ledger's order; None if it has to wait."""
         numbers = self.ledger.begin_update()
         if numbers is None:
             return None
@@ -210,7 +211,7 @@ class TrainingGroups:
         return [finished for _, finished in self._training]
 
     def commit_update(self) -> list[tuple[int, Finished]]:
-        """The update is done: every group in it, by number. References to their tokens are let go here."""
+        """Complete the update. Return its groups by number; references to their rollouts are dropped here."""
         done, self._training = self._training, []
         trained = [(number, self._with_rollout_group(number, group)) for number, group in done]
         self.buffer.commit()
@@ -220,12 +221,12 @@ class TrainingGroups:
         return trained
 
     def _with_rollout_group(self, number: int, group: Finished) -> Finished:
-        """With the groups that it was rolled out together with."""
+        """The group, with the numbers of the groups of its rollout batch."""
         record = replace(group.record, together=self._together.get(number, (number,)))
         return replace(group, record=record)
 
     def state_dict(self, pack: Callable[[Finished], Any]) -> dict[str, Any]:
-        """Ledger, buffer and position, JSON types; `pack` names a finished group's file."""
+        """Ledger, buffer and position, JSON types. `pack` returns the file name of a finished group."""
         return {
             "ledger": self.ledger.state_dict(),
             "buffer": self.buffer.state_dict(pack),
@@ -234,7 +235,7 @@ class TrainingGroups:
         }
 
     def load_state_dict(self, state: dict[str, Any], unpack: Callable[[Any], Finished]) -> None:
-        """Take up what `state_dict` gave; what was under way waits to be started again."""
+        """Restore a `state_dict`. Groups in flight wait to be started again."""
         self.ledger.load_state_dict(state["ledger"])
         self.buffer.load_state_dict(state["buffer"], unpack)
         self.ledger.recover()
@@ -244,7 +245,7 @@ class TrainingGroups:
 
 
 class HeldOutGroups:
-    """One evaluation: the same prompts and seeds every time, an even share for each worker."""
+    """One evaluation: the same prompts and seeds every time, divided evenly among the workers."""
 
     training = False
 
@@ -263,19 +264,19 @@ class HeldOutGroups:
 
     @property
     def done(self) -> bool:
-        """Whether every group has come back for good."""
+        """Whether no group is waiting or in flight."""
         return len(self._finished) + len(self._failed) == len(self._names)
 
     def next_call(self) -> list[Ticket]:
-        """A worker's share, or one group to be tried again."""
+        """A worker's share, or one group for another attempt."""
         return self._waiting.popleft() if self._waiting else []
 
     def finish(self, ticket: Ticket, finished: Finished) -> None:
-        """Kept until the evaluation is forgotten."""
+        """Keep the group until the evaluation ends."""
         self._finished[ticket.number] = finished
 
     def fail(self, ticket: Ticket, failed: Failed) -> None:
-        """Tried again by itself, as often as a group of training."""
+        """Try the group again alone, as often as a training group."""
         if ticket.attempt < self._tries:
             self._waiting.append([self._ticket(ticket.number, ticket.attempt + 1)])
         else:
@@ -283,11 +284,11 @@ class HeldOutGroups:
 
     @property
     def groups(self) -> list[Finished]:
-        """Those that came back with scores, in order."""
+        """The scored groups, in order."""
         return [finished for _, finished in sorted(self._finished.items())]
 
     def scalars(self) -> dict[str, float]:
-        """Rewards and failures, by the names that their curves have.
+        """Rewards and failures, by the names of their curves.
 
         Raises:
             RoleFailure: nothing could be scored.

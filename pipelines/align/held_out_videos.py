@@ -1,4 +1,4 @@
-"""Videos of held-out groups, generated beside real: made by scorers, which read and decode; pixels stay there."""
+"""Videos of held-out groups, generated beside real. Scorers make them, so pixels stay on the scorers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 
 class Videos:
-    """One GIF of each group, in the workforce's turns.
+    """Makes one GIF of each group, in turns of the workforce.
 
     Args:
-        groups: scored.
+        groups: scored groups.
 
     Attributes:
-        made: GIFs by the prompt's id; one that could not be made is left out.
+        made: GIFs by prompt id; failed ones are left out.
     """
 
     def __init__(self, workforce: Workforce, scorers: WorkerPool, groups: Sequence[Finished]) -> None:
@@ -28,7 +28,7 @@ class Videos:
         self.made: dict[str, bytes] = {}
 
     def work(self) -> bool:
-        """Hand waiting groups to free scorers; whether some are not answered yet."""
+        """Send waiting groups to free scorers. Return whether answers are pending."""
         while self._waiting and (worker := self._scorers.free()):
             finished = self._waiting.popleft()
             self._open += 1

@@ -1,13 +1,13 @@
-"""The alignment job: actors up, the loop, held-out curves, checkpoints, the aligned model.
+"""The alignment job: starts the actors, runs the loop, evaluates, writes checkpoints and the aligned model.
 
 out/
   logs/align/          metrics.jsonl and TensorBoard events
-  logs/trace.json      what every worker did and when: a Chrome trace
+  logs/trace.json      every worker's calls with their times: a Chrome trace
   rollouts.jsonl       one line per group: prompt, seeds, versions, scores
-  run.json             the run's id, which its checkpoints name
-  checkpoints/         complete checkpoints, from which --resume goes on to the same result
-  judge/               where a student rewards: its versions, the teacher's labels, and events.jsonl
-  aligned/             the result, a world model's folder; provenance.json and profile.yaml say how it was made
+  run.json             the run's id, which its checkpoints store
+  checkpoints/         complete checkpoints; a run that --resume continues from them gives the same result
+  judge/               if a student rewards: its versions, the teacher's labels, and events.jsonl
+  aligned/             the result, a world model's folder; provenance.json and profile.yaml describe its origin
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ EVENTS = f"{JUDGE}/events.jsonl"
 
 @dataclass(frozen=True)
 class AlignResult:
-    """What came of a job.
+    """Result of a job.
 
     Attributes:
         model: folder of the aligned world model.
         logs: folder of its telemetry.
-        curves: name -> (updates int64 [N], values float64 [N]); "held_out/…" are those of held-out prompts.
+        curves: name -> (updates int64 [N], values float64 [N]); names of held-out curves begin with "held_out/".
         counts: groups, samples and failures over the whole run.
     """
 
@@ -78,22 +78,22 @@ def run_align(
     quiet: bool = False,
     beside: Callable[[Crew], AbstractContextManager[None]] | None = None,
 ) -> AlignResult:
-    """Align the configured world model with the objective that it names.
+    """Align the configured world model with the configured objective.
 
     Args:
         config: the job.
         out: run directory.
-        resume: continue from the last complete checkpoint in `out`, or at `alignment.checkpoints` where that one is
-            newer; without one, start.
-        fork: begin from this checkpoint of another run, or from that run's newest one; see `begin_fork`.
-        quiet: no progress on the terminal.
-        beside: a block around all that the crew does, for whoever looks on.
+        resume: continue from the last complete checkpoint in `out`, or at `alignment.checkpoints` if that one is newer;
+            without a checkpoint, start.
+        fork: begin from this checkpoint of another run, or from the run's newest checkpoint; see `begin_fork`.
+        quiet: show no progress.
+        beside: a context around all of the crew's work, for observers.
 
     Raises:
         UserError: settings that cannot be trained with, missing weights or store, `out` holds another run, or there is
             no checkpoint to begin from.
         RoleFailure: workers were lost for good, or a deadline passed.
-        KeyboardInterrupt: the job was asked to end, and has left a checkpoint.
+        KeyboardInterrupt: the job was interrupted, and has written a checkpoint.
     """
     if resume and fork is not None:
         raise UserError(
@@ -108,13 +108,13 @@ def run_align(
         )
     config = check_ready(Preflight("align", config, out))
     check_tracking(config.telemetry.wandb)
-    # Checked before any process is started: a damaged checkpoint is told at once.
+    # Checked before any process is started, so that a damaged checkpoint is reported at once.
     parent = open_parent(fork, config) if fork is not None else None
     found = kept.load(copies=True) if resume else None
     if found is not None:
         note_changes(check_same_job(found.metadata.get("config"), config, str(found.folder)))
     elif config.reward.needs_judge:
-        # Students and labels of an attempt that ended before its first checkpoint are taken up.
+        # Students and labels of an attempt that ended before its first checkpoint are kept.
         judge = out / JUDGE
         made = [*judge.glob("versions/step-*"), *judge.glob("labels/*.parquet")]
         keep_settings(judge, config, check_same_job, made)
@@ -128,14 +128,14 @@ def run_align(
         crew_of(config, out) as crew,
         Watch(config, (out / LOGS).parent, out / LOGS, crew.workforce, quiet=quiet) as watch,
         beside(crew) if beside else nullcontext(),
-        interruptions() as stopped,  # last: Ray sets handlers of its own
+        interruptions() as stopped,  # entered last, because Ray sets its own signal handlers
     ):
         return _Job(config, out, crew, schedule, stopped, watch, kept).run(found)
 
 
 @contextmanager
 def interruptions() -> Iterator[Stopped]:
-    """Whether Ctrl-C was pressed or the process was asked to end; pressed twice, it ends the block at once."""
+    """Whether Ctrl-C was pressed or SIGTERM received in the block. A second signal ends the block at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -153,7 +153,7 @@ def interruptions() -> Iterator[Stopped]:
 
 
 class _Job:
-    """One run: the loop's surroundings."""
+    """One run, with everything around the loop."""
 
     def __init__(
         self,
@@ -168,10 +168,10 @@ class _Job:
         self.config, self.out, self.crew, self.schedule = config, out, crew, schedule
         self.stopped, self.watch, self.kept = stopped, watch, kept
         self.counts = dict.fromkeys(COUNTED, 0)
-        self._row: dict[str, float] | None = None  # scalars of an update that are not written yet
+        self._row: dict[str, float] | None = None  # scalars of an update, not written yet
 
     def run(self, found: checkpoints.Checkpoint | None) -> AlignResult:
-        """To the last update; from the last checkpoint again where the learner was lost, as often as its role says."""
+        """Run to the last update. A lost learner restarts from the last checkpoint, at most `max_restarts` times."""
         lost = 0
         while True:
             try:
@@ -189,7 +189,7 @@ class _Job:
         return AlignResult(self.out / ALIGNED, logs, read_curves(logs), dict(self.counts))
 
     def _run_from(self, found: checkpoints.Checkpoint | None) -> int:
-        """To the last update, whose number it returns."""
+        """Run to the last update. Return its number."""
         loop = AlignmentLoop(self.config, self.crew, self.schedule)
         self._resume(found, loop)
         with (
@@ -209,10 +209,10 @@ class _Job:
         return loop.version
 
     def _resume(self, found: checkpoints.Checkpoint | None, loop: AlignmentLoop) -> None:
-        """Everything as it was at the checkpoint, or at the beginning."""
+        """Restore the checkpoint's state, or the state at the beginning."""
         if found is None:
             self.counts, self._row = dict.fromkeys(COUNTED, 0), {}
-            # Workers may hold weights of a learner that was lost.
+            # Workers may hold weights of the lost learner.
             loop.weights = Weights(era=self.crew.learner.era)
             if self.crew.judge is not None:
                 self.crew.judge.begin()
@@ -222,11 +222,11 @@ class _Job:
         cut_journal(self.out / EVENTS, self._next_update_row(loop), TOLD)
 
     def _next_update_row(self, loop: AlignmentLoop) -> int:
-        """The first update whose row is still to be written: one that waits for its evaluation, or else the next."""
+        """The first update whose row is not written: one that waits for its evaluation, or else the next one."""
         return loop.version + (self._row is None)
 
     def _observe(self, update: Update) -> dict[str, float]:
-        """Journal and counts of an update; its scalars."""
+        """Write an update's groups to the journal and count them. Return the update's scalars."""
         write_journal(self.out / JOURNAL, update)
         self.counts["groups"] += len(update.groups)
         for name in COUNTED[1:]:
@@ -234,7 +234,7 @@ class _Job:
         return dict(update.scalars)
 
     def _complete(self, loop: AlignmentLoop, writer: MetricsWriter) -> None:
-        """Evaluate and write a checkpoint where they are due; the row of the update in between, so that it is kept."""
+        """Evaluate and write a checkpoint if they are due. A row that waits for the evaluation is in the checkpoint."""
         if self._row is None:
             return
         settings, version = self.config.alignment, loop.version
@@ -258,7 +258,7 @@ class _Job:
                 loop.judge(update, self.stopped)
 
     def _judged(self, version: int) -> dict[str, float]:
-        """What happened to the judge: down in its journal, alarms on the terminal, figures for the row."""
+        """Write the judge's events to its journal, print alarms, and return the figures for the row."""
         judge = self.crew.judge
         if judge is None:
             return {}
@@ -270,13 +270,13 @@ class _Job:
         return judge.take_scalars()
 
     def _leave(self, loop: AlignmentLoop) -> None:
-        """Asked to end: a checkpoint of here, or, where an update cannot end in time, the one before stands."""
+        """Called on interruption: write a checkpoint; if an update cannot end in time, the last checkpoint remains."""
         update = loop.drain(self.config.asynchrony.liveness.grace_s)
         if update is not None:
             self._row = self._observe(update)
             with suppress(Interrupted):
                 self._judge(loop, update)
-        # With staleness 0 the next update follows from what the judge is about to say: it is gone through again.
+        # With staleness 0, the next update depends on the judge's pending answers, so the update is repeated later.
         waits = self.crew.judge is not None and self.crew.judge.busy and not self.config.asynchrony.staleness
         if not self.crew.learner.busy and not waits:
             self._checkpoint(loop)
@@ -289,10 +289,10 @@ class _Job:
         return lambda folder: save(folder, self.kept.identity(), loop, self.config, self.counts, self._row)
 
     def _save_result(self, version: int) -> None:
-        """The model of the last update's checkpoint under its final name: there completely, or not at all.
+        """Copy the model of the last update's checkpoint to its final name, completely or not at all.
 
         Raises:
-            UserError: that checkpoint was damaged or exchanged meanwhile.
+            UserError: the checkpoint was damaged or replaced meanwhile.
         """
         last = self.kept.of_step(version)
         identity, card = self.kept.identity(), ActionCard.load(last.folder / "model")

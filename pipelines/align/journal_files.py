@@ -1,4 +1,4 @@
-"""The journal of a run's groups, and of what happened to its judge: written line by line, cut to a checkpoint."""
+"""The journals of a run's groups and of its judge's events: appended line by line, and cut back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.foundation.storage.readers import pick, read_lines
 from roboalign_ray.pipelines.align.loop import Update
 
-TOLD = "told"  # in the judge's events: after which update each was written down
+TOLD = "told"  # key of the judge's events: the update after which the event was written
 
 
 def write_journal(path: Path, update: Update) -> None:
-    """One line per trained group, with all that made it, and one per attempt that failed."""
+    """One line per trained group, with all that determined it, and one per failed attempt."""
     lines = [{"group": number, **finished.record.as_json()} for number, finished in update.groups]
     lines += [
         {
@@ -32,7 +32,7 @@ def write_journal(path: Path, update: Update) -> None:
 
 
 def write_events(path: Path, update: int, events: Sequence[Mapping[str, Any]]) -> None:
-    """One line per thing that happened to the judge: the update it is about, and the one after which it was told."""
+    """One line per event of the judge: the update that it is about, and the update after which it was written."""
     if events:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -40,10 +40,10 @@ def write_events(path: Path, update: int, events: Sequence[Mapping[str, Any]]) -
 
 
 def cut_journal(path: Path, updates_done: int, key: str = "update") -> None:
-    """Drop what was written after the checkpoint, and a torn last line.
+    """Drop lines that were written after the checkpoint, and an incomplete last line.
 
     Args:
-        key: of a line's update.
+        key: key of a line's update.
     """
     if not path.exists():
         return
@@ -52,5 +52,7 @@ def cut_journal(path: Path, updates_done: int, key: str = "update") -> None:
         written = key if key in line else "update"
         if written in line and pick(line, written, int, where=str(path), what="journal line") < updates_done:
             kept.append(json.dumps(line) + "\n")
-    with whole_file(path) as draft:  # a full disk, or an end here, must not cost the lines that are kept
+    with whole_file(
+        path
+    ) as draft:  # if the disk is full or the process ends here, the kept lines are not lost
         draft.write_text("".join(kept), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What an alignment run tells of its judge: events and figures; and audits, which compare student and teacher.
+"""Events and figures of an alignment run's judge, and audits, which compare student and teacher.
 
-An audit puts both judges' scores of the same samples side by side: their drift, and alarms where rewards go astray.
+An audit compares both judges' scores of the same samples: their drift, and alarms if the reward is being gamed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roboalign_ray.pipelines.align.sample_selection import Sample
 
 Event = dict[str, Any]
 Found = dict[str, AnnotationRecord]
-"""What the teacher said, by the sample's id."""
+"""The teacher's scores by sample id."""
 
 
 class JudgeReport:
@@ -27,7 +27,7 @@ class JudgeReport:
 
     Attributes:
         events: in order, JSON types.
-        scalars: by the names of their curves.
+        scalars: figures by the names of their curves.
     """
 
     def __init__(self) -> None:
@@ -35,42 +35,42 @@ class JudgeReport:
         self.scalars: dict[str, float] = {}
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Clear events and figures."""
         self.events, self.scalars = [], {}
 
     def event(self, name: str, **about: Any) -> None:
-        """Something happened."""
+        """Add an event."""
         self.events.append({"event": name, **about})
 
     def count(self, name: str, number: int) -> None:
-        """Add to a figure that counts."""
+        """Add a number to a counter."""
         self.scalars[name] = self.scalars.get(name, 0.0) + number
 
     def take_scalars(self) -> dict[str, float]:
-        """The figures; they begin anew."""
+        """Return the figures and clear them."""
         taken, self.scalars = self.scalars, {}
         return taken
 
     def take_events(self) -> list[Event]:
-        """The events; the list begins anew."""
+        """Return the events and clear them."""
         taken, self.events = self.events, []
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """What has not been taken yet, JSON types."""
+        """Figures and events that were not taken yet, JSON types."""
         return {"events": list(self.events), "scalars": dict(self.scalars)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore a `state_dict`."""
         self.events, self.scalars = list(state.get("events", ())), dict(state.get("scalars", {}))
 
 
 class JudgeAudits:
-    """Compares student and teacher, and watches for signs that the reward is being gamed.
+    """Compares student and teacher, and detects signs of reward gaming.
 
     Args:
         gate: thresholds of the alarms.
-        report: takes figures, audits and alarms.
+        report: receives figures, audits and alarms.
     """
 
     def __init__(self, gate: GateConfig, report: JudgeReport) -> None:
@@ -78,28 +78,28 @@ class JudgeAudits:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all audits."""
+        """Clear all audits."""
         self._alarms = RewardAlarms(self._gate)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the alarms have seen, JSON types."""
+        """State of the alarms, JSON types."""
         return self._alarms.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore a `state_dict`."""
         self._alarms.load_state_dict(state)
 
     def measure(self, update: int, samples: Sequence[Sample], found: Found, prefix: str) -> Drift | None:
-        """Both judges' scores of the same samples: figures, and alarms where they are of training.
+        """Compare both judges' scores of the same samples: figures, and alarms for training samples.
 
         Args:
-            update: from 1.
-            samples: scored by the student.
+            update: number of the update, from 1.
+            samples: samples that the student scored.
             found: the teacher's scores of all of them.
-            prefix: of the figures' names: "judge" for samples of training, "held_out" for others.
+            prefix: prefix of the figures' names: "judge" for training samples, "held_out" for others.
 
         Returns:
-            None where there are no samples, or none that both could score.
+            None if there are no samples, or none that both judges could score.
         """
         if not samples:
             return None
@@ -127,7 +127,7 @@ class JudgeAudits:
 
 
 def _means(scores: np.ndarray, prefix: str) -> dict[str, float]:
-    """Mean total and mean per dimension over samples that have scores."""
+    """Mean total and mean per dimension over scored samples."""
     known = scores[np.isfinite(scores).all(axis=1)]
     if not len(known):
         return {}

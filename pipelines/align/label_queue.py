@@ -1,6 +1,6 @@
-"""Samples on their way through the teacher: one labelling after the other, groups tried again, labels kept.
+"""Samples that the teacher labels: one labelling after another, failed groups tried again, labels stored.
 
-samples ──► waiting groups ──► annotators ──► kept by the distiller, where they train ──► `done(found)`
+samples ──► waiting groups ──► annotators ──► stored by the distiller, if they train ──► `done(found)`
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from roboalign_ray.pipelines.cluster.worker_pool import Call, WorkerPool
 from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 DistillerTask = Callable[[Any], None]
-"""Work for a distiller, called with a free one."""
+"""A task for a distiller, called with a free one."""
 
 
 @dataclass
 class _Labelling:
     """Samples that are labelled together."""
 
-    waiting: deque[tuple[list[Sample], int]]  # a group's, and which try it is
+    waiting: deque[tuple[list[Sample], int]]  # the samples of a group, and the number of the attempt
     left: int
-    keep_as: int | None  # round that labels are kept under; None keeps none
+    keep_as: int | None  # round that labels are stored under; None stores none
     done: Callable[[Found], None]
     found: Found = field(default_factory=dict)
 
 
 class LabelQueue:
-    """Labellings in order; the teacher works on the first.
+    """Labellings in order; the teacher works on the first one.
 
     Args:
         config: the job.
-        workforce: of all workers.
-        annotators: the teachers; None where nothing is labelled.
+        workforce: handles the calls to all workers.
+        annotators: pool of teachers; None if nothing is labelled.
         to_distiller: queues work for the distiller.
-        report: takes counts, and labels that failed.
+        report: receives counts and failed labels.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class LabelQueue:
         self._settings, self._retries = config.judge.relabel, config.teacher.labelling.retries
         self._workforce, self._annotators = workforce, annotators
         self._to_distiller, self._report = to_distiller, report
-        self._labellings: deque[_Labelling] = deque()  # the first is with the teacher
+        self._labellings: deque[_Labelling] = deque()  # the teacher works on the first one
 
     def clear(self) -> None:
-        """Forget all labellings; answers that still come are ignored."""
+        """Drop all labellings; pending answers are ignored."""
         self._labellings.clear()
 
     def add(self, samples: Sequence[Sample], keep_as: int | None, done: Callable[[Found], None]) -> None:
-        """Label samples, behind those that the teacher has.
+        """Label samples, after the labellings in the queue.
 
         Args:
-            keep_as: round that labels are kept under; None keeps none.
-            done: called with what the teacher said of them.
+            keep_as: round that labels are stored under; None stores none.
+            done: called with the teacher's scores.
         """
         if not samples:
             done({})
@@ -83,7 +83,7 @@ class LabelQueue:
         self._labellings.append(_Labelling(waiting, len(waiting), keep_as, done))
 
     def work(self) -> None:
-        """Hand waiting groups to annotators that are free."""
+        """Send waiting groups to free annotators."""
         if self._labellings and self._annotators is not None:
             labelling = self._labellings[0]
             while labelling.waiting and (worker := self._annotators.free()):
@@ -98,7 +98,7 @@ class LabelQueue:
             then=partial(self._answered, labelling, samples, attempt),
             size=1,
             returns=2,
-            # A vision-language model may think about one video for minutes: the role's deadline alone bounds it.
+            # A vision-language model may reason about a video for minutes: only the role's deadline limits the call.
             progresses=self._settings.teacher != "vlm",
         )
 
@@ -147,7 +147,7 @@ class LabelQueue:
             labelling.done(labelling.found)
 
     def _is_first(self, labelling: _Labelling) -> bool:
-        """Whether the teacher works on this one; an answer to one from before `clear` is ignored."""
+        """Whether the teacher works on this labelling; answers to labellings from before `clear` are ignored."""
         return bool(self._labellings) and labelling is self._labellings[0]
 
     def _count(self, records: Sequence[AnnotationRecord]) -> None:

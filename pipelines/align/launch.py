@@ -1,6 +1,6 @@
-"""An alignment job's workers: which actors with which arguments, loaded and ready; a new learner for a lost one.
+"""Starts the workers of an alignment job, and replaces a lost learner.
 
-A judge comes with a distiller, which keeps its students, and with annotators where a teacher labels.
+A judge needs a distiller, which stores its students, and annotators if a teacher labels.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
 from roboalign_ray.pipelines.cluster.worker_pool import WorkerPool
 from roboalign_ray.pipelines.cluster.workforce import Workforce
 
-JUDGE = "judge"  # folder of labels, students and what happened to them
+JUDGE = "judge"  # folder of labels, students and the judge's events
 
 
 @contextmanager
 def crew_of(config: JobConfig, out: Path) -> Iterator[Crew]:
-    """The job's workers, everything loaded; ended with the block.
+    """The job's workers, loaded. They end with the block.
 
     Args:
         config: the job.
-        out: run directory; the judge's labels and students lie in it.
+        out: run directory; it contains the judge's labels and students.
 
     Raises:
         UserError: bad input found while loading.
-        RoleFailure: a worker did not come up.
+        RoleFailure: a worker did not start.
     """
     workforce = Workforce([], config.asynchrony.liveness)
     try:
@@ -48,11 +48,11 @@ def crew_of(config: JobConfig, out: Path) -> Iterator[Crew]:
 
 
 def replace_learner(config: JobConfig, crew: Crew) -> None:
-    """End all ranks and start new ones, which know nothing yet; nobody waits any more for what is under way.
+    """End all ranks and start new ones without state. Drop the callbacks of pending calls.
 
     Raises:
-        RoleLost: one of them was lost while it loaded.
-        RoleFailure: they did not come up otherwise.
+        RoleLost: a rank was lost while it loaded.
+        RoleFailure: the ranks did not start for another reason.
     """
     crew.workforce.close_pool(crew.learner.pool)
     crew.workforce.drop_callbacks()
@@ -77,6 +77,8 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
         "rollout": config.rollout,
         "threads": role_threads(cluster.rollout),
     }
+    if config.rollout.branching.chooses:
+        rollout["reward"] = config.reward
     scorer: dict[str, Any] = {**common, "reward": config.reward, "threads": role_threads(cluster.scorer)}
     rollouts = WorkerPool("rollout", RolloutActor, cluster.rollout, [rollout] * cluster.rollout.workers)
     workforce.pools.append(rollouts)
@@ -93,7 +95,7 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
 def _judge(
     config: JobConfig, out: Path, workforce: Workforce, loading: list[Callable[[], None]]
 ) -> OnlineJudge:
-    """The distiller, and the teachers where there are some; what waits for them joins `loading`."""
+    """The distiller, and the annotators if a teacher labels. Functions that wait for them are added to `loading`."""
     from roboalign_ray.actors.annotator import AnnotatorActor
     from roboalign_ray.actors.distiller import DistillerActor
 
@@ -143,11 +145,11 @@ def _learners(config: JobConfig) -> WorkerPool:
 
 
 def joined(make: Callable[[], WorkerPool], workforce: Workforce) -> WorkerPool:
-    """The learner's ranks, joined; where one is lost meanwhile all are made anew, as often as `max_restarts` says.
+    """Start the learner's ranks and connect them. If one is lost, start all again, at most `max_restarts` times.
 
     Raises:
         UserError: bad input found while loading.
-        RoleFailure: they did not come up.
+        RoleFailure: the ranks did not start.
     """
     lost = 0
     while True:

@@ -1,4 +1,4 @@
-"""The learner's side of the alignment loop: an update on all ranks, then their weights as a new version."""
+"""The learner's part of the alignment loop: runs an update on all ranks, then publishes the new weight version."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.pipelines.cluster.worker_pool import Call, RoleLost, WorkerPool
 from roboalign_ray.pipelines.cluster.workforce import Workforce
 
-_TURN_S = 0.5  # longest wait before heartbeats and deadlines are looked at
+_TURN_S = 0.5  # longest wait between checks of heartbeats and deadlines
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A published version.
+    """A published weight version.
 
     Attributes:
-        version: updates it has seen.
-        reference: one reference to its `Parcel`, which names its buckets; an empty list names the pre-trained weights,
-            which every worker has.
-        era: how often the learner was set back to a checkpoint: tells two version 7 apart.
+        version: number of updates that made it.
+        reference: one reference to its `Parcel`, which names its buckets; an empty list stands for the pre-trained
+            weights, which every worker has.
+        era: learner restart count; it distinguishes two versions of the same number.
     """
 
     version: int = 0
@@ -38,18 +38,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class Left:
-    """What a call leaves in the object store, and its answer."""
+    """The values that a call leaves in the object store, and its answer."""
 
     values: list[Any]
     answer: Any
 
 
 class Learner:
-    """All ranks as one.
+    """All ranks of the learner.
 
     Attributes:
-        busy: from the beginning of an update until its weights are published.
-        seconds: of that, ever.
+        busy: whether an update runs or its weights are being published.
+        seconds: total duration of updates.
     """
 
     def __init__(self, workforce: Workforce, pool: WorkerPool, era: int = 0) -> None:
@@ -62,12 +62,12 @@ class Learner:
         done: Callable[[dict[str, float], Weights], None],
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train on these groups, in this order, and publish; `done` is told scalars and weights.
+        """Train on these groups, in this order, and publish. `done` is called with scalars and weights.
 
-        The workforce's turns raise `RoleLost` where a rank was lost, and `RoleFailure` where one failed.
+        The workforce's turns raise `RoleLost` if a rank was lost, and `RoleFailure` if a rank raised an error.
 
         Args:
-            about: for observers, see `Call`.
+            about: details for observers, see `Call`.
         """
         self.busy, began = True, time.monotonic()
 
@@ -86,11 +86,11 @@ class Learner:
         self._on_all("update", references, updated, about)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """All ranks' answers, by rank, between updates; the other roles are seen to meanwhile.
+        """All ranks' answers to a call between updates, by rank. Other roles' answers are handled meanwhile.
 
         Raises:
             RoleLost: a rank was lost, hung or late.
-            RoleFailure: a rank failed; or as the workforce's turns.
+            RoleFailure: a rank raised an error; or as the workforce's turns.
         """
         answers: list[list[Any]] = []
         self._on_all(method, arguments, answers.append, progresses=False)
@@ -98,10 +98,10 @@ class Learner:
         return answers[0]
 
     def ask_first(self, method: str, *arguments: Any, returns: int = 1) -> Left:
-        """The first rank's answer and what it leaves where it is, between updates. Raises as `ask`.
+        """Call the first rank between updates. Return its answer, and its other values as references. Raises as `ask`.
 
         Args:
-            returns: values of the method, of which the last is the answer.
+            returns: number of values of the method; the last one is the answer.
         """
         left: list[Left] = []
 
@@ -115,7 +115,7 @@ class Learner:
         return left[0]
 
     def publish(self) -> Weights:
-        """The weights that the ranks have, between updates; waits for them. Raises as `ask`."""
+        """Publish the ranks' weights between updates, and wait for it. Raises as `ask`."""
         version, manifest = self.ask("publish")[0]
         buckets = self.ask_first("take_buckets", returns=len(manifest.buckets) + 1).values
         return self._post(version, manifest, buckets)
@@ -125,7 +125,7 @@ class Learner:
             self._workforce.turn(_TURN_S)
 
     def _take(self, packed: tuple[int, Manifest], done: Callable[[Weights], None]) -> None:
-        """The first rank's buckets; they stay in the object store."""
+        """Call the first rank for its buckets; they stay in the object store."""
         version, manifest = packed
 
         def taken(call: Call, answer: Any) -> None:
@@ -147,7 +147,7 @@ class Learner:
         *,
         progresses: bool = True,
     ) -> None:
-        """Call all ranks; `done` is told their answers, by rank."""
+        """Call all ranks. `done` is called with their answers, by rank."""
         answers: dict[int, Any] = {}
 
         def answered(call: Call, answer: Any) -> None:
@@ -163,13 +163,13 @@ class Learner:
 
 
 def _check(answer: Any) -> None:
-    """An error inside the learner would come again; what was lost on the way can be had again from the checkpoint."""
+    """A `RoleFailure` for an error inside the learner, which would repeat; a `RoleLost` for a loss, which would not."""
     if isinstance(answer, Failed):
         raise (RoleLost if answer.kind in ("ray_error", "worker_lost") else RoleFailure)(answer.reason)
 
 
 def update_scalars(results: list[UpdateResult], seconds: float) -> dict[str, float]:
-    """One policy update's scalars from all ranks' results."""
+    """One policy update's scalars, from all ranks' results."""
     first = results[0]
     return {
         **merge_metrics([result.metrics for result in results]),

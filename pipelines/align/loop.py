@@ -1,12 +1,13 @@
-"""The alignment loop, top to bottom: every role works while the others do, as far as the bound on staleness allows.
+"""The alignment loop: all roles work at the same time, as far as the bound on staleness allows.
 
     prompts ─► rollout workers ─► scorers ─► buffer ─► learner ─► weights, version v+1 ─┐
        ▲  may a group start?          may an update begin?  ▲                           │
        └──────────── staleness ledger ──────────────────────┴───────────────────────────┘
 
-The driver holds references and numbers: tokens go from worker to worker, pixels never leave one. Weights travel with
-each call, and are offered to workers in the middle of one, who take them at their next segment. With staleness 0 the
-ledger lets the roles take turns only: the same loop is then the synchronous run, bit for bit.
+The driver holds references and numbers: rollouts are sent from worker to worker, and pixels never leave a worker.
+Weights are passed with each call, and are also offered to workers during a rollout, which use them from their next
+segment on. With staleness 0, the ledger makes the roles take turns: the same loop is then the synchronous run, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -33,19 +34,21 @@ from roboalign_ray.scheduling.backpressure import BackpressureController, Observ
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 from roboalign_ray.world_model.protocol import RolloutReport
 
-_TURN_S = 0.5  # longest wait before heartbeats, deadlines and interruptions are looked at
-_OFFER_S = 0.25  # a call that ends sooner after an update needs no offer: the next one brings the weights
+_TURN_S = 0.5  # longest wait between checks of heartbeats, deadlines and interruptions
+_OFFER_S = (
+    0.25  # no offer to a call that ends within this time after an update: the next call has the weights
+)
 
 Stopped = Callable[[], bool]
 
 
 class Interrupted(Exception):
-    """Somebody asked the job to end."""
+    """The job was asked to stop."""
 
 
 @dataclass
 class Crew:
-    """The workers of a job, by role; the learner is another one after it was lost. No judge where none rewards."""
+    """The workers of a job, by role. A lost learner is replaced. `judge` is None if the reward needs none."""
 
     workforce: Workforce
     rollouts: WorkerPool
@@ -56,7 +59,7 @@ class Crew:
 
 @dataclass(frozen=True)
 class Rolled:
-    """Groups that wait for a scorer: tickets and the reference to their tokens, in the same order."""
+    """Groups that wait for a scorer: tickets and the reference to their rollouts, in the same order."""
 
     source: Source
     tickets: list[Ticket]
@@ -65,7 +68,7 @@ class Rolled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation on held-out prompts: scalars, and GIFs by prompt, generated beside real."""
+    """One evaluation on held-out prompts: scalars, and GIFs by prompt (generated beside real)."""
 
     scalars: dict[str, float]
     videos: dict[str, bytes]
@@ -73,7 +76,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did: the groups it trained, by number, and the attempts that failed since the one before."""
+    """One update's groups by number, and the attempts that failed since the previous update."""
 
     index: int
     groups: list[tuple[int, Finished]]
@@ -82,12 +85,12 @@ class Update:
 
 
 class AlignmentLoop:
-    """One run's loop.
+    """The loop of one run.
 
     Attributes:
-        groups: the groups of training and their accounts.
-        weights: newest version.
-        controller: steers how many groups are in flight; with staleness 0 nothing is steered.
+        groups: the training groups.
+        weights: the newest version.
+        controller: controls the number of groups in flight; unused with staleness 0.
     """
 
     def __init__(
@@ -101,21 +104,21 @@ class AlignmentLoop:
         self._finished: deque[Update] = deque()
         self._tally, self._pace, self._staleness = Tally(), Pace(), Counter[int]()
         self._mark = self._looked = time.monotonic()
-        self._published_at: float | None = None  # weights that are still to be offered
+        self._published_at: float | None = None  # time of weights that are not offered yet
         self._learner_seconds = 0.0
 
     @property
     def version(self) -> int:
-        """Updates done."""
+        """Number of completed updates."""
         return self.groups.ledger.version
 
     def updates(self, stopped: Stopped) -> Iterator[Update]:
-        """Every update from here to the last one, when it is done; rollouts go on meanwhile.
+        """Yield every update from here to the last one when it is complete; rollouts continue meanwhile.
 
         Raises:
-            Interrupted: `stopped` says so.
-            RoleLost: the learner was lost, or its weights came damaged: the last checkpoint has both.
-            RoleFailure: workers were lost for good, a deadline passed, or nothing can be scored.
+            Interrupted: `stopped` was set.
+            RoleLost: the learner was lost, or its weights arrived damaged; both are in the last checkpoint.
+            RoleFailure: a role has no worker left, a deadline passed, or nothing can be scored.
             UserError: bad input found by a worker.
         """
         self._mark = time.monotonic()
@@ -140,10 +143,10 @@ class AlignmentLoop:
         return Evaluation(scalars, videos.made)
 
     def judge(self, update: Update, stopped: Stopped) -> None:
-        """Show an update to the judge. With staleness 0 what follows from that is waited for, else it goes on beside.
+        """Pass an update to the judge. With staleness 0, wait until the judge has finished.
 
         Raises:
-            Interrupted: `stopped` says so.
+            Interrupted: `stopped` was set.
             RoleFailure, UserError: as `updates`; or the student fails its gate too often.
         """
         judge = self.crew.judge
@@ -154,7 +157,7 @@ class AlignmentLoop:
             self._wait(lambda: judge.busy, stopped)
 
     def _wait(self, busy: Callable[[], bool], stopped: Stopped) -> None:
-        """Turns in which nothing new is rolled out or trained."""
+        """Handle answers without starting new rollouts or updates."""
         while busy():
             self._work_beside()
             self.crew.workforce.turn(_TURN_S)
@@ -166,7 +169,7 @@ class AlignmentLoop:
             self.crew.judge.work()
 
     def drain(self, seconds: float) -> Update | None:
-        """Let an update under way end; None where there was none. `crew.learner.busy` tells whether it did not."""
+        """Wait for a running update; None if there is none. If it is late, `crew.learner.busy` stays true."""
         ends = time.monotonic() + seconds
         while self.crew.learner.busy and time.monotonic() < ends:
             self.crew.workforce.turn(_TURN_S)
@@ -184,7 +187,7 @@ class AlignmentLoop:
             raise Interrupted
 
     def state_dict(self, pack: Callable[[Finished], Any]) -> dict[str, Any]:
-        """All that the next update depends on but the learner, JSON types; `pack` names a finished group's file."""
+        """The loop's state without the learner, JSON types; `pack` returns the file name of a finished group."""
         return {
             "groups": self.groups.state_dict(pack),
             "controller": self.controller.state_dict(),
@@ -192,7 +195,7 @@ class AlignmentLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any], unpack: Callable[[Any], Finished]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore a `state_dict`."""
         self.groups.load_state_dict(state["groups"], unpack)
         self.controller.load_state_dict(state["controller"])
         self._tally = Tally(**state["tally"])
@@ -202,7 +205,7 @@ class AlignmentLoop:
 
     def _roll_out(self) -> None:
         sources: list[Source] = [self._held_out] if self._held_out else [self.groups]
-        # With staleness 0 the roles take turns here too, and share the machine with nobody.
+        # With staleness 0, the roles take turns here too, and each has the machine to itself.
         if self._held_out and self.config.asynchrony.staleness:
             sources.append(self.groups)
         for source in sources:
@@ -226,7 +229,7 @@ class AlignmentLoop:
         self, source: Source, tickets: list[Ticket], call: Call, answer: RolloutReport | Failed
     ) -> None:
         if isinstance(answer, Failed):
-            if answer.kind == "weights":  # damaged on the way: every worker would refuse this version
+            if answer.kind == "weights":  # damaged in transfer: every worker would refuse this version
                 raise RoleLost(answer.reason)
             _fail_all(source, tickets, answer)
             return
@@ -269,7 +272,7 @@ class AlignmentLoop:
         if [(record.prompt_id, record.seeds) for record in answer] != [
             (ticket.name.prompt_id, ticket.seeds) for ticket in tickets
         ]:
-            # Numbers of other rollouts must neither train nor be written down under these names.
+            # Numbers of other rollouts must neither be trained on nor written to the journal under these names.
             _fail_all(source, tickets, Failed("the scorer's reply tells of other rollouts", "reply"))
             return
         self._pace.learn("scorer", call.seconds / len(tickets))
@@ -299,7 +302,7 @@ class AlignmentLoop:
         self._published_at = time.monotonic() if self.config.asynchrony.staleness else None
 
     def _offer_weights(self) -> None:
-        """The newest weights to all that are in the middle of a rollout which began before them."""
+        """Offer the newest weights to all workers whose rollout began before them."""
         published = self._published_at
         if published is None or time.monotonic() - published < _OFFER_S:
             return
@@ -309,7 +312,7 @@ class AlignmentLoop:
                 self._offer(worker)
 
     def _offer(self, worker: Any) -> None:
-        """The newest weights to a worker in the middle of a rollout; should it not take them, its next call tells."""
+        """Offer the newest weights to a worker during a rollout. If that fails, the next call has the weights."""
         newest = self.weights
         self.crew.workforce.send(
             worker,
@@ -322,7 +325,7 @@ class AlignmentLoop:
             about={"version": newest.version},
         )
 
-    # --- figures and steering ------------------------------------------------------------------------------------
+    # --- figures and control -------------------------------------------------------------------------------------
 
     def _figures(self, records: list[GroupRecord], failures: list[tuple[Ticket, Failed]]) -> dict[str, float]:
         ledger, crew = self.groups.ledger, self.crew
@@ -345,7 +348,7 @@ class AlignmentLoop:
         }
 
     def scorer_queue(self) -> int:
-        """Groups handed to a scorer and not yet answered, or waiting for one."""
+        """Number of groups that wait for a scorer or its answer."""
         waiting = sum(len(rolled.tickets) for rolled in self._rolled)
         return waiting + sum(worker.load for worker in self.crew.scorers.workers)
 
@@ -378,7 +381,7 @@ class AlignmentLoop:
 
 
 def controller_of(config: JobConfig, rollout_workers: int, scorer_workers: int) -> BackpressureController:
-    """The controller of a job with so many workers, at its beginning."""
+    """The controller of a job with this number of workers, at its beginning."""
     settings, batch = config.asynchrony, config.alignment.prompts_per_update
     most = (settings.staleness + 1) * batch
     return BackpressureController(
@@ -396,5 +399,5 @@ def _fail_all(source: Source, tickets: list[Ticket], failed: Failed) -> None:
 
 
 def _about(source: Source, tickets: list[Ticket]) -> dict[str, Any]:
-    """What observers are told of a call: the numbers of its groups, and whether they are an evaluation's."""
+    """Details of a call for observers: the numbers of its groups, and whether they are of an evaluation."""
     return {"groups": [ticket.number for ticket in tickets]} | ({} if source.training else {"held_out": True})

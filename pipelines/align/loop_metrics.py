@@ -1,4 +1,4 @@
-"""What the alignment loop measures: each update's figures, and what the back-pressure controller looks at."""
+"""Figures of the alignment loop: each update's figures, and those that the back-pressure controller uses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from roboalign_ray.pipelines.cluster.worker_pool import Call
 from roboalign_ray.world_model.protocol import RolloutReport
 
-_RECENT = 0.2  # weight of the newest call in the mean service times that the controller sees
+_RECENT = 0.2  # weight of the newest call in the controller's mean service times
 
 
 @dataclass
 class Tally:
-    """Rollouts and scores since the last update.
+    """Figures of rollouts and scores since the last update.
 
     Attributes:
         rollout_s, scorer_s: seconds of work, added over workers.
-        peak_sequence, cache_bytes: most of any call, see `RolloutReport`.
+        peak_sequence, cache_bytes: maximum over calls, see `RolloutReport`.
     """
 
     rollout_s: float = 0.0
@@ -26,13 +26,13 @@ class Tally:
     cache_bytes: int = 0
 
     def rolled(self, call: Call, report: RolloutReport) -> None:
-        """A call of training groups was rolled out."""
+        """Add a call of training groups."""
         self.rollout_s += call.seconds
         self.peak_sequence = max(self.peak_sequence, report.peak_sequence)
         self.cache_bytes = max(self.cache_bytes, report.cache_bytes)
 
     def scalars(self, units: int, rollout_workers: int, scorer_workers: int) -> dict[str, float]:
-        """By the names of their curves; seconds are means over the role's workers, `units` those trained on."""
+        """Figures by the names of their curves; seconds are means over the role's workers, `units` those trained on."""
         seconds = self.rollout_s / max(1, rollout_workers)
         return {
             "seconds_rollout": seconds,
@@ -46,22 +46,22 @@ class Tally:
 
 @dataclass
 class Pace:
-    """Recent seconds of one group, by role."""
+    """Recent mean seconds per group, by role."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def learn(self, role: str, seconds: float) -> None:
-        """One more duration."""
+        """Add a duration."""
         known = self.seconds.get(role, seconds)
         self.seconds[role] = known + _RECENT * (seconds - known)
 
     def of(self, role: str) -> float:
-        """The mean; 0 where nothing is known yet."""
+        """The mean; 0 if there is none yet."""
         return self.seconds.get(role, 0.0)
 
 
 def ages(before: Counter[int], after: Counter[int]) -> dict[str, float]:
-    """Mean, most and share by age, in versions, of the groups that were trained between two counts."""
+    """Mean, maximum and shares by age, in versions, of the groups that were trained between two counts."""
     new = after - before
     total = sum(new.values())
     if not total:

@@ -1,11 +1,11 @@
-"""The judge of an alignment run: audited against its teacher, trained further on the teacher's labels, handed out.
+"""The judge of an alignment run: audited against its teacher, trained on the teacher's labels, and published.
 
     trained groups ──► annotators (teacher) ──► audit: drift, alarms ──► relabel now?
                                             └─► labels ──► distiller ──► gate ──► student, version v+1 ──► scorers
 
-RoboAlign-R1's online iterative distillation (arXiv 2605.03821). With staleness 0 the loop waits for all of it; above,
-it goes on meanwhile, and scorers take a new version when it is there. Every score records the version that gave it.
-What the driver holds of all this are references and numbers.
+RoboAlign-R1's online iterative distillation (arXiv 2605.03821). With staleness 0, the loop waits for all of it;
+otherwise it continues meanwhile, and scorers use a new version when it is available. Every score records its version.
+The driver holds only references and numbers.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from roboalign_ray.pipelines.cluster.workforce import Workforce
 
 @dataclass(frozen=True)
 class StudentVersion:
-    """The student that scores now.
+    """The current student.
 
     Attributes:
-        version: 0 before the run has published one.
-        reference: one reference to its files; empty before.
+        version: 0 before the run has published a student.
+        reference: one reference to its files; empty before that.
     """
 
     version: int = 0
@@ -47,17 +47,17 @@ class StudentVersion:
 
 
 class OnlineJudge:
-    """One run's student and all that happens to it. Everything is done in the workforce's turns.
+    """The student of one run, its audits and its training. Everything happens in the workforce's turns.
 
     Args:
         config: the job.
-        workforce: of all workers.
-        annotators: the teachers; None where nothing is labelled.
-        distillers: one worker.
+        workforce: handles the calls to all workers.
+        annotators: pool of teachers; None if nothing is labelled.
+        distillers: pool of one worker.
 
     Attributes:
-        student: newest version.
-        busy: an audit or a relabelling is under way.
+        student: the newest version.
+        busy: whether an audit or a relabelling runs.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class OnlineJudge:
         self.config, self._settings = config, config.judge.relabel
         self._workforce, self._annotators, self._distillers = workforce, annotators, distillers
         self.student = StudentVersion()
-        self._holder: Any = None  # the distiller that handed it out
-        self._refused = 0  # times in a row that another one did not
+        self._holder: Any = None  # the distiller that published the student
+        self._refused = 0  # number of times in a row that another distiller could not provide it
         self._report = JudgeReport()
         self._audits = JudgeAudits(config.judge.gate, self._report)
-        self._queue: deque[DistillerTask] = deque()  # waits for the distiller to be free
+        self._queue: deque[DistillerTask] = deque()  # tasks that wait for the distiller
         self._labels = LabelQueue(config, workforce, annotators, self._queue.append, self._report)
         self._reset()
 
@@ -80,41 +80,41 @@ class OnlineJudge:
         self._schedule = RelabelSchedule(self._settings)
         self.busy = False
         self._failed_rounds = 0
-        self._state: dict[str, Any] | None = None  # before what is under way began
+        self._state: dict[str, Any] | None = None  # state before the running audit or relabelling
 
     # --- beginning, resuming ---------------------------------------------------------------------------------------
 
     def begin(self) -> GateResult:
-        """The student that the run begins with, tried; waits for it.
+        """Check and publish the run's first student, and wait for it.
 
         Raises:
-            UserError: it fails the gate, or cannot be read.
+            UserError: the student fails the gate, or cannot be read.
             RoleFailure: the distiller does not answer.
         """
         self._reset()
         return self._take(self._distillers.actors[0].begin)
 
     def load_state_dict(self, state: dict[str, Any], files: Sequence[Any] = ()) -> None:
-        """Take up what `state_dict` gave; waits for the student's files.
+        """Restore a `state_dict`, and wait for the student's files.
 
         Args:
-            files: one reference to those that a checkpoint brought, for where the run's folder has lost them.
+            files: one reference to the checkpoint's copy of the files, used if the run's folder has none.
 
         Raises:
-            UserError: its version is not there any more.
+            UserError: the student's version no longer exists.
             RoleFailure: the distiller does not answer.
         """
         self._reset()
-        self._report.load_state_dict(state)  # of updates before the checkpoint, not taken yet
+        self._report.load_state_dict(state)  # events of updates before the checkpoint that were not taken
         self._schedule.load_state_dict(state["schedule"])
         self._audits.load_state_dict(state["alarms"])
         self._failed_rounds = int(state["failed_rounds"])
         self._take(self._distillers.actors[0].version, int(state["version"]), *files)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, JSON types; while something is under way, as it was before.
+        """State that the next update depends on, JSON types. During an audit or relabelling, the state before it.
 
-        With what happened and has not been asked for yet.
+        Includes events and figures that were not taken yet.
         """
         state = self._state or self._settled()
         return {**state, **self._report.state_dict()}
@@ -139,16 +139,16 @@ class OnlineJudge:
     # --- after an update -------------------------------------------------------------------------------------------
 
     def observe(self, update: int, groups: Sequence[Finished]) -> None:
-        """See what an update trained on; begins an audit or a relabelling where one is due.
+        """Read an update's groups; start an audit or a relabelling if one is due.
 
         Args:
-            update: from 1.
-            groups: its groups.
+            update: number of the update, from 1.
+            groups: its training groups.
         """
         if self._annotators is None or self.busy:
             return
         before = self._settled()
-        # Where all were scored by the student before this one, the next update's will do.
+        # If the previous student scored all of them, the next update's groups are used.
         audit, version = self._settings.audit_samples, self.student.version
         if self._schedule.audit_due(update) and (samples := spread_samples(groups, audit, version)):
             self.busy, self._state = True, before
@@ -161,13 +161,13 @@ class OnlineJudge:
             self._relabel(relabelling, groups)
 
     def audit(self, update: int, groups: Sequence[Finished]) -> Callable[[], bool]:
-        """Show some held-out groups to the teacher; nothing follows from what it says of them.
+        """Have the teacher score some held-out groups. The result only adds figures and events.
 
         Returns:
-            whether the teacher has not answered yet.
+            whether answers of the teacher are pending.
         """
         samples = spread_samples(groups, self._settings.held_out_samples)
-        # An evaluation that is gone through again, as after Ctrl-C in it, is told once.
+        # An evaluation that is repeated, for example after Ctrl-C, is reported once.
         report = self._report
         report.events = [e for e in report.events if (e.get("of"), e.get("update")) != ("held_out", update)]
         waits: list[int] = []
@@ -182,14 +182,14 @@ class OnlineJudge:
         return lambda: bool(waits)
 
     def work(self) -> None:
-        """Hand waiting work to workers that are free."""
+        """Send waiting work to free workers."""
         self._labels.work()
         self._renew()
         while self._queue and (worker := self._distillers.free()):
             self._queue.popleft()(worker)
 
     def _renew(self) -> None:
-        """The student's files again, where another distiller took over: the one before may have taken them along."""
+        """Fetch the student's files again if another distiller took over: they may be lost with the previous one."""
         worker = self._distillers.free()
         if worker is None or worker.actor is self._holder:
             return
@@ -198,7 +198,7 @@ class OnlineJudge:
 
         def renewed(call: Call, answer: StudentRecord | Failed) -> None:
             if isinstance(answer, Failed):
-                self._holder, self._refused = None, self._refused + 1  # asked for again
+                self._holder, self._refused = None, self._refused + 1  # fetched again in the next turn
                 if self._refused >= self._settings.patience:
                     raise RoleFailure(f"the student cannot be had again: {answer.reason}")
                 return
@@ -213,7 +213,7 @@ class OnlineJudge:
         return {"judge/version": float(self.student.version), **self._report.take_scalars()}
 
     def take_events(self) -> list[Event]:
-        """What happened since it was last asked for."""
+        """Events since they were last taken."""
         return self._report.take_events()
 
     # --- audits ----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class OnlineJudge:
             self._workforce.send(worker, "known", ids, then=told)
 
         def told(call: Call, answer: Mapping[str, np.ndarray] | Failed) -> None:
-            # A label that is there, as after a restart, is not asked for again.
+            # An existing label, for example after a restart, is not requested again.
             known = (
                 {}
                 if isinstance(answer, Failed)
@@ -251,8 +251,8 @@ class OnlineJudge:
 
             def done(answered: Found) -> None:
                 found = known | answered
-                if relabelling.cause == "interval":  # any other came from an audit
-                    # By the newest student among those that scored them: a newer one may just have come.
+                if relabelling.cause == "interval":  # all other causes come from an audit
+                    # The newest student among those that scored the samples; a newer one may just have been published.
                     newest = max((sample.version for sample in samples), default=0)
                     scored = [sample for sample in samples if sample.version == newest]
                     self._audits.measure(relabelling.update, scored, found, "judge")
@@ -308,10 +308,10 @@ class OnlineJudge:
         self._rest()
 
     def _check_patience(self, answer: StudentRecord | Failed) -> None:
-        """A student that cannot keep up with its teacher must not go on rewarding.
+        """End the job if the student fails too often, so that it does not continue to reward.
 
         Raises:
-            UserError: the gate stayed closed as often as the patience says; the message has its gaps.
+            UserError: the gate failed `patience` times in a row; the message has the gaps.
             RoleFailure: the distiller failed as often.
         """
         if self._failed_rounds < self._settings.patience:

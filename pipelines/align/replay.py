@@ -1,10 +1,11 @@
-"""An alignment run's groups made again, from its journal and its checkpoints, and their scores compared.
+"""Recomputes an alignment run's groups from its journal and its checkpoints, and compares their scores.
 
-    rollouts.jsonl ─► calls whose weights are still there ─► same prompts, seeds, versions, batches ─► score ─► equal?
+    rollouts.jsonl ─► calls with available weights ─► same prompts, seeds, versions, batches ─► score ─► equal?
 
-On the machine that made them the scores come out bit for bit: the groups of a call are rolled out as one batch again,
-with as many threads as the job's workers had, every segment with the version that made it then. Weights that are still
-there are those that the run began with (version 0) and those of its complete checkpoints. Works in this process alone.
+On the machine of the run, the scores are equal bit for bit: the groups of a call are rolled out as one batch again,
+with as many threads as the job's workers had, and every segment with its original weight version. The available
+weights are those that the run began with (version 0) and those of its complete checkpoints. Everything runs in this
+process.
 """
 
 from __future__ import annotations
@@ -41,21 +42,24 @@ from roboalign_ray.pipelines.align.launch import JUDGE
 from roboalign_ray.pipelines.align.settings_check import check_same_job
 from roboalign_ray.pipelines.cluster.runtime import role_threads
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
+from roboalign_ray.rewards.group_scorer import choose_best
+from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
+from roboalign_ray.world_model.branching import Choose, branched_rollouts
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel
 from roboalign_ray.world_model.registry import open_world_model, read_weights
 
-_STATES_KEPT = 4  # versions of the weights in memory; calls come in the order of updates
+_STATES_KEPT = 4  # weight versions in memory; calls are in the order of updates
 
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What came of it.
+    """Result of a replay.
 
     Attributes:
-        compared: every group that was looked at, in the journal's order.
-        tolerance: what counts as close.
+        compared: every compared group, in the journal's order.
+        tolerance: largest difference that counts as close.
     """
 
     compared: list[Comparison]
@@ -63,12 +67,12 @@ class ReplayResult:
 
     @property
     def equal(self) -> bool:
-        """Whether something could be made again, and all of it came out as it was."""
+        """Whether at least one group was recomputed, and all recomputed groups are equal."""
         made = [c for c in self.compared if c.verdict is not Verdict.GONE]
         return bool(made) and all(c.verdict is not Verdict.DIFFERS for c in made)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per weight versions: how many groups came out how, and by how much they differ at most."""
+        """One row per combination of weight versions: the number of groups per verdict, and the largest difference."""
         rows: dict[tuple[int, ...], list[Comparison]] = defaultdict(list)
         for comparison in self.compared:
             rows[comparison.group.versions].append(comparison)
@@ -89,16 +93,16 @@ class ReplayResult:
 def run_replay(
     config: JobConfig, run: Path, *, groups: int | None = None, quiet: bool = False
 ) -> ReplayResult:
-    """Make a run's groups again and compare.
+    """Recompute a run's groups and compare the scores.
 
     Args:
-        config: the job that the run was made with.
-        run: its directory.
-        groups: stop after so many, whole calls; None makes all that can be made.
-        quiet: no progress on the terminal.
+        config: the config of the run.
+        run: the run's directory.
+        groups: stop after this number of groups, in whole calls; None recomputes all that can be recomputed.
+        quiet: show no progress.
 
     Raises:
-        UserError: no run, a run of other settings, or what it needs is missing or damaged.
+        UserError: there is no run, its settings are others, or a needed file is missing or damaged.
     """
     journal = read_journal(run / JOURNAL)
     there = checkpoints.complete(run / CHECKPOINTS)
@@ -127,12 +131,12 @@ def run_replay(
 
 
 class _Maker:
-    """Makes groups again.
+    """Recomputes groups.
 
     Args:
         config: the job.
         there: the run's complete checkpoints by version.
-        students: folder of the students that rewarded, where some did.
+        students: folder of the students that scored, if any.
     """
 
     def __init__(self, config: JobConfig, there: Mapping[int, Path], students: Path) -> None:
@@ -164,8 +168,16 @@ class _Maker:
             tokenizer_folder(self.config),
         )
 
+    def _choose(self) -> Choose | None:
+        """As the rollout actor chooses the sample that a shared history goes on with."""
+        if not self.config.rollout.branching.chooses:
+            return None
+        return choose_best(self._model, self._reader, build_reward(self.config.reward))
+
     def missing(self, members: Sequence[JournalGroup]) -> str:
-        """What a call's groups cannot be made again without; empty where all is there."""
+        """What is missing to recompute a call's groups; empty if nothing is."""
+        if self.config.rollout.branching.most and len(set(members[0].versions)) > 1:
+            return "weights changed behind a shared history, and the journal does not record its versions"
         gone = [v for group in members for v in group.versions if v and v not in self._there]
         if gone:
             return f"no weights of version {gone[0]}"
@@ -177,14 +189,14 @@ class _Maker:
         return f"no student of version {asked[0]}" if asked else ""
 
     def compare(self, together: Sequence[int], members: Sequence[JournalGroup]) -> list[Comparison]:
-        """One call again; its members' scores then and now.
+        """Recompute one call, and compare the scores of its members.
 
         Args:
             together: numbers of all groups of the call.
-            members: those of them whose scores the journal has.
+            members: those groups whose scores are in the journal.
 
         Raises:
-            UserError: a member is not what the configuration makes of its number.
+            UserError: the settings do not give a member's prompt and seeds.
         """
         tickets = [self._numbering.ticket(number, 1) for number in together]
         named = {ticket.number: ticket for ticket in tickets}
@@ -202,19 +214,24 @@ class _Maker:
             return [self._score(group, made) for group in members]
 
     def _roll_out(self, tickets: Sequence[Ticket], versions: Sequence[int]) -> dict[int, Rollout]:
-        """Groups by number; prompts that cannot be read were left out of the batch then, too."""
+        """Groups by number. Prompts that could not be read in the run were left out of its batch, too."""
         prompts: list[Prompt] = []
         readable: list[Ticket] = []
         for ticket in tickets:
             try:
                 prompts.append(self._reader.prompt(ticket.name, self.config.rollout.horizon))
                 readable.append(ticket)
-            except Exception as error:  # as the rollout actor takes it
+            except Exception as error:  # the rollout actor also catches all exceptions
                 self._unreadable = first_line(error)
         if not prompts:
             return {}
-        weights = [(version, self._state(version)) for version in versions]
-        groups = self._model.rollout_again(prompts, [ticket.seeds for ticket in readable], weights)
+        shared, seeds = [t.name.shared for t in readable], [t.seeds for t in readable]
+        if any(shared):
+            self._model.load_weights(self._state(versions[0]), versions[0])
+            groups = branched_rollouts(self._model, prompts, shared, seeds, choose=self._choose())
+        else:
+            weights = [(version, self._state(version)) for version in versions]
+            groups = self._model.rollout_again(prompts, seeds, weights)
         return {ticket.number: group for ticket, group in zip(readable, groups, strict=True)}
 
     def _score(self, group: JournalGroup, made: Mapping[int, Rollout]) -> Comparison:
@@ -231,7 +248,7 @@ class _Maker:
         return packed_folder(self._students.path(version))
 
     def _read_state(self, version: int) -> Mapping[str, Any]:
-        """Weights as the rollout workers had them: the first from their folder, later ones packed and unpacked."""
+        """Weights as the rollout workers had them: version 0 from its folder, later ones packed and unpacked."""
         if not version:
             return read_weights(world_model_folder(self.config))
         folder = checkpoints.load(self._there[version]).folder / "model"
@@ -242,7 +259,7 @@ class _Maker:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many torch threads as a worker had: sums of parts, and so last bits, rest on it."""
+    """Use as many torch threads as a worker had: they determine the order of sums, and so the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -260,7 +277,7 @@ def _check_settings(config: JobConfig, found: checkpoints.Checkpoint) -> None:
 
 
 def print_replay(result: ReplayResult) -> None:
-    """The rows as a table on standard output."""
+    """Print the rows as a table."""
     from rich.console import Console
     from rich.table import Table
 

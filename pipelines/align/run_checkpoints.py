@@ -1,11 +1,11 @@
-"""Where an alignment run keeps its checkpoints: in its own folder, and a copy of each elsewhere if asked for.
+"""Stores an alignment run's checkpoints in its own folder, and optionally a copy of each elsewhere.
 
-    out/run.json       the run's id, drawn when it begins, and a fork's parent; every checkpoint names both
-    out/checkpoints/   the two newest; a resumed run starts from the newest one that is whole
-    alignment.checkpoints = "s3://bucket/run"   copies of them, for when the machine and its disk are gone
+    out/run.json       the run's id, drawn at its start, and a fork's parent; every checkpoint stores both
+    out/checkpoints/   the two newest checkpoints; a resumed run starts from the newest complete one
+    alignment.checkpoints = "s3://bucket/run"   copies of them, in case the machine and its disk are lost
 
-A run that finds a newer checkpoint there than in its folder fetches it and goes on from there. A checkpoint that is
-damaged, renamed or of another run is passed over for its copy or the one before, and that is told in one line.
+If the copies hold a newer checkpoint than the folder, the run fetches it and resumes from it. A checkpoint that is
+damaged, renamed or of another run is skipped: its copy or the previous checkpoint is used, and one line reports it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Parent:
-    """The checkpoint of another run that a run began from: the run's id, and updates done."""
+    """The checkpoint of another run that a fork began from: the run's id and the number of completed updates."""
 
     run: str
     step: int
 
     @classmethod
     def read(cls, value: Any) -> Parent | None:
-        """From JSON; None where there is none, or something else stands there."""
+        """Read from JSON; None if the value is missing or invalid."""
         if not isinstance(value, dict):
             return None
         run, step = value.get(RUN), value.get("step")
@@ -51,7 +51,7 @@ class Parent:
         return cls(str(run), int(step or 0)) if sound else None
 
     def as_json(self) -> dict[str, Any]:
-        """JSON types."""
+        """JSON types only."""
         return {RUN: self.run, "step": self.step}
 
 
@@ -59,13 +59,13 @@ class RunCheckpoints:
     """A run's checkpoints.
 
     Args:
-        folder: where they lie.
-        mirror: URI of the copies; empty for none.
-        tell: is told, in one line, what was passed over.
+        folder: folder of the checkpoints.
+        mirror: URI of the copies; empty for no copies.
+        tell: called with one line for every skipped checkpoint.
 
     Attributes:
-        run: the run's id; empty until the run is begun or resumed.
-        parent: where the run began, if it is a fork.
+        run: the run's id; empty until the run begins or resumes.
+        parent: the checkpoint that a fork began from.
 
     Raises:
         CheckpointError: the file system of the copies cannot be opened.
@@ -83,7 +83,7 @@ class RunCheckpoints:
         self.run, self.parent = _read_id(folder.parent / RUN_FILE)
 
     def begun(self) -> bool:
-        """Whether there is one, here or there.
+        """Whether there is a checkpoint, in the folder or among the copies.
 
         Raises:
             CheckpointError: the copies cannot be listed.
@@ -91,20 +91,20 @@ class RunCheckpoints:
         return self.newest() is not None or bool(self._copies())
 
     def newest(self) -> Path | None:
-        """The newest here, unverified."""
+        """The newest checkpoint in the folder, unverified."""
         return checkpoints.latest(self.folder)
 
     def load(self, *, copies: bool = False) -> Checkpoint | None:
-        """The newest that is whole and of this run; what is newer is told, and moved aside with the next save.
+        """The newest complete checkpoint of this run. Newer ones are reported, and moved aside with the next save.
 
         Args:
-            copies: look among the copies too, for newer ones and in place of damaged ones.
+            copies: also use the copies, for newer checkpoints and in place of damaged ones.
 
         Returns:
-            None where there is none at all.
+            None if there is no checkpoint at all.
 
         Raises:
-            CheckpointError: there are some, and none can be used; or the copies cannot be listed.
+            CheckpointError: there are checkpoints, but none can be used; or the copies cannot be listed.
         """
         wrong: dict[Path, CheckpointError] = {}
         for step, attempt in self._attempts(copies):
@@ -132,19 +132,19 @@ class RunCheckpoints:
         )
 
     def of_step(self, step: int) -> Checkpoint:
-        """The one of a step here, verified, and of this run.
+        """The checkpoint of a step in the folder, verified, and of this run.
 
         Raises:
-            CheckpointError: it is missing, damaged, renamed, or of another run.
+            CheckpointError: the checkpoint is missing, damaged, renamed, or of another run.
         """
         return self._of_this_run(checkpoints.load(self._place(step)))
 
     def save(self, write: Callable[[Path], Path]) -> None:
-        """Keep what `write` makes in the folder that it is given, here and there.
+        """Store the checkpoint that `write` makes in the folder that it is given, and its copy.
 
         Raises:
-            CheckpointError: the copy could not be written; the one here stands.
-            UserError: there is no room for another one of the newest one's size.
+            CheckpointError: the copy could not be written; the checkpoint in the folder is complete.
+            UserError: the disk has no room for another checkpoint of the newest one's size.
         """
         self._set_aside()
         newest = self.newest()
@@ -155,11 +155,11 @@ class RunCheckpoints:
             self._mirror.push(written, KEPT)
 
     def keep_id(self, found: Checkpoint | None, parent: Parent | None = None) -> None:
-        """Write the run's id into its folder; a run that begins draws one.
+        """Write the run's id into its folder. A new run draws an id.
 
         Args:
-            found: what the run goes on from, as `load` gave it.
-            parent: where a run begins that is a fork.
+            found: the checkpoint that the run resumes from, as returned by `load`.
+            parent: the checkpoint that a fork begins from.
         """
         if found is None:
             self.run, self.parent = uuid.uuid4().hex, parent
@@ -169,11 +169,11 @@ class RunCheckpoints:
             draft.write_text(json.dumps(self.identity()) + "\n", encoding="utf-8")
 
     def identity(self) -> dict[str, Any]:
-        """The run's id, and its parent where it has one; JSON types."""
+        """The run's id, and its parent if it has one; JSON types."""
         return {RUN: self.run} | ({PARENT: self.parent.as_json()} if self.parent else {})
 
     def _attempts(self, with_copies: bool) -> Iterator[tuple[int, Callable[[], Checkpoint]]]:
-        """Ways to a checkpoint, newest step first; of one step, what is here before its copy."""
+        """Ways to load a checkpoint, newest step first; of one step, the folder's checkpoint before its copy."""
         here, copies = checkpoints.complete(self.folder), self._copies() if with_copies else []
         for step in sorted({*here, *copies}, reverse=True):
             if step in here:
@@ -186,10 +186,10 @@ class RunCheckpoints:
         return checkpoints.load(self._mirror.pull(step, self.folder, self._check_run))
 
     def _of_this_run(self, found: Checkpoint) -> Checkpoint:
-        """A checkpoint whose run is this one; a folder without an id takes up the checkpoint's.
+        """Check that a checkpoint is of this run. A folder without an id takes over the checkpoint's id.
 
         Raises:
-            CheckpointError: it is of another run.
+            CheckpointError: the checkpoint is of another run.
         """
         self._check_run(found.metadata, str(found.folder))
         self.run, self.parent = found.metadata[RUN], Parent.read(found.metadata.get(PARENT))
@@ -211,17 +211,17 @@ class RunCheckpoints:
             )
 
     def _check_copies(self) -> None:
-        """Copies of two runs in one place would replace and remove one another.
+        """Check that the copies are of this run: copies of two runs in one place would replace each other.
 
         Raises:
-            CheckpointError: some there are of another run.
+            CheckpointError: some copies are of another run.
         """
         for step in self._copies():
             assert self._mirror is not None
             try:
                 metadata = self._mirror.manifest(step)["metadata"]
             except CheckpointError:
-                continue  # it is damaged, and never fetched
+                continue  # a damaged copy is never fetched
             if metadata.get(RUN) != self.run:
                 raise CheckpointError(
                     f"holds a copy of another run's checkpoint, of step {step}",
@@ -230,7 +230,7 @@ class RunCheckpoints:
                 )
 
     def _set_aside(self) -> None:
-        """Keep what was passed over under a name that nothing is resumed from."""
+        """Rename skipped checkpoints, so that no run resumes from them."""
         for place in self._passed_over:
             aside = place.with_name(f"unusable-{place.name}")
             shutil.rmtree(aside, ignore_errors=True)
@@ -246,10 +246,10 @@ class RunCheckpoints:
 
 
 def _read_id(path: Path) -> tuple[str, Parent | None]:
-    """The id in a run's folder, empty where there is none, and the run's parent.
+    """The id in a run's folder (empty if there is none), and the run's parent.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file is not valid.
     """
     if not os.path.lexists(path):
         return "", None

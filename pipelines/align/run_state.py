@@ -1,9 +1,9 @@
-"""What a checkpoint of an alignment run holds, so that the run can go on: written, and taken up again.
+"""Writes and restores the content of an alignment run's checkpoint.
 
-A checkpoint is written between two updates and holds all that the next one depends on: weights, optimizer and random
-state of every rank, the accounts of the ledger, the groups that are finished and wait (their tokens and scores), which
-groups were under way, how many there were, the judge's schedule and its student, and the configuration. It appears
-complete or not at all. Labels and all students lie beside, in the judge's folder, each whole and never replaced.
+A checkpoint is written between two updates and holds all that the next update depends on: weights, optimizer state and
+random state of every rank, the ledger, the finished groups that wait (rollouts and scores), the numbers of the groups
+in flight, counts, the judge's schedule and its student, and the configuration. It appears complete or not at all. All
+labels and students are in the judge's folder, where files are complete and never replaced.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def save(
     counts: Mapping[str, int],
     row: Mapping | None,
 ) -> Path:
-    """Write a checkpoint of a run whose learner rests.
+    """Write a checkpoint of a run. The learner must be idle.
 
     Args:
-        identity: of the run, as `RunCheckpoints.identity`.
-        counts: of the whole run.
-        row: the last update's scalars where they wait for an evaluation that was cut short.
+        identity: the run's identity, from `RunCheckpoints.identity`.
+        counts: counts of the whole run.
+        row: scalars of the last update, if they wait for an evaluation that was interrupted.
 
     Raises:
         RoleLost, RoleFailure: as `Learner.ask`.
@@ -49,7 +49,7 @@ def save(
 
     state = loop.state_dict(pack)
     learner, judge = loop.crew.learner, loop.crew.judge
-    # Both at one moment: while the learner is asked below, another student may be published.
+    # Read both at the same time: while the learner works below, another student may be published.
     judged = None if judge is None else judge.state_dict()
     student = [] if judge is None else judge.student.reference
 
@@ -76,15 +76,15 @@ def save(
 def restore(
     found: checkpoints.Checkpoint, crew: Crew, loop: AlignmentLoop
 ) -> tuple[dict[str, int], dict[str, float] | None]:
-    """Learner, accounts and finished groups as they were; the learner's weights are published.
+    """Restore the learner, the ledger and the finished groups, and publish the learner's weights.
 
     Returns:
-        Counts of the whole run, and the row that waits for its evaluation, as `save` was given them.
+        Counts of the whole run, and the row that waits for its evaluation, as given to `save`.
 
     Raises:
         RoleLost, RoleFailure: as `Learner.ask`.
         CheckpointError: the checkpoint's parts do not belong together.
-        UserError: the checkpoint is of other settings.
+        UserError: the checkpoint was written with other settings.
     """
     try:
         state, count = found.metadata["loop"], int(found.metadata["finished_groups"])
@@ -115,10 +115,10 @@ def restore(
 
 
 def _numbers(values: Any, kind: type | tuple[type, ...]) -> dict[str, Any]:
-    """A mapping of numbers, as it was read from a checkpoint that may be anybody's.
+    """Check a mapping of numbers that was read from a checkpoint, which is untrusted.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it is not a mapping of numbers.
     """
     held = dict(values.items())
     for name, value in held.items():

@@ -1,4 +1,4 @@
-"""Which samples of scored groups a teacher is shown: the driver knows their numbers, and where their tokens are."""
+"""Selects the samples of scored groups that the teacher labels. The driver holds only their numbers and references."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roboalign_ray.rewards.student_judge import judged_scores
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample to be labelled: where it is, its id, and what which version of the student said of it."""
+    """One sample to be labelled: its place, its id, the student version that scored it, and that student's scores."""
 
     group: Finished
     place: int
@@ -25,10 +25,10 @@ class Sample:
 
 
 def spread_samples(groups: Sequence[Finished], count: int, version: int | None = None) -> list[Sample]:
-    """At most `count` samples, evenly from all groups; those that the student could not score are left out.
+    """At most `count` samples, spread evenly over all groups; samples that the student could not score are left out.
 
     Args:
-        version: of the student that scored them; None takes any.
+        version: only samples that this student version scored; None accepts any.
     """
     everything = [
         Sample(

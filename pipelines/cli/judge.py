@@ -1,4 +1,4 @@
-"""`roboalign judge`: the VLM teacher on the command line: score videos, label many, train it, serve it."""
+"""`roboalign judge`: score videos with the student or the VLM teacher; label, train and serve."""
 
 from __future__ import annotations
 
@@ -27,14 +27,10 @@ from roboalign_ray.pipelines.cli.tables import Column, print_columns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from roboalign_ray.judge.protocol import TeacherJudgement
-    from roboalign_ray.judge.serving.http import ServedJudgement
-    from roboalign_ray.judge.student.training_range import Seen
+    from roboalign_ray.judge.protocol import Judgement
     from roboalign_ray.pipelines.label.score import ScoredVideos
 
-    Judged = TeacherJudgement | ServedJudgement | Failed
-
-HELP = """Judges that score robot videos by the rubric: a vision-language model with its reasons, and its student.
+HELP = """Judges that score robot videos by the rubric: a vision-language model with reasons, and its student.
 
 \b
 [bold]Examples[/bold]
@@ -51,15 +47,13 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 
 WithProfile = Annotated[
     str,
-    typer.Option("--profile", metavar="PROFILE", help="Whose teacher: a profile's name, or a .yaml file."),
+    typer.Option("--profile", metavar="PROFILE", help="Profile of the teacher: a name, or a .yaml file."),
 ]
 
-DEFAULT_JUDGE: Literal["student"] = (
-    "student"  # of every command that scores: they must say the same of one clip
-)
+DEFAULT_JUDGE: Literal["student"] = "student"  # the default of all commands that score, so that they agree
 WhichJudge = Annotated[
     Literal["student", "teacher"],
-    typer.Option("--judge", help="The student, or the teacher that the profile names."),
+    typer.Option("--judge", help="The student, or the profile's teacher."),
 ]
 
 
@@ -67,7 +61,7 @@ WhichJudge = Annotated[
 def score(
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
     instruction: Annotated[
-        str, typer.Option("--instruction", "-i", help="The sentence that they are judged against.")
+        str, typer.Option("--instruction", "-i", help="The sentence that the videos are judged against.")
     ],
     judge: WhichJudge = DEFAULT_JUDGE,
     profile: WithProfile = "demo",
@@ -76,11 +70,11 @@ def score(
 ) -> None:
     """Score videos on six dimensions and in total.
 
-    The student judges unless --judge says teacher, here as in 'judge serve'. A teacher gives mean ± standard deviation
-    over several answers, and says why; a student its score ± its uncertainty. Student and small teacher that come along
-    know simulated tabletop tasks, and the output says of each clip whether it is like those; profile paper_rt1 names
-    Qwen3-VL-8B-Thinking, the published teacher. A video that cannot be scored says so and has no numbers; the command
-    then ends with 1.
+    The default judge is the student, as in 'judge serve'. A teacher gives the mean ± standard deviation over several
+    answers, and its reasons; a student gives its score ± its uncertainty. The shipped student and small teacher are
+    trained on simulated tabletop tasks, and the output says whether a clip is similar to these. Profile paper_rt1 names
+    Qwen3-VL-8B-Thinking, the published teacher. If a video cannot be scored, the output gives the reason, and the
+    command exits with 1.
 
     \b
     [bold]Examples[/bold]
@@ -100,8 +94,9 @@ def score(
     run = run_score if judge == "teacher" else run_student_score
     scored = run(config, videos, instruction)
     if as_json:
-        told = zip(videos, scored.outcomes, scored.seen, strict=True)
-        typer.echo(json.dumps([{"judge": scored.judge, **_as_json(*one)} for one in told], indent=2))
+        rows = [_as_json(path, outcome) for path, outcome in zip(videos, scored.outcomes, strict=True)]
+        judge_keys = {"judge": scored.judge, "version": scored.version}
+        typer.echo(json.dumps([judge_keys | row for row in rows], indent=2))
     else:
         _print(videos, scored)
     if any(isinstance(outcome, Failed) for outcome in scored.outcomes):
@@ -126,15 +121,15 @@ def label(
         str | None, typer.Option(help="Of PAIRS, only train or held_out.", show_default="all")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Of PAIRS, so many, spread evenly.", show_default="all")
+        int | None, typer.Option(min=1, help="Of PAIRS, only this number, spread evenly.", show_default="all")
     ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Label many videos with a pool of teachers, each exactly once; started again, it goes on.
+    """Label many videos with a pool of teachers, each exactly once. An interrupted run resumes.
 
-    What cannot be labelled is tried again, then set aside and listed; it never gets a score. The teacher is the
-    profile's: the small one of the package, or with paper_rt1 Qwen3-VL-8B-Thinking.
+    A video that cannot be labelled is tried again, then set aside and listed; it never gets a score. The teacher is the
+    profile's: the package's small one, or Qwen3-VL-8B-Thinking with paper_rt1.
 
     \b
     [bold]Examples[/bold]
@@ -161,13 +156,13 @@ def label(
 
 @app.command()
 def agree(
-    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="What 'judge label' wrote.")],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Folder that 'judge label' wrote.")],
     pairs: Annotated[Path, typer.Option("--with", metavar="PAIRS", help="The pairs that it labelled.")],
     as_json: Json = False,
 ) -> None:
-    """How far a teacher's labels agree with the scores that the pairs came with, per dimension.
+    """Agreement of a teacher's labels with the pairs' own scores, per dimension.
 
-    Spearman, mean absolute error and pairwise accuracy, with 95 % intervals over groups. What was set aside is counted.
+    Spearman, mean absolute error and pairwise accuracy, with 95 % intervals over groups. Videos set aside are counted.
 
     \b
     [bold]Examples[/bold]
@@ -189,23 +184,23 @@ def select(
         typer.Option(
             "--model",
             metavar="[NAME=]DIR",
-            help="Measure this world model too; repeated under one NAME: as one, of several seeds.",
+            help="Also measure this world model. Several folders under one NAME count as seeds of one model.",
         ),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Where selection.json and .md are written.", parser=folder_to_write
+            "--out", metavar="DIR", help="Folder for selection.json and selection.md.", parser=folder_to_write
         ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How much a judge's pick among rollouts of one prompt gains, by measurement: what it can tell where GRPO asks it.
+    """How well each judge ranks the rollouts of one prompt: the measured gain when it picks the best one.
 
-    The judges of evaluation.judges, SSIM and LPIPS pick; the pick by measurement itself is the most that there is to
-    gain so. What alignment makes of a reward is another matter: --model measures the rollouts of other world models.
+    The judges of evaluation.judges, SSIM and LPIPS pick; the pick by measurement is the upper bound. --model also
+    measures the rollouts of other world models, for example those aligned with a judge's reward.
 
     \b
     [bold]Examples[/bold]
@@ -233,10 +228,10 @@ def select(
 
 
 def _named(models: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders by name; without one, the folder is its name."""
+    """Folders by name; a folder without a name is its own name."""
     named: dict[str, list[Path]] = {}
     for given in models:
-        # A folder may have the sign in its own name.
+        # A folder's name may contain '='.
         name, _, folder = ("", "", given) if Path(given).is_dir() else given.partition("=")
         folder = folder or name
         if not Path(folder).is_dir():
@@ -261,7 +256,7 @@ def train(
 ) -> None:
     """Train the teacher by maximum likelihood on judged pairs: a LoRA adapter, or all weights of a small model.
 
-    OUT/teacher then holds the adapter and the merged model, which transformers and vLLM load. A run that was cut short
+    OUT/teacher then holds the adapter and the merged model, which transformers and vLLM load. An interrupted run
     resumes.
 
     \b
@@ -286,7 +281,7 @@ def serve(
     judge: WhichJudge = DEFAULT_JUDGE,
     profile: WithProfile = "demo",
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines ask.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts requests from other machines.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     overrides: Overrides = None,
@@ -294,8 +289,8 @@ def serve(
     """Serve a judge over HTTP until Ctrl-C: a video and an instruction in, six scores as JSON out.
 
     POST /score takes {"video": "<base64>", "instruction": "..."}, or the file itself with ?instruction=...; GET /health
-    names the judge. Bad input gets 400 with one line, a busy service 429, a late answer 503. Where the environment
-    holds ROBOALIGN_JUDGE_TOKEN, requests must carry it as a bearer token. docs/serving.md lists limits and answers.
+    returns the judge's name. Bad input gets 400 with one line, a busy service 429, a late answer 503. If
+    ROBOALIGN_JUDGE_TOKEN is set, requests must send it as a bearer token. docs/serving.md lists limits and answers.
 
     \b
     [bold]Examples[/bold]
@@ -311,7 +306,7 @@ def serve(
 
 
 def _check_settings(judge: str, overrides: Sequence[str] | None) -> None:
-    """Raises UserError where a setting would have no effect on who judges."""
+    """Raise UserError if a setting would have no effect on the judge."""
     if judge == "student" and any(override.startswith("teacher.") for override in overrides or ()):
         raise UserError(
             "the student judges, and takes no setting of the teacher",
@@ -320,26 +315,28 @@ def _check_settings(judge: str, overrides: Sequence[str] | None) -> None:
         )
 
 
-def _as_json(path: Path, outcome: Judged, seen: Seen | None) -> dict[str, Any]:
+def _as_json(path: Path, outcome: Judgement | Failed) -> dict[str, Any]:
+    """One video's row; a teacher's row also has its answers."""
     if isinstance(outcome, Failed):
         return {"video": str(path), "failed": outcome.reason, "kind": outcome.kind}
-    texts = getattr(outcome, "texts", None)
-    told = {"video": str(path), **outcome.as_json()}
-    told["training_range"] = None if seen is None else seen.as_json()
-    return told | ({} if texts is None else {"texts": list(texts)})
+    row = {"video": str(path), **outcome.as_json()}
+    if outcome.texts:
+        row["answers"] = len(outcome.samples)
+        row["failed_answers"] = [failure.reason for failure in outcome.failures]
+        row["texts"] = list(outcome.texts)
+    return row
 
 
-def _column(outcome: Judged) -> list[str]:
+def _column(outcome: Judgement | Failed) -> list[str]:
     """Cells of one video: its six scores and its total."""
     from roboalign_ray.judge.rubric import DIMENSIONS
 
     if isinstance(outcome, Failed):
         return ["-"] * (len(DIMENSIONS) + 1)
     cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(outcome.scores, outcome.std, strict=True)]
-    # A teacher's answers have totals of their own; a student is unsure of each dimension by itself.
-    samples = getattr(outcome, "samples", None)
-    spread = "" if samples is None else f" ± {samples.sum(axis=1).std():.2f}"
-    return [*cells, f"{outcome.scores.sum():.2f}{spread}"]
+    # Each answer of a teacher has a total; a student predicts no uncertainty of the total.
+    spread = f" ± {outcome.samples.sum(axis=1).std():.2f}" if len(outcome.samples) else ""
+    return [*cells, f"{outcome.total:.2f}{spread}"]
 
 
 def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
@@ -359,17 +356,17 @@ def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")
             continue
         if outcome.rationale is not None:
-            failures = getattr(outcome, "failures", ())
-            lost = f" ({len(failures)} answers could not be read)" if failures else ""
+            failures = len(outcome.failures)
+            lost = f" ({failures} answers could not be read)" if failures else ""
             typer.echo(f"\n{path.name}: {outcome.rationale}{lost}")
     _print_seen(videos, scored)
 
 
 def _print_seen(videos: Sequence[Path], scored: ScoredVideos) -> None:
-    """Which clips are unlike those that the judge was trained on."""
+    """Print which clips are unlike the judge's training clips."""
     judged = [
-        (path.name, seen)
-        for path, outcome, seen in zip(videos, scored.outcomes, scored.seen, strict=True)
+        (path.name, outcome.seen)
+        for path, outcome in zip(videos, scored.outcomes, strict=True)
         if not isinstance(outcome, Failed)
     ]
     if judged and all(seen is None for _, seen in judged):

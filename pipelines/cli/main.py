@@ -1,8 +1,8 @@
-"""The command `roboalign`: what can be asked for, and how an error is told.
+"""The command `roboalign`: its subcommands, and how errors are reported.
 
-Heavy modules (torch, ray, simulators) are imported inside the commands that need them: `roboalign --help` answers
-at once. Bad input, and a machine that is full or denies access, is one line on stderr and exit code 2; a bug keeps its
-traceback and exits 1.
+Heavy modules (torch, ray, simulators) are imported inside the commands that need them, so that `roboalign --help` is
+fast. Bad input, a full disk or denied access gives one line on stderr and exit code 2; a bug keeps its traceback and
+exits with 1.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from roboalign_ray.pipelines.cli import judge as judge_cli
 from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
 from roboalign_ray.pipelines.cli import rollout as rollout_cli
 from roboalign_ray.pipelines.cli import simulation as simulation_cli
+from roboalign_ray.pipelines.cli import spread as spread_cli
 from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
 from roboalign_ray.pipelines.cluster.signals import exit_code, forget_signals, handled, interrupt
 
@@ -43,9 +44,9 @@ MATERIAL = "Material"
 
 HELP = """Robot video world models, aligned with reinforcement learning on Ray.
 
-A job is described by a [bold]profile[/bold]: the name of one that comes along (demo, single_gpu, node_8gpu, \
+A job is described by a [bold]profile[/bold]: the name of a shipped profile (demo, single_gpu, node_8gpu, \
 mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, chaos) or the path of a YAML file, which may \
-extend another. \
+extend another profile. \
 [bold]--set[/bold] changes single values.
 
 \b
@@ -75,11 +76,12 @@ app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 app.add_typer(config_cli.app, name="config", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(simulation_cli.simulate)
 app.command(rich_help_panel=LOOK)(chaos_cli.chaos)
+app.command(rich_help_panel=LOOK)(spread_cli.spread)
 
 
 @app.callback(help=HELP)
 def _root() -> None:
-    absolute_path(".", "roboalign")  # torch ends the process where the current folder is gone
+    absolute_path(".", "roboalign")  # torch aborts if the current folder no longer exists
 
 
 @app.command(rich_help_panel=LOOK)
@@ -88,20 +90,23 @@ def plan(
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        typer.Option("--address", help="A running Ray cluster to look at: auto, or ray://host:port."),
+        typer.Option("--address", help="Check against a running Ray cluster: auto, or ray://host:port."),
     ] = None,
     cluster: Annotated[
         Path | None,
-        typer.Option("--cluster", metavar="FILE", help="A described cluster to look at instead (YAML)."),
+        typer.Option("--cluster", metavar="FILE", help="Check against a described cluster (YAML) instead."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Print the resolved profile too, every key.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also print the resolved profile with all keys.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say whether a job fits the cluster and can use its input, without running it.
+    """Check whether a job fits the cluster and can use its input, without running it.
 
     Prints the answer first, then the bundles of every role, the cluster, parameters by component, and tokens and bytes
-    per rollout. Exits 2, naming the missing resource, where the job cannot be placed, and with the job's own message
-    where its episodes or weights cannot be used. With --cluster the latter is only shown.
+    per rollout. Exits with 2 and names the missing resource if the job cannot be placed, or prints the job's own
+    message if its episodes or weights cannot be used. With --cluster, problems of the input do not change the exit
+    code.
 
     \b
     [bold]Examples[/bold]
@@ -124,7 +129,7 @@ def plan(
 
 @app.command(rich_help_panel=LOOK)
 def version(as_json: Json = False) -> None:
-    """Print the versions of roboalign_ray and of what it stands on."""
+    """Print the versions of roboalign_ray and its dependencies."""
     import platform
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
@@ -143,13 +148,13 @@ def version(as_json: Json = False) -> None:
 
 
 def reported_error_in(error: BaseException | None) -> ReportedError | None:
-    """The bad input or failure of the machine that an exception stands for, however it was wrapped on its way here.
+    """The bad input or failure of the machine inside an exception, however it is wrapped.
 
-    None stands for a bug. What was already told in a line comes before a bare system error behind it.
+    None means a bug. A `ReportedError` has precedence over a plain system error.
 
-    Ray hands an actor's exception on as the `cause` of its own, Ray Train as `controller_failure` or as the values of
-    `worker_failures`, each in a wrapper that keeps the traceback; all are asked by attribute, so that nothing here
-    imports ray.
+    Ray passes an actor's exception on as `cause` of its own exception, Ray Train as `controller_failure` or in the
+    values of `worker_failures`, each in a wrapper with the traceback. The attributes are read by name, so that this
+    module does not import ray.
     """
     causes = list(_causes(error))
     told = (cause for cause in causes if isinstance(cause, ReportedError) and "what" in vars(cause))
@@ -162,7 +167,7 @@ def reported_error_in(error: BaseException | None) -> ReportedError | None:
 
 
 def _unusable_path(error: BaseException) -> UserError | None:
-    """The system's answer to a path that no file can have, wherever it was first used."""
+    """The system error for a path that no file can have."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
         return None
     return UserError(
@@ -173,7 +178,7 @@ def _unusable_path(error: BaseException) -> UserError | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and all that it wraps, outermost first."""
+    """The exception and all wrapped ones, outermost first."""
     seen: set[int] = set()
     queue = [error]
     while queue:
@@ -212,12 +217,12 @@ def run(arguments: list[str] | None = None) -> int:
     forget_signals()
     try:
         result = app(args=arguments, prog_name="roboalign", standalone_mode=False)
-        # Typer makes its own code of a KeyboardInterrupt.
+        # Typer would otherwise replace the exit code of a KeyboardInterrupt.
         return exit_code() if result == EXIT_INTERRUPTED else result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return exit_code()
     except typer.TyperException as error:
-        if not error.format_message():  # called without arguments: the help is on the screen
+        if not error.format_message():  # called without arguments: Typer has printed the help
             return EXIT_BAD_INPUT
         return _report(f"{error.format_message()}; see 'roboalign --help'")
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""What several commands share: their arguments and options, the folder of a run, and how a summary is printed."""
+"""Arguments and options of several commands, the folder of a run, and the output of a summary."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from roboalign_ray.foundation.failures import UserError
 
 
 def folder_to_write(text: str) -> Path:
-    """The value of --out. An empty one, as of a shell's unset variable, would stand for the current folder.
+    """The value of --out. An empty value, for example from an unset shell variable, would mean the current folder.
 
     Raises:
-        UserError: it is empty.
+        UserError: the value is empty.
     """
     if not text.strip():
         raise UserError("is empty", where="--out", remedy="name a folder; '.' is the current one")
@@ -51,7 +51,7 @@ Out = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint in OUT.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint in OUT.")]
 
 
 def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | None) -> tuple[JobConfig, Path]:
@@ -61,12 +61,12 @@ def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | No
 
 
 def run_folder(config: JobConfig, out: Path | None) -> Path:
-    """The folder that was asked for, or the one that the profile names."""
+    """The folder of --out, or the one that the profile names."""
     return (out or Path(config.output) / config.name).expanduser()
 
 
 def show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:
-    """A job's summary: JSON, or one "key: value" a line."""
+    """Print a job's summary: JSON, or one "key: value" per line."""
     if as_json:
         typer.echo(json.dumps(summary, indent=2, default=str))
         return

@@ -114,6 +114,7 @@ class WorkerPool:
     Args:
         arguments: keyword arguments of `cls`, one entry per worker.
         together: whether the workers depend on each other: the loss of one then raises `RoleLost`.
+        start_s: deadline of loading, seconds; None: the role's deadline of a call.
     """
 
     def __init__(
@@ -124,8 +125,10 @@ class WorkerPool:
         arguments: Sequence[dict[str, Any]],
         *,
         together: bool = False,
+        start_s: float | None = None,
     ) -> None:
         self.name, self.cls, self.role, self.together = name, cls, role, together
+        self.start_s = role.deadline_s if start_s is None else start_s
         self._arguments = arguments[0]
         self._numbers = len(arguments)
         actors = spawn(cls, role, arguments)
@@ -159,7 +162,7 @@ class WorkerPool:
             RoleFailure: a worker was lost too often or failed otherwise, or the deadline passed.
         """
         loading = {worker: worker.actor.ready.remote() for worker in self.workers}
-        ends = time.monotonic() + self.role.deadline_s
+        ends = time.monotonic() + self.start_s
 
         def loaded() -> None:
             while loading:

@@ -100,6 +100,33 @@ class Workforce:
         for observer in self.observers:
             observer.turned()
 
+    def replace(self, worker: Worker, failed: Failed) -> None:
+        """End the worker's actor, start a replacement, and fail its calls.
+
+        Raises:
+            RoleLost: the workers of its pool depend on each other.
+            RoleFailure: the pool has no worker left.
+        """
+        now = time.monotonic()
+        for observer in self.observers:
+            if worker.calls:  # the calls after the first have not begun
+                observer.answered(worker.calls[0], failed, worker.since, now)
+            observer.lost(worker, failed)
+        pool, calls = worker.pool, self._forget(worker)
+        self.lost += 1
+        stop([worker.actor])
+        if pool.together:
+            raise RoleLost(failed.reason)
+        if worker.restarts < pool.role.max_restarts:
+            worker.restarts += 1
+            self._start(worker)
+        else:
+            pool.workers.remove(worker)
+            if not pool.workers:
+                raise RoleFailure(f"no {pool.name} worker is left; the last one: {failed.reason}")
+        for call in calls:
+            call.then(call, failed)
+
     def resize(self, pool: WorkerPool, workers: int) -> None:
         """Start workers, or end idle ones, to bring the pool to `workers` workers."""
         while len(pool.workers) < workers:
@@ -148,7 +175,7 @@ class Workforce:
         [answer] = settle([reference], _FETCH_S, f"{call.what} of {worker.name}", numbered=False)
         if isinstance(answer, Failed) and answer.kind == "worker_lost":
             self._pending[reference] = call
-            self._lose(worker, answer)
+            self.replace(worker, answer)
             return
         began = call.sent
         if call in worker.calls:
@@ -166,14 +193,15 @@ class Workforce:
     # --- heartbeats and replacement --------------------------------------------------------------------------------
 
     def _check(self, worker: Worker, now: float) -> None:
-        liveness, deadline = self.liveness, worker.pool.role.deadline_s
+        liveness, pool = self.liveness, worker.pool
+        deadline = pool.role.deadline_s if worker.up else pool.start_s
         if worker.calls and now - worker.since > deadline:
             reason = f"{worker.name}: no answer to {worker.calls[0].what} within {deadline:g} s"
-            self._lose(worker, Failed(reason, "deadline"))
+            self.replace(worker, Failed(reason, "deadline"))
         elif worker.beat is not None:
             if now - worker.beat_at > liveness.silence_s:
                 reason = f"{worker.name}: no heartbeat for {liveness.silence_s:g} s"
-                self._lose(worker, Failed(reason, "worker_hung"))
+                self.replace(worker, Failed(reason, "worker_hung"))
         elif worker.up and now - worker.beat_at >= liveness.every_s:
             worker.beat_at = now
             worker.beat = self.send(worker, "beat", then=self._heartbeat_answered, group=BEAT)
@@ -182,35 +210,13 @@ class Workforce:
         worker = call.worker
         worker.beat = None
         if isinstance(answer, Failed):
-            self._lose(worker, answer)
+            self.replace(worker, answer)
         elif not worker.calls or not worker.calls[0].progresses or answer != worker.progress:
             worker.progress, worker.same_since = answer, call.sent
         elif call.sent - worker.same_since > self.liveness.stall_s:
             # Two answered heartbeats this far apart gave the same progress, so the worker hangs, not the driver.
             reason = f"{worker.name}: no progress in {worker.calls[0].what} for {self.liveness.stall_s:g} s"
-            self._lose(worker, Failed(reason, "worker_hung"))
-
-    def _lose(self, worker: Worker, failed: Failed) -> None:
-        """End the worker's actor, start a replacement, and fail its calls."""
-        now = time.monotonic()
-        for observer in self.observers:
-            if worker.calls:  # the calls after the first have not begun
-                observer.answered(worker.calls[0], failed, worker.since, now)
-            observer.lost(worker, failed)
-        pool, calls = worker.pool, self._forget(worker)
-        self.lost += 1
-        stop([worker.actor])
-        if pool.together:
-            raise RoleLost(failed.reason)
-        if worker.restarts < pool.role.max_restarts:
-            worker.restarts += 1
-            self._start(worker)
-        else:
-            pool.workers.remove(worker)
-            if not pool.workers:
-                raise RoleFailure(f"no {pool.name} worker is left; the last one: {failed.reason}")
-        for call in calls:
-            call.then(call, failed)
+            self.replace(worker, Failed(reason, "worker_hung"))
 
     def _forget(self, worker: Worker) -> list[Call]:
         """Remove all pending calls of a worker and return them, without its heartbeat."""
@@ -234,7 +240,7 @@ class Workforce:
                 observer.started(worker)
         elif worker.actor is not None and worker in worker.pool.workers and not worker.calls:
             # It could not load. A worker that was lost while it loaded has already been replaced.
-            self._lose(worker, answer)
+            self.replace(worker, answer)
 
 
 def _ignore(call: Call, answer: Any) -> None:

@@ -1,9 +1,9 @@
-"""What every judge can tell among the rollouts of one prompt: how much its pick of the best gains, by measurement.
+"""How well each judge ranks the rollouts of one prompt: the measured gain when the judge picks the best one.
 
-A bench ranks judges over clips that differ widely. GRPO compares the samples of one prompt with each other, which
-differ little, and only what a reward tells there can be learned from it. So every judge picks the best of a prompt's
-samples, and the picks are measured against the real continuation. The pick by measurement itself is the most that
-there is to gain by picking. Other world models' rollouts of the same windows are measured beside: what became of it.
+A bench ranks judges over clips that differ widely. GRPO compares the samples of one prompt, which differ little, and
+can learn only from the reward's differences between these. So every judge picks the best of a prompt's samples, and the
+picks are measured against the real continuation. The pick by measurement is the upper bound. Rollouts of other world
+models on the same windows are measured too.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ BASE = "base"
 
 @dataclass
 class Rollouts:
-    """Samples of every window, of one model or of several alike ones (seeds of one run).
+    """Samples of every window, of one model or of several seeds of a run.
 
     Attributes:
-        points: float64 [E, S, 6], by measurement; NaN in all six where a sample cannot be measured.
-        shares: name to float64 [E, S]: what the points are made of.
-        liked: judge to float64 [E, S], more is better; NaN where it gave no score.
+        points: float64 [E, S, 6], measured points; NaN in all six if a sample cannot be measured.
+        shares: name to float64 [E, S]: the measured shares that the points consist of.
+        liked: judge to float64 [E, S], more is better; NaN if it gave no score.
     """
 
     points: np.ndarray
@@ -56,11 +56,11 @@ class Rollouts:
 
     @property
     def total(self) -> np.ndarray:
-        """Float64 [E, S], measured points of ten."""
+        """Float64 [E, S]: measured total, 0 to 10."""
         return self.points.sum(axis=-1)
 
     def at(self, windows: np.ndarray) -> Rollouts:
-        """These windows alone."""
+        """A subset of the windows."""
         return Rollouts(
             self.points[windows],
             {name: values[windows] for name, values in self.shares.items()},
@@ -69,7 +69,7 @@ class Rollouts:
 
 
 def together(parts: Sequence[Rollouts]) -> Rollouts:
-    """Samples of several models as if of one."""
+    """Samples of several models as if of one model."""
     points = np.concatenate([part.points for part in parts], axis=1)
     shares = {name: np.concatenate([part.shares[name] for part in parts], axis=1) for name in parts[0].shares}
     return Rollouts(points, shares)
@@ -82,17 +82,17 @@ def run_select(
     models: Mapping[str, Sequence[Path]] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Roll held-out windows out, let every judge pick, and measure what it picked.
+    """Roll held-out windows out, let every judge pick, and measure the picks.
 
     Args:
-        config: `evaluation.judges` pick, beside SSIM and LPIPS; `evaluation.judged_windows` says of how many windows.
-        samples: rollouts of each.
+        config: the judges in `evaluation.judges` pick, and SSIM and LPIPS too, on `evaluation.judged_windows` windows.
+        samples: rollouts of each window.
         models: name to folders of other world models, whose rollouts of the same windows with the same seeds are
             measured; several folders under one name count as one model with more samples.
-        quiet: no progress on the terminal.
+        quiet: show no progress.
 
     Returns:
-        what `write_selection` writes.
+        the results, as `write_selection` writes them.
 
     Raises:
         UserError: weights, store or a judge cannot be read, a model has another layout, or nothing can be measured.
@@ -100,7 +100,7 @@ def run_select(
     models = models or {}
     config = check_ready(Preflight("select", config))
     folders = [folder for found in models.values() for folder in found]
-    for folder in folders:  # told now, not after everybody has judged
+    for folder in folders:  # checked before the judges start
         check_ready(Preflight("select", config, model=folder))
     base = world_model_folder(config)
     bench = make_bench(config, horizon=config.rollout.horizon, episodes=1, model=base)
@@ -122,7 +122,7 @@ def run_select(
 
 
 class _Roller:
-    """Windows, all who judge them, and measurement."""
+    """The windows, their judges, and the measurement."""
 
     def __init__(self, bench: Bench, panel: Panel, samples: int, progress: Progress) -> None:
         self._bench, self._panel, self._samples, self._progress = bench, panel, samples, progress
@@ -133,7 +133,7 @@ class _Roller:
         }
 
     def roll(self, model: Path, *, judged: bool) -> Rollouts:
-        """A model's rollouts, by all judges or by measurement alone; the same seeds at every call."""
+        """A model's rollouts, scored by all judges or by measurement alone; every call uses the same seeds."""
         opened = self._bench.model(model)
         found = Rollouts(np.full((len(self._panel.sources), self._samples, len(DIMENSIONS)), np.nan))
         rng = np.random.default_rng(self._bench.config.seed)
@@ -151,7 +151,7 @@ class _Roller:
         return found
 
     def _measured(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
-        assert source.reference is not None  # `judged_sources` leaves the others out
+        assert source.reference is not None  # `judged_sources` leaves out windows without one
         for sample, video in enumerate(with_start(source.window.frames[0], generated)):
             score = self._measure.score(video, source.reference)
             points = score.scores()
@@ -181,17 +181,17 @@ class _Roller:
                 alike[row, sample] = score.components["ssim"]
 
     def _of(self, table: dict[str, np.ndarray], name: str) -> np.ndarray:
-        """A name's array [E, S]; NaN all over where it is new."""
+        """A name's array [E, S]; a new one is NaN."""
         return table.setdefault(name, np.full((len(self._panel.sources), self._samples), np.nan))
 
 
-# --- what is told ------------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------------
 
 
 def summary(base: Rollouts, others: Mapping[str, Rollouts]) -> dict[str, Any]:
-    """JSON types only, null where undefined: every judge's picks, and what became of other models' rollouts.
+    """JSON types only, null where undefined: every judge's picks, and the rollouts of other models.
 
-    Windows of which no sample of the base could be measured are left out. Gains are paired over windows.
+    Windows without any measured sample of the base are left out. Gains are paired over windows.
     """
     known = np.isfinite(base.total).any(axis=1)
     base, others = base.at(known), {name: found.at(known) for name, found in others.items()}
@@ -232,7 +232,7 @@ def _pick(base: Rollouts, liked: np.ndarray) -> dict[str, Any]:
 
 
 def _models(before: np.ndarray, others: Mapping[str, Rollouts]) -> dict[str, Any]:
-    """Points, gain over the base, and how far the first of them is ahead."""
+    """Points, gain over the base, and the difference between the first two."""
     after = {name: mean_known(found.total) for name, found in others.items()}
     first = next(iter(after.values()), before)
     return {
@@ -246,7 +246,7 @@ def _models(before: np.ndarray, others: Mapping[str, Rollouts]) -> dict[str, Any
 
 
 def _points(points: np.ndarray) -> dict[str, float]:
-    """Means over windows of [E, 6], a row of which is known as a whole or not at all."""
+    """Means over windows of [E, 6]; a row is complete or all NaN."""
     means = [_mean(column) for column in points.T]
     return {**dict(zip(names(), means, strict=True)), "total": sum(means)}
 
@@ -260,7 +260,7 @@ def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
 
 
 def selection_table(told: Mapping[str, Any]) -> str:
-    """Markdown: who picks, the measured points of the picks, the gain over a sample taken blindly."""
+    """Markdown: the judge, the measured points of its picks, and the gain over a random sample."""
     spread, blind = told["spread"], told["blind"]
     lines = [
         f"Of {told['windows']} windows, the best of {told['samples']} rollouts each. Standard deviation of the "
@@ -282,7 +282,7 @@ def selection_table(told: Mapping[str, Any]) -> str:
 
 
 def models_table(told: Mapping[str, Any]) -> str:
-    """Markdown: measured points of the base and of the other models, nobody picking; then what these are made of."""
+    """Markdown: measured points of the base and of the other models without picking, then the measured shares."""
     blind, models = told["blind"], told["models"]
     lead = f" lead of {next(iter(models))}" if models else ""
     lines = [

@@ -59,10 +59,10 @@ _LEARNING = (
 
 
 def prepare_folder(out: Path, *, fresh: bool) -> None:
-    """Empty the folder of an earlier run where asked to; anything that is not such a run stays.
+    """Empty the folder of an earlier run if `fresh` is set; other content is kept.
 
     Raises:
-        UserError: `out` holds other things, or another job is at work in it.
+        UserError: `out` holds other things, or another job runs in it.
     """
     if not fresh or not out.exists():
         return
@@ -90,14 +90,14 @@ def run_demo(
 
     Args:
         config: the job; `evaluation` says what is measured before and after.
-        out: run directory; report.html and summary.json land in it.
-        command: what makes this run again, word by word.
+        out: run directory; report.html and summary.json are written to it.
+        command: the command line that repeats this run.
         resume: continue the alignment from its last checkpoint.
-        fresh: remove an earlier run in `out` first; not before all that the job needs was found.
-        quiet: no progress on the terminal.
+        fresh: first remove an earlier run in `out`, after all that the job needs was found.
+        quiet: show no progress.
 
     Returns:
-        what summary.json holds: the report's path, the before/after figures, counts and seconds.
+        the content of summary.json: the report's path, the before/after figures, counts and seconds.
 
     Raises:
         UserError: as `run_align` and `make_bench`.
@@ -157,7 +157,7 @@ def run_demo(
 def _rewards(
     config: JobConfig, before: MetricCurves, after: MetricCurves
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The fidelity reward [E] of both, from the curves already measured, where it has a say."""
+    """The fidelity reward [E] of both, from measured curves, if the reward uses it."""
     weights = config.reward.fidelity
     if not weights.weight:
         return {}
@@ -172,7 +172,7 @@ def _rewards(
 def _judged(
     config: JobConfig, bench: Bench, aligned: AlignResult, out: Path, *, quiet: bool
 ) -> tuple[JudgedSection, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The judges' part of the report, and every judge's totals before and after for its first table."""
+    """The judges' section of the report, and every judge's totals before and after, for its first table."""
     from roboalign_ray.pipelines.evaluate.judge_panel import SHOWN, judged_section, make_panel, run_judged
 
     panel = make_panel(config, bench)
@@ -226,7 +226,7 @@ def _notes(config: JobConfig, bench: Bench) -> list[str]:
 def _write_tensorboard(
     aligned: AlignResult, before: PolicyResult, after: PolicyResult, clips: Sequence[EpisodeClip]
 ) -> None:
-    """The report's per-frame curves and videos, beside the learning curves that the job wrote."""
+    """The report's per-frame curves and videos, and the learning curves of the job."""
     with MetricsWriter(aligned.logs.parent / "report") as writer:
         curves = {"before": before.metrics, "after": after.metrics}
         for frame in range(before.metrics.horizon):

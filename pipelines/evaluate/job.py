@@ -40,15 +40,15 @@ from roboalign_ray.world_model.registry import open_decoder, open_world_model
 
 Protocol = Literal["reconstruction", "one_step", "long_horizon"]
 PROTOCOLS: tuple[Protocol, ...] = ("reconstruction", "one_step", "long_horizon")
-_ONE_STEP_EVERY = 5  # frames of one window resemble each other; every fifth says as much as all
+_ONE_STEP_EVERY = 5  # frames of a window resemble each other, so every fifth frame is enough
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is needed to measure: held-out windows, the perceptual distance, and who decodes rollouts.
+    """The measurement setup: held-out windows, the perceptual distance, and the decoder of rollouts.
 
     Attributes:
-        decoder: of the world model that the windows were cut for.
+        decoder: decoder of the world model that the windows were cut for.
     """
 
     config: JobConfig
@@ -60,7 +60,7 @@ class Bench:
     def model(
         self, folder: Path, refresh: RefreshConfig | None = None, *, temperature: float | None = None
     ) -> WorldModel:
-        """The world model in `folder` with the job's refresh policy and sampling, or this policy or temperature."""
+        """The world model in `folder` with the job's refresh policy and sampling, or these arguments."""
         rollout = self.config.rollout
         if refresh is not None:
             rollout = rollout.model_copy(update={"refresh": refresh})
@@ -75,7 +75,7 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
     """Cut `episodes` held-out windows of `horizon` frames; frame 0 is its own context.
 
     Args:
-        model: world model folder, which says how large frames are.
+        model: world model folder, which determines the frame size.
 
     Raises:
         UserError: weights or store cannot be read, or no held-out episode is long enough.
@@ -110,14 +110,14 @@ def run_evaluate(
     """Measure and write `evaluation.json` and `evaluation.png`.
 
     Args:
-        config: the job; `evaluation` says how many windows and how long.
+        config: the job; `evaluation` sets the number and length of windows.
         out: run directory.
         model: world model folder; None takes the configured one.
-        protocols: which to run; None runs those that make sense for the model.
-        quiet: no progress on the terminal.
+        protocols: protocols to run; None runs those that the model supports.
+        quiet: show no progress.
 
     Returns:
-        what the JSON file holds.
+        the content of the JSON file.
     """
     settings = config.evaluation
     folder = model or world_model_folder(config)
@@ -156,7 +156,7 @@ def usual_protocols(card: ModelCard) -> list[Protocol]:
 def run_policies(
     bench: Bench, folder: Path, policies: Sequence[RefreshConfig], *, quiet: bool = False
 ) -> LongHorizonResult:
-    """Every refresh policy of one model over the bench's windows."""
+    """Every refresh policy of one model on the bench's windows."""
     total = len(policies) * len(bench.windows)
     with Progress("refresh policies", total, unit="window", quiet=quiet) as progress:
         return long_horizon(
@@ -171,7 +171,7 @@ def run_policies(
 
 
 def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bool = False) -> PolicyResult:
-    """One model with the job's own refresh policy over the bench's windows: one side of before/after."""
+    """One model with the job's own refresh policy on the bench's windows: one side of before/after."""
     with Progress(label, len(bench.windows), unit="window", quiet=quiet) as progress:
         return evaluate_rollouts(
             bench.model(folder),
@@ -186,7 +186,7 @@ def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bo
 
 
 def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepResult:
-    """One step ahead from real frames, every fifth frame of each window."""
+    """One step from real frames, at every fifth frame of each window."""
     steps = len(range(0, bench.windows[0].prompt.horizon, _ONE_STEP_EVERY))
     with Progress("one step", 2 * steps * len(bench.windows), unit="prediction", quiet=quiet) as progress:
         return one_step(
@@ -201,7 +201,7 @@ def run_one_step(bench: Bench, folder: Path, *, quiet: bool = False) -> OneStepR
 
 
 def run_reconstruction(bench: Bench) -> ReconstructionResult:
-    """Reconstruction as far from the context as the longest compared SWR window lets a rollout go."""
+    """Reconstruction up to the largest distance from the context that the longest compared SWR window has."""
     settings = bench.config.evaluation
     tokenizer = DualBranchTokenizer.load(tokenizer_folder(bench.config)).to(bench.device)
     return reconstruct(

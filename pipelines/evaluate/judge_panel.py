@@ -1,4 +1,4 @@
-"""Held-out rollouts by the rubric: which windows, which judges, and what a report shows of them."""
+"""Scores held-out rollouts by the rubric: chooses the windows and the judges, and makes the report's section."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from roboalign_ray.foundation.storage.readers import read_lines
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
-from roboalign_ray.judge.protocol import TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, TeacherJudge
 from roboalign_ray.judge.registry import ExtensionJudge
 from roboalign_ray.judge.student.judge import StudentJudge
 from roboalign_ray.judge.student.model import Student
@@ -35,7 +35,7 @@ JUDGE_TITLES = {
     "student": "student",
     "vlm": "VLM teacher",
     PRIVILEGED: PRIVILEGED,
-}  # of the built-in ones of `evaluation.judges`, as shown; others by their names
+}  # titles of the built-in judges of `evaluation.judges`; other judges are shown by their names
 _TOLD = {
     "student": "The student is the one that the run began with.",
     "vlm": "The VLM teacher is shown the rollout alone.",
@@ -46,10 +46,10 @@ SHOWN = 4  # judged rollouts in a report
 
 @dataclass(frozen=True)
 class Panel:
-    """Who judges what: held-out windows with all that is known of them, and judges by name.
+    """Held-out windows with their reference data, and judges by name.
 
     Attributes:
-        prompts: of the sources, with all views that the world model predicts.
+        prompts: prompts of the sources, with all views that the world model predicts.
     """
 
     sources: Sequence[SourceClip]
@@ -58,10 +58,10 @@ class Panel:
 
 
 def judged_sources(config: JobConfig, height: int, width: int, count: int) -> list[SourceClip]:
-    """`count` held-out windows that begin as prompts do; those whose real clip has no reference are left out.
+    """`count` held-out windows that begin like prompts; windows whose real clip has no reference are left out.
 
     Raises:
-        UserError: none is left.
+        UserError: no window is left.
     """
     spec = prompt_spec(config.episodes, config.rollout.horizon, height, width)
     store = open_store(config.episodes.store)
@@ -85,7 +85,7 @@ def judged_sources(config: JobConfig, height: int, width: int, count: int) -> li
 
 
 def make_panel(config: JobConfig, bench: Bench) -> Panel:
-    """The windows, and the judges of `evaluation.judges`.
+    """The windows and the judges of `evaluation.judges`.
 
     Raises:
         UserError: a judge cannot be loaded.
@@ -100,7 +100,7 @@ def make_panel(config: JobConfig, bench: Bench) -> Panel:
 
 
 def judge_title(name: str) -> str:
-    """What tables call a judge of `evaluation.judges`."""
+    """Title of a judge of `evaluation.judges` in tables."""
     return JUDGE_TITLES.get(name, name)
 
 
@@ -119,7 +119,7 @@ def _judge(name: str, config: JobConfig, bench: Bench) -> TeacherJudge:
 def run_judged(
     panel: Panel, bench: Bench, model: Path, label: str, *, show: int = 0, quiet: bool = False
 ) -> tuple[dict[str, JudgedResult], list[ShownClip]]:
-    """One world model's rollouts of the panel's windows, by every judge."""
+    """Roll one world model out on the panel's windows, and score the rollouts with every judge."""
     settings = bench.config.evaluation
     rollouts = len(panel.sources) * settings.judged_samples
     with Progress(f"{label}, judged", total=rollouts, unit="rollout", quiet=quiet) as progress:
@@ -144,7 +144,7 @@ def judged_section(
     after: Mapping[str, JudgedResult],
     clips: Sequence[ShownClip],
 ) -> JudgedSection:
-    """What the report shows: scores by dimension, student and teacher over the run, and rollouts with reasons."""
+    """The report's section: scores by dimension, student and teacher over the run, and rollouts with reasons."""
     windows, samples = len(next(iter(before.values())).scores), config.evaluation.judged_samples
     note = (
         f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames, same "
@@ -176,7 +176,7 @@ def _drift(aligned: AlignResult) -> dict[str, dict[str, tuple[np.ndarray, np.nda
 
 
 def told_events(path: Path, teacher: str) -> list[str]:
-    """The judge's events in words; `teacher` labels."""
+    """The judge's events as sentences; `teacher` is the name of the labelling teacher."""
     if not path.is_file():
         return []
     told = []
@@ -202,12 +202,12 @@ def _clip(shown: ShownClip) -> JudgedClip:
     reasons = [
         f"{judge}: {outcome.rationale}"
         for judge, outcome in shown.judgements.items()
-        if isinstance(outcome, TeacherJudgement) and outcome.rationale
+        if isinstance(outcome, Judgement) and outcome.rationale
     ]
     return JudgedClip(shown.title, shown.frames, rows, " ".join(reasons))
 
 
-def _points(outcome: TeacherJudgement | Failed) -> np.ndarray:
+def _points(outcome: Judgement | Failed) -> np.ndarray:
     if isinstance(outcome, Failed):
         return np.full(7, np.nan)
     return np.array([*outcome.scores, outcome.total])

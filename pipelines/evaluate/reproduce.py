@@ -1,13 +1,13 @@
-"""Experiments that can be made again with one command: aligned on which reward, a model gains what; and what a weak
-judge does when nobody relabels.
+"""Repeats two experiments with one command: the gain of a model by the reward it is aligned on, and the behaviour of a
+weak judge without relabelling.
 
     out/
-      <arm>-<seed>/        one alignment run each, as `roboalign align` leaves it; complete ones are left, others resume
-      <arm>-<seed>.json    its rollouts on held-out windows, by every judge; one that comes later is added
-      settings.json        those of the experiment, which stay the same
+      <arm>-<seed>/        one alignment run each, as `roboalign align` writes it; complete runs are kept, others resume
+      <arm>-<seed>.json    its rollouts on held-out windows, scored by every judge; new judges are added
+      settings.json        settings of the experiment, which must stay the same
       alignment.md, hacking.md, hacking.png, *.json
 
-Every arm begins with the same weights and makes equally many updates on the same prompts.
+Every arm begins with the same weights and makes the same number of updates on the same prompts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 
 BASE = "base"
 Change = Mapping[str, Any]
-# What an arm changes in the profile: dotted keys and values.
+# The changes of an arm to the profile: dotted keys and values.
 ALIGNMENT_ARMS: Mapping[str, Change] = {
     "judged": {"reward.fidelity.weight": 0.0, "reward.judged.weight": 1.0},
     "LPIPS only": {
@@ -69,7 +69,7 @@ _MAY_CHANGE = {
     *("name", "output", "cluster", "serving", "telemetry"),
     *("alignment.checkpoint_every", "alignment.checkpoints", "evaluation.judges"),
     *("teacher.labelling", "teacher.engine", "teacher.server"),
-}  # no figure of an experiment depends on these
+}  # the figures do not depend on these
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.arm.replace(' ', '_')}-{self.seed}"
 
 
@@ -89,14 +89,14 @@ class Run:
 def run_alignment(
     config: JobConfig, out: Path, *, seeds: int = 3, single: int = 1, quiet: bool = False
 ) -> dict[str, Any]:
-    """Align on the judge's scores (`seeds` times) and on single metrics (`single` times each), and judge what came.
+    """Align on the judge's scores (`seeds` times) and on single metrics (`single` times each), and score the results.
 
     Args:
         config: the profile; its reward is replaced by each arm's.
-        out: folder; what is complete in it is not made again.
+        out: folder; complete parts in it are kept.
 
     Returns:
-        what alignment.json holds.
+        the content of alignment.json.
 
     Raises:
         UserError: the folder holds an experiment with other settings; or as `run_align`.
@@ -124,14 +124,15 @@ def run_alignment(
 
 @one_job
 def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = False) -> dict[str, Any]:
-    """Align on a weak student, frozen and re-distilled with the same seeds; the teacher's score over the run.
+    """Align on a weak student, frozen and re-distilled with the same seeds; compare the teacher's score over the run.
 
     Args:
-        config: the profile: `judge.weights` names the weak student, `judge.relabel.teacher` must measure or judge.
-        out: folder; what is complete in it is not made again.
+        config: the profile: `judge.weights` names the weak student; `judge.relabel.teacher` must be a measurement or a
+            judge.
+        out: folder; complete parts in it are kept.
 
     Raises:
-        UserError: nobody relabels, the folder holds an experiment with other settings, or as `run_align`.
+        UserError: there is no teacher, the folder holds an experiment with other settings, or as `run_align`.
     """
     if config.judge.relabel.teacher == "none" or not config.judge.relabel.held_out_samples:
         raise UserError(
@@ -155,10 +156,10 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
 
 
 def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
-    """What is complete counts only where it was made alike; judges may come later, and machines differ.
+    """Check that complete parts were made with the same settings; judges may be added, and machines may differ.
 
     Raises:
-        UserError: something else differs.
+        UserError: another setting differs.
     """
     asked = config.judge.relabel.teacher == "vlm" or JUDGE_TITLES["vlm"] in _read(
         Path(where) / f"{BASE}.json"
@@ -167,7 +168,7 @@ def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: s
 
 
 def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:
-    """A profile with an arm's values and a seed."""
+    """A profile with an arm's changes and a seed."""
     tree = config.model_dump()
     for key, value in {**change, "seed": seed}.items():
         *sections, name = key.split(".")
@@ -179,13 +180,13 @@ def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:
 
 
 def _check_before(runs: Sequence[Run], config: JobConfig, out: Path) -> None:
-    """What the runs need, where one of them is still to be made: an experiment that is complete needs nothing."""
+    """Check what the runs need, if any run is missing: a complete experiment needs nothing."""
     if not all((out / run.name / ALIGNED).is_dir() for run in runs):
         check_ready(Preflight("reproduce", config, out))
 
 
 def _made_before(out: Path) -> list[Path]:
-    """Arms begun, and scores."""
+    """Number of arms that were begun, and of score files."""
     return [path for path in out.glob("*") if path.is_dir() or path.name == f"{BASE}.json"]
 
 
@@ -193,7 +194,7 @@ def _made_before(out: Path) -> list[Path]:
 
 
 class _Judges:
-    """Bench and panel, made when they are first needed: a finished experiment needs neither."""
+    """Bench and panel, made at first use: a complete experiment needs neither."""
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
@@ -201,7 +202,7 @@ class _Judges:
         self._made: tuple[Bench, Panel] | None = None
 
     def known(self, scores: Path) -> dict[str, JudgedResult] | None:
-        """What a file holds of every judge; None where it is missing or one of them is."""
+        """A file's scores of every judge; None if the file or one of the judges is missing."""
         told = _read(scores)
         return (
             {name: told[name] for name in self._names} if all(name in told for name in self._names) else None
@@ -218,7 +219,7 @@ class _Judges:
 
 
 def _aligned(config: JobConfig, folder: Path, quiet: bool) -> Path:
-    """The run's model; a complete run is left as it is."""
+    """The run's model; a complete run is kept."""
     if not (folder / ALIGNED).is_dir():
         run_align(config, folder, resume=True, quiet=quiet)
     return folder / ALIGNED
@@ -254,7 +255,7 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
 
 
 def _read(path: Path) -> dict[str, JudgedResult]:
-    """Every judge's scores in a file; none where there is no file."""
+    """Every judge's scores in a file; empty if there is no file."""
     if not path.is_file():
         return {}
     told = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
@@ -275,7 +276,7 @@ def _of(results: Mapping[Run, Mapping[str, JudgedResult]], arm: str, judge: str)
 
 
 def _summary(result: JudgedResult) -> dict[str, Any]:
-    """Mean per dimension and in all."""
+    """Mean per dimension and of the total."""
     return {
         **{d.name: float(np.nanmean(result.per_window(n))) for n, d in enumerate(DIMENSIONS)},
         "total": float(np.nanmean(result.per_window())),
@@ -353,7 +354,7 @@ def hacking_table(told: Mapping[str, Any]) -> str:
 
 
 def draw_hacking(told: Mapping[str, Any], path: Path) -> None:
-    """Both judges' totals over the run, an axis per arm."""
+    """Both judges' totals over the run, one panel per arm."""
     import matplotlib
 
     matplotlib.use("Agg")

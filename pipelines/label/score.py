@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement, read_request
-from roboalign_ray.judge.serving.http import ServedJudgement, ServedStudent, compared
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, read_request
+from roboalign_ray.judge.serving.http import ServedJudge, ServedTeacher
+from roboalign_ray.judge.student.judge import StudentJudge
 from roboalign_ray.judge.student.model import Student
-from roboalign_ray.judge.student.training_range import Seen, TrainingRange
+from roboalign_ray.judge.student.training_range import TrainingRange
 from roboalign_ray.judge.teacher.model_sources import teacher_training_range
 from roboalign_ray.pipelines.cluster.weight_folders import student_folder
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
@@ -29,13 +29,11 @@ class ScoredVideos:
         judge: "student", or the teacher's name.
         version: version of a student; None for a teacher.
         outcomes: one per video, in order.
-        seen: how each video compares with the judge's training clips; None if unknown or if there is no score.
     """
 
     judge: str
     version: int | None
-    outcomes: Sequence[TeacherJudgement | ServedJudgement | Failed]
-    seen: list[Seen | None]
+    outcomes: Sequence[Judgement | Failed]
 
 
 def run_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
@@ -53,12 +51,12 @@ def run_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> Sc
         from roboalign_ray.judge.teacher.backends import open_teacher
 
         teacher = open_teacher(config.teacher)
-        return _scored(teacher, teacher.name, None, requests, training_range)
+        return _scored(ServedTeacher(teacher.name, teacher, training_range), requests)
     from roboalign_ray.pipelines.cluster.runtime import start_ray
     from roboalign_ray.pipelines.label.teacher_pool import teacher_pool
 
     with start_ray(config.cluster, worker_logs=False), teacher_pool(config) as pool:
-        return _scored(pool, pool.name, None, requests, training_range)
+        return _scored(ServedTeacher(pool.name, pool, training_range), requests)
 
 
 def run_student_score(config: JobConfig, videos: Sequence[Path], instruction: str) -> ScoredVideos:
@@ -69,8 +67,7 @@ def run_student_score(config: JobConfig, videos: Sequence[Path], instruction: st
     """
     requests = _requests(videos, instruction)
     folder = student_folder(config)
-    student = ServedStudent(Student.load(folder))
-    return _scored(student, student.name, student.version, requests, TrainingRange.load(folder))
+    return _scored(StudentJudge(Student.load(folder), TrainingRange.load(folder)), requests)
 
 
 def _requests(videos: Sequence[Path], instruction: str) -> list[JudgeRequest | Failed]:
@@ -92,20 +89,8 @@ def _requests(videos: Sequence[Path], instruction: str) -> list[JudgeRequest | F
     return requests
 
 
-def _scored(
-    judge: Any,
-    name: str,
-    version: int | None,
-    requests: Sequence[JudgeRequest | Failed],
-    training_range: TrainingRange | None,
-) -> ScoredVideos:
+def _scored(judge: ServedJudge, requests: Sequence[JudgeRequest | Failed]) -> ScoredVideos:
     """Judge the videos that could be read, and return results for all videos in order."""
     judgements = iter(judge.judge([request for request in requests if isinstance(request, JudgeRequest)]))
-    outcomes: list[TeacherJudgement | ServedJudgement | Failed] = []
-    seen: list[Seen | None] = []
-    for request in requests:
-        outcome = request if isinstance(request, Failed) else next(judgements)
-        outcomes.append(outcome)
-        failed = isinstance(request, Failed) or isinstance(outcome, Failed)
-        seen.append(None if failed else compared(cast(JudgeRequest, request), training_range))
-    return ScoredVideos(name, version, outcomes, seen)
+    outcomes = [request if isinstance(request, Failed) else next(judgements) for request in requests]
+    return ScoredVideos(judge.name, judge.version, outcomes)

@@ -137,8 +137,8 @@ def run_rollout(config: JobConfig, request: RolloutRequest, out: Path) -> Rollou
         (draft / "rollout.mp4").write_bytes(encode_browser_video(film, fps))
         (draft / "rollout.gif").write_bytes(encode_gif(film, fps))
         write_lerobot(_episodes(start, frames, fps), draft / "dataset")
-        told = _told(config, request, start, model, seeds)
-        (draft / "rollout.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        description = _description(config, request, start, model, seeds)
+        (draft / "rollout.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return RolloutFiles(out, frames, notes)
 
 
@@ -206,15 +206,18 @@ def _episodes(start: RolloutStart, frames: np.ndarray, fps: float) -> list[Episo
     ]
 
 
-def _told(
+def _description(
     config: JobConfig, request: RolloutRequest, start: RolloutStart, model: WorldModel, seeds: tuple[int, ...]
 ) -> dict[str, Any]:
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()}
+    """Contents of `rollout.json`: what made the rollout, in JSON types."""
+    options = {
+        key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()
+    }
     return {
         "world_model": config.world_model_weights,
         "card": model.card.as_json(),
         "rollout": config.rollout.public(),
-        "request": asked,
+        "request": options,
         "instruction": start.prompt.instruction,
         "seeds": list(seeds),
         "actions": np.asarray(start.prompt.actions, np.float32).tolist(),

@@ -1,10 +1,10 @@
-"""Group-normalised advantages (GRPO, arXiv 2402.03300): a sample's reward against the others of its prompt.
+"""Group-normalised advantages (GRPO, arXiv 2402.03300): a sample's reward relative to the others of its prompt.
 
-Two ways to give credit. `group_advantages` gives every token of a sample the sample's own: all that a reward on whole
-clips allows. `frame_advantages` uses what a reward says of each frame: a frame's tokens are answerable for that frame
-and those after it, not for what went wrong before.
+There are two kinds of credit. `group_advantages` gives every token of a sample the sample's advantage: all that a
+reward on whole clips allows. `frame_advantages` uses rewards per frame: a frame's tokens get credit for that frame and
+later frames, not for earlier ones.
 
-Failed samples and rewards that are not finite take no part: neither in mean and deviation, nor in the loss.
+Failed samples and non-finite rewards are excluded from mean, deviation and loss.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.rewards.protocol import Score, Scored
 
-DEVIATION_FLOOR = 1e-4  # added to the deviation: groups that differ by rounding alone keep tiny advantages
-FEWEST_SAMPLES = 2  # one sample has nothing to be compared with
+DEVIATION_FLOOR = 1e-4  # added to the deviation: groups that differ only by rounding get tiny advantages
+FEWEST_SAMPLES = 2  # one sample cannot be compared
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class GroupAdvantages:
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """What became of the groups of a batch.
+    """Number of groups and samples that were used and left out.
 
     Attributes:
-        groups, dropped_groups: all, and those with fewer than two valid samples.
-        samples, failed_samples: all, and those that failed or were dropped with their group.
-        flat_groups: groups whose valid samples all have the same reward: nothing to learn but the regulariser.
+        groups, dropped_groups: all groups, and those with fewer than two valid samples.
+        samples, failed_samples: all samples, and those that failed or were dropped with their group.
+        flat_groups: groups whose valid samples all have the same reward: only the regulariser gives a gradient.
     """
 
     groups: int
@@ -55,10 +55,10 @@ class BatchCounts:
 
 
 def configured_advantages(scores: Sequence[Score], config: AlignmentConfig) -> GroupAdvantages:
-    """A group's advantages, credit given as `alignment.credit` says.
+    """A group's advantages, with the credit of `alignment.credit`.
 
     Raises:
-        UserError: credit by frame is asked of a reward on whole clips.
+        UserError: credit by frame is set, but the reward scores whole clips.
     """
     if config.credit == "frame":
         return frame_advantages(scores, config.discount)
@@ -77,7 +77,7 @@ def batch_counts(advantages: Sequence[GroupAdvantages]) -> BatchCounts:
 
 
 def rewards_of(scores: Sequence[Score]) -> np.ndarray:
-    """Total rewards float64 [G]; NaN where a sample failed or its reward is not finite."""
+    """Total rewards float64 [G]; NaN if a sample failed or its reward is not finite."""
     totals = [score.total if isinstance(score, Scored) else np.nan for score in scores]
     rewards = np.asarray(totals, dtype=np.float64)
     return np.where(np.isfinite(rewards), rewards, np.nan)
@@ -86,10 +86,10 @@ def rewards_of(scores: Sequence[Score]) -> np.ndarray:
 def group_advantages(scores: Sequence[Score], floor: float = DEVIATION_FLOOR) -> GroupAdvantages:
     """(reward - mean) / (deviation + floor) over the valid samples of a group.
 
-    The deviation is the sample one (n - 1), as public GRPO code has it. Equal rewards give exactly 0.
+    The deviation is the sample deviation (n - 1), as in public GRPO code. Equal rewards give exactly 0.
 
     Args:
-        scores: G of them.
+        scores: the scores of G samples.
         floor: added to the deviation.
     """
     return _normalised(rewards_of(scores)[:, None], floor, columns=False)
@@ -98,15 +98,15 @@ def group_advantages(scores: Sequence[Score], floor: float = DEVIATION_FLOOR) ->
 def frame_advantages(
     scores: Sequence[Score], discount: float = 1.0, floor: float = DEVIATION_FLOOR
 ) -> GroupAdvantages:
-    """As `group_advantages`, per frame: of the discounted mean reward from that frame on, among the same frames.
+    """As `group_advantages`, per frame: of the discounted mean reward from that frame on, compared at the same frame.
 
     Args:
-        scores: G of them; those that succeeded say what each frame is worth.
+        scores: the scores of G samples; valid ones have a reward per frame.
         discount: weight of a frame's reward relative to the frame before it, in [0, 1].
         floor: added to the deviation.
 
     Raises:
-        UserError: a reward on whole clips.
+        UserError: the reward scores whole clips.
     """
     frames = max(
         (len(s.per_frame) for s in scores if isinstance(s, Scored) and s.per_frame is not None), default=0
@@ -121,21 +121,21 @@ def frame_advantages(
                     remedy="set it to 'clip'",
                 )
             row[:] = score.per_frame
-    # weights[t, k]: how much of frame k's reward counts for frame t.
+    # weights[t, k]: weight of frame k's reward for frame t.
     distance = np.arange(rewards.shape[1])[None, :] - np.arange(rewards.shape[1])[:, None]
     weights = np.where(distance >= 0, float(discount) ** np.maximum(distance, 0), 0.0)
     return _normalised(rewards @ (weights / weights.sum(axis=1, keepdims=True)).T, floor, columns=True)
 
 
 def _normalised(returns_GT: np.ndarray, floor: float, *, columns: bool) -> GroupAdvantages:
-    """Every column against its own mean and deviation; values are [G, T], or [G] of a single column."""
+    """Every column minus its mean, divided by its deviation; values are [G, T], or [G] of a single column."""
     valid = np.isfinite(returns_GT).all(axis=1)
     values = np.zeros_like(returns_GT)
     dropped = bool(valid.sum() < FEWEST_SAMPLES)
     if not dropped:
         kept = returns_GT[valid]
         normalised = (kept - kept.mean(axis=0)) / (kept.std(axis=0, ddof=1) + floor)
-        # The mean of equal floats can differ from them in the last digit, hence the test instead of the formula.
+        # The mean of equal floats can differ from them in the last digit, so equality is tested instead.
         values[valid] = np.where(np.ptp(kept, axis=0) > 0, normalised, 0.0)
     return GroupAdvantages(
         values if columns else values[:, 0], np.zeros_like(valid) if dropped else valid, dropped

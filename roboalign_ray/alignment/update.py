@@ -1,9 +1,9 @@
-"""One policy update on a batch of scored rollouts, whatever runs the optimizer and whatever the objective is.
+"""One policy update on a batch of scored rollouts, for any optimizer engine and any objective.
 
     groups -> optimizer steps of `minibatch_prompts` groups -> micro-batches -> loss, backward … step
 
-Who trains (a DeepSpeed engine, a plain module with AdamW) stands behind `Policy`; what a micro-batch is, behind
-`Objective`. A rank's metrics are partial sums that `merge_metrics` completes.
+`Policy` hides the optimizer engine (DeepSpeed, or a plain module with AdamW); `Objective` hides the content of a
+micro-batch. A rank's metrics are partial sums; `merge_metrics` adds them up.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from roboalign_ray.config import AlignmentConfig
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did.
+    """Result of an update.
 
     Attributes:
         metrics: this rank's share of the means over the update's steps; `merge_metrics` over ranks completes them.
-        grad_norm: mean over steps, the same on every rank; NaN where there was no step.
-        steps: optimizer steps taken.
-        size: what one pass over the batch trained on, all ranks, in the objective's `unit`.
-        unit: of `size`, in the singular.
-        counts: groups and samples used and left out.
-        learning_rate: of every step; the caller sets it.
+        grad_norm: mean over steps, the same on every rank; NaN without a step.
+        steps: number of optimizer steps.
+        size: size of the batch in one pass, over all ranks, in the objective's `unit`.
+        unit: unit of `size`, in the singular.
+        counts: number of groups and samples used and left out.
+        learning_rate: learning rate of every step; the caller sets it.
     """
 
     metrics: dict[str, float]
@@ -60,13 +60,13 @@ def policy_update(
     ranks: int = 1,
     version: int | None = None,
 ) -> UpdateResult:
-    """All optimizer steps of one update: `epochs` passes over the batch, `minibatch_prompts` groups a step.
+    """Run all optimizer steps of one update: `epochs` passes over the batch, `minibatch_prompts` groups per step.
 
-    Steps without a single valid sample are left out on all ranks alike.
+    All ranks leave out the same steps: those without a valid sample.
 
     Args:
-        version: of the policy's weights at the beginning, which corrections for older weights tell stale samples by;
-            None takes every sample for stale.
+        version: version of the policy's weights at the beginning; corrections for older weights compare it with the
+            samples' versions. None counts every sample as stale.
 
     Raises:
         UserError: a rollout that cannot be trained on.
@@ -74,7 +74,7 @@ def policy_update(
     """
     advantages = [configured_advantages(group.scores, config) for group in groups]
     share, plan = Share(rank, ranks, version), []
-    # All are prepared before the first step: what they ask of the policy, they ask of the one at the beginning.
+    # All steps are prepared before the first one, so that they use the policy at the beginning of the update.
     for first in range(0, len(groups), config.minibatch_prompts):
         chosen = slice(first, first + config.minibatch_prompts)
         if any(values.valid.any() for values in advantages[chosen]):
@@ -95,7 +95,7 @@ def policy_update(
 def optimizer_step(
     policy: Policy, step: OptimizerStep[Any], objective: Objective[Any]
 ) -> tuple[dict[str, float], float]:
-    """Loss and backward over the micro-batches, then one step. This rank's metric sums and the gradient norm.
+    """Loss and backward over the micro-batches, then one step. Return this rank's metric sums and the gradient norm.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -111,7 +111,7 @@ def optimizer_step(
 
 
 def _mean_over_steps(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Means of the steps' metrics, maxima where a name ends in "_max"."""
+    """Means of the steps' metrics; maxima if a name ends in "_max"."""
     if not steps:
         return {}
     merged = merge_metrics(steps)

@@ -22,30 +22,30 @@ class AlignmentConfig(FrozenConfig):
         group_size: G, rollouts per prompt.
         minibatch_prompts: groups per optimizer step.
         credit: "clip" gives all tokens of a sample the sample's advantage, as published; "frame" gives a frame's tokens
-            that of the rewards from this frame on, where the reward tells frames apart. [ours]
+            the advantage of the rewards from this frame on, for rewards per frame. [ours]
         discount: with credit by frame, weight of a frame's reward relative to the frame before it. [ours]
         epochs: passes over each rollout batch.
-        micro_batch_tokens: most tokens of one forward and backward pass; changes memory, not the gradient.
-        learning_rate: of AdamW, after the warm-up.
+        micro_batch_tokens: maximum of tokens of one forward and backward pass; changes memory, not the gradient.
+        learning_rate: learning rate of AdamW, after the warm-up.
         warmup_updates: updates over which the learning rate rises linearly to its value; 0 starts at the value.
-        weight_decay: of AdamW.
-        clip_norm: largest norm of the gradient; a longer one is scaled down to it.
+        weight_decay: weight decay of AdamW.
+        clip_norm: maximum norm of the gradient; a longer gradient is scaled down to it.
         clip: epsilon of the clipped ratio.
-        dual_clip: bound c on the loss where the advantage is negative; 0 leaves it out.
-        kl_coefficient: beta of the KL to the frozen pre-trained model.
+        dual_clip: bound c on the loss for negative advantages; 0 disables it.
+        kl_coefficient: beta, weight of the KL to the frozen pre-trained model.
         kl_estimator: "k3" = exp(d) - d - 1; "k1" = -d; "k2" = d^2/2, with d = log pi_ref - log pi.
-        precision: type of the learner's forward and backward passes.
+        precision: data type of the learner's forward and backward passes.
         zero_stage: DeepSpeed ZeRO stage.
-        evaluate_every: updates between evaluations on held-out prompts; the last one is always evaluated.
-        checkpoint_every: updates between checkpoints; 0 writes one with every evaluation. The last update and an
-            interrupted one always have theirs.
+        evaluate_every: number of updates between evaluations on held-out prompts; the last update is always evaluated.
+        checkpoint_every: number of updates between checkpoints; 0 writes one with every evaluation. The last update and
+            an interrupted one always get one.
         checkpoints: URI of a folder that gets a copy of every checkpoint, such as "s3://bucket/run";
             empty for none.
-        held_out_prompts: prompts of the before/after evaluation.
-        held_out_samples: rollouts per held-out prompt, the same seeds at every evaluation.
-        diffusion: what the objectives of a diffusion world model share.
-        nft: of the objective "diffusion_nft".
-        contrastive: of the objective "softmax_contrastive".
+        held_out_prompts: number of prompts of the before/after evaluation.
+        held_out_samples: rollouts per held-out prompt, with the same seeds at every evaluation.
+        diffusion: settings that the objectives of a diffusion world model share.
+        nft: settings of the objective "diffusion_nft".
+        contrastive: settings of the objective "softmax_contrastive".
     """
 
     objective: str = "grpo"

@@ -1,4 +1,4 @@
-"""Rollout, scoring and learning at the same time: how stale a sample may be, and how the roles keep each other's pace.
+"""Concurrent rollout, scoring and learning: the bound on staleness, and how the roles adapt to each other's speed.
 
 All values are choices of this project: the papers that it follows publish synchronous runs.
 """
@@ -14,12 +14,12 @@ from roboalign_ray.config.weights import WeightsConfig
 
 
 class OffPolicyConfig(FrozenConfig):
-    """What makes up for samples of older weights. Segments of the newest weights are never touched.
+    """Correction for samples of older weights. Segments of the newest weights are never corrected.
 
     Attributes:
         correction: "none" clips the ratio to the policy that sampled; "decoupled" clips the ratio to the policy at the
-            update's start and weighs by how much that one differs from the sampling one (arXiv 2505.24298);
-            "truncated" weighs log-probabilities by the bounded ratio, without clipping (arXiv 2506.13585).
+            update's start and weights by that policy's ratio to the sampling one (arXiv 2505.24298);
+            "truncated" weights log-probabilities by the bounded ratio, without clipping (arXiv 2506.13585).
         truncation: bound on the importance weights of tokens, at least 1.
     """
 
@@ -28,10 +28,10 @@ class OffPolicyConfig(FrozenConfig):
 
 
 class ElasticConfig(FrozenConfig):
-    """How many workers a role may have while the job runs.
+    """Limits on the number of a role's workers while the job runs.
 
     Attributes:
-        least, most: bounds; 0 both keeps the role's `workers` of the cluster section.
+        least, most: limits; 0 for both keeps the role's `workers` of the cluster section.
     """
 
     least: NonNegativeInt = 0
@@ -49,20 +49,20 @@ class ElasticConfig(FrozenConfig):
 
 
 class BackpressureConfig(FrozenConfig):
-    """How rollouts are slowed down and pools resized when another role cannot keep up.
+    """Slows rollouts down and resizes pools if another role cannot keep up.
 
     Attributes:
-        adaptive: whether anything is changed at all.
-        every_s: seconds between looks.
-        least: groups in flight at least; 0 takes one per rollout worker.
-        low, high: watermarks. More groups in flight while both backlogs lie below `low`, fewer once one lies above
-            `high`. The scorers' backlog counts full queues, the learner's counts finished batches.
-        decrease: factor on the groups in flight where a backlog is too long.
-        depth: groups per scorer at most, the one it works on included.
-        patience: looks in a row that must agree before a pool changes.
-        utilisation: share of its time that a worker of an elastic pool should be busy.
-        deadband: relative change of a pool below which it is left alone.
-        rollout, scorer: bounds of the pools.
+        adaptive: whether anything is adapted.
+        every_s: seconds between observations.
+        least: minimum of groups in flight; 0 takes one per rollout worker.
+        low, high: watermarks. The number of groups in flight grows while both backlogs are below `low`, and shrinks
+            once one is above `high`. The scorers' backlog counts full queues, the learner's counts finished batches.
+        decrease: factor on the number of groups in flight if a backlog is too long.
+        depth: maximum of groups per scorer, including the one in progress.
+        patience: number of observations in a row that must agree before a pool changes.
+        utilisation: share of time that a worker of an elastic pool should be busy.
+        deadband: smaller relative changes of a pool are not made.
+        rollout, scorer: limits of the pools.
     """
 
     adaptive: bool = True
@@ -89,14 +89,14 @@ class BackpressureConfig(FrozenConfig):
 
 
 class StageTimeConfig(FrozenConfig):
-    """How long one worker takes for one group, and how often it is lost.
+    """Time of one worker for one group, and its failure rate.
 
     Attributes:
-        seconds: mean.
-        shape: of the distribution around it; "pareto" has the longest tail.
-        variation: standard deviation over mean of "lognormal" and "pareto".
-        mean_time_to_failure_s: of one worker; 0 never loses one.
-        restart_s: until a lost worker is back.
+        seconds: mean of the time.
+        shape: shape of its distribution; "pareto" has the longest tail.
+        variation: standard deviation divided by mean, for "lognormal" and "pareto".
+        mean_time_to_failure_s: mean time to failure of one worker; 0 for no failures.
+        restart_s: seconds until a lost worker is replaced.
     """
 
     seconds: float = Field(1.0, ge=0)
@@ -110,11 +110,11 @@ class WorkloadConfig(FrozenConfig):
     """Speeds that `roboalign simulate` assumes.
 
     Attributes:
-        rollout, scorer: of one group on one worker.
-        learner: of one group on one rank; the ranks share an update's groups evenly.
-        weights_s: from the end of an update until rollouts can have its weights; the learner rests meanwhile.
-        segments: of a rollout, equally long; each is made with the newest weights at its beginning.
-        provision_s: until a worker asked for by an elastic pool is there.
+        rollout, scorer: time of one group on one worker.
+        learner: time of one group on one rank; the ranks divide an update's groups evenly.
+        weights_s: seconds from the end of an update until rollouts can use its weights; the learner is idle meanwhile.
+        segments: number of segments of a rollout, of equal length; each uses the newest weights at its beginning.
+        provision_s: seconds until a requested worker of an elastic pool has started.
         flat_share: share of groups whose samples all get the same reward.
     """
 
@@ -128,14 +128,15 @@ class WorkloadConfig(FrozenConfig):
 
 
 class LivenessConfig(FrozenConfig):
-    """How a worker that hangs is told from one that works.
+    """Criteria for a worker that hangs.
 
     Attributes:
         every_s: seconds between two heartbeats of a worker.
-        silence_s: a worker whose heartbeat has not answered for so long counts as hung.
-        stall_s: one that answers, but whose call has made no progress for so long, does too. Longer than the longest
-            step between two signs of progress: a token of a rollout, a scored group, a micro-batch.
-        grace_s: what an update under way is given to end when the job is interrupted.
+        silence_s: a worker that does not answer a heartbeat for this time counts as hung.
+        stall_s: a worker that answers heartbeats but makes no progress in a call for this time counts as hung. Must be
+            longer than the longest step between two signs of progress: a token of a rollout, a scored group, a
+            micro-batch.
+        grace_s: time limit for a running update to end when the job is interrupted.
     """
 
     every_s: float = Field(2.0, gt=0)
@@ -148,19 +149,19 @@ class AsynchronyConfig(FrozenConfig):
     """The asynchronous loop.
 
     Attributes:
-        staleness: eta, the most updates between the weights that made a group's first segment and those it trains;
-            0 lets the roles take turns.
-        stale: what to do about groups that would become too old: "wait" keeps the learner from going on without them,
-            "drop" goes on, discards and counts them.
+        staleness: eta, maximum of updates between the weights that generated a group's first segment and those it
+            trains; 0 makes the roles take turns.
+        stale: handling of groups that would become too old: with "wait", the learner waits for them; with "drop", it
+            continues, and such groups are discarded and counted.
         overtaking: with "wait", whether groups may be trained before slower ones that began earlier, as far as the
-            bound allows. Without it an update's groups do not depend on which finished first.
-        concurrency: groups in flight at most; 0 leaves it to the bound on staleness.
-        groups_per_call: groups that a rollout worker is handed at a time, and that its engine runs as one batch; 0
-            divides an update's groups evenly among the workers. Fewer wait less for the slowest of their batch.
-        tries: failures in a row after which a prompt is set aside.
-        flat_groups: what to do with groups whose samples all have the same reward.
-        resample_limit: flat groups replaced for one update at most; more than that are kept.
-        weights: how a version travels from the learner to the other roles.
+            bound allows. If not, an update's groups do not depend on the order of completion.
+        concurrency: maximum of groups in flight; 0 sets no limit besides the bound on staleness.
+        groups_per_call: number of groups in a call of a rollout worker, which its engine runs as one batch; 0
+            divides an update's groups evenly among the workers. Fewer groups wait less for the slowest of their batch.
+        tries: number of failures in a row after which a prompt is set aside.
+        flat_groups: handling of groups whose samples all have the same reward.
+        resample_limit: maximum of flat groups replaced per update; further ones are kept.
+        weights: transfer of weight versions from the learner to the other roles.
     """
 
     staleness: NonNegativeInt = 0

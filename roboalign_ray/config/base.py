@@ -12,18 +12,18 @@ from roboalign_ray.foundation.failures import UserError, nearest_key
 from roboalign_ray.foundation.secrets import masked_tree
 from roboalign_ray.plugins import installed, is_import_path
 
-# Every generator that a seed reaches (NumPy, PyTorch, Ray, Arrow columns) takes these.
+# Seeds are passed to several generators (NumPy, PyTorch, Ray, Arrow columns); all of them accept this range.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-# Layers and blocks of a network. A config from somebody else must not ask for a million.
+# Limit on layers and blocks of a network, because a config may come from an untrusted source.
 Depth = Annotated[int, Field(ge=1, le=512)]
 
 
 def check_warm_up(steps: int | None, total: int, where: str, *, unit: str = "steps") -> None:
-    """Whether a learning rate reaches its peak.
+    """Check that a learning rate reaches its peak.
 
     Raises:
-        ConfigError: the warm-up is as long as the training, or longer.
+        ConfigError: the warm-up is at least as long as the training.
     """
     if steps and steps >= total:
         raise ConfigError(
@@ -39,11 +39,11 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class Extensions:
-    """What a section whose keys also name extensions says of them.
+    """Extension keys of a section.
 
     Attributes:
-        kind: in `plugins.KINDS`.
-        section: model of what stands below such a key.
+        kind: kind of the extensions, in `plugins.KINDS`.
+        section: model of the settings below such a key.
     """
 
     kind: str
@@ -54,8 +54,8 @@ class FrozenConfig(BaseModel):
     """One immutable model per component. Unknown keys raise `ConfigError` and name the nearest known one.
 
     Attributes:
-        extensions: of a section whose keys may also be names of extensions; it has `extra="allow"`.
-        replaced: keys of earlier versions, and what to write instead.
+        extensions: for a section whose keys may also be names of extensions; it has `extra="allow"`.
+        replaced: keys of earlier versions, and their replacements.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -63,24 +63,24 @@ class FrozenConfig(BaseModel):
     replaced: ClassVar[Mapping[str, str]] = {}
 
     def public(self) -> dict[str, Any]:
-        """The tree as JSON types, secrets inside URIs masked: what reports, manifests and trackers may show."""
+        """The tree as JSON types, with secrets inside URIs masked: for reports, manifests and trackers."""
         return masked_tree(self.model_dump(mode="json"))
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """Fields, and names of installed extensions where those may stand here."""
+        """Field names, and names of installed extensions if the section allows them."""
         return [*cls.model_fields, *(installed(cls.extensions.kind) if cls.extensions else ())]
 
     @classmethod
     def knows(cls, key: str) -> bool:
-        """Whether a key may stand here."""
+        """Whether the section allows a key."""
         if cls.extensions is None:
             return key in cls.model_fields or cls.model_config.get("extra") == "allow"
         return key in cls.known_keys() or is_import_path(key)
 
     @classmethod
     def section(cls, key: str) -> type[FrozenConfig] | None:
-        """The model that stands below a known key; None below a plain value."""
+        """The model below a known key; None for a plain value."""
         if key not in cls.model_fields:
             return cls.extensions.section if cls.extensions else None
         annotation = cls.model_fields[key].annotation

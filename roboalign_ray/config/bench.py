@@ -1,4 +1,4 @@
-"""RobotWorldBench: how many labelled videos of which kind, and the privileged teacher's thresholds.
+"""RobotWorldBench: number and kinds of labelled videos, and the privileged teacher's thresholds.
 
 RoboAlign-R1 (arXiv 2605.03821) publishes the size (10,000 pairs) and the mixture of sources, but no shares and no
 thresholds: every number here is a choice of this project, marked [ours].
@@ -13,22 +13,24 @@ from roboalign_ray.config.world_model import RefreshPolicy
 
 
 class PrivilegedConfig(FrozenConfig):
-    """From measurements to points. Grey levels are of 255, lengths in metres.
+    """Thresholds from measurements to points. Grey levels are of 255, lengths in metres.
 
     Attributes:
-        tolerance: grey levels of mean error in a region that cost nothing: what a video tokenizer alone does.
-        region_floor: least grey levels by which a region's error is divided, where the real one hardly changes.
+        tolerance: mean error in a region that costs nothing, in grey levels: that of a video tokenizer.
+        region_floor: minimum divisor of a region's error, in grey levels, for regions that hardly change.
         freeze_share: a frame is frozen when it changes by less than this share of the real frame's change.
-        still: grey levels of mean change below which a real frame itself stands still.
-        flicker_limit: grey levels of second temporal difference above the real clip's that cost all points.
-        jump_limit: grey levels by which the largest change of an 8x8 block exceeds the real clip's, likewise.
-        untouched_limit: grey levels of change in an untouched object above the real clip's, likewise.
-        background_limit: grey levels of mean error where nothing moves in the real clip, likewise.
+        still: a real frame with a smaller mean change, in grey levels, counts as standing still.
+        flicker_limit: excess of the second temporal difference over the real clip's, in grey levels, that costs all
+            points.
+        jump_limit: excess of the largest change of an 8x8 block, likewise.
+        untouched_limit: excess of the change in an untouched object, likewise.
+        background_limit: mean error in regions where nothing moves in the real clip, likewise.
         least_sharpness: share of the real clip's gradient energy at which all points are lost.
-        progress_scale: a distance closed by this much, or to nothing, is full progress.
+        progress_scale: a distance that shrinks by this length, or to nothing, is full progress.
         near: a hand this close to the object has reached it.
-        penetration_limit: depth of overlap that costs the whole point of contact realism; half of it costs nothing.
-        absent_share: share of the points of physics left where no trace of the object is at its place.
+        penetration_limit: depth of overlap that costs the whole point of contact realism; half of this depth costs
+            nothing.
+        absent_share: share of the points of physics that remain if there is no trace of the object at its place.
     """
 
     tolerance: float = Field(6.0, ge=0)
@@ -47,20 +49,21 @@ class PrivilegedConfig(FrozenConfig):
 
 
 class BenchConfig(FrozenConfig):
-    """What `roboalign bench build` makes.
+    """The pairs that `roboalign bench build` makes.
 
     Attributes:
         pairs: labelled videos [published: 10,000].
-        frames: frames of a video, the start frame included.
-        real, counterfactual, degraded, rollout: shares of the pairs; what a run cannot make is spread over the rest.
-        strengths: of degradations, equally often.
-        refresh, temperatures: policies and sampling temperatures of rollouts, every combination equally often.
-        window: frames between context refreshes.
-        samples: rollouts of one prompt.
-        completing: share of clips (of degraded ones: all) that begin so that the task becomes done within them, where
-            the store knows when; the others begin anywhere.
-        level_cap: no bin of one point of the total may hold more than this share of counterfactuals, or of rollouts.
-        seed: of all draws.
+        frames: number of frames of a video, including the start frame.
+        real, counterfactual, degraded, rollout: shares of the pairs; kinds that a run cannot make are replaced by the
+            rest.
+        strengths: strengths of degradations, equally often.
+        refresh, temperatures: refresh policies and sampling temperatures of rollouts, every combination equally often.
+        window: number of frames between context refreshes.
+        samples: number of rollouts of one prompt.
+        completing: share of clips (of degraded clips: all) in which the task is completed, if the store has this
+            information; other clips begin anywhere.
+        level_cap: maximum share of counterfactuals, or of rollouts, in a bin of one point of the total.
+        seed: seed of all draws.
     """
 
     pairs: PositiveInt = 10_000

@@ -1,4 +1,4 @@
-"""Which role runs on what: workers and resources each."""
+"""The roles of a job: number of workers, and resources of each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic_core import PydanticCustomError
 
 from roboalign_ray.config.base import FrozenConfig
 
-# What Ray refuses when a worker is placed, long after the job has started, is refused with the profile.
-_LEAST_SHARE = 1e-4  # Ray counts resources in these steps
-_SETTINGS_OF = {  # what Ray does not take as a custom resource, and the setting that stands for it
+# Ray rejects these only when a worker is placed, long after the job has started; here the profile is rejected.
+_LEAST_SHARE = 1e-4  # Ray's granularity of resources
+_SETTINGS_OF = {  # names that Ray does not accept as custom resources, and the settings to use instead
     "CPU": "set num_cpus",
     "GPU": "set num_gpus",
     "memory": "leave it out: the memory of a worker is not reserved",
@@ -43,13 +43,13 @@ class RoleConfig(FrozenConfig):
     """One role's workers.
 
     Attributes:
-        workers: actors of this role.
-        num_cpus, num_gpus: per worker; fractions share a device.
+        workers: number of actors of this role.
+        num_cpus, num_gpus: resources per worker; with fractions, workers share a device.
         threads: torch threads per worker; 0 takes max(1, num_cpus).
         resources: custom Ray resources per worker.
         accelerator_type: Ray accelerator type, for example "H100".
-        max_restarts: how often another takes the place of a lost worker.
-        deadline_s: longest wait for one reply, in seconds.
+        max_restarts: maximum number of replacements of a lost worker.
+        deadline_s: deadline of one call, in seconds.
     """
 
     workers: int = Field(1, gt=0, le=10_000)
@@ -63,14 +63,15 @@ class RoleConfig(FrozenConfig):
 
 
 class ClusterConfig(FrozenConfig):
-    """The roles of an alignment job, the trainers of pre-training, and how Ray is reached.
+    """The roles of an alignment job, the trainers of pre-training, and the connection to Ray.
 
-    `teacher` labels, `distiller` trains the student on its labels while an alignment job runs.
+    `teacher` labels; `distiller` trains the student on the labels during an alignment job.
 
     Attributes:
         address: "local" starts Ray here; "auto" joins a running cluster; or a ray:// address.
-        object_store_gb: size of the object store of a Ray that is started here.
-        reachable: Ray that is started here listens on every interface, its metrics page too; else on loopback alone.
+        object_store_gb: size of the object store, if Ray is started here.
+        reachable: a Ray that is started here listens on every interface, including its metrics page; else on loopback
+            only.
     """
 
     address: str = "local"
@@ -81,4 +82,4 @@ class ClusterConfig(FrozenConfig):
     trainer: RoleConfig = RoleConfig(max_restarts=0)
     teacher: RoleConfig = RoleConfig()
     distiller: RoleConfig = RoleConfig()
-    object_store_gb: float = Field(1.0, ge=0.08)  # Ray starts none below 78,643,200 bytes
+    object_store_gb: float = Field(1.0, ge=0.08)  # Ray's minimum is 78,643,200 bytes

@@ -1,4 +1,4 @@
-"""What pydantic complains of, in one line; and settings that a model outside this package checks."""
+"""Pydantic's errors in one line; and settings that a model outside this package checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roboalign_ray.foundation.failures import first_line, nearest_key
 
 
 def first_complaint(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
-    """Where the first fault is, and what it is: expected and got, and how many faults there are besides."""
+    """Place and description of the first error: expected and got, and the number of further errors."""
     first, *others = error.errors(include_url=False)
     message = first["msg"].replace("a valid tuple", "a list")
     if message.startswith("Input should be "):
@@ -33,7 +33,7 @@ def settings_model(extension: Callable[..., Any], where: str = "") -> type[BaseM
     """The model of an extension's settings: a class's `Config`, or the type of a function's second parameter.
 
     Raises:
-        ConfigError: it is no pydantic model.
+        ConfigError: it is not a pydantic model.
     """
     if isinstance(extension, type):
         model = getattr(extension, "Config", None)
@@ -48,7 +48,7 @@ def settings_model(extension: Callable[..., Any], where: str = "") -> type[BaseM
 def read_settings(
     extension: Callable[..., Any], values: Mapping[str, Any], where: str = ""
 ) -> BaseModel | None:
-    """What a user wrote below an extension's name, checked by its model; None where it has none.
+    """Check the settings below an extension's name with its model; None if it has none.
 
     Args:
         extension: class or function, from a registry.
@@ -56,7 +56,7 @@ def read_settings(
         where: dotted path of the name.
 
     Raises:
-        ConfigError: unknown key (the nearest one is named), wrong type, or settings for an extension without any.
+        ConfigError: a key is unknown (the nearest one is named), a type is wrong, or the extension has no settings.
     """
     model = settings_model(extension, where)
     if model is None:
@@ -68,7 +68,7 @@ def read_settings(
         if key not in known and model.model_config.get("extra") != "allow":
             raise ConfigError(f"unknown key '{key}'", where=where, remedy=nearest_key(str(key), known))
     try:
-        # Strict, as all settings are; as JSON, so that a list is a list, a tuple or a set, as the model asks.
+        # Strict, like all settings; as JSON, so that a list can become a list, a tuple or a set, as the model requires.
         return model.model_validate_json(to_json(dict(values)), strict=True)
     except ValidationError as error:
         place, message = first_complaint(error)
@@ -80,5 +80,5 @@ def read_settings(
 def _types(function: Callable[..., Any], where: str) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except Exception as error:  # a name that the module lacks, for one
+    except Exception as error:  # for example, a name that the module lacks
         raise ConfigError(f"its types cannot be read ({first_line(error)})", where=where) from None

@@ -1,4 +1,4 @@
-"""Which episodes a job reads, how it samples windows from them, and how simulated ones are made."""
+"""The episodes of a job, its windows, and the simulation of episodes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class EpisodesConfig(FrozenConfig):
 
     Attributes:
         store: path of an episode store, or "shipped" for the one inside the package.
-        view: camera view to use; None takes each episode's first one.
-        views: camera views of a world model of several, in its order; () where it has one, which is then `view`.
-        frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped. Above 1 the store
-            must know what each action dimension is (`roboalign episodes declare`).
-        held_out_fraction: share of episode groups held out, chosen by a hash of the group id.
-        action_bins: bins per action dimension between its 1st and 99th percentile.
-        shuffle_buffer: windows held back for shuffling while streaming.
+        view: camera view; None takes each episode's first one.
+        views: camera views of a world model of several views, in its order; () for a world model of one view.
+        frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped. Above 1, the store
+            must declare the kind of each action dimension (`roboalign episodes declare`).
+        held_out_fraction: share of episode groups held out, selected by a hash of the group id.
+        action_bins: number of bins per action dimension between its 1st and 99th percentile.
+        shuffle_buffer: number of windows in the shuffle buffer while streaming.
     """
 
     store: ShippedOrFolder = "shipped"
@@ -53,18 +53,18 @@ class SimulationConfig(FrozenConfig):
 
     Attributes:
         tasks: Meta-World task names; empty takes the built-in list.
-        starts_per_task: distinct start states per task.
+        starts_per_task: number of distinct start states per task.
         variants: action variants replayed from each start: "expert" and counterfactual ones.
-        frames: frames per episode.
-        steps_per_frame: simulator steps between two frames (80 Hz physics, 16 Hz control at 5).
-        views: cameras, in the order of an episode's views: "front" is the free camera below, "wrist" is mounted on the
-            hand and sees the fingers and what lies between them.
-        height, width: pixels of every view.
-        supersample: rendered pixels per pixel and side; smooths edges, nearly free under software OpenGL.
-        camera_distance, camera_azimuth, camera_elevation: free camera, metres and degrees.
-        camera_lookat: metres, world frame.
-        seed: start states derive from (task, seed, index) alone, so a larger run contains a smaller one.
-        workers: simulator processes; 0 takes one per core.
+        frames: number of frames per episode.
+        steps_per_frame: simulator steps between two frames (80 Hz physics; 5 steps give 16 Hz control).
+        views: cameras, in the order of an episode's views: "front" is the free camera below; "wrist" is mounted on the
+            hand and shows the fingers and the space between them.
+        height, width: frame size of every view, pixels.
+        supersample: rendered pixels per pixel and side; smooths edges at little cost under software OpenGL.
+        camera_distance, camera_azimuth, camera_elevation: position of the free camera, metres and degrees.
+        camera_lookat: point that the free camera looks at, metres, world frame.
+        seed: start states are functions of task, seed and index, so a larger run contains a smaller one.
+        workers: number of simulator processes; 0 takes one per core.
     """
 
     tasks: tuple[str, ...] = ()

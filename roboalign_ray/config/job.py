@@ -1,4 +1,4 @@
-"""The whole tree of a job: one model per component, and the rules that need more than one of them."""
+"""The config tree of a job: one model per component, and the rules across components."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ BUILT_IN_JUDGES = ("student", "vlm", "privileged")
 
 
 class EvaluationConfig(FrozenConfig):
-    """Metrics and protocols.
+    """Evaluation: metrics and protocols.
 
     Attributes:
-        episodes: held-out windows per protocol.
-        history: real frames before the start frame that the one-step protocol lets the model see.
-        one_step_temperature: of the one-step protocol's predictions; 0 takes the most likely token.
-        horizon: frames of the long-horizon protocol.
-        samples: rollouts per window.
+        episodes: number of held-out windows per protocol.
+        history: number of real frames before the start frame that the model sees in the one-step protocol.
+        one_step_temperature: sampling temperature of the one-step protocol; 0 takes the most likely token.
+        horizon: number of frames of the long-horizon protocol.
+        samples: number of rollouts per window.
         windows: refresh windows compared by the long-horizon protocol.
         lpips_network: LPIPS backbone.
-        fvd: compute the Fréchet video distance too.
-        roi_threshold: a pixel belongs to the region of interest where the real clip's temporal standard deviation
+        fvd: also compute the Fréchet video distance.
+        roi_threshold: a pixel belongs to the region of interest if the real clip's temporal standard deviation there
             (mean over channels, [0, 1] scale) exceeds this.
-        freeze_threshold: a frame counts as frozen when its mean absolute change is below this share of the real one's.
+        freeze_threshold: a frame counts as frozen if its mean absolute change is below this share of the real one's.
         bootstrap_resamples: resamples of the 95 % interval over episodes.
-        judged_windows, judged_samples: held-out windows of a rollout's length that the judges score, and rollouts of
-            each.
-        judges: who scores those: the student that a job began with, the vision-language teacher of section `teacher`,
-            measurement against the real continuation, and judges of others by name (docs/extending.md).
+        judged_windows, judged_samples: number of held-out windows of a rollout's length that the judges score, and of
+            rollouts of each.
+        judges: judges of these rollouts: "student" (the job's first one), "vlm" (the teacher of section `teacher`),
+            "privileged" (measurement against the real continuation), and extensions by name (docs/extending.md).
     """
 
     episodes: PositiveInt = 16
@@ -76,18 +76,19 @@ class EvaluationConfig(FrozenConfig):
 
 
 class JobConfig(FrozenConfig):
-    """Everything a job needs to know, in one frozen tree.
+    """All settings of a job, in one frozen tree.
 
     Attributes:
-        name: of the profile; the default run directory is output/name.
-        seed: of every random stream of the job.
+        name: name of the profile; the default run directory is output/name.
+        seed: seed of every random stream of the job.
         output: folder of run directories.
         tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package.
         world_model_kind: kind of world model that pre-training makes: "token" reads the sections `tokenizer`,
             `tokenizer_training`, `world_model` and `pretraining`, "diffusion" reads the section `diffusion`. What a
             finished world model is, its folder says.
 
-    Relative paths, here and in the sections, count from the folder that the command is started in (`config.paths`).
+    Relative paths, here and in the sections, are relative to the folder in which the command is started
+    (`config.paths`).
     """
 
     name: str = "demo"
@@ -150,5 +151,15 @@ class JobConfig(FrozenConfig):
                 "credit by frame needs a reward that tells frames apart, and a student judges clips as a whole",
                 where="alignment.credit",
                 remedy="set it to clip, or reward.judged.weight to 0",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_branching(self) -> JobConfig:
+        if self.reward.needs_judge and self.rollout.branching.most:
+            raise ConfigError(
+                "the samples of a branched group are single clips, and a student judges whole rollouts",
+                where="rollout.branching.most",
+                remedy="set it to 0, or reward.judged.weight to 0",
             )
         return self

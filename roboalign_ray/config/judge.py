@@ -1,4 +1,4 @@
-"""The student judge: its network, how it is distilled, when it is relabelled, and what it must show before it rewards.
+"""The student judge: its network, its distillation, its relabelling, and the gate that it must pass.
 
 RoboAlign-R1 (arXiv 2605.03821) publishes a text and a vision encoder with a linear six-way head, about 98M parameters,
 trained with a dimension-weighted Huber loss on scores normalised to [0, 1]. Everything else here is a choice of this
@@ -57,7 +57,7 @@ LOCAL_TRIALS = (
 CONTRADICTION_TRIALS = ("negated", "other_verb", "other_object")
 PARAPHRASE_TRIALS = ("politeness", "fillers", "case", "punctuation", "synonyms", "word_order", "typos")
 TRIALS = (*WHOLE_TRIALS, *LOCAL_TRIALS, *CONTRADICTION_TRIALS, *PARAPHRASE_TRIALS)
-# What the shipped student does not pass yet (docs/judge.md): known by name, but not asked for unless named.
+# The shipped student does not pass these yet (docs/judge.md): they run only if they are named.
 UNSOLVED_TRIALS = ("local_reverse", "reverse_from", "local_shuffle", "other_verb")
 ASKED_TRIALS = tuple(name for name in TRIALS if name not in UNSOLVED_TRIALS)
 
@@ -75,25 +75,25 @@ class StudentConfig(FrozenConfig):
     """Shape of the student. The defaults have 98M parameters [published: about 98M]; all other numbers are [ours].
 
     Attributes:
-        height, width: pixels that clips are resized to.
-        frames: frames sampled evenly from a clip, first and last included.
-        patch, square: pixels per side of a patch, and of the squares that its first layer sees.
-        stem, stem_blocks: channels of the scales between square and patch, each half as fine as the one before, and
-            residual blocks at each.
-        motion: also show each sampled frame's difference to the frame right before it in the clip, so that stutter and
-            flicker between sampled frames are seen.
-        intervals: also show, pixel by pixel, the extremes of change and detail over all frames from the sampled one
-            before, so that nothing short is missed in a clip of any length.
-        order_places: with intervals, compare frames also where they differ most, not as whole pictures alone, to find
-            out which comes after which.
+        height, width: clips are resized to this size, pixels.
+        frames: number of frames sampled evenly from a clip, including the first and the last.
+        patch, square: side of a patch, and of the squares that its first layer sees, pixels.
+        stem, stem_blocks: channels of the scales between square and patch, each with half the resolution of the
+            previous one, and residual blocks at each.
+        motion: also input each sampled frame's difference from the frame right before it in the clip, so that stutter
+            and flicker between sampled frames are visible.
+        intervals: also input, per pixel, the extremes of change and detail over all frames since the previous sampled
+            one, so that short events are visible in a clip of any length.
+        order_places: with intervals, compare frames also at the places where they differ most, and not only as whole
+            pictures, to determine their order.
         hidden, layers, heads, ffn: video transformer; every layer attends over time, then over space.
-        text_encoder: "hashed" (words and their letter trigrams, hashed; needs no files), or a transformers model.
-        text_hidden, text_layers, text_heads, text_ffn: of the hashed text encoder.
-        text_buckets, text_words: hash buckets, and words read of an instruction.
+        text_encoder: "hashed" (hashed words and letter trigrams; needs no files), or a transformers model.
+        text_hidden, text_layers, text_heads, text_ffn: shape of the hashed text encoder.
+        text_buckets, text_words: number of hash buckets, and maximum of words of an instruction.
         vision_encoder: "patches" (one linear layer), or a transformers vision model applied to every sampled frame.
-        freeze_pretrained: keep plugged-in encoders as they are.
-        fusion_layers, fusion_queries: layers and learned queries that attend to text, then to video.
-        dropout: in the transformers, while training.
+        freeze_pretrained: do not train plugged-in encoders.
+        fusion_layers, fusion_queries: number of layers and of learned queries that attend to text, then to video.
+        dropout: dropout in the transformers during training.
     """
 
     height: PositiveInt = 128
@@ -179,32 +179,32 @@ class DistillationConfig(FrozenConfig):
     """Training the student on judged pairs. The Huber loss and its weighting are [published], their values [ours].
 
     Attributes:
-        steps: optimizer steps.
-        pairs_per_step: judged pairs a step, over all workers.
+        steps: number of optimizer steps.
+        pairs_per_step: number of judged pairs per step, over all workers.
         dimension_weights: weight of each dimension's loss, in the rubric's order; the default is each one's share of
             the ten points, so that the loss counts points as the total does.
-        huber_delta: where the Huber loss turns from quadratic to linear, in normalised units.
-        variance_weight: weight of the Gaussian likelihood that teaches the variance head; 0 leaves it untrained.
-            Its gradient reaches that head alone.
+        huber_delta: transition of the Huber loss from quadratic to linear, in normalised units.
+        variance_weight: weight of the Gaussian likelihood that trains the variance head; 0 leaves it untrained.
+            Its gradient reaches that head only.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
-            Without warmup_steps it takes a tenth of the steps, at most 100.
-        replay_ratio: share of a batch drawn from rounds before the newest, once there are several.
-        asked_else: share of a batch's pairs that are asked for another task's sentence, or for their own turned round
-            (forbidden, its contrary, another object), labelled by the rule for it.
-        reworded: share of its pairs whose sentence comes in other words, which changes no label.
-        spoiled: share of its faultless videos that are spoiled anew, by a rule that needs frames alone.
-        local: share of these that are spoiled in a part alone.
-        cache_gb: decoded pairs that each worker keeps in memory, GB.
-        held_out_fraction: share of groups held out of training, by a hash of the group id.
-        calibration_share: share of the held-out groups that calibration is fitted on; agreement is
-            measured on the rest.
-        calibration: "none", "affine" (least squares), or "isotonic" (monotone steps, which make equals of rollouts that
-            differ little: a reward that GRPO compares within a group loses by it).
+            Without warmup_steps, the warm-up is a tenth of the steps, at most 100.
+        replay_ratio: share of a batch from rounds before the newest, if there are several.
+        asked_else: share of a batch's pairs that get another task's instruction, or a changed own one
+            (forbidden, opposite, another object), labelled by the rule for it.
+        reworded: share of its pairs whose instruction is paraphrased, which changes no label.
+        spoiled: share of its faultless videos that are degraded anew, by a rule that needs only frames.
+        local: share of these that are degraded only in a part.
+        cache_gb: decoded pairs that each worker holds in memory, GB.
+        held_out_fraction: share of groups held out of training, selected by a hash of the group id.
+        calibration_share: share of the held-out groups that calibration is fitted on; agreement is measured on the
+            others.
+        calibration: "none", "affine" (least squares), or "isotonic" (monotone steps, which remove small differences
+            between rollouts: a disadvantage for GRPO, which compares them within a group).
         precision: autocast type.
-        ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
+        ema_decay: decay of the average of the weights, which is the result; 0 takes the last weights.
         log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
-        bootstrap_resamples: of the agreement table's intervals.
-        frozen: parts of the student that stay as they are, statistics included, such as "order" and "order_head".
+        bootstrap_resamples: resamples of the agreement table's intervals.
+        frozen: parts of the student that are not trained, including their statistics, such as "order" and "order_head".
     """
 
     steps: PositiveInt = 3000
@@ -239,7 +239,7 @@ class DistillationConfig(FrozenConfig):
 
     @property
     def warmup(self) -> int:
-        """Steps of linear warm-up."""
+        """Number of steps of linear warm-up."""
         return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
@@ -249,23 +249,24 @@ class DistillationConfig(FrozenConfig):
 
 
 class RelabelConfig(FrozenConfig):
-    """When the teacher labels fresh rollouts and the student trains again. K is unpublished; all values are [ours].
+    """When the teacher labels fresh rollouts and the student is trained again. K is unpublished; all values are [ours].
 
     Attributes:
-        teacher: who labels: "vlm" is the one of section `teacher`, "privileged" measures against the real
-            continuation, "none" leaves the student as it is: no audit, no relabelling.
-        every: K, policy updates after which relabelling happens in any case; 0 never does, and audits go on.
-        least: updates that pass before drift may trigger it again.
-        audit_every: updates between audits, counted from the last relabelling; 0 for none. A relabelling after `every`
-            updates is an audit as well.
-        audit_samples: fresh rollouts an audit shows to both judges.
-        held_out_samples: rollouts of every evaluation that the teacher sees beside the student; 0 for none.
-        lowest_rank: relabel early where the rank correlation of the totals falls below this.
-        largest_gap: relabel early where the mean totals differ by more than this share of the range.
-        rollouts: fresh rollouts labelled each time.
-        steps: optimizer steps of the student on old and new labels each time.
-        learning_rate: of these steps; the first tenth warms up.
-        patience: failed tries of a relabelling in a row after which the job ends; a failed try leaves the student.
+        teacher: the labelling teacher: "vlm" is the one of section `teacher`, "privileged" measures against the real
+            continuation, "none" does not change the student: no audit, no relabelling.
+        every: K, number of updates between scheduled relabellings; 0 for none; audits are independent of it.
+        least: number of updates before drift may trigger the next relabelling.
+        audit_every: number of updates between audits, counted from the last relabelling; 0 for none. A scheduled
+            relabelling is also an audit.
+        audit_samples: number of fresh rollouts that both judges score in an audit.
+        held_out_samples: number of rollouts of every evaluation that the teacher also scores; 0 for none.
+        lowest_rank: relabel early if the rank correlation of the totals is below this.
+        largest_gap: relabel early if the mean totals differ by more than this share of the range.
+        rollouts: number of fresh rollouts labelled each time.
+        steps: number of optimizer steps of the student on old and new labels each time.
+        learning_rate: learning rate of these steps; the first tenth is the warm-up.
+        patience: number of failed relabellings in a row after which the job ends; a failed one does not change the
+            student.
     """
 
     teacher: Literal["none", "privileged", "vlm"] = "privileged"
@@ -293,20 +294,20 @@ class RelabelConfig(FrozenConfig):
 
 
 class GateConfig(FrozenConfig):
-    """What a judge must show before it may reward anything, and what raises an alarm while it does.
+    """Criteria that a judge must meet before it rewards, and alarms while it does.
 
     Attributes:
-        trials: ways of spoiling a clip or its instruction, of `TRIALS`; the clip as it was must score higher than
-            each. Names of `PARAPHRASE_TRIALS`: other words, with which it must score the same.
-        smallest_gap: least difference between the means, as a share of the judge's range [notes: 25 %]; where thirds of
-            a clip are spoiled, in each third.
-        least_wins: least share of clips on which the exact one scores higher.
-        largest_change: largest mean absolute difference that other words may make, as a share of the range.
-        clips: held-out clips that are tried.
-        motion_floor: alarm where generated clips move less than this share of the real ones.
-        student_teacher_gap: alarm where the student's mean total exceeds the teacher's by this share of the range.
-        hacking_window: audits over which a component's rise and the teacher's fall are measured.
-        hacking_change: least rise and fall that counts, as shares of their ranges.
+        trials: degradations of a clip or its instruction, from `TRIALS`; the exact clip must score higher than each of
+            them. Names of `PARAPHRASE_TRIALS`: paraphrases, which must score the same.
+        smallest_gap: minimum difference between the means, as a share of the judge's range [notes: 25 %]; if thirds of
+            a clip are degraded, in each third.
+        least_wins: minimum share of clips on which the exact clip scores higher.
+        largest_change: maximum mean absolute difference between paraphrases, as a share of the range.
+        clips: number of held-out clips in a trial.
+        motion_floor: alarm if generated clips move less than this share of the real ones.
+        student_teacher_gap: alarm if the student's mean total exceeds the teacher's by this share of the range.
+        hacking_window: number of audits over which a component's rise and the teacher's fall are measured.
+        hacking_change: minimum rise and fall that counts, as shares of their ranges.
     """
 
     trials: tuple[str, ...] = ASKED_TRIALS
@@ -330,13 +331,13 @@ class GateConfig(FrozenConfig):
 
 
 class JudgeConfig(FrozenConfig):
-    """The student judge, from its network to its use as a reward.
+    """The student judge: its network, its training, and its use as a reward.
 
     Attributes:
-        weights: folder of a student, or "shipped" for the one inside the package: where an alignment job begins.
-        replay: store of judged pairs that relabelling mixes with fresh labels and that the gate takes its real clips
-            from; "shipped" for the one inside the package.
-        seed: of initialisation, order and resampling.
+        weights: folder of the student that an alignment job begins with, or "shipped" for the one inside the package.
+        replay: store of judged pairs that relabelling mixes with fresh labels, and from which the gate takes its real
+            clips; "shipped" for the one inside the package.
+        seed: seed of initialisation, order and resampling.
     """
 
     weights: ShippedOrFolder = "shipped"

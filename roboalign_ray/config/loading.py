@@ -1,10 +1,10 @@
-"""From a profile's name and a few overrides to one checked `JobConfig`.
+"""Loads a profile with overrides as one checked `JobConfig`.
 
     profile file ──extends──► its base ──extends──► …        merged from the base up, section by section
          └── overrides "alignment.updates=5"                 laid on top, typed as YAML
                └── JobConfig                                 unknown key, wrong type, broken rule: one `ConfigError`
 
-Every key remembers the file and line it came from, so an error says where to look. Imports neither torch nor ray.
+Every key has the file and line that it comes from, for messages. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """The job that a profile and overrides describe, every value as it was written.
+    """The job of a profile and overrides, with every value as it was written.
 
     Args:
-        profile: a name among `profile_names()`, or a path ending in .yaml or .yml.
-        overrides: "dotted.key=value" each, the value in YAML ("tokenizer.channels=[96,160]"); the last one wins.
+        profile: one of `profile_names()`, or a path ending in .yaml or .yml.
+        overrides: "dotted.key=value" each, with the value in YAML ("tokenizer.channels=[96,160]"); the last one wins.
 
     Raises:
-        ConfigError: the profile is not found or not YAML, its `extends` run in a circle, a key is unknown, a value
-            has the wrong type, or a rule across fields is broken. One line, with file and line where there is one.
+        ConfigError: the profile is not found or not YAML, its `extends` are circular, a key is unknown, a value
+            has the wrong type, or a rule across fields is violated. One line, with file and line if known.
     """
     merged = _read_chain(profile)
     values, origins = merged.values, merged.origins
@@ -55,10 +55,10 @@ def load_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
 
 
 def resolve_job(profile: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """`load_job` for a command that runs here: its paths are absolute, counted from the current folder.
+    """`load_job` with absolute paths, relative to the current folder, for a command that runs here.
 
     Raises:
-        ConfigError: as `load_job`; or the current folder, or the home folder that a path names, does not exist.
+        ConfigError: as `load_job`; or the current folder, or the home folder in a path, does not exist.
     """
     return with_absolute_paths(load_job(profile, overrides))
 
@@ -67,7 +67,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """("alignment.updates", 5) from "alignment.updates=5".
 
     Raises:
-        ConfigError: no "=", no key, or a value that is not YAML.
+        ConfigError: there is no "=" or no key, or the value is not YAML.
     """
     path, equals, value = text.partition("=")
     path = path.strip()
@@ -81,19 +81,19 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def profile_names() -> list[str]:
-    """Names of the profiles that come with the package, sorted."""
+    """Names of the shipped profiles, sorted."""
     folder = _profile_folder()
     names = (entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     return sorted(name.removesuffix(".yaml") for name in names)
 
 
 def dump_yaml(config: FrozenConfig) -> str:
-    """The whole tree as YAML that `load_job` reads back to an equal config, but for secrets inside URIs: masked."""
+    """The whole tree as YAML that `load_job` reads back to an equal config, except that secrets in URIs are masked."""
     return _dump(config.public())
 
 
 def dump_shareable(config: FrozenConfig) -> str:
-    """As `dump_yaml`, and of every absolute path the last name alone: what may leave this machine."""
+    """As `dump_yaml`, with absolute paths shortened to their last name, for files that may leave this machine."""
     return _dump(shareable(config.public()))
 
 
@@ -110,11 +110,11 @@ def known_paths(model: type[FrozenConfig] = JobConfig, prefix: str = "") -> Iter
             yield from known_paths(section, f"{path}.")
 
 
-# --- finding and joining files ---------------------------------------------------------------------------------
+# --- finding and merging files ---------------------------------------------------------------------------------
 
 
 def _profile_folder() -> Traversable:
-    # Found by name at run time: the library never imports the package that holds the profiles.
+    # Found by name at run time: the library never imports the package of the profiles.
     try:
         folder = resources.files("roboalign_ray") / "cluster_configs" / "profiles"
     except ModuleNotFoundError:
@@ -148,7 +148,7 @@ def _read(profile: str, base_folder: Path | None, named_by: str) -> tuple[str, L
 
 
 def _read_chain(profile: str) -> Located:
-    """The profile laid over everything it extends."""
+    """The profile merged over everything that it extends."""
     chain: list[Located] = []
     seen: list[str] = []
     folder: Path | None = None
@@ -173,7 +173,7 @@ def _read_chain(profile: str) -> Located:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for located in reversed(chain):
-        # A profile's name is its own: what extends it is called after its own file.
+        # `name` is not inherited: a profile that extends another one is named after its own file.
         values.pop("name", None)
         values = _merge(JobConfig, values, located.values)
         origins |= located.origins
@@ -181,7 +181,7 @@ def _read_chain(profile: str) -> Located:
 
 
 def _merge(model: type[FrozenConfig], base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`: sections join key by key, values (lists and mappings too) are replaced whole."""
+    """Merge `over` into `base`: sections key by key; values (also lists and mappings) are replaced as a whole."""
     merged = dict(base)
     for key, value in over.items():
         section = model.section(key)
@@ -196,7 +196,7 @@ def _nested(path: str, value: Any) -> dict[str, Any]:
 
 
 def _keys(path: str) -> list[str]:
-    """["reward", "my_pkg.rewards:Mine", "weight"] of "reward.my_pkg.rewards:Mine.weight"; other dots part keys."""
+    """["reward", "my_pkg.rewards:Mine", "weight"] of "reward.my_pkg.rewards:Mine.weight"; other dots separate keys."""
     before, colon, after = path.partition(":")
     if not colon:
         return path.split(".")
@@ -231,11 +231,13 @@ def _check_section(
 
 
 def _suggest(model: type[FrozenConfig], prefix: str, key: str, value: Any) -> str:
-    """Names the nearest known key, its siblings first, with its full dotted path."""
+    """The nearest known key, its siblings first, with its full dotted path."""
     siblings = [*model.known_keys(), *([] if prefix else ["extends"])]
     if near := difflib.get_close_matches(key, siblings, n=1, cutoff=0.6):
         suggestion = f"{prefix}{near[0]}"
-        if isinstance(value, Mapping) and len(value) == 1:  # an override's inner keys: show the whole path
+        if (
+            isinstance(value, Mapping) and len(value) == 1
+        ):  # the inner key of an override: show the whole path
             rest = ".".join(_single_path(value))
             suggestion = (
                 f"{suggestion}.{rest}" if f"{suggestion}.{rest}" in set(known_paths()) else suggestion
@@ -258,7 +260,7 @@ def _single_path(value: Any) -> list[str]:
 
 
 def _frozen(value: Any, path: str, origins: Mapping[str, str]) -> Any:
-    """Lists as tuples, so that strict validation takes them; infinite, undefined and huge numbers are refused."""
+    """Lists as tuples for strict validation; infinite, undefined and huge numbers are rejected."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{path}: expected a finite number, got {value}", where=origins.get(path, ""))
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -275,7 +277,7 @@ def _frozen(value: Any, path: str, origins: Mapping[str, str]) -> Any:
 def _validate(values: dict[str, Any], origins: Mapping[str, str], profile: str) -> JobConfig:
     frozen = _frozen(values, "", origins)
     try:
-        # Strict: "5" is not 5 and true is not 1, or a slip of the pen would pass for a number.
+        # Strict: "5" is not 5 and true is not 1, so that typing errors are found.
         return JobConfig.model_validate(frozen, strict=True)
     except ValidationError as error:
         raise _readable(error, origins, profile) from None
@@ -285,7 +287,7 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str], profile: str) 
 
 
 def _readable(error: ValidationError, origins: Mapping[str, str], profile: str) -> ConfigError:
-    """The first of pydantic's complaints in one line: origin, dotted path, expected, got."""
+    """The first of pydantic's errors in one line: origin, dotted path, expected, got."""
     place, message = first_complaint(error)
     names = [part for part in place if isinstance(part, str)]
     depths = range(len(names), 0, -1)

@@ -1,7 +1,7 @@
-"""Which settings name files, and how a relative path becomes absolute: once, before anything travels to a worker.
+"""Marks settings that name files, and makes relative paths absolute, once, before they are sent to workers.
 
-Workers run in other folders than the command does, and on other machines. A relative path counts from the folder that
-the command was started in, wherever it was written: on the command line, in a profile or in one that it extends.
+Workers run in other folders than the command, and on other machines. A relative path is relative to the folder in which
+the command was started, wherever it was written: on the command line, in a profile or in one that it extends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class PathKind:
     """Marks a setting that names a file or a folder.
 
     Attributes:
-        keywords: values that are no paths.
-        or_name: a value may also be a model's name; it is a path where such a folder exists or where it is written
+        keywords: values that are not paths.
+        or_name: whether a value may also be a model's name; it is a path if such a folder exists or if it is written
             like one ("./model", "~/model").
     """
 
@@ -38,13 +38,13 @@ ModelOrFolder = Annotated[str, PathKind(frozenset({"shipped", "hashed", "patches
 
 
 def with_absolute_paths(config: Config, prefix: str = "") -> Config:
-    """The same settings with absolute paths. "~" is the home folder; URIs, keywords and models' names stay.
+    """The same settings with absolute paths. "~" is the home folder; URIs, keywords and models' names do not change.
 
     Args:
-        prefix: dotted path of `config` in the whole tree, with a dot at its end; for messages.
+        prefix: dotted path of `config` in the whole tree, ending in a dot; for messages.
 
     Raises:
-        ConfigError: the current folder, or the home folder that a path names, does not exist.
+        ConfigError: the current folder, or the home folder in a path, does not exist.
     """
     changes: dict[str, object] = {}
     for name, field in type(config).model_fields.items():
@@ -58,10 +58,10 @@ def with_absolute_paths(config: Config, prefix: str = "") -> Config:
 
 
 def absolute_path(text: str | Path, where: str = "") -> Path:
-    """A path from the current folder on; "~" is the home folder. Links stay links.
+    """The absolute path, relative to the current folder; "~" is the home folder. Links are not resolved.
 
     Raises:
-        ConfigError: the current folder, or the home folder that the path names, does not exist.
+        ConfigError: the current folder, or the home folder in the path, does not exist.
     """
     try:
         return Path(text).expanduser().absolute()

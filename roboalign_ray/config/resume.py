@@ -1,7 +1,7 @@
-"""Which settings may change when a run is resumed, and why; and which ones differ between two trees of settings.
+"""Settings that may change when a run is resumed, with the reasons; and the differences between two settings trees.
 
-What a run has made so far must be what its settings would make. So a setting may change only where no weight, score or
-label depends on it. Everything else needs a new run, which may begin from a checkpoint of the old one.
+The content of a run must be what its settings would produce. So a setting may change only if no weight, score or label
+depends on it. All other changes need a new run, which may begin from a checkpoint of the old one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ALIGNMENT: Mapping[str, str] = {
     "teacher.engine": _WHERE,
     "teacher.server": _WHERE,
 }
-"""Dotted path of a section or a value of an alignment run -> why it may change."""
+"""Dotted path of a section or a value of an alignment run -> reason why it may change."""
 
 _ABSENT = object()
 
@@ -56,9 +56,9 @@ class Difference:
     """One setting that differs.
 
     Attributes:
-        path: dotted.
-        old, new: JSON values; None where it is null, and `absent` tells where there is none at all.
-        absent: "", "old" or "new".
+        path: dotted path.
+        old, new: JSON values; None for null, and also if there is none, see `absent`.
+        absent: side without the setting: "", "old" or "new".
     """
 
     path: str
@@ -67,13 +67,13 @@ class Difference:
     absent: str = ""
 
     def line(self) -> str:
-        """Such as "alignment.learning_rate: 5e-05 -> 1e-06"."""
+        """One line, such as "alignment.learning_rate: 5e-05 -> 1e-06"."""
         old = "(not known then)" if self.absent == "old" else _shown(self.old)
         new = "(not known now)" if self.absent == "new" else _shown(self.new)
         return f"{self.path}: {old} -> {new}"
 
     def under(self, paths: Collection[str]) -> bool:
-        """Whether one of these paths is this setting's, or a section's that it is in."""
+        """Whether one of these paths is this setting's, or that of a section around it."""
         return any(self.path == path or self.path.startswith(f"{path}.") for path in paths)
 
 
@@ -83,8 +83,8 @@ def differences(
     """Every setting that differs between two trees of JSON values, sorted by path.
 
     Args:
-        before, now: as `JobConfig.public` gives them.
-        defaults: of all settings. One that the older tree does not know differs only where it is not its default.
+        before, now: trees from `JobConfig.public`.
+        defaults: defaults of all settings. A setting that the older tree lacks differs only if it is not the default.
     """
     return sorted(_walk("", before, now, defaults or {}), key=lambda difference: difference.path)
 

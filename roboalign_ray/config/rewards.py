@@ -1,9 +1,9 @@
-"""What a job rewards: a weighted sum of parts, each chosen by name: ours, an installed package's, or module:attribute.
+"""The reward of a job: a weighted sum of parts, each chosen by name (built-in, installed, or module:attribute).
 
 reward:
   fidelity: {weight: 5, ssim_weight: 0}
   judged: {weight: 1}
-  my_pkg.rewards:Mine: {weight: 0.5, …}     its settings are checked before the job starts, by its own model
+  my_pkg.rewards:Mine: {weight: 0.5, …}     its own model checks its settings before the job starts
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from roboalign_ray.config.judge import DIMENSION_COUNT, check_dimension_weights
 
 
 class RewardPartConfig(FrozenConfig):
-    """What all parts have.
+    """Base of all parts.
 
     Attributes:
-        weight: how much the part counts in the sum; a part of weight 0 is left out.
+        weight: weight of the part in the sum; a part of weight 0 is left out.
     """
 
     weight: float = Field(0.0, ge=0)
@@ -31,10 +31,10 @@ class FidelityRewardConfig(RewardPartConfig):
     """-lpips_weight*LPIPS + ssim_weight*SSIM against the real continuation, mean over frames and views.
 
     Attributes:
-        weight: how much the part counts in the sum; a part of weight 0 is left out.
-        lpips_weight, ssim_weight: of the two terms.
+        weight: weight of the part in the sum; a part of weight 0 is left out.
+        lpips_weight, ssim_weight: weights of the two terms.
         lpips_network: backbone of LPIPS. "random-alex" and "random-vgg" have no pre-trained weights: their distance is
-            not LPIPS, and is a reward only where it is asked for by name.
+            not LPIPS, and is used only if it is named here.
     """
 
     lpips_weight: float = Field(1.0, ge=0)
@@ -46,11 +46,11 @@ class JudgedRewardConfig(RewardPartConfig):
     """R = sum_k w_k g_k over the six rubric scores [published form]; the weights are [ours].
 
     Attributes:
-        weight: how much the part counts in the sum; a part of weight 0 is left out.
-        weights: per dimension, in points: all 1 makes R the total out of ten.
+        weight: weight of the part in the sum; a part of weight 0 is left out.
+        weights: weight per dimension, per point: with all 1, R is the total out of ten.
         uncertainty_penalty: subtracted per point of the student's standard deviation; 0 ignores it.
-        view: the camera view that the student looks at: the one that it was taught on. None takes the first.
-        batch: clips the student sees at once.
+        view: camera view that the student scores: the one of its training. None takes the first.
+        batch: number of clips that the student scores at once.
     """
 
     weights: tuple[float, ...] = (1.0,) * DIMENSION_COUNT
@@ -65,12 +65,12 @@ class JudgedRewardConfig(RewardPartConfig):
 
 
 class ExtensionRewardConfig(RewardPartConfig):
-    """A part that is not built in. Everything but its weight is its own affair.
+    """A part that is not built in. It defines all its settings except the weight.
 
     Attributes:
-        weight: how much the part counts in the sum; a part of weight 0 is left out.
+        weight: weight of the part in the sum; a part of weight 0 is left out.
 
-    `rewards.registry` checks the other keys, `settings`, against the part's own model.
+    `rewards.registry` checks the other keys, `settings`, with the part's own model.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -79,12 +79,12 @@ class ExtensionRewardConfig(RewardPartConfig):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was written beside the weight."""
+        """The keys beside the weight."""
         return dict(self.model_extra or {})
 
 
 class RewardConfig(FrozenConfig):
-    """The weighted sum of the parts; keys beside the fields name extensions (`roboalign_ray.plugins`)."""
+    """The weighted sum of the parts; keys that are not fields name extensions (`roboalign_ray.plugins`)."""
 
     model_config = ConfigDict(extra="allow")
     extensions: ClassVar[Extensions | None] = Extensions("rewards", ExtensionRewardConfig)
@@ -108,12 +108,12 @@ class RewardConfig(FrozenConfig):
 
     @property
     def parts(self) -> dict[str, RewardPartConfig]:
-        """Name to config of every part that counts, ours first."""
+        """Name to config of every part with a weight above 0, built-in ones first."""
         every: dict[str, RewardPartConfig] = {"fidelity": self.fidelity, "judged": self.judged}
         every |= self.__pydantic_extra__ or {}
         return {name: part for name, part in every.items() if part.weight > 0}
 
     @property
     def needs_judge(self) -> bool:
-        """Whether a student has a say."""
+        """Whether the reward uses a student."""
         return self.judged.weight > 0

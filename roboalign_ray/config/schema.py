@@ -1,4 +1,4 @@
-"""What the keys of a profile mean, and the JSON schema by which editors complete and check one."""
+"""Meanings of a profile's keys, and its JSON schema, with which editors complete and check profiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ENTRY = re.compile(r"^([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)$")
 def described_keys(model: type[FrozenConfig]) -> dict[str, str]:
     """The meaning of a section's keys, from the "Attributes:" part of its docstring, each on one line.
 
-    Keys that the docstring leaves out are left out.
+    Keys that are not in the docstring are left out.
     """
     _, _, part = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")
     meaning: dict[str, str] = {}
@@ -35,7 +35,7 @@ def described_keys(model: type[FrozenConfig]) -> dict[str, str]:
 def profile_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a profile file: every key with its type, default and meaning, and `extends`.
 
-    No key is required: what a profile leaves out it takes from what it extends, or from the defaults.
+    No key is required: missing keys come from the extended profile, or from the defaults.
     """
     schema = JobConfig.model_json_schema()
     sections = {cls.__name__: cls for cls in _sections(JobConfig)}

@@ -1,6 +1,6 @@
-"""The judge as a web service: how many replicas, how much is accepted, and what is refused. All of it is [ours].
+"""The judge as a web service: number of replicas, and limits. All values are [ours].
 
-What a replica runs on is its role's: `cluster.scorer` for the student, `cluster.teacher` for the teacher.
+The resources of a replica are those of its role: `cluster.scorer` for the student, `cluster.teacher` for the teacher.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ class ServingConfig(FrozenConfig):
     """One served judge.
 
     Attributes:
-        min_replicas, max_replicas: bounds of autoscaling.
-        target_requests: accepted requests per replica that autoscaling aims at.
-        upscale_delay_s, downscale_delay_s: how long more or fewer replicas must be wanted before they come or go.
-        batch: most videos judged together; a batch takes what waits, it does not wait to fill.
-        slowdown: longest time that an accepted request should take, as a multiple of the time that one takes alone;
-            where one more would take longer, it gets status 429 at once.
-        burst: requests beyond that which may wait their turn after a quiet time, so that a few at once are not refused;
-            under lasting load none waits.
-        most_requests: most accepted requests at a time, whatever they take.
-        timeout_s: longest time from a request's headers to its answer, reading the body included; then status 408
-            (body not there) or 503 (no score).
-        retry_after_s: what refused clients are told to wait.
-        headers_s: longest time for a request's headers to arrive; then the connection is closed.
-        most_connections: open at a time; where there are more, the one that has waited longest for its headers is
-            closed.
-        largest_headers_kb: of a request, in KB.
-        largest_body_mb: of a request, in MB.
-        held_mb: bodies that are being read or judged, together, in MB; more get status 429.
-        largest_video_pixels: of all frames of a video together.
-        pixels_in_flight: of all videos that one replica decodes or holds decoded; others wait.
-        allowed_hosts: names that the Host header may hold, without port; empty allows the names of this machine's
-            loopback where the service listens there, and any name elsewhere.
-        token_env: environment variable with the bearer token that requests must carry; unset or empty: none is asked.
-        failures_in_a_row: batches that fail one after the other before a replica reports itself unhealthy, and is
+        min_replicas, max_replicas: limits of autoscaling.
+        target_requests: target of autoscaling: number of accepted requests per replica.
+        upscale_delay_s, downscale_delay_s: time for which more or fewer replicas must be needed before a change.
+        batch: maximum of videos judged together; a batch takes all waiting videos, and does not wait for more.
+        slowdown: maximum time of an accepted request, as a multiple of the time of a single one; a request that would
+            take longer gets status 429 at once.
+        burst: number of further requests that may wait after a quiet time, so that a short burst is not refused; under
+            permanent load, none waits.
+        most_requests: maximum of accepted requests at a time, independent of their duration.
+        timeout_s: maximum time from a request's headers to its answer, including reading the body; then status 408
+            (body incomplete) or 503 (no score).
+        retry_after_s: waiting time that is sent to refused clients.
+        headers_s: maximum time for a request's headers to arrive; then the connection is closed.
+        most_connections: maximum of open connections; beyond it, the connection that has waited longest for its headers
+            is closed.
+        largest_headers_kb: limit on a request's headers, in KB.
+        largest_body_mb: limit on a request's body, in MB.
+        held_mb: limit on all bodies that are being read or judged, in MB; further requests get status 429.
+        largest_video_pixels: limit on the pixels of all frames of a video.
+        pixels_in_flight: limit on the pixels of all videos that one replica is decoding or holds decoded; others wait.
+        allowed_hosts: names allowed in the Host header, without port; if empty: the names of this machine's loopback if
+            the service listens there, and else any name.
+        token_env: environment variable with the bearer token that requests need; if it is unset or empty, none is
+            needed.
+        failures_in_a_row: number of batches that fail in a row before a replica reports itself unhealthy and is
             replaced.
     """
 

@@ -1,4 +1,4 @@
-"""The VLM teacher: which model judges, what it is shown and asked, how it is run, and how it is trained.
+"""The VLM teacher: its model, its input and prompt, its backend, and its training.
 
 RoboAlign-R1 (arXiv 2605.03821) publishes Qwen3-VL-8B-Thinking with LoRA, maximum likelihood on annotated scores, and
 five samples at temperature 0.6. Frames, pixels, prompt, rank and rates are unpublished: those are [ours].
@@ -17,17 +17,17 @@ Backend = Literal["transformers", "vllm", "openai"]
 
 
 class TeacherPromptConfig(FrozenConfig):
-    """What the teacher is told beside the video. The wording is [ours]; levels and maxima come from the rubric.
+    """The teacher's prompt. The wording is [ours]; levels and maxima come from the rubric.
 
     Attributes:
-        opening: the first lines; None takes the sentences of `judge.teacher.prompt`, "" leaves them out.
-        rubric: "levels" writes out what every score means, "maxima" names dimensions and maxima, "none" is for a
-            teacher that has been trained on the rubric.
-        closing: the last lines, before the description of the answer's form; None and "" as for the opening.
-        describe_answer: say which JSON object is wanted.
-        template: "chatml" writes the turns as Qwen's models are trained to read them. "model" renders the template in
-            the model's own folder, for models of another family. That template is a program: it may never end, or
-            fill the memory, so it is only for models that you trust.
+        opening: the first lines; None takes the sentences of `judge.teacher.prompt`, "" omits them.
+        rubric: "levels" includes the meaning of every score, "maxima" only names and maxima of the dimensions; "none"
+            is for a teacher that was trained on the rubric.
+        closing: the last lines, before the description of the answer's form; None and "" as for `opening`.
+        describe_answer: describe the expected JSON object.
+        template: "chatml" writes the turns in the format of Qwen's models. "model" renders the template in the model's
+            own folder, for models of another family. Such a template is a program that may run forever or fill the
+            memory, so it is only for models that you trust.
     """
 
     opening: str | None = None
@@ -41,21 +41,21 @@ class TeacherServerConfig(FrozenConfig):
     """An OpenAI-compatible server. [ours]
 
     Attributes:
-        url: up to and including /v1.
-        model: name that the server knows the model by; None takes `teacher.model`.
-        api_key_env: environment variable that holds the key; an absent one means no key is needed.
+        url: URL up to and including /v1.
+        model: the model's name on the server; None takes `teacher.model`.
+        api_key_env: environment variable with the key; if it is absent, no key is sent.
         video_as: "video" sends the frames as one video with their times (vLLM), "images" as single pictures (any server
             with vision).
-        multiple: frame sides are multiples of this: the served model's patch times its merge.
-        send_limits: with "video", tell the processor with every request to leave frames at the size they come in. vLLM
-            listens where it was started with --trust-request-mm-kwargs. Without, its own limits hold, and a server
-            that changes the frames sees other ones than the engine does.
-        structured: how the answer's form is asked for: "vllm" (structured_outputs, a grammar), "openai"
+        multiple: frame sides are multiples of this number: the served model's patch times its merge.
+        send_limits: with "video", send with every request the setting that keeps the processor from resizing frames.
+            vLLM applies it if started with --trust-request-mm-kwargs. Without it, the server's own limits apply, and a
+            server that resizes frames shows the model other ones than the engine does.
+        structured: how the answer's form is requested: "vllm" (structured_outputs, a grammar), "openai"
             (response_format, a JSON schema), or "none".
-        deadline_s: for one video, all attempts together, in seconds.
-        retries: further attempts after a failed one.
-        backoff_s: wait before the first retry; doubles with each.
-        concurrency: videos asked about at once.
+        deadline_s: limit for one video, all attempts together, in seconds.
+        retries: number of further attempts after a failed one.
+        backoff_s: wait before the first retry; doubles with each one.
+        concurrency: number of videos requested at once.
     """
 
     url: str = "http://127.0.0.1:8000/v1"
@@ -75,12 +75,12 @@ class TeacherEngineConfig(FrozenConfig):
     """vLLM's offline engine. [ours]
 
     Attributes:
-        max_model_len: most tokens of prompt and answer together, and never more than the model's own.
-        memory_share: share of a GPU's memory the engine may take.
+        max_model_len: maximum of tokens of prompt and answer together, and never more than the model's own.
+        memory_share: share of a GPU's memory that the engine may use.
         cache_gb: memory for keys and values on a CPU, GB.
-        tensor_parallel: GPUs that share the model.
-        eager: no graph capture or compilation: starts sooner, runs slower.
-        lora_rank: largest rank of an adapter.
+        tensor_parallel: number of GPUs that share the model.
+        eager: no graph capture or compilation: a faster start, and a slower run.
+        lora_rank: maximum rank of an adapter.
     """
 
     max_model_len: PositiveInt = 32_768
@@ -95,9 +95,9 @@ class TeacherLabellingConfig(FrozenConfig):
     """Labelling many videos with a pool of teachers. [ours]
 
     Attributes:
-        batch: videos per call of a teacher.
-        retries: further tries of a video whose label failed; then it is set aside.
-        part: labels per file that is written.
+        batch: number of videos per call of a teacher.
+        retries: number of further attempts at a video whose label failed; then it is set aside.
+        part: number of labels per file.
     """
 
     batch: PositiveInt = 4
@@ -110,30 +110,30 @@ class TeacherTrainingConfig(FrozenConfig):
 
     Attributes:
         method: "lora" trains an adapter, "full" all weights.
-        start: "model" goes on from `teacher.model`; "small" makes `teacher.small` from scratch.
-        lora_rank, lora_alpha, lora_dropout: of the adapter.
-        lora_targets: names of the linear layers that get one, in the language model.
-        vision_steps: of a small model from scratch, first so many optimizer steps in which its vision encoder alone
-            learns the scores, through a head that is thrown away; 0 leaves it untrained.
-        vision_pairs_per_step: judged pairs a step of those.
-        steps: optimizer steps.
-        pairs_per_step: judged pairs a step, over all workers.
-        micro_batch: pairs per forward pass.
+        start: "model" continues from `teacher.model`; "small" trains `teacher.small` from scratch.
+        lora_rank, lora_alpha, lora_dropout: shape of the adapter.
+        lora_targets: names of the linear layers of the language model that the adapter changes.
+        vision_steps: for a small model from scratch, number of first optimizer steps in which only its vision encoder
+            learns the scores, through a temporary head; 0 for none.
+        vision_pairs_per_step: number of judged pairs per step of these.
+        steps: number of optimizer steps.
+        pairs_per_step: number of judged pairs per step, over all workers.
+        micro_batch: number of pairs per forward pass.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
-            Without warmup_steps it takes a tenth of the steps, at most 50.
-        score_weight: weight of a score's tokens in the loss, against 1 for all others of the answer.
-        regression_weight: weight of a Huber loss beside it: wherever the answer is about to tell a score, a linear
-            head, thrown away in the end, must read all six shares of the maxima from the language model's state. What a
-            video is worth is learned from that far sooner than from tokens; 0 does without.
-        huber_delta: share of a maximum where that loss, and that of the vision encoder alone, turns linear.
-        held_out_fraction: share of groups held out, by a hash of the group id.
-        asked_else, spoiled: shares of pairs that are asked for another task's sentence, and of faultless videos that
-            are spoiled anew, as in distillation; a model that knows language and videos needs neither.
-        shift, light: how far the whole model's training videos are moved at most, a share of their sides, and the
-            largest relative change of their brightness, contrast and saturation; see `judge.augmentation`.
-        cache_gb: decoded pairs that each worker keeps in memory, GB.
-        zero_stage: DeepSpeed's; every worker holds all weights.
-        precision: weights and activations.
+            Without warmup_steps, the warm-up is a tenth of the steps, at most 50.
+        score_weight: weight of a score's tokens in the loss, relative to 1 for all others of the answer.
+        regression_weight: weight of an additional Huber loss: before each score in the answer, a temporary linear head
+            must predict all six shares of the maxima from the language model's state. This trains the scores far sooner
+            than the tokens do; 0 disables it.
+        huber_delta: transition of that loss, and of the vision encoder's, to linear, as a share of a maximum.
+        held_out_fraction: share of groups held out, selected by a hash of the group id.
+        asked_else, spoiled: shares of pairs that get another task's instruction, and of faultless videos that are
+            degraded anew, as in distillation; a pre-trained vision-language model needs neither.
+        shift, light: augmentation of training videos: maximum shift as a share of their sides, and maximum relative
+            change of brightness, contrast and saturation; see `judge.augmentation`.
+        cache_gb: decoded pairs that each worker holds in memory, GB.
+        zero_stage: DeepSpeed's ZeRO stage; every worker holds all weights.
+        precision: data type of weights and activations.
         log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
     """
 
@@ -192,7 +192,7 @@ class TeacherTrainingConfig(FrozenConfig):
 
     @property
     def warmup(self) -> int:
-        """Steps of linear warm-up."""
+        """Number of steps of linear warm-up."""
         return min(50, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
@@ -202,13 +202,13 @@ class TeacherTrainingConfig(FrozenConfig):
 
 
 class SmallTeacherConfig(FrozenConfig):
-    """Shape of a small Qwen3-VL made from scratch: about three million parameters. [ours]
+    """Shape of a small Qwen3-VL that is trained from scratch: about three million parameters. [ours]
 
     Attributes:
-        vocabulary: tokens of the byte-pair encoding, special ones included.
-        hidden, layers, heads, head_size, ffn: language model.
-        vision_hidden, vision_layers, vision_heads, vision_ffn: vision encoder.
-        patch: pixels per side of a patch; 2x2 of them, in two frames, make one token.
+        vocabulary: number of tokens of the byte-pair encoding, including special ones.
+        hidden, layers, heads, head_size, ffn: shape of the language model.
+        vision_hidden, vision_layers, vision_heads, vision_ffn: shape of the vision encoder.
+        patch: side of a patch, pixels; 2x2 patches in two frames are one token.
         positions: longest sequence, tokens.
     """
 
@@ -250,18 +250,18 @@ class TeacherConfig(FrozenConfig):
         backend: "transformers", "vllm" (engine in an actor), or "openai" (a server).
         model: model name, folder, or "shipped" for the small one inside the package.
         adapter: folder of a LoRA adapter of that model.
-        samples: independent answers per video [published]; at temperature 0 one is drawn, all would be equal.
-        temperature: of the answers [published].
-        top_p: nucleus. [ours]
-        frames: most frames shown, spread evenly over a video. [ours]
-        pixels: pixels of a frame that the teacher sees, about. [ours]
-        reasoning: reasoning in <think> tags comes first.
-        max_new_tokens: of reasoning and answer. [ours]
-        constrained: hold the answer to its grammar while it is written; None does so where the backend can.
+        samples: number of independent answers per video [published]; 1 at temperature 0, where all would be equal.
+        temperature: sampling temperature of the answers [published].
+        top_p: share of probability that sampling is limited to. [ours]
+        frames: maximum of frames shown, spread evenly over a video. [ours]
+        pixels: approximate number of pixels per frame for the teacher. [ours]
+        reasoning: whether reasoning in <think> tags precedes the answer.
+        max_new_tokens: maximum of tokens of reasoning and answer. [ours]
+        constrained: hold the answer to its grammar during generation; None does so if the backend can.
         score_step: scores are multiples of this. [ours]
-        rationale_characters: longest rationale of a held answer. [ours]
+        rationale_characters: maximum length of a constrained answer's rationale. [ours]
         batch: videos per forward pass of the transformers backend. [ours]
-        precision: of weights.
+        batch: number of videos per forward pass of the transformers backend. [ours]
         seed: of sampling, weights and order.
     """
 

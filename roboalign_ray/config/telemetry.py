@@ -1,4 +1,4 @@
-"""What a run tells of itself while it runs: live view, trace, metrics pages."""
+"""Monitoring of a running job: live view, trace, metrics pages."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from roboalign_ray.config.base import FrozenConfig
 
 
 class TelemetryConfig(FrozenConfig):
-    """Curves, trace and metrics of an alignment run. Nothing here changes a result.
+    """Curves, trace and metrics of an alignment run. They do not change the result.
 
     Attributes:
-        prometheus: whether every update's scalars stand on Ray's metrics page, as ray_roboalign_….
-        metrics_port: of that page where the job starts Ray itself; 0 takes a free one. A cluster that is joined has
-            its own.
-        wandb: project at Weights & Biases that the scalars go to as well; null sends nothing. Needs the extra
+        prometheus: whether every update's scalars are on Ray's metrics page, as ray_roboalign_….
+        metrics_port: port of that page if the job starts Ray itself; 0 takes a free one. A joined cluster has its own
+            port.
+        wandb: project at Weights & Biases that also gets the scalars; null sends nothing. Needs the extra
             "tracking".
-        trace_events: events in logs/trace.json, about 200 bytes each; a full file becomes trace.1.json, in place of the
-            one before, and another is begun. 0 writes no trace. [ours]
-        window_s: seconds that the live view's throughput and busy shares are means over. [ours]
-        points: of every curve in the live view. [ours]
-        videos: held-out prompts of which TensorBoard gets a video at every evaluation, generated beside real; at most
-            `alignment.held_out_prompts`. [ours]
-        tolerance: largest difference between a score and the same one made again that `align --replay` lets pass: on
-            another machine sums are taken in another order. [ours]
+        trace_events: maximum of events in logs/trace.json, about 200 bytes each; a full file replaces trace.1.json, and
+            a new one is begun. 0 writes no trace. [ours]
+        window_s: seconds over which the live view averages throughput and busy shares. [ours]
+        points: number of points of every curve in the live view. [ours]
+        videos: number of held-out prompts of which TensorBoard gets a video (generated beside real) at every
+            evaluation; at most `alignment.held_out_prompts`. [ours]
+        tolerance: largest difference that `align --replay` accepts between a score and the recomputed one: another
+            machine may add numbers in another order. [ours]
     """
 
     prometheus: bool = True

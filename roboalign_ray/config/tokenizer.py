@@ -11,10 +11,10 @@ from roboalign_ray.config.base import ConfigError, Depth, FrozenConfig, check_wa
 
 
 class TokenizerConfig(FrozenConfig):
-    """Shape of the tokenizer. Any resolution that `downsample * dynamics_patch` divides.
+    """Shape of the tokenizer. `downsample * dynamics_patch` must divide height and width.
 
     Attributes:
-        height, width: pixels of a frame.
+        height, width: frame size, pixels.
         downsample: pixels per context-grid cell; a power of two, at least `stem`.
         stem: patch size of the first convolution (1 keeps full resolution; 4 is cheap on a CPU).
         dynamics_patch: context-grid cells per side of one dynamics token.
@@ -90,20 +90,21 @@ class TokenizerTrainingConfig(FrozenConfig):
     """Training the tokenizer.
 
     Attributes:
-        steps: optimizer steps.
-        windows_per_step: windows over all workers; each gives one context and `frames_per_window` dynamics frames.
-        frames_per_window: dynamics frames drawn from each window.
+        steps: number of optimizer steps.
+        windows_per_step: number of windows over all workers; each gives one context and `frames_per_window` dynamics
+            frames.
+        frames_per_window: number of dynamics frames drawn from each window.
         context_range: the context frame is drawn from this many frames before the window's start.
-        context_share: share of the L1 term that the context frames carry, whatever their number.
+        context_share: share of the context frames in the L1 term, independent of their number.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with linear warm-up, then cosine to 5 %.
-            Without warmup_steps it takes a tenth of the steps, at most 200.
-        perceptual_weight: weight of LPIPS; 0 leaves it out.
+            Without warmup_steps, the warm-up is a tenth of the steps, at most 200.
+        perceptual_weight: weight of LPIPS; 0 disables it.
         perceptual_network: LPIPS backbone.
-        perceptual_images: images a step that LPIPS sees (it costs more than the tokenizer itself on a CPU).
-        gan_weight, gan_start: adversarial term and the step it starts from; weight 0 leaves it out.
+        perceptual_images: number of images per step for LPIPS (it costs more than the tokenizer itself on a CPU).
+        gan_weight, gan_start: weight of the adversarial term, and the step at which it starts; weight 0 disables it.
         precision: autocast type.
-        ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
-        log_every, checkpoint_every: in steps.
+        ema_decay: decay of the average of the weights, which is the result; 0 takes the last weights.
+        log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
     """
 
     steps: PositiveInt = 2000
@@ -127,7 +128,7 @@ class TokenizerTrainingConfig(FrozenConfig):
 
     @property
     def warmup(self) -> int:
-        """Steps of linear warm-up."""
+        """Number of steps of linear warm-up."""
         return min(200, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The token world model, its pre-training, and how rollouts are made from it."""
+"""The token world model, its pre-training, and its rollouts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ RefreshPolicy = Literal["none", "swr", "token_window", "sinks", "reference_recen
 
 
 class WorldModelConfig(FrozenConfig):
-    """LLaMA by configuration. Vocabulary and sequence length follow from tokenizer, actions and window.
+    """Shape of the LLaMA. Vocabulary and sequence length follow from tokenizer, actions and window.
 
     Attributes:
         hidden: width of the residual stream.
-        layers: transformer blocks.
-        heads, kv_heads: attention heads, and key-value heads that they share.
+        layers: number of transformer blocks.
+        heads, kv_heads: number of attention heads, and of key-value heads that they share.
         ffn: width inside a feed-forward block.
         rope_theta: base of the rotary position frequencies.
-        action_dims: action tokens per frame, one per action dimension.
-        window_frames: frames of a training window, the start frame included.
+        action_dims: number of action tokens per frame, one per action dimension.
+        window_frames: number of frames of a training window, including the start frame.
     """
 
     hidden: PositiveInt = 256
@@ -48,17 +48,17 @@ class PretrainingConfig(FrozenConfig):
     """Next-token pre-training on dynamics tokens.
 
     Attributes:
-        steps: optimizer steps.
-        windows_per_step: windows over all workers.
+        steps: number of optimizer steps.
+        windows_per_step: number of windows over all workers.
         context_range: the context frame is drawn from this many frames before the window's start.
-        learning_rate: of AdamW, at the end of the warm-up.
-        schedule: after the warm-up, "constant" keeps the rate, as the public RLVR-World recipe does; "cosine" lowers it
+        learning_rate: learning rate of AdamW, at the end of the warm-up.
+        schedule: after the warm-up, "constant" keeps the rate, like the public RLVR-World recipe; "cosine" lowers it
             to 10 %.
-        warmup_steps: steps of linear warm-up; null takes a tenth of the steps, at most 5,000 [published].
-        weight_decay: of AdamW.
-        clip_norm: largest norm of the gradient; a longer one is scaled down to it.
+        warmup_steps: number of steps of linear warm-up; null takes a tenth of the steps, at most 5,000 [published].
+        weight_decay: weight decay of AdamW.
+        clip_norm: maximum norm of the gradient; a longer gradient is scaled down to it.
         precision: autocast type.
-        ema_decay: decay of the weight average that is kept; 0 keeps the last weights.
+        ema_decay: decay of the average of the weights, which is the result; 0 takes the last weights.
         log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
     """
 
@@ -77,7 +77,7 @@ class PretrainingConfig(FrozenConfig):
 
     @property
     def warmup(self) -> int:
-        """Steps of linear warm-up."""
+        """Number of steps of linear warm-up."""
         return min(5000, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
@@ -87,16 +87,16 @@ class PretrainingConfig(FrozenConfig):
 
 
 class RefreshConfig(FrozenConfig):
-    """How the context is renewed in a long rollout.
+    """Context refresh in a long rollout.
 
     Attributes:
-        policy: "none" plain autoregression; "swr" decode, clamp, re-encode the last frame as context and as the
-            start frame every `window` frames; "token_window" keep the first context and restart from the last
-            frame's tokens every `window` frames; "sinks" keep `sink_tokens` first tokens and the last `window`
-            frames; "reference_recent" keep the context frame and re-encode the last `recent` frames.
-        window: frames between refreshes, or frames kept by "sinks".
-        sink_tokens: first tokens that "sinks" keeps.
-        recent: frames that "reference_recent" re-encodes at a refresh.
+        policy: "none": plain autoregression. "swr": every `window` frames, decode, clamp and re-encode the last frame
+            as context and start frame. "token_window": every `window` frames, keep the first context and restart from
+            the last frame's tokens. "sinks": keep the first `sink_tokens` tokens and the last `window` frames.
+            "reference_recent": keep the context frame and re-encode the last `recent` frames.
+        window: number of frames between refreshes, or number of frames that "sinks" keeps.
+        sink_tokens: number of first tokens that "sinks" keeps.
+        recent: number of frames that "reference_recent" re-encodes at a refresh.
     """
 
     policy: RefreshPolicy = "swr"
@@ -106,7 +106,7 @@ class RefreshConfig(FrozenConfig):
 
 
 class SamplingConfig(FrozenConfig):
-    """Sampling inside a slot's vocabulary.
+    """Sampling within a slot's vocabulary.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -139,13 +139,13 @@ class DiffusionSamplingConfig(FrozenConfig):
 
 
 class HorizonsConfig(FrozenConfig):
-    """How the length of a training group's rollouts is drawn. Evaluations always take the longest.
+    """Distribution of the length of a training group's rollouts. Evaluations always use the longest length.
 
     Attributes:
-        shape: "fixed" is always the longest, `rollout.horizon`; "uniform" makes every length from `least` to it equally
-            likely; "long_tailed" makes T frames as likely as T^-tail.
-        least: shortest length, frames.
-        tail: exponent; the larger, the rarer are long rollouts.
+        shape: "fixed": always the longest, `rollout.horizon`. "uniform": every length from `least` to the longest is
+            equally likely. "long_tailed": the probability of T frames is proportional to T^-tail.
+        least: minimum length, frames.
+        tail: exponent; a larger exponent makes long rollouts rarer.
     """
 
     shape: Literal["fixed", "uniform", "long_tailed"] = "fixed"
@@ -153,20 +153,63 @@ class HorizonsConfig(FrozenConfig):
     tail: float = Field(2.0, ge=0)
 
 
+class BranchingConfig(FrozenConfig):
+    """Training groups whose samples continue a history that the model generated itself, as PersistWorld trains.
+
+    A group is the last of T clips. The T - 1 clips before it are generated once, and shared by the group's samples.
+    T is drawn evenly from 1 to a longest number that grows during training; its growth is [ours]. Evaluations never
+    branch.
+
+    Attributes:
+        clip_frames: frames of a clip.
+        first, most: longest T at the beginning, and at last; with a `most` of 0 all groups begin at real frames.
+        groups_per_clip: training groups after which the longest T grows by one.
+        winner: how the shared history is made: "sampled" is one sample; "best" makes a whole group of candidates of
+            each clip and continues the one of the highest reward, which costs as many rollouts more.
+    """
+
+    clip_frames: PositiveInt = 1
+    first: PositiveInt = 4
+    most: NonNegativeInt = 0
+    groups_per_clip: PositiveInt = 32
+    winner: Literal["sampled", "best"] = "sampled"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether rollouts are scored while the history is made."""
+        return self.most > 0 and self.winner == "best"
+
+    def longest(self, group: int) -> int:
+        """The longest T of training group number `group`, from 0."""
+        return min(self.most, self.first + group // self.groups_per_clip)
+
+    @model_validator(mode="after")
+    def _check_growth(self) -> BranchingConfig:
+        if 0 < self.most < self.first:
+            raise ConfigError(
+                f"the longest history begins at {self.first} clips and may not pass {self.most}",
+                where="rollout.branching.first",
+                remedy="set it to at most most",
+            )
+        return self
+
+
 class RolloutConfig(FrozenConfig):
-    """One rollout: where it begins, how long it is, refresh and sampling.
+    """Rollouts: start, length, refresh and sampling.
 
     A token world model samples as `sampling` says, a diffusion world model as `diffusion` says.
 
     Attributes:
-        horizon: longest rollout, frames.
+        horizon: maximum length of a rollout, frames.
         completing: share of prompts that begin so that the task becomes done within the longest horizon, where the
             store knows when; the others begin anywhere, which is mostly after a scripted expert has done it. [ours]
+        branching: training groups that continue a self-generated history.
         precision: type of the rollout engine's arithmetic.
     """
 
     horizon: PositiveInt = 12
     horizons: HorizonsConfig = HorizonsConfig()
+    branching: BranchingConfig = BranchingConfig()
     completing: float = Field(0.75, ge=0, le=1)
     refresh: RefreshConfig = RefreshConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -179,5 +222,25 @@ class RolloutConfig(FrozenConfig):
             raise ConfigError(
                 f"the shortest rollout, {self.horizons.least} frames, is longer than the longest, {self.horizon}",
                 where="rollout.horizons.least",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_branching(self) -> RolloutConfig:
+        if not self.branching.most:
+            return self
+        if self.horizons.shape != "fixed":
+            raise ConfigError(
+                "draws the length of rollouts, and so does rollout.branching",
+                where="rollout.horizons.shape",
+                remedy="set it to fixed, or rollout.branching.most to 0",
+            )
+        frames = self.branching.most * self.branching.clip_frames
+        if frames > self.horizon:
+            raise ConfigError(
+                f"{self.branching.most} clips of {self.branching.clip_frames} frames are longer than the longest "
+                f"rollout, {self.horizon} frames",
+                where="rollout.branching.most",
+                remedy="set fewer, or a larger rollout.horizon",
             )
         return self

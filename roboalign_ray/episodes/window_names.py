@@ -12,20 +12,24 @@ class PromptName:
     Attributes:
         start: its first frame's number, before the stride.
         horizon: frames to predict from there; 0 takes the job's longest.
+        shared: of these, the first that are predicted once, as a history that all samples of the group share.
     """
 
     episode_id: str
     start: int
     horizon: int = 0
+    shared: int = 0
 
     @property
     def prompt_id(self) -> str:
-        """The name as one string: "episode@start", or "episode@start+horizon"."""
-        return f"{self.episode_id}@{self.start}" + (f"+{self.horizon}" if self.horizon else "")
+        """The name as one string: "episode@start", "episode@start+horizon", or "episode@start+horizon~shared"."""
+        horizon = f"+{self.horizon}" if self.horizon else ""
+        return f"{self.episode_id}@{self.start}{horizon}" + (f"~{self.shared}" if self.shared else "")
 
     @classmethod
     def parse(cls, prompt_id: str) -> PromptName:
         """The window that `prompt_id` names."""
         episode_id, _, window = prompt_id.rpartition("@")
+        window, _, shared = window.partition("~")
         start, _, horizon = window.partition("+")
-        return cls(episode_id, int(start), int(horizon or 0))
+        return cls(episode_id, int(start), int(horizon or 0), int(shared or 0))

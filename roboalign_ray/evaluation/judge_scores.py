@@ -15,7 +15,7 @@ from roboalign_ray.evaluation.bootstrap import PairedDifference, bootstrap_mean,
 from roboalign_ray.evaluation.report.data import Table
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.bench.pair_maker import SourceClip
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, TeacherJudge
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
 from roboalign_ray.judge.validation.selection import mean_known
@@ -59,7 +59,7 @@ class ShownClip:
 
     title: str
     frames: np.ndarray
-    judgements: Mapping[str, TeacherJudgement | Failed]
+    judgements: Mapping[str, Judgement | Failed]
 
 
 def judge_rollouts(
@@ -116,7 +116,7 @@ def judge_rollouts(
 
 def _judge_samples(
     source: SourceClip, videos: np.ndarray, judges: Mapping[str, TeacherJudge]
-) -> dict[str, list[TeacherJudgement | Failed]]:
+) -> dict[str, list[Judgement | Failed]]:
     instruction, name = source.window.instruction, f"{source.window.episode_id}@{source.window.start}"
     requests = [JudgeRequest(video, source.fps, instruction, source.reference, name) for video in videos]
     return {label: judge.judge(requests) for label, judge in judges.items()}

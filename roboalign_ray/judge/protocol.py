@@ -1,4 +1,4 @@
-"""One interface for every teacher, and how several answers about one video become one judgement.
+"""The interface of all judges, and how several answers about one video become one judgement.
 
 RoboAlign-R1 (arXiv 2605.03821) draws five answers at temperature 0.6 and reports mean ± std per dimension. An answer
 that cannot be read is a failure with its reason: it is counted and left out, never taken for zeros.
@@ -7,9 +7,9 @@ that cannot be read is a failure with its reason: it is counted and left out, ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from roboalign_ray.episodes.shaping import MOST_PIXELS
 from roboalign_ray.episodes.video import decode_video, video_rate
 from roboalign_ray.foundation.failures import Failed, UserError, first_line, raise_if_host
 from roboalign_ray.judge.privileged.measure import Reference
-from roboalign_ray.judge.rubric import names
+from roboalign_ray.judge.rubric import DIMENSIONS, names
 from roboalign_ray.judge.student.clips import LEAST_FRAMES
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer
+
+if TYPE_CHECKING:
+    from roboalign_ray.judge.student.training_range import Seen
 
 BROKEN = "teacher"  # kind of failure: an error inside the judge, not an answer that cannot be read
 Outcome = TypeVar("Outcome")
@@ -47,24 +50,27 @@ class JudgeRequest:
 
 
 @dataclass(frozen=True)
-class TeacherJudgement:
-    """What a teacher says of one video.
+class Judgement:
+    """The result of any judge for one video.
 
     Attributes:
-        scores: float64 [6], rubric points: the mean over readable answers.
-        std: float64 [6], standard deviation over them, in points; 0 with one answer.
-        samples: float64 [n, 6], the readable answers themselves.
-        rationale: of the answer whose total is nearest to the mean's.
-        texts: all raw answers, unreadable ones too.
+        scores: float64 [6], rubric points; from a teacher, the mean over its readable answers.
+        std: float64 [6], in points: the standard deviation over a teacher's readable answers (0 with one answer), or
+            the uncertainty that a student predicts.
+        samples: float64 [n, 6], a teacher's readable answers; empty from a student.
+        rationale: the reasons, from the answer whose total is nearest to the mean's; None from a student.
+        texts: all raw answers, including unreadable ones.
         failures: why answers were left out.
+        seen: how the clip compares with the judge's training clips; None if these are unknown.
     """
 
     scores: np.ndarray
     std: np.ndarray
-    samples: np.ndarray
-    rationale: str
+    samples: np.ndarray = field(default_factory=lambda: np.empty((0, len(DIMENSIONS))))
+    rationale: str | None = None
     texts: tuple[str, ...] = ()
     failures: tuple[Failed, ...] = ()
+    seen: Seen | None = None
 
     @property
     def total(self) -> float:
@@ -72,14 +78,13 @@ class TeacherJudgement:
         return float(self.scores.sum())
 
     def as_json(self) -> dict[str, Any]:
-        """JSON types only, without the raw texts."""
+        """JSON types only, without the answers."""
         return {
             "scores": dict(zip(names(), map(float, self.scores), strict=True)),
             "std": dict(zip(names(), map(float, self.std), strict=True)),
             "total": self.total,
             "rationale": self.rationale,
-            "answers": len(self.samples),
-            "failed_answers": [failure.reason for failure in self.failures],
+            "training_range": None if self.seen is None else self.seen.as_json(),
         }
 
 
@@ -87,13 +92,13 @@ class TeacherJudge(Protocol):
     """Scores videos by the rubric.
 
     Attributes:
-        name: who gives the scores, as it stands in labels.
+        name: the judge's name in labels.
     """
 
     name: str
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
-        """One outcome per request, in order; what is wrong with one request costs the others nothing."""
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
+        """One outcome per request, in order; a failed request does not affect the others."""
         ...
 
 
@@ -195,7 +200,7 @@ def _judge_together(
         return [Failed(f"{requests[0].name}: {type(error).__name__}: {first_line(error)}", BROKEN)]
 
 
-def judgement_of(texts: Sequence[str]) -> TeacherJudgement | Failed:
+def judgement_of(texts: Sequence[str]) -> Judgement | Failed:
     """One judgement of a video's answers; Failed where none can be read."""
     parsed = [parse_answer(text) for text in texts]
     good = [answer for answer in parsed if isinstance(answer, Answer)]
@@ -206,6 +211,4 @@ def judgement_of(texts: Sequence[str]) -> TeacherJudgement | Failed:
     samples = np.stack([answer.scores for answer in good])
     mean = samples.mean(axis=0)
     nearest = int(np.argmin(np.abs(samples.sum(axis=1) - mean.sum())))
-    return TeacherJudgement(
-        mean, samples.std(axis=0), samples, good[nearest].rationale, tuple(texts), failures
-    )
+    return Judgement(mean, samples.std(axis=0), samples, good[nearest].rationale, tuple(texts), failures)

@@ -1,7 +1,7 @@
 """Judges from outside this package, beside the student, measurement and the vision-language teacher.
 
 class Mine:                                  named by entry point, or as my_pkg.judges:Mine; called without arguments
-    def judge(self, requests): ...           a `TeacherJudgement` or `Failed` per `JudgeRequest`, in order
+    def judge(self, requests): ...           a `Judgement` or `Failed` per `JudgeRequest`, in order
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from roboalign_ray.foundation.failures import Failed, ReportedError, UserError, first_line, raise_if_host
 from roboalign_ray.judge.protocol import (
     BROKEN,
+    Judgement,
     JudgeRequest,
     TeacherJudge,
-    TeacherJudgement,
     judge_each,
 )
 from roboalign_ray.judge.rubric import DIMENSIONS
@@ -48,20 +48,20 @@ class ExtensionJudge:
             told = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"the judge {name} cannot be made ({told[:300]})", where=where) from error
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request, in order."""
         return judge_each(requests, self._judged)
 
-    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         told = list(self._judge.judge(requests))
         if len(told) != len(requests):
             raise ValueError(f"{len(told)} judgements of {len(requests)} videos")
         return [self._checked(one) for one in told]
 
-    def _checked(self, told: TeacherJudgement | Failed) -> TeacherJudgement | Failed:
+    def _checked(self, told: Judgement | Failed) -> Judgement | Failed:
         if isinstance(told, Failed):
             return told
-        if not isinstance(told, TeacherJudgement):
+        if not isinstance(told, Judgement):
             return Failed(f"{self.name}: a judgement is of type {type(told).__name__}", BROKEN)
         if np.shape(told.scores) != (len(DIMENSIONS),) or not np.isfinite(told.scores).all():
             return Failed(f"{self.name}: the scores are not {len(DIMENSIONS)} finite numbers", BROKEN)

@@ -1,12 +1,12 @@
-"""Rewards from outside this package: a class with `score`, or a function; whatever it answers becomes scores.
+"""Rewards from outside this package: a class with `score`, or a function. The answers are checked.
 
     class Mine:                                  def mine(inputs: RewardInput, config: MyConfig): ...
         class Config(pydantic.BaseModel): ...
         def __init__(self, config: Config): ...
         def score(self, inputs: RewardInput): ...
 
-Both give one `Scored`, `Failed` or number per sample. `Config`, its parameter and the function's second parameter may
-be left out. A class that needs the scorer's device or student has a class method `from_context(config, context)`.
+Both return one `Scored`, `Failed` or number per sample. `Config`, its parameter and the function's second parameter are
+optional. A class that needs the scorer's device or student has a class method `from_context(config, context)`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from roboalign_ray.config.rewards import ExtensionRewardConfig
 from roboalign_ray.foundation.failures import Failed, ReportedError, UserError, first_line, raise_if_host
 from roboalign_ray.rewards.protocol import RewardContext, RewardInput, Score, Scored
 
-KIND = "reward"  # of failures that an extension causes
+KIND = "reward"  # kind of the failures that an extension causes
 Extension = Callable[..., Any]  # the class, or the function
 
 
 class ExtensionReward:
-    """Implements `Reward`. An exception, or an answer that is no score, costs samples their scores and nothing else.
+    """Implements `Reward`. An exception or an invalid answer fails only the group's samples.
 
     Args:
-        name: the extension's, for messages.
-        ask: gives the answer for a group.
+        name: name of the extension, for messages.
+        ask: calls the extension for a group.
     """
 
     def __init__(self, name: str, ask: Callable[[RewardInput], Any]) -> None:
@@ -55,7 +55,7 @@ class ExtensionReward:
     def _score(self, answer: Any, frames: int) -> Score:
         if isinstance(answer, Failed):
             return answer
-        if isinstance(answer, Real) and not isinstance(answer, bool):  # NumPy's numbers are such, too
+        if isinstance(answer, Real) and not isinstance(answer, bool):  # includes NumPy's numbers
             answer = Scored(float(answer))
         if not isinstance(answer, Scored):
             return self._failed(f"a score is of type {type(answer).__name__}")
@@ -77,14 +77,14 @@ class ExtensionReward:
 
 
 def _plain(answer: Scored) -> Scored:
-    """The same in Python's own numbers, which journals and other processes take."""
+    """The same score in Python numbers, which journals and other processes accept."""
     parts = {str(name): float(value) for name, value in answer.components.items()}
     per_frame = None if answer.per_frame is None else np.asarray(answer.per_frame, np.float64)
     return Scored(float(answer.total), parts, int(answer.version), per_frame)
 
 
 def extension_fault(extension: Any) -> str | None:
-    """What an object lacks to be a reward; None for nothing."""
+    """The reason why an object is not a reward; None if it is one."""
     if isinstance(extension, type):
         if not callable(getattr(extension, "score", None)):
             return "has no method score"
@@ -95,7 +95,7 @@ def extension_fault(extension: Any) -> str | None:
 def extension_settings(
     name: str, extension: Extension, part: ExtensionRewardConfig, where: str
 ) -> BaseModel | None:
-    """The settings of an extension, checked, and that it can be called with them; nothing is called.
+    """Check the settings of an extension, and that it can be called with them, without a call.
 
     Raises:
         UserError: the settings do not fit its model, or its constructor or function takes other arguments.
@@ -107,7 +107,7 @@ def extension_settings(
     expected = (settings, None) if context_too else given if isinstance(extension, type) else (None, *given)
     try:
         inspect.signature(called).bind(*expected)
-    except ValueError:  # it has no signature to read
+    except ValueError:  # it has no readable signature
         return settings
     except TypeError as error:
         how = _how(extension, context_too, settings)
@@ -120,7 +120,7 @@ def extension_settings(
 def build_extension(
     name: str, extension: Extension, settings: BaseModel | None, context: RewardContext
 ) -> ExtensionReward:
-    """A reward of an extension and its settings.
+    """The reward of an extension with its settings.
 
     Raises:
         ReportedError: its constructor failed.

@@ -1,17 +1,17 @@
-"""Back-pressure: how many groups may be in flight, and how many workers a pool should have.
+"""Back-pressure: the number of groups in flight, and the number of workers of an elastic pool.
 
-Two questions, two answers:
+Two decisions:
 
-- Groups in flight: additive increase, multiplicative decrease on two backlogs, with a gap between the watermarks in
-  which nothing changes. The backlogs are what is observed anyway, and rollout times have tails so long that a
-  controller which needs a gain or a model of them would be tuned for one horizon only; this rule finds the edge of
-  saturation for any, and backs off in O(log) looks when a role slows down.
-- Workers of an elastic pool: the offered load over the share of time a worker should be busy (Little's law),
-  rate * seconds / utilisation, the rate being what the learner can take.
+- Groups in flight: additive increase and multiplicative decrease on two backlogs, with a gap between the watermarks in
+  which nothing changes. The backlogs are observed anyway. Rollout times have long tails, so a controller with a gain or
+  a model of them would be tuned for one horizon only. This rule finds the edge of saturation for any horizon, and needs
+  O(log) observations to back off when a role slows down.
+- Workers of an elastic pool: the offered load divided by the wanted utilisation (Little's law),
+  rate * seconds / utilisation, where the rate is what the learner can consume.
 
-A pool changes only when several looks in a row agree, and only by more than its deadband. No clock: the caller decides
-when to look. How many groups a scorer is handed ahead is a setting: two hide the driver's round trip, a few
-milliseconds, wherever a score takes longer than that.
+A pool changes only when several observations in a row agree, and only by more than its deadband. There is no clock: the
+caller decides when to observe. The number of groups that a scorer gets ahead is a setting: two hide the driver's round
+trip of a few milliseconds if a score takes longer than that.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Any
 
 from roboalign_ray.config.asynchrony import BackpressureConfig, ElasticConfig
 
-STEPS = 16  # looks that it takes to go from nothing to one group in flight per rollout worker
+STEPS = 16  # observations to increase from zero to one group in flight per rollout worker
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is seen at one look. Seconds are means over recent groups; 0 where nothing is known yet.
+    """One observation. Seconds are means over recent groups; 0 if unknown.
 
     Attributes:
         running: groups in flight: being rolled out, waiting for a scorer, or being scored.
-        scorer_queue: those of them handed to a scorer and not yet answered, or waiting for one.
+        scorer_queue: those that wait for a scorer or for its answer.
         ready: finished groups that wait for an update.
-        learner_busy: share of the time since the last look that the learner worked.
+        learner_busy: share of the time since the last observation that the learner worked.
         rollout_workers, scorer_workers: workers that are up.
-        rollout_seconds, scorer_seconds: of one group on one worker.
-        learner_seconds: of one update.
+        rollout_seconds, scorer_seconds: seconds of one group on one worker.
+        learner_seconds: seconds of one update.
     """
 
     running: int
@@ -52,7 +52,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Targets:
-    """What should be: groups in flight at most, and workers."""
+    """Targets: the maximum of groups in flight, and the number of workers per pool."""
 
     concurrency: int
     rollout_workers: int
@@ -65,7 +65,7 @@ class AimdLimit:
     Args:
         least, most: inclusive.
         decrease: factor in (0, 1).
-        value: at the beginning; None takes `most`.
+        value: initial value; None takes `most`.
     """
 
     def __init__(self, least: int, most: int, decrease: float, value: float | None = None) -> None:
@@ -89,21 +89,21 @@ class AimdLimit:
 
 
 class PatientTarget:
-    """A whole number that follows a wish only when `patience` looks in a row wish it clearly, in one direction.
+    """A whole number that follows requests only after `patience` clear requests in a row in the same direction.
 
     Args:
-        value: at the beginning.
+        value: initial value.
         least, most: inclusive.
-        deadband: relative difference from the value below which a wish is none.
+        deadband: a smaller relative difference from the value counts as no request.
     """
 
     def __init__(self, value: int, least: int, most: int, *, patience: int, deadband: float = 0.0) -> None:
         self.value, self.least, self.most = min(max(value, least), most), least, most
         self.patience, self.deadband = patience, deadband
-        self.streak = 0  # looks in a row, negative where they wish for less
+        self.streak = 0  # requests in a row; negative for a decrease
 
     def wish(self, wanted: float) -> int:
-        """One look; the value after it."""
+        """Observe one request. Return the value after it."""
         goal = math.ceil(min(max(wanted, self.least), self.most) - 1e-9)
         sign = (goal > self.value) - (goal < self.value)
         if abs(goal - self.value) <= self.deadband * self.value:
@@ -115,13 +115,13 @@ class PatientTarget:
 
 
 class BackpressureController:
-    """Turns observations into targets.
+    """Computes targets from observations.
 
     Args:
         config: watermarks, bounds and patience.
         batch: groups per update.
-        most: groups in flight that are never exceeded; (eta + 1) * batch is all that the ledger would allow.
-        rollout_workers, scorer_workers: at the beginning; fixed where the pool is not elastic.
+        most: maximum of groups in flight, never exceeded; the ledger's own limit is (eta + 1) * batch.
+        rollout_workers, scorer_workers: initial numbers; fixed if the pool is not elastic.
     """
 
     def __init__(
@@ -140,19 +140,19 @@ class BackpressureController:
 
     @property
     def targets(self) -> Targets:
-        """What holds at present."""
+        """The current targets."""
         return Targets(self._limit.value, self._rollout.value, self._scorer.value)
 
     def observe(self, seen: Observation) -> Targets:
-        """One look: the targets after it."""
+        """Observe once. Return the targets after it."""
         self._steer_concurrency(seen)
         self._steer_pools(seen)
         return self.targets
 
     def backlogs(self, seen: Observation) -> tuple[float, float]:
-        """The scorers' in full queues, and the learner's in finished batches.
+        """The scorers' backlog in full queues, and the learner's in batches of finished groups.
 
-        Ready groups count for the learner as far as it works: while it rests they wait for others, not for it.
+        Finished groups count for the learner in proportion to its utilisation: an idle learner is not their cause.
         """
         room = max(1, seen.scorer_workers) * self.config.depth
         return seen.scorer_queue / room, seen.ready / self.batch * seen.learner_busy
@@ -162,7 +162,7 @@ class BackpressureController:
         if worst > self.config.high:
             self._limit.lower()
         elif worst < self.config.low and seen.running >= self._limit.value:
-            # A bound that nothing reaches is not raised: it would only be too high when it is needed.
+            # A bound that is not reached is not raised: it would be too high when it is needed.
             self._limit.raise_by(max(1.0, seen.rollout_workers / STEPS))
 
     def _steer_pools(self, seen: Observation) -> None:
@@ -175,7 +175,7 @@ class BackpressureController:
             self._scorer.wish(workers_for(arriving, seen.scorer_seconds, self.config.utilisation))
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been learned, JSON types."""
+        """The controller's state, JSON types."""
         kept = {"rollout": self._rollout, "scorer": self._scorer}
         return {
             "concurrency": self._limit.exact,
@@ -183,7 +183,7 @@ class BackpressureController:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave, within this controller's own bounds."""
+        """Restore a `state_dict`, within this controller's own bounds."""
         self._limit.exact = min(max(float(state["concurrency"]), self._limit.least), self._limit.most)
         for name, target in (("rollout", self._rollout), ("scorer", self._scorer)):
             value, target.streak = state[name]
@@ -191,5 +191,5 @@ class BackpressureController:
 
 
 def workers_for(rate: float, seconds: float, utilisation: float = 1.0) -> float:
-    """Workers, each busy for that share of its time, that handle `rate` groups a second of `seconds` each."""
+    """Number of workers of this utilisation that handle `rate` groups per second, each of `seconds`."""
     return rate * seconds / utilisation

@@ -1,11 +1,11 @@
-"""Groups under way by the version that they must be trained in time for: the arithmetic behind the staleness ledger.
+"""Groups in flight by the version whose deadline they have: the arithmetic of the staleness ledger.
 
-A lane holds the groups of one version w; they may be trained in update w + eta at the latest, and update V, the next,
-trains exactly B groups. Everything can be trained in time if and only if, for every update d >= V,
+A lane holds the groups of one version w. They may be trained in update w + eta at the latest, and the next update V
+trains exactly B groups. All groups can be trained in time if and only if, for every update d >= V,
 
     #{groups with w + eta <= d} <= (d - V + 1) B,
 
-which is earliest-deadline-first scheduling of unit jobs on a machine that does B of them at a time.
+which is earliest-deadline-first scheduling of unit jobs on a machine that processes B of them at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 
 @dataclass
 class Lane:
-    """Groups of one version: `ready` sorted; `heap` holds the running ones and some that no longer are."""
+    """Groups of one version: `ready` is sorted; `heap` holds the running ones and some that have ended."""
 
     ready: list[int] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
@@ -27,7 +27,7 @@ class Lane:
         return len(self.ready) + len(self.running)
 
     def first_running(self) -> float:
-        """Smallest number among the running groups; infinity where none runs."""
+        """Smallest number of a running group; infinity if none runs."""
         while self.heap and self.heap[0] not in self.running:
             heappop(self.heap)
         return self.heap[0] if self.heap else float("inf")
@@ -42,7 +42,7 @@ class Lanes:
         self._by_version: dict[int, Lane] = {}
 
     def enter(self, group: int, version: int, *, ready: bool) -> None:
-        """Put a group into its version's lane."""
+        """Add a group to its version's lane."""
         lane = self._by_version.setdefault(version, Lane())
         if ready:
             insort(lane.ready, group)
@@ -53,7 +53,7 @@ class Lanes:
             self.running += 1
 
     def leave(self, group: int, version: int, *, ready: bool) -> None:
-        """Take a group out again."""
+        """Remove a group."""
         lane = self._by_version[version]
         if ready:
             del lane.ready[bisect_left(lane.ready, group)]
@@ -65,11 +65,11 @@ class Lanes:
             del self._by_version[version]
 
     def room(self, version: int, now: int, taken: int) -> int:
-        """Groups of `version` that can be added so that everything can still be trained in time.
+        """Number of groups of `version` that can be added so that all groups can still be trained in time.
 
         Args:
             now: V, the next update.
-            taken: places in that update which are given away already.
+            taken: places in that update that are already used.
         """
         if version + self.staleness < now:
             return 0
@@ -82,7 +82,7 @@ class Lanes:
         return least
 
     def oldest(self) -> list[int] | None:
-        """The B oldest groups under way, by version, then number; None where one of them still runs."""
+        """The B oldest groups in flight, by version, then number; None if one of them still runs."""
         batch: list[int] = []
         for version in sorted(self._by_version):
             lane = self._by_version[version]
@@ -95,11 +95,11 @@ class Lanes:
         return None
 
     def oldest_ready(self, now: int, *, in_time: bool) -> list[int] | None:
-        """The B oldest ready groups, by version, then number; None where there are fewer.
+        """The B oldest ready groups, by version, then number; None if there are fewer.
 
         Args:
-            now: V, the update that they are for.
-            in_time: also None where the groups left behind could then not all be trained in time.
+            now: V, the update that trains them.
+            in_time: also None if the remaining groups could then not all be trained in time.
         """
         batch: list[int] = []
         left = 0
@@ -113,9 +113,9 @@ class Lanes:
         return batch if len(batch) == self.batch else None
 
     def ready_before(self, version: int) -> list[int]:
-        """Ready groups of older versions than this one."""
+        """Number of ready groups of older versions than this one."""
         return [g for w in sorted(self._by_version) if w < version for g in self._by_version[w].ready]
 
     def _places(self, version: int, now: int) -> int:
-        """Places in the updates from `now` to the last one that groups of `version` may be trained in."""
+        """Number of places in the updates from `now` to the last one in which groups of `version` may be trained."""
         return (version + self.staleness - now + 1) * self.batch

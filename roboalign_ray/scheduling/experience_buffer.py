@@ -1,15 +1,15 @@
-"""The experience buffer: finished, scored groups between their scorer and the update that trains on them.
+"""The experience buffer: scored groups between their scorer and the update that trains on them.
 
     add ──► held ──take──► taken ──commit──► gone
                     ▲          │
                     └─rollback─┘
 
-It holds references and numbers, never tokens: what a reference is, is the caller's business. A group is taken once:
-either its update is committed and it is gone, or it is rolled back and stands where it stood.
+It holds references and numbers, never rollouts. References are opaque to it. A group is taken once: when its update is
+committed, the group is removed; after a rollback, it has its former place.
 
-Groups whose samples all have the same reward have advantage zero everywhere: nothing to learn from but the KL. They
-are counted and, if asked for, refused so that others are made in their place (dynamic sampling, arXiv 2503.14476); not
-without end, since a policy may become so good or so bad that hardly any group differs within.
+Groups whose samples all have the same reward have advantage zero everywhere, so only the KL term gives a gradient. They
+are counted and, with "resample", refused, so that others are made in their place (dynamic sampling, arXiv 2503.14476).
+The number of refusals is limited, because a policy may become so good or so bad that hardly any group's rewards differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-FEWEST_SAMPLES = 2  # one sample has nothing to be compared with
+FEWEST_SAMPLES = 2  # one sample cannot be compared
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Held:
     """One group of the buffer.
 
     Attributes:
-        group: its number, which gives the order of starting.
-        reference: whatever leads to its tokens and scores.
-        rewards: total per sample; NaN where a sample failed.
+        group: its number, which is the order of starting.
+        reference: opaque reference to its rollout and scores.
+        rewards: total per sample; NaN if the sample failed.
     """
 
     group: int
@@ -40,7 +40,7 @@ class Held:
 
 
 class Worth(StrEnum):
-    """What a group can teach. FLAT: all valid rewards are equal. UNUSABLE: fewer than two are valid."""
+    """Training value of a group. FLAT: all valid rewards are equal. UNUSABLE: fewer than two are valid."""
 
     USEFUL = "useful"
     FLAT = "flat"
@@ -48,7 +48,7 @@ class Worth(StrEnum):
 
 
 def worth_of(rewards: Sequence[float]) -> Worth:
-    """Whether a group's rewards differ; those that are not finite take no part."""
+    """The training value of a group's rewards; non-finite ones are ignored."""
     valid = [reward for reward in rewards if math.isfinite(reward)]
     if len(valid) < FEWEST_SAMPLES:
         return Worth.UNUSABLE
@@ -56,14 +56,14 @@ def worth_of(rewards: Sequence[float]) -> Worth:
 
 
 class ExperienceBuffer:
-    """Finished groups, first started, first trained.
+    """Scored groups, trained in the order in which they were started.
 
     Args:
-        flat_groups: "keep" trains on groups that are flat or unusable like on all others; "resample" refuses them.
-        resample_limit: groups refused between two commits at most; more than that are kept.
+        flat_groups: "keep" trains on flat and unusable groups like on all others; "resample" refuses them.
+        resample_limit: maximum of groups refused between two commits; further ones are kept.
 
     Attributes:
-        counts: groups added by their worth, and "resampled", "committed", "rolled_back", "removed".
+        counts: number of groups added by their training value, and "resampled", "committed", "rolled_back", "removed".
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class ExperienceBuffer:
         self.counts: Counter[str] = Counter()
         self._held: dict[int, Held] = {}
         self._taken: tuple[int, ...] = ()
-        self._refused = 0  # since the last commit
+        self._refused = 0  # number since the last commit
 
     def __len__(self) -> int:
-        """Groups that can be taken."""
+        """Number of groups that can be taken."""
         return len(self._held) - len(self._taken)
 
     def __contains__(self, group: int) -> bool:
@@ -84,14 +84,14 @@ class ExperienceBuffer:
 
     @property
     def taken(self) -> tuple[int, ...]:
-        """Groups taken and neither committed nor rolled back."""
+        """Groups that are taken, and neither committed nor rolled back."""
         return self._taken
 
     def add(self, group: int, reference: Any, rewards: Sequence[float]) -> bool:
-        """Put a group in. False where it is refused: the caller discards it and has another one made.
+        """Add a group. Return False if it is refused: the caller discards it and makes another one.
 
         Raises:
-            ValueError: the group is in the buffer already.
+            ValueError: the group is already in the buffer.
         """
         if group in self._held:
             raise ValueError(f"group {group} is in the buffer already")
@@ -106,16 +106,16 @@ class ExperienceBuffer:
         return True
 
     def oldest(self, count: int) -> tuple[int, ...] | None:
-        """The `count` groups that were started first, in that order; None where there are fewer."""
+        """The `count` groups that were started first, in that order; None if there are fewer."""
         if len(self) < count:
             return None
         return tuple(sorted(self._held.keys() - set(self._taken))[:count])
 
     def take(self, groups: Sequence[int]) -> tuple[Held, ...]:
-        """These groups, in this order, for one update: call `commit` after it, or `rollback`.
+        """Take these groups, in this order, for one update. `commit` or `rollback` must follow.
 
         Raises:
-            ValueError: others are taken, one is not here, or one is named twice.
+            ValueError: other groups are taken, a group is not in the buffer, or a group is named twice.
         """
         if self._taken:
             raise ValueError("an update's groups are taken already")
@@ -127,23 +127,25 @@ class ExperienceBuffer:
         return tuple(self._held[group] for group in groups)
 
     def commit(self) -> None:
-        """The update is done: what it took is gone."""
+        """The update is complete: remove its groups."""
         for group in self._taken:
             del self._held[group]
         self.counts["committed"] += len(self._taken)
         self._taken, self._refused = (), 0
 
     def rollback(self) -> None:
-        """The update did not happen: what it took can be taken again."""
-        if self._taken:  # else a run that was resumed would count what one that was not has no entry for
+        """The update failed: its groups can be taken again."""
+        if (
+            self._taken
+        ):  # without the test, a resumed run would have a count that another run has no entry for
             self.counts["rolled_back"] += len(self._taken)
         self._taken = ()
 
     def remove(self, groups: Iterable[int]) -> None:
-        """Forget groups that are too old or were lost.
+        """Remove groups that are too old or were lost.
 
         Raises:
-            ValueError: one is taken or not here.
+            ValueError: a group is taken or not in the buffer.
         """
         for group in groups:
             if group in self._taken or group not in self._held:
@@ -154,10 +156,10 @@ class ExperienceBuffer:
             self.counts["removed"] += 1
 
     def state_dict(self, pack: Callable[[Any], Any] = lambda reference: reference) -> dict[str, Any]:
-        """All groups, those taken included.
+        """All groups, including taken ones.
 
         Args:
-            pack: makes of a reference what can be written to a checkpoint.
+            pack: returns the JSON form of a reference.
         """
         return {
             "groups": [
@@ -172,7 +174,7 @@ class ExperienceBuffer:
     def load_state_dict(
         self, state: dict[str, Any], unpack: Callable[[Any], Any] = lambda packed: packed
     ) -> None:
-        """Take up what `state_dict` gave; call `rollback` afterwards where an update was cut short."""
+        """Restore a `state_dict`. Call `rollback` afterwards if an update was interrupted."""
         self._held = {
             int(group): Held(int(group), unpack(packed), tuple(rewards))
             for group, packed, rewards in state["groups"]

@@ -1,7 +1,7 @@
 """Prompts for alignment: which windows, in which order, and the seeds of their samples.
 
-The schedule knows episode ids and lengths only and is a function of (seed, update): a resumed job asks for the same
-prompts. Names of windows travel; the actor that needs pixels reads them (`world_model/prompts.py`).
+The schedule uses only episode ids and lengths, and is a function of (seed, update), so a resumed job has the same
+prompts. Names of windows are sent to workers; the actor that needs pixels reads them (`world_model/prompts.py`).
 """
 
 from __future__ import annotations
@@ -16,46 +16,54 @@ from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.episodes.windows import WindowSpec, completing_starts, long_enough, spread
 
-_LAPS_KEPT = 2  # orders in memory; the groups under way reach over one end of a pass at most
-# Random streams that must not share numbers.
+_LAPS_KEPT = 2  # orders in memory: the groups in flight span at most two passes
+# Random streams that must not share seeds.
 _ORDER, _START, _SAMPLE, _HELD_OUT, _HORIZON, _DONE = 1, 2, 3, 4, 5, 6
 
 
 class HorizonDraw:
-    """How long a training group's rollouts are.
+    """Draws the horizon of a training group's rollouts.
 
     Args:
-        rollout: the longest horizon, and the distribution of shorter ones.
+        rollout: the longest horizon, and the distribution of shorter ones or of branches.
 
     Attributes:
-        lengths: those there are, frames, int64 [n]; empty where all are the longest.
+        lengths: possible horizons in frames, int64 [n]; empty if all are the longest.
         shares: probability of each, float64 [n].
     """
 
     def __init__(self, rollout: RolloutConfig) -> None:
-        settings = rollout.horizons
+        settings, self._branching = rollout.horizons, rollout.branching
         fixed = settings.shape == "fixed"
         self.lengths = np.arange(0 if fixed else settings.least, 0 if fixed else rollout.horizon + 1)
         weights = self.lengths.astype(float) ** -(settings.tail if settings.shape == "long_tailed" else 0.0)
         self.shares = weights / weights.sum() if len(weights) else weights
 
     def draw(self, stream: list[int]) -> int:
-        """Frames, a function of the stream's name; 0 for the longest where there is nothing to draw."""
+        """Horizon in frames, a function of the stream's name; 0 for the longest if there is nothing to draw."""
         if not len(self.lengths):
             return 0
         return int(np.random.default_rng(stream).choice(self.lengths, p=self.shares))
 
+    def of_group(self, number: int, stream: list[int]) -> tuple[int, int]:
+        """`horizon` and `shared` of the prompt of training group `number`, see `PromptName`."""
+        if not self._branching.most:
+            return self.draw(stream), 0
+        longest, frames = self._branching.longest(number), self._branching.clip_frames
+        clips = int(np.random.default_rng(stream).integers(1, longest + 1))
+        return clips * frames, (clips - 1) * frames
+
 
 class PromptSchedule:
-    """Which windows an update is made of, how far their rollouts go, and the seeds of their samples.
+    """The windows of an update, the horizons of their rollouts, and the seeds of their samples.
 
     Args:
-        train, held_out: (episode id, window starts that fit) of each split, none empty; of the held-out ones the
-            first are used first.
-        seed: of the job.
-        rollout: says how long the rollouts of training windows are (held-out ones always have the longest horizon),
-            and how many begin before their task is done.
-        completing: of episodes whose task becomes done, the starts of windows in which it does.
+        train, held_out: (episode id, possible window starts) of each split, neither empty; held-out windows are used in
+            this order.
+        seed: seed of the job.
+        rollout: sets the horizons of training windows (held-out windows always have the longest horizon), and the share
+            of windows in which the task is completed.
+        completing: per episode whose task is completed, the starts of windows in which this happens.
     """
 
     def __init__(
@@ -73,11 +81,11 @@ class PromptSchedule:
         self._order = lru_cache(_LAPS_KEPT)(self._draw_order)
 
     def train(self, update: int, count: int) -> list[PromptName]:
-        """`count` windows of an update. Every episode is used once before any is used again."""
+        """`count` windows of an update. Every episode is used once before any episode is used again."""
         return [self._train_window(update * count + index) for index in range(count)]
 
     def held_out(self, count: int) -> list[PromptName]:
-        """`count` windows, the same at every call and for every job seed."""
+        """`count` held-out windows, the same at every call and for every job seed."""
         names = []
         for position in range(count):
             episode_id, starts = self._held_out[position % len(self._held_out)]
@@ -85,7 +93,7 @@ class PromptSchedule:
         return names
 
     def seeds(self, update: int, prompts: int, samples: int) -> list[tuple[int, ...]]:
-        """Sampling seeds per prompt of an update; update -1 names those of held-out prompts."""
+        """Sampling seeds per prompt of an update; update -1 stands for the held-out prompts."""
         generator = np.random.default_rng([self._seed, _SAMPLE, update + 1])
         return [tuple(row) for row in generator.integers(2**31, size=(prompts, samples)).tolist()]
 
@@ -93,7 +101,9 @@ class PromptSchedule:
         lap, place = divmod(position, len(self._train))
         episode_id, starts = self._train[self._order(lap)[place]]
         start = self._start(episode_id, starts, [self._seed, _START, position])
-        return PromptName(episode_id, start, self._horizon.draw([self._seed, _HORIZON, position]))
+        return PromptName(
+            episode_id, start, *self._horizon.of_group(position, [self._seed, _HORIZON, position])
+        )
 
     def _start(self, episode_id: str, starts: int, stream: list[int]) -> int:
         generator = np.random.default_rng(stream)
@@ -103,15 +113,15 @@ class PromptSchedule:
         return int(generator.integers(starts))
 
     def _draw_order(self, lap: int) -> np.ndarray:
-        """Places in `train`, int64, in the order of a pass over all of them."""
+        """Positions in `train`, int64, in the order of a pass over all episodes."""
         return np.random.default_rng([self._seed, _ORDER, lap]).permutation(len(self._train))
 
 
 def schedule_from_store(config: EpisodesConfig, rollout: RolloutConfig, seed: int) -> PromptSchedule:
-    """The schedule over a store's splits: windows that hold the longest rollout. Reads its index, no video.
+    """The schedule of a store's splits: windows that hold the longest rollout. Reads the store's index, not its video.
 
     Raises:
-        UserError: no store, or no episode that is long enough.
+        UserError: there is no store, or no episode is long enough.
     """
     store = open_store(config.store)
     spec = WindowSpec(rollout.horizon + 1, stride=config.frame_stride)

@@ -1,26 +1,27 @@
-"""The staleness ledger: which groups may start, which may be trained together, and what became of every one.
+"""The staleness ledger: decides which groups may start and be trained together, and tracks the state of each group.
 
     new ──start──► running ──finish──► ready ──begin──► training ──commit──► trained
                     │  ▲ fail            │ too old          │ abort
                     ▼  │ start           ▼                  ▼
                   waiting              dropped            ready            too many failures: set aside
 
-A group is the G rollouts of one prompt, named by its place in the prompt schedule (0, 1, 2, …). Its version w is that
-of its oldest segment. With eta the bound, B groups an update and V updates done, a group that starts may be trained
-in update w + eta at the latest, and update V trains exactly B groups. Hence all can be trained in time if and only if
+A group is the G rollouts of one prompt; its number is its place in the prompt schedule (0, 1, 2, …). Its version w is
+that of its oldest segment. With eta the bound, B groups per update and V completed updates, a group that starts may be
+trained in update w + eta at the latest, and update V trains exactly B groups. So all can be trained in time if and only
+if,
 
-    for every update d >= V:   #{groups under way with w + eta <= d} <= (d - V + 1) B,
+    for every update d >= V:   #{groups in flight with w + eta <= d} <= (d - V + 1) B.
 
-which for a start with the newest weights (w = V) is the published capacity (arXiv 2505.24298, eq. 3):
+For a start with the newest weights (w = V), this is the published capacity (arXiv 2505.24298, eq. 3):
 
     capacity = min(concurrency - running, (eta + V + 1) B - (accepted + running)),    accepted = V B + ready.
 
-The ledger lets nothing start that would break the condition, and no update begin that would leave it broken: with
-"wait" the bound holds for every group and none is ever discarded for its age. With "drop" updates do not wait for
-slow groups; those that are too old when they arrive are discarded and counted. With eta = 0 an update's groups are
-exactly those started since the last one: the synchronous run.
+The ledger starts no group that would violate the condition, and begins no update that would leave it violated. With
+"wait", the bound holds for every group, and no group is discarded for its age. With "drop", updates do not wait for
+slow groups; groups that arrive too old are discarded and counted. With eta = 0, an update's groups are exactly those
+started since the last update: the synchronous run.
 
-No clock, no thread, no I/O. Replies are named by group and attempt, so late and repeated ones are told apart.
+No clock, no thread, no I/O. Replies name group and attempt, so that late and repeated replies are recognised.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _FORMAT = 1
 
 
 class State(StrEnum):
-    """Where a group stands that is not yet done with."""
+    """State of a group that is not complete."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -47,9 +48,9 @@ class State(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What the ledger made of a reply or a failure.
+    """Result of a reply or a failure.
 
-    ACCEPTED: ready to be trained on. DUPLICATE: the group has been answered already. LATE: an attempt given up before.
+    ACCEPTED: ready to be trained on. DUPLICATE: the group was already answered. LATE: the attempt was given up before.
     TOO_OLD: discarded. RETRY: waits to be started again. SET_ASIDE: its prompt failed too often.
     """
 
@@ -71,23 +72,23 @@ class _Group:
 
 
 class StalenessLedger:
-    """Accounts of all groups of a run.
+    """States and counts of all groups of a run.
 
     Args:
         batch: B, groups per update.
         staleness: eta, in versions.
         stale: "wait" or "drop".
-        overtaking: with "wait", whether ready groups may be trained before older ones that still run, as far as the
-            bound allows; "drop" always lets them.
-        concurrency: groups running at most; None leaves it to the bound. May be changed at any time.
+        overtaking: with "wait", whether ready groups may be trained before older groups that still run, as far as the
+            bound allows; with "drop", they always may.
+        concurrency: maximum of running groups; None sets no limit besides the bound. May be changed at any time.
         tries: failures in a row after which a prompt is set aside.
-        version: V at the beginning.
+        version: initial V.
 
     Attributes:
-        version: V, updates done.
+        version: V, the number of completed updates.
         position: the next group that has never been started.
-        counts: events by name.
-        staleness_of_groups, staleness_of_segments: trained ones by their age in versions.
+        counts: number of events by name.
+        staleness_of_groups, staleness_of_segments: number of trained groups and segments by age in versions.
         set_aside: prompts that failed too often.
     """
 
@@ -111,44 +112,44 @@ class StalenessLedger:
         self.staleness_of_groups: Counter[int] = Counter()
         self.staleness_of_segments: Counter[int] = Counter()
         self.set_aside: set[str] = set()
-        self._failures: Counter[str] = Counter()  # in a row, by prompt
+        self._failures: Counter[str] = Counter()  # number in a row, by prompt
         self._groups: dict[int, _Group] = {}
         self._lanes = Lanes(batch, staleness)
         self._waiting: set[int] = set()
         self._training: tuple[int, ...] = ()
 
-    # --- what is so ------------------------------------------------------------------------------------------
+    # --- queries -------------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> int:
-        """Groups running: the permits that are out."""
+        """Number of running groups."""
         return self._lanes.running
 
     @property
     def ready(self) -> int:
-        """Groups finished and not yet in an update."""
+        """Number of finished groups that are not in an update."""
         return self._lanes.ready
 
     @property
     def accepted(self) -> int:
-        """Groups finished since version 0: V B that were trained, those in training, and those ready."""
+        """Groups finished since version 0: V B trained ones, those in training, and ready ones."""
         return self.version * self.batch + len(self._training) + self.ready
 
     @property
     def training(self) -> tuple[int, ...]:
-        """Groups of the update that has begun; empty between updates."""
+        """Groups of the open update; empty between updates."""
         return self._training
 
     @property
     def waiting(self) -> tuple[int, ...]:
-        """Groups to be started again, before any new one, in this order."""
+        """Groups that must be started again before any new one, in this order."""
         return tuple(sorted(self._waiting))
 
     def capacity(self, version: int | None = None) -> int:
-        """Groups that may start now.
+        """Number of groups that may start now.
 
         Args:
-            version: of the weights they would start with; None takes the newest, V.
+            version: version of the weights that they would start with; None takes the newest, V.
         """
         version = self.version if version is None else version
         if version > self.version:
@@ -159,16 +160,16 @@ class StalenessLedger:
         return max(0, free)
 
     def prompts(self) -> Iterator[tuple[int, str, State]]:
-        """Every group that is not done with: number, prompt and state, in the order of numbers."""
+        """Every group that is not complete: number, prompt and state, in the order of numbers."""
         for number in sorted(self._groups):
             yield number, self._groups[number].prompt, self._groups[number].state
 
     def attempt(self, group: int) -> int:
-        """The attempt under way; KeyError for a group that is done with."""
+        """The current attempt; KeyError for a complete group."""
         return self._groups[group].attempt
 
     def account(self) -> dict[str, int]:
-        """Groups ever started, and how many are where: all but "started" add up to it."""
+        """Number of groups ever started, and number per state; the latter add up to "started"."""
         states = Counter(group.state for group in self._groups.values())
         return {
             "started": self.counts["started"],
@@ -176,18 +177,18 @@ class StalenessLedger:
             **{name: self.counts[name] for name in ("trained", "dropped", "set_aside")},
         }
 
-    # --- what happens ----------------------------------------------------------------------------------------
+    # --- events --------------------------------------------------------------------------------------------------
 
     def start(self, group: int, prompt: str = "", version: int | None = None) -> int:
-        """Start a group, and give out a permit; the number of the attempt.
+        """Start a group. Return the number of the attempt.
 
         Args:
-            group: one of `waiting` where there are any, else a number from `position` on.
-            prompt: names its prompt, for counting failures; by default the group's number. Kept over restarts.
-            version: of the weights it starts with; None takes the newest.
+            group: one of `waiting` if there are any, else a number from `position` on.
+            prompt: name of its prompt, for counting failures; by default the group's number. Kept when started again.
+            version: version of the weights that it starts with; None takes the newest.
 
         Raises:
-            ValueError: no capacity, groups that wait come first, or the group is not new.
+            ValueError: there is no capacity, waiting groups come first, or the group is not new.
         """
         version = self.version if version is None else version
         if self.capacity(version) < 1:
@@ -213,17 +214,17 @@ class StalenessLedger:
         return known.attempt
 
     def finish(self, group: int, attempt: int, versions: Sequence[int]) -> Outcome:
-        """A finished, scored group comes in.
+        """Record a finished, scored group.
 
         Args:
-            versions: of its segments; the oldest counts.
+            versions: versions of its segments; the oldest counts.
 
         Returns:
-            ACCEPTED, DUPLICATE, LATE, or TOO_OLD: with "drop" where the bound has passed, with "wait" where a worker
-            used older weights than it was started with.
+            ACCEPTED, DUPLICATE, LATE, or TOO_OLD: with "drop" if the bound has passed, with "wait" if a worker used
+                older weights than it was started with.
 
         Raises:
-            ValueError: a version that does not exist, or a group that was never started.
+            ValueError: a version does not exist, or the group was never started.
         """
         if not versions or min(versions) < 0 or max(versions) > self.version:
             raise ValueError(f"group {group} names versions {list(versions)}, the newest is {self.version}")
@@ -242,7 +243,7 @@ class StalenessLedger:
         return Outcome.ACCEPTED
 
     def fail(self, group: int, attempt: int) -> Outcome:
-        """An attempt failed: its worker is lost, or it could not be rolled out or scored. The permit is returned.
+        """Record a failed attempt: its worker was lost, or the rollout or the score failed.
 
         Returns:
             RETRY, SET_ASIDE, DUPLICATE or LATE.
@@ -262,10 +263,10 @@ class StalenessLedger:
         return Outcome.RETRY
 
     def lose(self, group: int) -> None:
-        """A running or ready group went down with the node that held it: to be started again, not its prompt's fault.
+        """A running or ready group was lost with its node: it must be started again, without a failure of its prompt.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the group is neither.
         """
         known = self._live(group)
         self._leave(group, known)
@@ -273,19 +274,19 @@ class StalenessLedger:
         self._wait(group, known)
 
     def drop(self, group: int, reason: str) -> None:
-        """Discard a running or ready group for good, and count it under `reason`.
+        """Discard a running or ready group permanently, and count it under `reason`.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the group is neither.
         """
         self._leave(group, self._live(group))
         self._discard(group, reason)
 
     def begin_update(self) -> tuple[int, ...] | None:
-        """The groups of the next update, oldest version first, then by number; None while it has to wait.
+        """The groups of the next update, oldest version first, then by number; None if it has to wait.
 
         Raises:
-            ValueError: the last update has neither been committed nor aborted.
+            ValueError: the last update was neither committed nor aborted.
         """
         if self._training:
             raise ValueError("an update is under way")
@@ -304,7 +305,7 @@ class StalenessLedger:
         return self._training
 
     def commit_update(self) -> tuple[int, ...]:
-        """The update is done and version V + 1 exists. Ready groups that are too old now, discarded with "drop"."""
+        """Complete the update; version V + 1 exists. Return ready groups that are now too old ("drop")."""
         if not self._training:
             raise ValueError("no update is under way")
         for group in self._training:
@@ -321,7 +322,7 @@ class StalenessLedger:
         return expired
 
     def abort_update(self) -> None:
-        """The update did not happen: its groups are ready again."""
+        """Undo the update: its groups are ready again."""
         if not self._training:
             raise ValueError("no update is under way")
         batch, self._training = self._training, ()
@@ -330,7 +331,7 @@ class StalenessLedger:
         self.counts["aborted"] += 1
 
     def recover(self) -> tuple[int, ...]:
-        """After a restart: an open update is undone, what was running waits to be started again; these groups."""
+        """After a restart: undo an open update, and queue running groups to be started again. Return these groups."""
         if self._training:
             self.abort_update()
         gone = tuple(g for g, known in sorted(self._groups.items()) if known.state is State.RUNNING)
@@ -338,10 +339,10 @@ class StalenessLedger:
             self.lose(group)
         return gone
 
-    # --- book-keeping ----------------------------------------------------------------------------------------
+    # --- internal ------------------------------------------------------------------------------------------------
 
     def _stray(self, group: int, attempt: int) -> Outcome | None:
-        """What to call a reply that nobody waits for."""
+        """The `Outcome` of a reply that is not expected."""
         if group >= self.position:
             raise ValueError(f"group {group} was never started")
         known = self._groups.get(group)
@@ -377,7 +378,7 @@ class StalenessLedger:
     # --- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the settings, in JSON types."""
+        """The complete state without the settings, JSON types."""
         return {
             "format": _FORMAT,
             "batch": self.batch,
@@ -397,10 +398,10 @@ class StalenessLedger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave; call `recover` afterwards where the workers are gone.
+        """Restore a `state_dict`. Call `recover` afterwards if the workers are lost.
 
         Raises:
-            UserError: the state is of another batch size or bound, for which its groups may be too old.
+            UserError: the state has another batch size or bound, so its groups may be too old.
         """
         for name in ("format", "batch", "staleness"):
             mine = _FORMAT if name == "format" else getattr(self, name)

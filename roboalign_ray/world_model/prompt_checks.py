@@ -1,4 +1,4 @@
-"""Whether prompts fit a world model: shapes, views and seeds, told before anything runs."""
+"""Checks that prompts fit a world model: shapes, views and seeds, before anything runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from roboalign_ray.world_model.protocol import ModelCard, Prompt
 def check_prompts(
     prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]], card: ModelCard, refresh: RefreshConfig
 ) -> None:
-    """Prompts that can begin as one batch.
+    """Check prompts that begin as one batch.
 
     Raises:
-        UserError: says what does not fit.
+        UserError: a prompt does not fit; the message gives the reason.
     """
     if len(prompts) != len(seeds) or not prompts:
         raise UserError(f"{len(seeds)} tuples of seeds for {len(prompts)} prompts", where="rollout")

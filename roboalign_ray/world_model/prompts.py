@@ -1,4 +1,4 @@
-"""Reads the prompts that window names stand for, where they are needed."""
+"""Reads the prompts of window names, on the worker that needs their pixels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _EPISODES_KEPT = 16
 
 
 def prompt_spec(config: EpisodesConfig, horizon: int, height: int, width: int) -> WindowSpec:
-    """Frame 0 and `horizon` more."""
+    """Frame 0 and the `horizon` frames after it."""
     view = config.first_view
     return WindowSpec(horizon + 1, stride=config.frame_stride, view=view, height=height, width=width)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the real episode holds of the clip that a prompt names: T transitions, T + 1 frames.
+    """The real episode's data for the clip of a prompt: T transitions, T + 1 frames.
 
     Attributes:
         frames: uint8 [T + 1, V, H, W, 3], frame 0 and the real continuation.
@@ -48,13 +48,13 @@ class Recorded:
 
 
 class PromptReader:
-    """Reads the windows that prompts name, from the episode store; frame 0 is its own context.
+    """Reads the windows of prompts from the episode store; frame 0 is its own context.
 
     Args:
         config: store, view and stride.
-        height, width: pixels that the world model takes.
-        views: V, cameras that it predicts: the first V of `config.views` where it names some; else the view that it
-            names, or each episode's first one, and the episode's next ones in their order.
+        height, width: frame size of the world model, pixels.
+        views: V, number of camera views that it predicts: the first V of `config.views` where it names some; else the
+            view that the config names, or each episode's first one, followed by the episode's next ones in their order.
     """
 
     def __init__(self, config: EpisodesConfig, height: int, width: int, views: int = 1) -> None:
@@ -63,11 +63,11 @@ class PromptReader:
         self._episode = lru_cache(_EPISODES_KEPT)(self._read)
 
     def prompt(self, name: PromptName, longest: int) -> Prompt:
-        """The prompt; its horizon is the name's, or `longest` where the name has none.
+        """The prompt. Its horizon is in the name; if not, it is `longest`.
 
         Raises:
-            UserError: no such episode.
-            EpisodeError: it does not decode, or is too short.
+            UserError: there is no such episode.
+            EpisodeError: the episode cannot be decoded, or is too short.
         """
         horizon = name.horizon or longest
         windows = list(self._windows(name, horizon).values())
@@ -84,8 +84,8 @@ class PromptReader:
         """The real clip of a prompt, `horizon` frames after frame 0.
 
         Raises:
-            UserError: no such episode.
-            EpisodeError: it does not decode, or is too short.
+            UserError: there is no such episode.
+            EpisodeError: the episode cannot be decoded, or is too short.
         """
         windows, episode = self._windows(name, horizon), self._episode(name.episode_id)
         window = next(iter(windows.values()))
@@ -103,7 +103,7 @@ class PromptReader:
         )
 
     def _windows(self, name: PromptName, horizon: int) -> dict[str, Window]:
-        """The window by view, as many as the world model predicts."""
+        """The window by view, for as many views as the world model predicts."""
         episode = self._episode(name.episode_id)
         first = self._config.first_view or next(iter(episode.frames))
         others = self._config.views[1:] or tuple(view for view in episode.frames if view != first)

@@ -1,7 +1,7 @@
-"""The rollout interface: what any world model is asked for, and what it answers.
+"""The interface of world models, and the types of prompts and rollouts.
 
-A rollout is G samples from one prompt. It holds what was generated in the model's own terms (tokens, latents) and the
-weight versions that made it, a few kilobytes; pixels are decoded where they are needed (`WorldModel.decode`).
+A rollout is G samples of one prompt. It holds generated data in the model's own form (tokens, latents) and the weight
+versions, a few kilobytes in all; pixels are decoded where they are needed (`WorldModel.decode`).
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import Failed, UserError
 
 ALL_POLICIES: frozenset[str] = frozenset(get_args(RefreshPolicy))
-State = Any  # what `begin` gives; only its world model looks into it
+State = Any  # result of `begin`; opaque to all but its world model
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Where a rollout starts and what it is asked to do. V views; frames without an axis of views are of one view.
+    """Start and actions of a rollout. V views; frames without a view axis have one view.
 
     Attributes:
-        prompt_id: names the window; unique in a job.
-        context: uint8 [V, H, W, 3], a frame that the model may look at all the time.
+        prompt_id: name of the window; unique in a job.
+        context: uint8 [V, H, W, 3], a frame that the model sees all the time.
         start: uint8 [V, H, W, 3], frame 0. May equal `context`.
         actions: float [T, A] in the units of the episodes; actions[t] leads from frame t to frame t+1.
-        instruction: the sentence, for rewards that read it.
+        instruction: the instruction, for rewards that use it.
         past: uint8 [m, V, H, W, 3], known frames right before `start`, oldest first; or None.
         past_actions: float [m, A]; past_actions[i] leads from past[i] to the frame after it. None without `past`.
 
     Raises:
-        UserError: on construction, where `past` and `past_actions` do not stand together.
+        UserError: on construction, if only one of `past` and `past_actions` is given.
     """
 
     prompt_id: str
@@ -55,30 +55,30 @@ class Prompt:
 
     @property
     def horizon(self) -> int:
-        """Frames to predict."""
+        """Number of frames to predict."""
         return len(self.actions)
 
     @property
     def given(self) -> int:
-        """Known frames that a rollout starts from: the start frame and those of `past`."""
+        """Number of known frames that a rollout starts from: the start frame and those of `past`."""
         return 1 if self.past is None else 1 + len(self.past)
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a world model is, for those who use it without knowing its kind.
+    """Description of a world model, for callers that do not depend on its kind.
 
     Attributes:
-        kind: as the registry names it.
-        views: V, camera views that it predicts together.
-        height, width: of a frame, pixels.
+        kind: name of the kind in the registry.
+        views: V, number of camera views that it predicts together.
+        height, width: frame size, pixels.
         action_dims: A.
-        version: of its weights; 0 for those of the folder.
-        actions: what its actions mean; None where it was trained before that was written down.
-        capabilities: what it offers beside the protocol. "logprobs": its payloads hold log-probabilities. "tokenizer":
-            its frames go through a tokenizer.
-        clip_frames: frames that it predicts at once; steps and rollouts are whole multiples of it.
-        policies: names of the refresh policies that it knows.
+        version: version of its weights; 0 for those of the folder.
+        actions: its action card; None for models that were trained before action cards existed.
+        capabilities: optional features. "logprobs": its payloads hold log-probabilities. "tokenizer": its frames pass
+            through a tokenizer.
+        clip_frames: number of frames that it predicts at once; steps and rollouts are whole multiples of it.
+        policies: names of the refresh policies that it supports.
     """
 
     kind: str
@@ -94,7 +94,7 @@ class ModelCard:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second that it was trained on, one action each; None where that is not known."""
+        """Frames per second of its training data, with one action each; None if unknown."""
         return None if self.actions is None else self.actions.rate
 
     def as_json(self) -> dict[str, Any]:
@@ -105,11 +105,11 @@ class ModelCard:
 
 
 class Segment(Protocol):
-    """What the parts of a payload tell of themselves: what was generated between two context refreshes."""
+    """A part of a payload: the frames generated between two context refreshes."""
 
     @property
     def frames(self) -> int:
-        """Generated frames."""
+        """Number of generated frames."""
         ...
 
     @property
@@ -119,27 +119,27 @@ class Segment(Protocol):
 
 
 class Payload(Protocol):
-    """What one kind of world model generated, in its own terms. Validates itself on construction."""
+    """Generated data of one kind of world model. Validates itself on construction."""
 
     kind: ClassVar[str]
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """In order of time; never empty."""
+        """Segments in order of time; never empty."""
         ...
 
     @property
     def samples(self) -> int:
-        """G."""
+        """Number of samples G."""
         ...
 
     @property
     def units(self) -> int:
-        """How much was generated for all samples, in the model's own units: tokens, or denoised frames."""
+        """Amount of generated data of all samples, in the model's own units: tokens, or denoised frames."""
         ...
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(JSON types, arrays by name): what a file holds of it."""
+        """(JSON types, arrays by name), for files."""
         ...
 
     @classmethod
@@ -147,19 +147,19 @@ class Payload(Protocol):
         """Inverse of `to_arrays`, bit for bit.
 
         Raises:
-            ValueError, LookupError, TypeError: these are not the arrays of such a payload.
+            ValueError, LookupError, TypeError: the arrays are not of such a payload.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RolloutCost:
-    """What a rollout cost.
+    """Time and memory of a rollout.
 
     Attributes:
-        seconds_per_frame: float [T], wall time of each frame of the batch that the rollout was in.
-        peak_sequence: tokens of the longest sequence that a frame was generated from.
-        cache_bytes: most bytes of intermediate results (keys and values, history) held for this rollout at once.
+        seconds_per_frame: float [T], wall time of each frame of the rollout's batch.
+        peak_sequence: length of the longest sequence that a frame was generated from, tokens.
+        cache_bytes: maximum of bytes of intermediate results (keys and values, history) held for this rollout at once.
     """
 
     seconds_per_frame: np.ndarray
@@ -172,14 +172,14 @@ class Rollout:
     """G samples of one prompt.
 
     Attributes:
-        prompt_id, instruction: of the prompt.
+        prompt_id, instruction: those of the prompt.
         seeds: G sampling seeds; the same seed gives the same sample whatever else is in the batch.
-        payload: what was generated, in the terms of the world model.
+        payload: generated data, in the world model's form.
         cost: time and memory.
-        start: frames that were generated before the first one of this rollout: more than 0 behind a branch.
+        start: number of frames generated before this rollout's first frame; more than 0 after a branch.
 
     Raises:
-        ValueError: on construction, where seeds and samples differ in number.
+        ValueError: on construction, if the numbers of seeds and samples differ.
     """
 
     prompt_id: str
@@ -200,20 +200,20 @@ class Rollout:
 
     @property
     def horizon(self) -> int:
-        """Generated frames T."""
+        """Number of generated frames T."""
         return sum(segment.frames for segment in self.payload.segments)
 
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """Numbers of one batch of rollouts, for whoever asked for it.
+    """Numbers of one batch of rollouts.
 
     Attributes:
-        failed: prompt id to why it has no rollout.
-        units: generated, see `Payload.units`.
+        failed: prompt id to the reason why it has no rollout.
+        units: amount of generated data, see `Payload.units`.
         seconds: wall time.
-        peak_sequence: longest prompt of any frame, tokens.
-        cache_bytes: most bytes of keys and values held for one group.
+        peak_sequence: longest sequence that a frame was generated from, tokens.
+        cache_bytes: maximum of bytes of keys and values held for one group.
     """
 
     failed: dict[str, Failed]
@@ -224,55 +224,55 @@ class RolloutReport:
 
 
 class Decoder(Protocol):
-    """What scorers and annotators ask of a world model: pixels of rollouts that others made. Needs no weights."""
+    """Decodes rollouts to pixels, for scorers and annotators. Needs no weights."""
 
     @property
     def card(self) -> ModelCard:
-        """What the model is."""
+        """Description of the model."""
         ...
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """Generated frames uint8 [G, T, V, H, W, 3].
 
         Raises:
-            UserError: a rollout of another kind.
-            ValueError: a damaged one, or one of another model.
+            UserError: the rollout is of another kind.
+            ValueError: the rollout is damaged, or of another model.
         """
         ...
 
 
 class WorldModel(Decoder, Protocol):
-    """What rollout actors, environments, planners and evaluation ask of a world model, whatever it is made of.
+    """The interface for rollout actors, environments, planners and evaluation, of any kind of world model.
 
-    A state is an immutable value: stepping or branching leaves it as it is, so that one can go back to it. The same
-    seed gives the same frames, bit for bit, whatever else is in the batch and however the frames are cut into steps.
+    A state is immutable: stepping or branching does not change it, so callers can return to it. The same seed gives the
+    same frames, bit for bit, for any batch and any division into steps.
     """
 
     version: int
 
     @property
     def work(self) -> int:
-        """A number that grows while the model works; may be asked for from another thread."""
+        """A number that grows while the model works. May be read from another thread."""
         ...
 
     def begin(self, prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]]) -> State:
-        """The state before the first frame; the prompts' actions are not looked at.
+        """The state before the first frame; the prompts' actions are ignored.
 
         Args:
-            prompts: with equally many given frames.
-            seeds: per prompt, equally many; each is a row of the state. Rows of a prompt are adjacent.
+            prompts: prompts with equally many given frames.
+            seeds: per prompt, equally many; each seed is a row of the state. Rows of a prompt are adjacent.
 
         Raises:
-            UserError: prompts do not fit the model, or seeds and prompts do not match.
+            UserError: prompts do not fit the model, or the numbers of seeds and prompts differ.
         """
         ...
 
     def step(self, state: State, actions: np.ndarray) -> State:
-        """The state h frames further, context refreshes and new weights where segments end.
+        """The state h frames later. Context refreshes happen, and new weights take effect, where segments end.
 
         Args:
-            actions: float [B, h, A] in the units of the episodes, one per group or one per row. Those per group let
-                the model share more between samples.
+            actions: float [B, h, A] in the units of the episodes, one per group or one per row. With one per group, the
+                model can share more between samples.
 
         Raises:
             UserError: actions do not fit the model or the state.
@@ -283,24 +283,24 @@ class WorldModel(Decoder, Protocol):
         """Decode generated frames from number `since` on, counted from 0 at `begin`: uint8 [rows, n, V, H, W, 3].
 
         Raises:
-            UserError: there is no such frame.
+            UserError: the frame does not exist.
         """
         ...
 
     def branch(self, state: State, rows: Sequence[int], seeds: Sequence[tuple[int, ...]]) -> State:
-        """Several continuations of chosen rows, whose history they share.
+        """Several continuations of chosen rows, which share the rows' history.
 
         Args:
-            rows: the rows to go on from; each becomes a group.
-            seeds: per chosen row, equally many. They hold from the next frame on, as they would in a fresh rollout.
+            rows: rows to continue from; each becomes a group.
+            seeds: per chosen row, equally many. They apply from the next frame on, as in a fresh rollout.
 
         Raises:
-            UserError: a row is not there, or seeds and rows do not match.
+            UserError: a row does not exist, or the numbers of seeds and rows differ.
         """
         ...
 
     def rollouts(self, state: State) -> list[Rollout]:
-        """What was generated since the last branch, one rollout per group: what training and the journal need.
+        """Generated data since the last branch, one rollout per group, for training and the journal.
 
         Raises:
             UserError: nothing was generated since.
@@ -312,27 +312,27 @@ class WorldModel(Decoder, Protocol):
         ...
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> State:
-        """Inverse of `save`, in any process that holds the same weights.
+        """Inverse of `save`, in any process with the same weights.
 
         Raises:
-            UserError: these are no state of this model, or it was begun with other weights.
+            UserError: the arrays are not a state of this model, or it was begun with other weights.
         """
         ...
 
     def load_weights(self, state_dict: Mapping[str, Any], version: int) -> None:
-        """Take new weights from the next segment on; may be called from another thread while a step runs.
+        """Use new weights from the next segment on. May be called from another thread during a step.
 
         Raises:
-            UserError: they do not fit; the model then keeps what it has.
+            UserError: the weights do not fit; the model then keeps its own.
         """
         ...
 
     def plan(self, horizon: int) -> tuple[int, ...]:
-        """Frames of each segment of a rollout; they sum to the horizon."""
+        """Number of frames of each segment of a rollout; they sum to the horizon."""
         ...
 
     def rollout(self, prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]]) -> list[Rollout]:
-        """One rollout per prompt over its own horizon, `len(seeds[i])` samples each."""
+        """One rollout per prompt over the prompt's horizon, `len(seeds[i])` samples each."""
         ...
 
     def rollout_again(
@@ -341,12 +341,12 @@ class WorldModel(Decoder, Protocol):
         seeds: Sequence[tuple[int, ...]],
         weights: Sequence[tuple[int, Mapping[str, Any]]],
     ) -> list[Rollout]:
-        """As `rollout`, with version and weights of every segment given: makes again what took new ones on its way.
+        """As `rollout`, with given version and weights per segment: repeats a rollout that got new weights meanwhile.
 
         Args:
-            prompts: of one shape, as many as were one batch.
+            prompts: prompts of one shape, all prompts of the original batch.
             seeds: per prompt, equally many.
-            weights: per segment of `plan`.
+            weights: version and weights per segment of `plan`.
 
         Raises:
             UserError: as `rollout`; or a rollout has another number of segments.
@@ -355,5 +355,5 @@ class WorldModel(Decoder, Protocol):
 
 
 def first_view(frames: np.ndarray) -> np.ndarray:
-    """Frames [..., V, H, W, 3] of the first view, [..., H, W, 3]: what metrics and judges of one view are shown."""
+    """Frames [..., V, H, W, 3] of the first view, [..., H, W, 3], for metrics and judges of one view."""
     return frames[..., 0, :, :, :]

@@ -1,4 +1,4 @@
-"""Context refresh: where the segments of a long rollout end, and which frames the next one restarts from.
+"""Context refresh: where the segments of a long rollout end, and which frames the next segment restarts from.
 
     none               one segment; the history grows with the horizon
     swr                sliding-window re-encoding (RoboAlign-R1, arXiv 2605.03821): every `window` frames the last
@@ -9,9 +9,9 @@
     reference_recent   every `window` frames the history is cut to the first context and the last `recent` frames,
                        decoded and re-encoded
 
-How codes or latents are carried over is the model's affair (`token/refresh_starts.py`). A model that sees pixels has
-nothing to decode and re-encode, so there "token_window" is "reference_recent" with one frame. `check_refresh` refuses
-what a model cannot do.
+The world model determines how codes or latents are carried over (`token/refresh_starts.py`). A model of pixels has
+nothing to decode and re-encode: there, "token_window" equals "reference_recent" with one frame. `check_refresh` refuses
+a policy that a model does not support.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from roboalign_ray.world_model.protocol import ModelCard
 
 @dataclass(frozen=True)
 class RefreshPlan:
-    """What a policy asks for.
+    """The decisions of a policy.
 
     Attributes:
-        segment_frames: generated frames of a segment; None: one segment without end.
-        keeps_context: whether the first context outlives a refresh.
-        recent: last frames that the next segment starts from.
-        reencodes: whether these go through pixels.
+        segment_frames: generated frames of a segment; None for one unlimited segment.
+        keeps_context: whether the first context remains after a refresh.
+        recent: number of last frames that the next segment starts from.
+        reencodes: whether these are decoded to pixels and encoded again.
     """
 
     segment_frames: int | None
@@ -59,7 +59,7 @@ class RefreshPlan:
         return (self.segment_frames,) * full + ((rest,) if rest else ())
 
     def left(self, generated: int) -> int | None:
-        """Frames that a segment may still generate when it has `generated` ones; None: any number."""
+        """Number of frames that a segment may still generate after `generated` ones; None for no limit."""
         return None if self.segment_frames is None else self.segment_frames - generated
 
 

@@ -1,13 +1,13 @@
-"""The one place that knows which class a world model's folder is for.
+"""Maps a world model's folder to the class of its kind. No other module does this.
 
     world_model/world_model.json     {"kind": "token", "tokenizer": "../tokenizer", "tokenizer_sha256": "…"}
                                             │
-         built in ── entry point of the group roboalign_ray.world_models ── "module:attribute", from the user alone
+         built in ── entry point of the group roboalign_ray.world_models ── "module:attribute", only from the caller
                                             │
          open_world_model · open_decoder · read_weights · payload_type
 
-A folder without the file is of kind "token". A folder cannot name code: its kind is looked up among what is built in
-and installed. A kind that is given as "module:attribute" counts in this process alone.
+A folder without the file is of kind "token". A folder cannot name code: its kind must be built in or installed. A kind
+given as "module:attribute" is valid in this process only.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _SHIPPED = "shipped"  # stands for a folder inside the package
 
 
 class WorldModelKind(Protocol):
-    """What a kind of world model offers: a class that is never made an instance of.
+    """Interface of a kind of world model: a class that is not instantiated.
 
     Attributes:
-        payload: class of its rollouts' payloads; `payload.kind` is the name that the kind is registered under.
+        payload: class of its rollouts' payloads; `payload.kind` is the registered name of the kind.
     """
 
     payload: type[Payload]
 
     @classmethod
     def check(cls, folder: Path, *, tokenizer: Path | None, config: JobConfig | None = None) -> ModelCard:
-        """That the folder holds a whole model, from names, sizes and headers, in a moment.
+        """Check that the folder holds a complete model, from names, sizes and headers only.
 
         Args:
-            config: the model must be the one that this job would pre-train; None accepts any.
+            config: the model must be the one that this job would pre-train; None accepts any model.
 
         Raises:
-            UserError: it does not, or is another.
+            UserError: the model is incomplete, or is another one.
         """
         ...
 
@@ -58,7 +58,7 @@ class WorldModelKind(Protocol):
     def open_model(
         cls, folder: Path, rollout: RolloutConfig, *, tokenizer: Path | None, device: str | None
     ) -> WorldModel:
-        """The model, as weight version 0. `tokenizer` is None where the model has none; so is `device` by default.
+        """The model, as weight version 0. `tokenizer` is None if it has none; `device` None is the default.
 
         Raises:
             UserError: the folder cannot be read.
@@ -67,7 +67,7 @@ class WorldModelKind(Protocol):
 
     @classmethod
     def open_decoder(cls, folder: Path, *, tokenizer: Path | None, device: str | None) -> Decoder:
-        """What decodes rollouts, without the weights that make them.
+        """The decoder of rollouts, without the weights that generate them.
 
         Raises:
             UserError: the folder cannot be read.
@@ -76,7 +76,7 @@ class WorldModelKind(Protocol):
 
     @classmethod
     def read_weights(cls, folder: Path) -> Mapping[str, Any]:
-        """Weights by name, as `WorldModel.load_weights` takes them.
+        """Weights by name, as `WorldModel.load_weights` accepts them.
 
         Raises:
             UserError: the folder cannot be read.
@@ -93,18 +93,18 @@ WORLD_MODELS: Registry[type[WorldModelKind]] = Registry(
     },
     lacks("check", "open_model", "open_decoder", "read_weights"),
 )
-_named: dict[str, type[WorldModelKind]] = {}  # by the kind of their payloads
+_named: dict[str, type[WorldModelKind]] = {}  # by the `kind` of their payloads
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder tells of itself.
+    """Content of `world_model.json`.
 
     Attributes:
-        kind: of world model.
-        tokenizer: folder of its tokenizer, relative to its own; "shipped" for the one inside the package; None where it
-            has none, or nobody wrote it down.
-        tokenizer_sha256: of its weights.
+        kind: kind of the world model.
+        tokenizer: folder of its tokenizer, relative to its own; "shipped" for the one inside the package; None if it
+            has none, or if it is unknown.
+        tokenizer_sha256: checksum of the tokenizer's weights.
     """
 
     kind: str = TOKEN
@@ -120,14 +120,14 @@ def open_world_model(
     device: str | None = None,
     kind: str | None = None,
 ) -> WorldModel:
-    """The world model in a folder, whatever its kind.
+    """Open the world model in a folder, of any kind.
 
     Args:
-        folder: as pre-training or alignment leave it; "shipped" for the one inside the package.
+        folder: folder from pre-training or alignment; "shipped" for the model inside the package.
         rollout: refresh policy, sampling and precision; None takes the defaults.
-        tokenizer: folder of its tokenizer; None takes the one that the folder remembers, or that lies beside it.
-        device: where it runs; None takes a GPU where there is one.
-        kind: name or "module:attribute"; None takes what the folder says.
+        tokenizer: folder of its tokenizer; None takes the one in the folder's description, or the folder beside it.
+        device: device of the model; None takes a GPU if there is one.
+        kind: name or "module:attribute"; None takes the kind in the folder's description.
 
     Raises:
         UserError: the folder cannot be read, or is of an unknown kind.
@@ -145,13 +145,13 @@ def open_decoder(
     device: str | None = None,
     kind: str | None = None,
 ) -> Decoder:
-    """What decodes a world model's rollouts; arguments and errors as for `open_world_model`. Reads no large weights."""
+    """Open the decoder of a world model's rollouts, without large weights. Arguments and errors: `open_world_model`."""
     place = _place(folder)
     return _kind(place, kind).open_decoder(place, tokenizer=_tokenizer(place, tokenizer), device=device)
 
 
 def read_weights(folder: str | Path) -> Mapping[str, Any]:
-    """A folder's weights by name, as `WorldModel.load_weights` takes them.
+    """A folder's weights by name, as `WorldModel.load_weights` accepts them.
 
     Raises:
         UserError: the folder cannot be read, or is of an unknown kind.
@@ -163,23 +163,23 @@ def read_weights(folder: str | Path) -> Mapping[str, Any]:
 def check_world_model(
     folder: str | Path, *, tokenizer: str | Path | None = None, config: JobConfig | None = None
 ) -> ModelCard:
-    """That a folder holds a whole world model, without reading its weights; what it is.
+    """Check that a folder holds a complete world model, without reading its weights. Return its card.
 
     Args:
-        config: the model must be the one that this job would pre-train; None accepts any.
+        config: the model must be the one that this job would pre-train; None accepts any model.
 
     Raises:
-        UserError: it does not, or is another.
+        UserError: the model is incomplete, or is another one.
     """
     place = _place(folder)
     return _kind(place, None).check(place, tokenizer=_tokenizer(place, tokenizer), config=config)
 
 
 def payload_type(kind: str) -> type[Payload]:
-    """The class of the payloads of a kind, as a file names it.
+    """The class of the payloads of a kind that a file names.
 
     Raises:
-        UserError: no such kind is built in or installed.
+        UserError: the kind is neither built in nor installed.
     """
     if kind in _named:
         return _named[kind].payload
@@ -187,7 +187,7 @@ def payload_type(kind: str) -> type[Payload]:
 
 
 def read_description(folder: Path) -> Description:
-    """What a folder tells of itself; of kind "token" where it holds no description.
+    """A folder's description; of kind "token" if the folder has none.
 
     Raises:
         UserError: the description cannot be read.
@@ -205,11 +205,11 @@ def read_description(folder: Path) -> Description:
 def write_description(
     folder: Path, kind: str, tokenizer: Path | None = None, *, final: Path | None = None
 ) -> None:
-    """Let a folder remember its kind and its tokenizer, so that it opens alone.
+    """Write kind and tokenizer into a folder, so that it opens without further arguments.
 
     Args:
-        tokenizer: its folder.
-        final: where the folder will lie, if it is written somewhere else first.
+        tokenizer: folder of the tokenizer.
+        final: later place of the folder, if it is moved after writing.
     """
     told = Description(kind)
     if tokenizer is not None:
@@ -231,10 +231,10 @@ def _kind(folder: Path, named: str | None) -> type[WorldModelKind]:
 
 
 def _tokenizer(folder: Path, given: str | Path | None) -> Path | None:
-    """Folder of the tokenizer: as given, as remembered, or the one beside; None where there is none.
+    """Folder of the tokenizer: the given one, the described one, or the one beside; None if there is none.
 
     Raises:
-        UserError: it holds other weights than the tokenizer that the world model was trained with.
+        UserError: its weights are not those that the world model was trained with.
     """
     told = read_description(folder)
     if given is not None:

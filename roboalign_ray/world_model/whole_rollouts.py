@@ -1,4 +1,4 @@
-"""Whole rollouts made of `begin`, `step` and `rollouts`: what a world model gets by inheriting from `WholeRollouts`."""
+"""Whole rollouts from `begin`, `step` and `rollouts`: a base class for world models."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class WholeRollouts(ABC, Generic[State]):
     ) -> list[Rollout]:
         """As `rollout`, with the weights of every segment given; see `WorldModel.rollout_again`.
 
-        The model holds the last of these weights afterwards.
+        The model has the last of these weights afterwards.
         """
         actions, plan = whole_actions(prompts), self.plan(prompts[0].horizon)
         if len(plan) != len(weights):

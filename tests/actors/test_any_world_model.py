@@ -37,7 +37,8 @@ def root(tmp_path_factory):
 def job(root):
     write_toy(root / "toy", views=1)
     install_toy(root / "site")
-    return make_tiny_job(root, world_model_weights=str(root / "toy"))
+    objective = {"objective": "toy_objective:ToyObjective"}
+    return make_tiny_job(root, world_model_weights=str(root / "toy"), alignment=objective)
 
 
 @pytest.fixture(autouse=True)

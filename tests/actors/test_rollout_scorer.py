@@ -17,6 +17,7 @@ from roboalign_ray.episodes.store import write_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.metrics.frame_metrics import ssim, to_images
+from roboalign_ray.rewards.group_scorer import choose_best, score_rollout
 from roboalign_ray.rewards.protocol import RewardInput, Scored
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.prompts import PromptReader
@@ -159,7 +160,8 @@ def test_a_reward_is_shown_what_the_episode_knows(stride, job, actor, names, tmp
     groups, _ = actor.rollout(names, SEEDS)
     name = PromptName("toy/07", 1)
     onlooker = Onlooker()
-    scorer._scores(replace(groups[0], prompt_id=name.prompt_id), onlooker)
+    group = replace(groups[0], prompt_id=name.prompt_id)
+    score_rollout(group, scorer._decoder, scorer._reader, onlooker)
     shown, episode = onlooker.shown, square_episode(7)
     assert shown.fault() is None
     frames = slice(1, 1 + 4 * stride + 1, stride)
@@ -228,3 +230,60 @@ def test_a_damaged_token_costs_its_group_its_scores_and_never_reaches_the_learne
         isinstance(score, Failed) and "outside the 16 codes" in score.reason for score in records[0].scores
     )
     assert all(isinstance(score, Scored) for score in records[1].scores)
+
+
+class FrameReward:
+    """Minus the mean distance to the real frames: what `best` must follow, from pixels alone."""
+
+    def score(self, item: RewardInput) -> list[Scored | Failed]:
+        distance = np.abs(item.generated.astype(float) - item.real.astype(float)).mean((1, 2, 3, 4, 5))
+        return [Scored(-value) for value in distance.tolist()]
+
+
+def test_a_name_that_shares_frames_gives_samples_behind_one_history(actor, scorer, names):
+    branched = replace(names[0], horizon=4, shared=3)
+    groups, report = actor.rollout([branched, names[1]], SEEDS)
+    assert [(group.start, group.horizon) for group in groups] == [(3, 1), (0, 4)]
+    assert report.units == 3 * 4 + 3 * 4 * 4  # the history is no part of a group
+    *scored, records = scorer.score(groups)
+    assert records[0].prompt_id == branched.prompt_id
+    real = scorer._reader.recorded(branched, 4).frames[4:]
+    generated = scorer._decoder.decode(groups[0])
+    for sample, score in enumerate(scored[0].scores):
+        expected = ssim(to_images(generated[sample, :, 0]), to_images(real[:, 0])).mean()
+        assert score.components["ssim"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_best_sample_is_the_one_with_the_highest_total(actor, scorer, names):
+    groups, _ = actor.rollout(names, SEEDS)
+    choose = choose_best(scorer._decoder, scorer._reader, FrameReward())
+    expected = [
+        int(np.argmax([s.total for s in score_rollout(g, scorer._decoder, scorer._reader, FrameReward())]))
+        for g in groups
+    ]
+    assert choose(groups) == expected
+
+    class Some:
+        def __init__(self, *totals):
+            self.totals = totals
+
+        def score(self, item):
+            return [Failed("lost") if t is None else Scored(t) for t in self.totals]
+
+    def chosen(*totals):
+        return choose_best(scorer._decoder, scorer._reader, Some(*totals))(groups[:1])
+
+    assert chosen(None, -3.0, -2.0) == [2]
+    assert chosen(float("nan"), 1.0, float("inf")) == [1]
+    with pytest.raises(UserError, match=r"no candidate could be scored \(lost\)"):
+        chosen(None, None, None)
+
+
+def test_an_actor_with_a_reward_continues_the_best_candidates(job, names):
+    sampled = rollout_actor(job)
+    best = RolloutActor(Path(job.world_model_weights), job.rollout, job.episodes, reward=job.reward)
+    name = replace(names[0], horizon=4, shared=3)
+    one, other = (actor.rollout([name], SEEDS[:1])[0][0] for actor in (sampled, best))
+    assert (one.start, one.seeds) == (other.start, other.seeds)
+    assert best.rollout([name], SEEDS[:1])[0][0].payload.tokens.tolist() == other.payload.tokens.tolist()
+    assert not np.array_equal(one.payload.segments[0].given, other.payload.segments[0].given)

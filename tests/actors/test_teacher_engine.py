@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 from roboalign_ray.actors.teacher import TeacherActor  # noqa: E402
 from roboalign_ray.config import RoleConfig, SmallTeacherConfig, TeacherConfig  # noqa: E402
 from roboalign_ray.foundation.failures import Failed  # noqa: E402
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement  # noqa: E402
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest  # noqa: E402
 from roboalign_ray.judge.rubric import maxima  # noqa: E402
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer  # noqa: E402
 from roboalign_ray.judge.teacher.small import make_small_teacher  # noqa: E402
@@ -69,9 +69,9 @@ def requests() -> list[JudgeRequest]:
     return [JudgeRequest(clip, 5.0, told) for clip, told in zip(clips, INSTRUCTIONS, strict=True)]
 
 
-def texts(outcomes: list[TeacherJudgement | Failed]) -> list[tuple[str, ...]]:
+def texts(outcomes: list[Judgement | Failed]) -> list[tuple[str, ...]]:
     assert [outcome for outcome in outcomes if isinstance(outcome, Failed)] == []
-    return [outcome.texts for outcome in outcomes if isinstance(outcome, TeacherJudgement)]
+    return [outcome.texts for outcome in outcomes if isinstance(outcome, Judgement)]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_one_bad_video_costs_the_others_nothing(engine: TeacherActor, greedy: li
     assert texts([first, second, third]) == greedy
 
 
-def check_five(outcome: TeacherJudgement | Failed) -> None:
+def check_five(outcome: Judgement | Failed) -> None:
     """Five different answers, all of them readable, within the rubric."""
-    assert isinstance(outcome, TeacherJudgement)
+    assert isinstance(outcome, Judgement)
     assert outcome.samples.shape == (5, 6)
     assert outcome.failures == ()
     assert np.all((outcome.samples >= 0) & (outcome.samples <= maxima()))
@@ -198,7 +198,7 @@ def test_reasoning_runs_free_and_the_answer_after_it_is_held(tmp_path: Path) -> 
     by_vllm = TeacherActor(settings.model_copy(update={"backend": "vllm"})).judge(requests()[:2])
     assert texts(by_vllm) == texts(TransformersTeacher(settings).judge(requests()[:2]))
     for outcome, scores in zip(by_vllm, SCORES, strict=True):
-        assert isinstance(outcome, TeacherJudgement)
+        assert isinstance(outcome, Judgement)
         answer = parse_answer(outcome.texts[0])
         assert isinstance(answer, Answer)
         assert answer.reasoning.count("\n") == 5  # one line per dimension

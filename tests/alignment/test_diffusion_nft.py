@@ -27,7 +27,12 @@ def drawn(rows: int = 6, seed: int = 0, **fixed: np.ndarray) -> tuple[dict[str, 
 
 
 def in_velocities(
-    a: dict[str, np.ndarray], advantages: np.ndarray, beta: float, bound: float, scale: float, regulariser: float
+    a: dict[str, np.ndarray],
+    advantages: np.ndarray,
+    beta: float,
+    bound: float,
+    scale: float,
+    regulariser: float,
 ) -> float:
     """The published loss, one sample after the other."""
     total = 0.0

@@ -274,7 +274,7 @@ CASES = {
     "grpo decoupled": of_tokens(correction="decoupled"),
     "grpo truncated": of_tokens(correction="truncated"),
     "toy": Case("toy_objective:ToyObjective", toy_folder, toy_group, toy_gradient),
-    "nft": of_clips("diffusion_nft", clips_per_rollout=1, lora=None),
+    "nft": of_clips("diffusion_nft", clips_per_rollout=1, lora={"rank": 0}),
     "nft lora": of_clips("diffusion_nft", times="uniform", times_per_clip=2, lora=LORA),
     "contrastive": of_clips("softmax_contrastive", lora=LORA),
 }
@@ -364,6 +364,21 @@ def test_a_restored_run_goes_on_bit_for_bit(case: Case, folder: Path, tmp_path: 
     assert ends[0].keys() == ends[1].keys()
     for name, value in ends[0].items():
         assert torch.equal(torch.as_tensor(ends[1][name]), torch.as_tensor(value)), name
+
+
+def test_what_is_saved_is_what_is_published(case: Case, folder: Path, tmp_path: Path) -> None:
+    """Held-out curves are of published weights, and a replay takes saved ones."""
+    run = case.run(folder)
+    for _ in range(2):
+        run.update(groups_of(case))
+    run.objective.save(run.model, tmp_path / "saved")
+    saved = run.objective.open_policy(tmp_path / "saved")
+    whole = getattr(saved, "whole", dict)  # new adapters change nothing
+    expected = getattr(run.model, "whole", dict)(run.objective.published(run.model))
+    found = whole(saved.weights())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_equal_rewards_leave_the_regulariser_alone(case: Case, folder: Path) -> None:

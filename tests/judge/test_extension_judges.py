@@ -9,18 +9,18 @@ import pytest
 
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest
 from roboalign_ray.judge.registry import ExtensionJudge
 
 MODULE = """
 import numpy as np
 from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.judge.protocol import TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement
 
 
 def said(level):
     scores = np.full(6, float(level))
-    return TeacherJudgement(scores, np.zeros(6), scores[None], "bright")
+    return Judgement(scores, np.zeros(6), scores[None], "bright")
 
 
 class Bright:
@@ -67,14 +67,14 @@ def request(level: int = 51, instruction: str = "push it") -> JudgeRequest:
 def test_its_judgements_come_back_in_order(module: str) -> None:
     judge = ExtensionJudge(f"{module}:Bright")
     told = judge.judge([request(51), request(102), request(255)])
-    assert [one.total for one in told if isinstance(one, TeacherJudgement)] == pytest.approx([1.2, 2.4, 6.0])
+    assert [one.total for one in told if isinstance(one, Judgement)] == pytest.approx([1.2, 2.4, 6.0])
     assert judge.name == f"{module}:Bright"
 
 
 def test_one_requests_fault_is_its_own(module: str) -> None:
     words = ["push it", "fails", "text", "nan", "raises", " "]
     fine, *bad = ExtensionJudge(f"{module}:Picky").judge([request(51, word) for word in words])
-    assert isinstance(fine, TeacherJudgement)
+    assert isinstance(fine, Judgement)
     assert all(isinstance(one, Failed) for one in bad)
     assert [one.kind for one in bad] == ["parse", "teacher", "teacher", "teacher", "input"]
     assert "of type str" in bad[1].reason

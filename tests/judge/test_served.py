@@ -15,19 +15,19 @@ from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.protocol import (
     BROKEN,
+    Judgement,
     JudgeRequest,
-    TeacherJudgement,
     judge_each,
     judgement_of,
 )
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.judge.serving.http import (
-    ServedJudgement,
-    ServedStudent,
     ServedTeacher,
+    answer_json,
     read_question,
     status_of,
 )
+from roboalign_ray.judge.student.judge import StudentJudge
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.judge.student.training_range import TrainingRange, clip_statistics
 
@@ -110,12 +110,13 @@ def asked(count: int, frames: int = 5) -> list[JudgeRequest]:
 def test_a_served_student_says_what_the_student_says(student: Student) -> None:
     requests = asked(3)
     said = student.score([r.frames for r in requests], [r.instruction for r in requests])
-    first, bad, *others = ServedStudent(student).judge([requests[0], asked(1, frames=1)[0], *requests[1:]])
+    judge = StudentJudge(student)
+    first, bad, *others = judge.judge([requests[0], asked(1, frames=1)[0], *requests[1:]])
     assert isinstance(bad, Failed)
     assert status_of(bad) == 400
     for outcome, scores, std in zip([first, *others], said.scores, said.std, strict=True):
-        assert isinstance(outcome, ServedJudgement)
-        told = json.loads(json.dumps(outcome.as_json()))
+        assert isinstance(outcome, Judgement)
+        told = json.loads(json.dumps(answer_json(judge, outcome)))
         np.testing.assert_allclose([told["scores"][name] for name in names()], scores, atol=1e-5)
         np.testing.assert_allclose([told["std"][name] for name in names()], std, atol=1e-5)
         assert told["total"] == pytest.approx(scores.sum(), abs=1e-5)
@@ -125,7 +126,7 @@ def test_a_served_student_says_what_the_student_says(student: Student) -> None:
 def test_a_student_without_numbers_fails_and_never_gives_zeros(student: Student) -> None:
     broken = Student(student.config)
     torch.nn.init.constant_(broken.head.bias, float("nan"))
-    [outcome] = ServedStudent(broken.eval()).judge(asked(1))
+    [outcome] = StudentJudge(broken.eval()).judge(asked(1))
     assert isinstance(outcome, Failed)
     assert (outcome.kind, status_of(outcome)) == ("nan", 502)
 
@@ -155,22 +156,22 @@ def test_what_breaks_a_batch_is_judged_alone() -> None:
 class Recorded:
     """A teacher that says what was written down."""
 
-    def __init__(self, outcomes: list[TeacherJudgement | Failed]) -> None:
+    def __init__(self, outcomes: list[Judgement | Failed]) -> None:
         self.outcomes = outcomes
 
-    def judge(self, requests: list[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: list[JudgeRequest]) -> list[Judgement | Failed]:
         return self.outcomes[: len(requests)]
 
 
 def test_a_served_teacher_gives_its_reasons_and_its_failures() -> None:
     scores = dict.fromkeys(names(), 1)
     said = judgement_of([json.dumps({**scores, "rationale": "it slips"})])
-    assert isinstance(said, TeacherJudgement)
+    assert isinstance(said, Judgement)
     failed = judgement_of(["no answer at all"])
     served = ServedTeacher("vlm/small", Recorded([said, failed]))
     first, second = served.judge(asked(2))
-    assert isinstance(first, ServedJudgement)
-    assert first.as_json() == {
+    assert isinstance(first, Judgement)
+    assert answer_json(served, first) == {
         "scores": dict.fromkeys(names(), 1.0),
         "std": dict.fromkeys(names(), 0.0),
         "total": 6.0,
@@ -192,15 +193,15 @@ def test_a_clip_unlike_the_training_clips_is_told_beside_its_score(student: Stud
         statistics.mean(0), np.linalg.inv(np.cov(statistics.T) + np.eye(17) * 1e-6), 8.0, ranges, 40
     )
     like, unlike = asked(1)[0], JudgeRequest(np.zeros((9, 16, 32, 3), np.uint8), 30.0, "open it")
-    first, second = ServedStudent(student, known).judge([like, unlike])
-    assert isinstance(first, ServedJudgement)
-    assert isinstance(second, ServedJudgement)
+    first, second = StudentJudge(student, known).judge([like, unlike])
+    assert isinstance(first, Judgement)
+    assert isinstance(second, Judgement)
     assert first.as_json()["training_range"]["outside"] == []
     told = second.as_json()["training_range"]
     assert told["distance"] > 1
     assert [line.split(" ")[0] for line in told["outside"]] == ["frames", "number", "frame", "width"]
-    [neither] = ServedStudent(student).judge([unlike])
-    assert isinstance(neither, ServedJudgement)
+    [neither] = StudentJudge(student).judge([unlike])
+    assert isinstance(neither, Judgement)
     assert neither.as_json()["training_range"] is None
 
 

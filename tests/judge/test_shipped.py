@@ -13,7 +13,7 @@ from roboalign_ray.config.loading import load_job
 from roboalign_ray.judge.bench.corruptions import Material
 from roboalign_ray.judge.bench.degradation_table import DEGRADATIONS, degrade
 from roboalign_ray.judge.data.label_store import LabelledPairs
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.judge.teacher.model_sources import model_source
 from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
@@ -137,7 +137,7 @@ def test_the_teacher_ranks_clips_that_it_has_not_seen(pairs: LabelledPairs) -> N
     judged = [
         (outcome.total, pair.scores.sum())
         for outcome, pair in zip(outcomes, shown, strict=True)
-        if isinstance(outcome, TeacherJudgement)
+        if isinstance(outcome, Judgement)
     ]
     assert len(judged) > 0.9 * len(shown)
     assert spearmanr(*zip(*judged, strict=True)).statistic > 0.4

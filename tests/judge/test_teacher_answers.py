@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from roboalign_ray.config import ConfigError, TeacherConfig
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.foundation.failures import Failed, UserError
-from roboalign_ray.judge.protocol import TeacherJudgement, judgement_of
+from roboalign_ray.judge.protocol import Judgement, judgement_of
 from roboalign_ray.judge.rubric import DIMENSIONS, maxima, names
 from roboalign_ray.judge.teacher.parsing import Answer, parse_answer
 from roboalign_ray.judge.teacher.prompt import (
@@ -166,7 +166,7 @@ def test_no_text_at_all_raises(text: str) -> None:
 def test_unreadable_answers_are_left_out_and_counted() -> None:
     texts = [answer("a", contact_realism=0), "garbage", answer("b"), "<think>"]
     judged = judgement_of(texts)
-    assert isinstance(judged, TeacherJudgement)
+    assert isinstance(judged, Judgement)
     assert judged.scores[names().index("contact_realism")] == 0.5
     assert judged.std[names().index("contact_realism")] == 0.5
     assert judged.std[0] == 0
@@ -180,7 +180,7 @@ def test_the_rationale_is_that_of_the_answer_nearest_to_the_mean() -> None:
     judged = judgement_of(
         [answer("low", instruction_following=0), answer("middle", instruction_following=2), answer("high")]
     )
-    assert isinstance(judged, TeacherJudgement)
+    assert isinstance(judged, Judgement)
     assert judged.rationale == "middle"
 
 

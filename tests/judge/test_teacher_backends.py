@@ -19,7 +19,7 @@ from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.data.pairs import JudgedPair
 from roboalign_ray.judge.privileged.judge import PrivilegedJudge
 from roboalign_ray.judge.privileged.measure import Reference
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest
 from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.judge.teacher.frames import shown_size, shown_video
 from roboalign_ray.judge.teacher.model_sources import check_adapter, describe_base
@@ -212,13 +212,13 @@ def test_what_was_learned_is_answered_and_one_bad_video_costs_the_others_nothing
     assert isinstance(short, Failed)
     assert short.kind == "input"
     assert "short.mp4" in short.reason
-    assert isinstance(first, TeacherJudgement)
-    assert isinstance(second, TeacherJudgement)
+    assert isinstance(first, Judgement)
+    assert isinstance(second, Judgement)
     assert len(first.samples) + len(first.failures) == 3
     np.testing.assert_allclose(first.scores, [3, 2, 1, 1, 1, 2], atol=0.5)
     np.testing.assert_allclose(second.scores, [0.5, 0, 0, 0.5, 1, 1.5], atol=0.5)
     again = teacher.judge(requests)[0]
-    assert isinstance(again, TeacherJudgement)
+    assert isinstance(again, Judgement)
     assert again.texts == first.texts
 
 
@@ -238,7 +238,7 @@ def test_a_held_answer_fits_the_schema_even_from_an_untrained_model(folder: Path
     changes = {"max_new_tokens": 400, "constrained": True, "rationale_characters": 20}
     teacher = TransformersTeacher(tiny(model=str(folder), samples=3, **changes))
     [outcome] = teacher.judge([JudgeRequest(clip(), 5.0, "open the drawer")])
-    assert isinstance(outcome, TeacherJudgement)
+    assert isinstance(outcome, Judgement)
     assert outcome.failures == ()
     assert np.all(outcome.samples <= maxima())
 
@@ -330,7 +330,7 @@ def test_a_server_is_asked_again_for_what_may_pass(server: str) -> None:
     teacher = ServerTeacher(asked(server))
     Script.replies[:] = [(503, {"error": {"message": "busy"}}), (200, said(GOOD, "garbage"))]
     [outcome] = teacher.judge([JudgeRequest(clip(), 5.0, "open the drawer")])
-    assert isinstance(outcome, TeacherJudgement)
+    assert isinstance(outcome, Judgement)
     assert outcome.total == 10
     assert len(outcome.failures) == 1
     assert len(Script.bodies) == 2
@@ -362,7 +362,7 @@ def test_reasoning_that_a_server_split_off_is_understood(server: str) -> None:
     teacher = ServerTeacher(asked(server, video_as="images", structured="openai"))
     Script.replies[:] = [(200, {"choices": [{"message": {"reasoning": "looks good", "content": GOOD}}]})]
     [outcome] = teacher.judge([JudgeRequest(clip(), 5.0, "open the drawer")])
-    assert isinstance(outcome, TeacherJudgement)
+    assert isinstance(outcome, Judgement)
     assert outcome.texts[0].startswith("looks good\n</think>")
     content = Script.bodies[0]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["image_url"] * 4 + ["text"]
@@ -393,7 +393,7 @@ def test_the_privileged_teacher_stands_behind_the_same_interface() -> None:
             JudgeRequest(frames, 10.0, "open the drawer"),
         ]
     )
-    assert isinstance(judged, TeacherJudgement)
+    assert isinstance(judged, Judgement)
     assert judged.total == pytest.approx(10, abs=0.1)
     assert judged.std.tolist() == [0] * 6
     assert isinstance(alone, Failed)

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +14,17 @@ import pytest
 import ray
 import yaml
 from PIL import Image
+from straight_line import straight_line
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_job import SIZE, make_tiny_job, square_episode
 
-from roboalign_ray.actors.learner import LearnerActor
-from roboalign_ray.actors.rollout import RolloutActor
-from roboalign_ray.actors.scorer import ScorerActor
-from roboalign_ray.alignment.records.scored import reward_scalars
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.run_record import read_record
-from roboalign_ray.foundation.weight_sync.packing import unpack
-from roboalign_ray.pipelines.align.groups import split_evenly
 from roboalign_ray.pipelines.align.job import AlignResult, run_align
-from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.registry import open_world_model
 from roboalign_ray.world_model.token.transformer import load_pretrained
 
@@ -95,38 +88,6 @@ def test_groups_are_counted_and_made_by_the_version_of_their_update(finished):
         "failed_groups": 0,
         "dropped_groups": 0,
     }
-
-
-def straight_line(job):
-    """The same run without Ray, actors calling one another in turn: final weights, journal lines, curves."""
-    folder = Path(job.world_model_weights)
-    rollout = RolloutActor(folder, job.rollout, job.episodes)
-    scorer = ScorerActor(folder, job.reward, job.episodes)
-    learner = LearnerActor(folder, job.alignment)
-    learner.join(learner.address())
-    schedule = schedule_from_store(job.episodes, job.rollout, job.seed)
-    size, lines, curves = job.alignment.prompts_per_update, [], defaultdict(list)
-    for update in range(job.alignment.updates):
-        names = schedule.train(update, size)
-        seeds = schedule.seeds(update, size, job.alignment.group_size)
-        scored, records = [], []
-        for share in split_evenly(size, job.cluster.rollout.workers):
-            groups, _ = rollout.rollout([names[i] for i in share], [seeds[i] for i in share])
-            *some, numbers = scorer.score(groups)
-            scored += some
-            records += numbers
-        lines += [record.as_json() for record in records]
-        result = learner.update(*scored)
-        for name, value in (
-            reward_scalars(records) | result.metrics | {"grad_norm": result.grad_norm}
-        ).items():
-            curves[name].append(value)
-        version, manifest = learner.publish()
-        *buckets, _ = learner.take_buckets()
-        weights = unpack(manifest, buckets)
-        rollout.load_weights(version, weights)
-    learner.close()
-    return weights, json.loads(json.dumps(lines)), curves
 
 
 def test_without_staleness_every_bit_is_that_of_a_straight_line(job, finished):

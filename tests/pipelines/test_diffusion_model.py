@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def job(tmp_path_factory) -> JobConfig:
         root,
         world_model_weights=str(root / "diffusion"),
         reward={"fidelity": {"weight": 1.0}},
+        alignment={"objective": "diffusion_nft"},
         evaluation={
             "episodes": 2,
             "horizon": 4,
@@ -131,11 +133,23 @@ def test_jobs_are_told_what_the_model_cannot_do_before_they_start(job, tmp_path)
     wrong.append((clips, {"horizons": horizons}, "rollouts of any length"))
     odd = job.rollout.refresh.model_copy(update={"window": 3})
     wrong.append((clips, {"refresh": odd}, "3 frames are no whole number"))
+    branching = job.rollout.branching.model_copy(update={"most": 4})
+    wrong.append((clips, {"branching": branching}, "rollout.branching.clip_frames: 1 frames are no whole"))
     for config, changes, told in wrong:
         rollout = config.rollout.model_copy(update=changes)
         fault = find_fault(Preflight("align", config.model_copy(update={"rollout": rollout})))
         assert isinstance(fault, UserError)
         assert told in fault.line()
+
+
+def test_an_objective_of_another_kind_is_told_before_anything_starts(job) -> None:
+    alignment = job.alignment.model_copy(update={"objective": "grpo"})
+    fault = find_fault(Preflight("align", job.model_copy(update={"alignment": alignment})))
+    assert isinstance(fault, UserError)
+    assert "'grpo' trains world models of kind 'token', and this one is of kind 'diffusion'" in fault.line()
+    tokens = str(Path(job.world_model_weights).with_name("world_model"))
+    other = job.model_copy(update={"world_model_weights": tokens})
+    assert "trains world models of kind 'diffusion'" in find_fault(Preflight("align", other)).line()
 
 
 def test_a_job_that_would_train_another_denoiser_is_told(job) -> None:

@@ -15,7 +15,7 @@ from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import HostError, UserError
 from roboalign_ray.judge.data.label_store import DistillationSet
 from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest
 from roboalign_ray.pipelines.cli.main import run
 from roboalign_ray.pipelines.label.job import label_items
 from roboalign_ray.pipelines.label.videos import Unreadable, items_of
@@ -114,7 +114,7 @@ class OnePool:
         while batch := next_batch():
             for key, request in batch:
                 assert isinstance(request, JudgeRequest)
-                done(key, TeacherJudgement(np.ones(6), np.zeros(6), np.ones((1, 6)), "good"))
+                done(key, Judgement(np.ones(6), np.zeros(6), np.ones((1, 6)), "good"))
 
 
 def test_labelling_goes_past_them_and_tells_them_again(videos: Path, tmp_path: Path) -> None:

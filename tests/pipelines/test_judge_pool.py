@@ -21,7 +21,7 @@ from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.data.label_store import DistillationSet
 from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement, judgement_of
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, judgement_of
 from roboalign_ray.judge.teacher.prompt import target_answer
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.pipelines.label.job import JOURNAL, _events, label_items
@@ -42,7 +42,7 @@ CONFIG = JobConfig.model_validate(
 class FaultyTeacher:
     """Gives the score that a video's first pixel says; three answers in ten are garbage, and names tell the rest.
 
-    A name with "poison" kills the process, "stuck" hangs it, "once" kills it the first time it is seen.
+    A name with "poison" kills the process, "stuck" hangs it, "once" kills it the first time it is seen, "raise" raises.
     """
 
     def __init__(self, config: TeacherConfig, threads: int = 1) -> None:
@@ -51,10 +51,13 @@ class FaultyTeacher:
     def ready(self) -> str:
         return "faulty"
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def beat(self) -> int:
+        return 0
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         return [self._judged(request) for request in requests]
 
-    def _judged(self, request: JudgeRequest) -> TeacherJudgement | Failed:
+    def _judged(self, request: JudgeRequest) -> Judgement | Failed:
         if "poison" in request.name:
             os.kill(os.getpid(), signal.SIGKILL)
         if "once" in request.name:
@@ -62,6 +65,8 @@ class FaultyTeacher:
             if not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if "raise" in request.name:
+            raise RuntimeError("out of memory")
         if "stuck" in request.name:
             time.sleep(3600)
         good = target_answer(scores_of(request.frames), self.config)
@@ -178,15 +183,20 @@ def test_a_pool_judges_in_order_and_gives_failures_their_place() -> None:
         requests = [JudgeRequest(video(n), 5.0, "do it", name=f"v{n}") for n in range(7)]
         requests[4] = JudgeRequest(video(0), 5.0, "do it", name="poison")
         outcomes = pool.judge(requests)
+        [raised] = pool.judge([JudgeRequest(video(0), 5.0, "do it", name="raise")])
+        losses = pool.losses
+        again = pool.judge(requests[:3])
     finally:
         pool.close()
     assert len(outcomes) == 7
     assert all(isinstance(outcomes[n], Failed) for n in (3, 4, 5))  # a batch dies together
     for number in (0, 1, 2, 6):
         outcome = outcomes[number]
-        if isinstance(outcome, TeacherJudgement):
+        if isinstance(outcome, Judgement):
             np.testing.assert_allclose(outcome.scores, scores_of(requests[number].frames))
-    assert pool.losses == 1
+    assert isinstance(raised, Failed)
+    assert (raised.kind, losses) == ("worker_error", 2)  # its actor is replaced too
+    assert [type(outcome) for outcome in again] == [type(outcome) for outcome in outcomes[:3]]
 
 
 @pytest.mark.chaos

@@ -219,7 +219,7 @@ def test_the_merged_model_is_the_adapters(adapted: Adapted, tmp_path: Path) -> N
 def test_vllm_loads_the_adapter_and_the_merged_model(adapted: Adapted) -> None:
     """At temperature 0 it answers word by word as transformers does with the same files."""
     pytest.importorskip("vllm")
-    from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement
+    from roboalign_ray.judge.protocol import Judgement, JudgeRequest
     from roboalign_ray.judge.teacher.transformers_backend import TransformersTeacher
     from roboalign_ray.pipelines.label.teacher_pool import TeacherPool
 
@@ -237,8 +237,8 @@ def test_vllm_loads_the_adapter_and_the_merged_model(adapted: Adapted) -> None:
         by_vllm = pool.judge(requests)
         pool.close()
         for ours, theirs in zip(by_vllm, by_transformers, strict=True):
-            assert isinstance(ours, TeacherJudgement)
-            assert isinstance(theirs, TeacherJudgement)
+            assert isinstance(ours, Judgement)
+            assert isinstance(theirs, Judgement)
             assert ours.texts == theirs.texts
         told[name] = [ours.texts for ours in by_vllm]
     assert told["adapter"] != told["base"]

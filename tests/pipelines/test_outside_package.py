@@ -1,4 +1,7 @@
-"""A package outside this repository, built and installed: its episode source and its rewards run in a job."""
+"""A package outside this repository, built and installed: its episode source, rewards, world model and objective.
+
+All four run in one alignment job. Conversion and refusals run in this process, the job as a command of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from tiny_job import EPISODES, make_tiny_job, square_episode
+from toy_world_model import write_toy
 
 from roboalign_ray.config.loading import dump_yaml
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
+from roboalign_ray.pipelines.cli.main import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+RATE = 0.01
 PACKAGE = {
     "pyproject.toml": """
 [build-system]
@@ -30,6 +37,10 @@ version = "1.0"
 speed = "outside_robot.rewards:Speed"
 [project.entry-points."roboalign_ray.episode_sources"]
 squares = "outside_robot.sources:Squares"
+[project.entry-points."roboalign_ray.world_models"]
+toy = "outside_robot.world_model:ToyKind"
+[project.entry-points."roboalign_ray.objectives"]
+climb = "outside_robot.objectives:Climb"
 """,
     "outside_robot/__init__.py": "",
     "outside_robot/rewards.py": '''
@@ -88,6 +99,50 @@ class Squares:
                 action_kinds=("delta", "delta"),
             )
 """,
+    "outside_robot/world_model.py": (REPOSITORY / "tests/toy_world_model.py").read_text(),
+    "outside_robot/objectives.py": '''
+import json
+import numpy as np
+import torch
+from outside_robot.world_model import write_toy
+from roboalign_ray.alignment.objectives.protocol import Objective, OptimizerStep, PolicyModel
+
+
+class Gain(PolicyModel):
+    """The toy world model's only weight."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor([gain]))
+
+    def forward(self, weights):
+        return self.gain * weights.sum()
+
+    def inputs(self, item, device):
+        return (item.to(device),)
+
+    def weights(self):
+        return {"gain": self.gain}
+
+    def save(self, folder):
+        write_toy(folder, views=1, gain=float(self.gain))
+
+
+class Climb(Objective):
+    """Minimises -gain * mean(advantage * sample number): the gain rises where later samples have better scores."""
+
+    def open_policy(self, folder):
+        return Gain(json.loads((folder / "toy.json").read_text())["gain"])
+
+    def prepare(self, policy, groups, advantages, share):
+        rows = [one.values * np.arange(len(one.values)) for one in advantages]
+        part = np.concatenate(rows)[share.rank :: share.ranks]
+        return OptimizerStep([torch.tensor(part, dtype=torch.float32)], sum(map(len, rows)))
+
+    def loss(self, policy, item, size):
+        loss = -policy.predict(item).sum() / size
+        return loss, {"loss": loss.detach()}
+''',
 }
 # What the console script does, but that the package's folder is put on the import path by the process itself.
 SCRIPT = """
@@ -124,24 +179,24 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    (cwd / "bin").mkdir(exist_ok=True)
-    script = cwd / "bin/start.py"
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    line = [sys.executable, str(script), str(site), *words]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
+@pytest.fixture
+def inside(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of commands that run in this process, which finds the package."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", ["squares", "outside_robot.sources:Squares"])
-def test_its_source_becomes_a_store(name: str, site: Path, logs: Path, tmp_path: Path) -> None:
+def test_its_source_becomes_a_store(
+    name: str, inside: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["episodes", "convert", str(logs), "store", "--format", name, "--json"]
-    done = command(site, tmp_path, *words, "--view", "front", "--stride", "3")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    assert run([*words, "--view", "front", "--stride", "3"]) == 0
+    told = json.loads(capsys.readouterr().out)
     assert (told["episodes"], told["frames"]) == (EPISODES, EPISODES * 4)
     assert told["quarantined"] == [{"episode_id": "toy/99", "reason": "holds no frames"}]
-    store = open_store(tmp_path / "store")
+    store = open_store(inside / "store")
     for number in (0, EPISODES - 1):
         read, made = store.read(f"toy/{number:02d}"), square_episode(number)
         assert list(read.frames) == ["front"]
@@ -150,49 +205,81 @@ def test_its_source_becomes_a_store(name: str, site: Path, logs: Path, tmp_path:
         assert read.action_kinds == ("delta", "delta")
 
 
-def test_a_source_that_does_not_fit_is_one_line(site: Path, logs: Path, tmp_path: Path) -> None:
-    for name, expected in {
-        "sqares": "--format: unknown episode source 'sqares'; did you mean 'squares'?",
-        "outside_robot.sources:Path": "--format: 'outside_robot.sources:Path' is no episode source: it has no method",
-        "outside_robot.source:Squares": "--format: there is no module 'outside_robot.source'",
-    }.items():
-        done = command(site, tmp_path, "episodes", "convert", str(logs), "store", "--format", name)
-        assert done.returncode == 2
-        assert expected in " ".join(done.stderr.split())
-        assert not (tmp_path / "store").exists()
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("sqares", "--format: unknown episode source 'sqares'; did you mean 'squares'?"),
+        (
+            "outside_robot.sources:Path",
+            "--format: 'outside_robot.sources:Path' is no episode source: it has no method",
+        ),
+        ("outside_robot.source:Squares", "--format: there is no module 'outside_robot.source'"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_one_line(
+    name: str, line: str, inside: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["episodes", "convert", str(logs), "store", "--format", name]) == 2
+    assert line in " ".join(capsys.readouterr().err.split())
+    assert not (inside / "store").exists()
 
 
-def test_its_rewards_and_its_episodes_run_in_an_alignment_job(site: Path, logs: Path, tmp_path: Path) -> None:
+def write_profile(folder: Path) -> None:
+    """A profile of the package's parts. `load_job` would look for them in this process, so the tree is put together."""
     cluster = {"rollout": {"workers": 1, "num_cpus": 0.5, "threads": 1, "deadline_s": 120}}
-    parts = {"speed": {"weight": 2.0, "metres": 0.5}, "outside_robot.rewards:brightness": {"weight": 4.0}}
-    job = make_tiny_job(tmp_path, alignment={"updates": 1}, cluster=cluster)
-    # This process has no such package, so the profile is not made by it.
-    tree = yaml.safe_load(dump_yaml(job)) | {"name": "outside", "reward": parts}
-    (tmp_path / "outside.yaml").write_text(yaml.safe_dump(tree))
-    converted = command(
-        site, tmp_path, "episodes", "convert", str(logs), "own", "--format", "squares", "--view", "front"
-    )
-    assert converted.returncode == 0, converted.stderr
+    sizes = {"updates": 2, "prompts_per_update": 2, "held_out_prompts": 1, "evaluate_every": 2}
+    job = make_tiny_job(folder, alignment={**sizes, "learning_rate": RATE}, cluster=cluster)
+    tree = yaml.safe_load(dump_yaml(job))
+    tree["name"], tree["world_model_weights"] = "outside", "toy"
+    tree["alignment"]["objective"] = "climb"
+    tree["reward"] = {
+        "speed": {"weight": 2.0, "metres": 0.5},
+        "outside_robot.rewards:brightness": {"weight": 4.0},
+    }
+    (folder / "outside.yaml").write_text(yaml.safe_dump(tree))
+    write_toy(folder / "toy", views=1)
 
-    wrong = ["--set", "reward.speed.metre=1"]
-    refused = command(site, tmp_path, "align", "outside.yaml", "--quiet", "--out", "run", *wrong)
-    assert refused.returncode == 2
-    assert "reward.speed: unknown key 'metre'; did you mean 'metres'?" in " ".join(refused.stderr.split())
 
-    done = command(
-        site, tmp_path, "align", "outside.yaml", "--quiet", "--out", "run", "--set", "episodes.store=own"
+def test_its_parts_run_together_in_an_alignment_job(
+    inside: Path, site: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_profile(inside)
+    assert run(["episodes", "convert", str(logs), "own", "--format", "squares", "--view", "front"]) == 0
+    align = ["align", "outside.yaml", "--quiet", "--out", "run", "--set", "episodes.store=own"]
+    assert run([*align, "--set", "reward.speed.metre=1"]) == 2
+    line = "reward.speed: unknown key 'metre'; did you mean 'metres'?"
+    assert line in " ".join(capsys.readouterr().err.split())
+
+    script = inside / "bin/start.py"
+    script.parent.mkdir()
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(site), *align],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    entries = map(json.loads, (tmp_path / "run/rollouts.jsonl").read_text().splitlines())
+    entries = map(json.loads, (inside / "run/rollouts.jsonl").read_text().splitlines())
     lines = [entry for entry in entries if "scores" in entry]
     assert len(lines) == 4
+    assert {version for line in lines for version in line["versions"]} == {0, 1}
     for line in lines:
-        name = PromptName.parse(line["prompt"])
-        actions = square_episode(int(name.episode_id[-2:])).actions[name.start : name.start + 4]
-        speed = 0.5 * np.linalg.norm(actions, axis=1).mean() * 10.0
-        for number, score in enumerate(line["scores"]):
-            assert score["speed"] == pytest.approx(speed + 0.1 * number, rel=1e-5)
-            assert [score[f"speed/{part}"] for part in ("fps", "robot", "rows")] == [10.0, 1.0, 0.0]
-            light = score["outside_robot.rewards:brightness"]
-            assert 0 < light < 1
-            assert score["total"] == pytest.approx(2 * score["speed"] + 4 * light)
+        check_scores(line)
+    # The gradient is the same in both updates, so AdamW moves the gain by its learning rate each time.
+    gain = json.loads((inside / "run/aligned/toy.json").read_text())["gain"]
+    assert gain == pytest.approx(1 + 2 * RATE, rel=1e-5)
+
+
+def check_scores(line: dict[str, Any]) -> None:
+    """Commanded speed in closed form; a quarter of the toy's picture is bright."""
+    name = PromptName.parse(line["prompt"])
+    actions = square_episode(int(name.episode_id[-2:])).actions[name.start : name.start + 4]
+    speed = 0.5 * np.linalg.norm(actions, axis=1).mean() * 10.0
+    for number, score in enumerate(line["scores"]):
+        assert score["speed"] == pytest.approx(speed + 0.1 * number, rel=1e-5)
+        assert [score[f"speed/{part}"] for part in ("fps", "robot", "rows")] == [10.0, 1.0, 0.0]
+        light = score["outside_robot.rewards:brightness"]
+        assert light == pytest.approx((0.25 * 220 + 0.75 * 40) / 255)
+        assert score["total"] == pytest.approx(2 * score["speed"] + 4 * light)

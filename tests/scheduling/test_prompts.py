@@ -111,3 +111,33 @@ def test_the_shortest_may_not_be_longer_than_the_longest():
     with pytest.raises(ConfigError, match="longer than the longest"):
         lengths("uniform", least=10)
     assert lengths("fixed", least=10).horizon == 9
+
+
+def branching(**changes):
+    settings = {"clip_frames": 2, "first": 2, "most": 4, "groups_per_clip": 300, **changes}
+    return RolloutConfig(horizon=8, branching=settings)
+
+
+def test_branched_groups_share_all_but_their_last_clip_and_grow_longer():
+    drawn = PromptSchedule(TRAIN, HELD_OUT, 3, branching()).train(0, 1500)
+    assert all(PromptName.parse(name.prompt_id) == name for name in drawn)
+    assert all(name.horizon - name.shared == 2 for name in drawn)
+    clips = np.array([name.horizon // 2 for name in drawn])
+    for first, longest in ((0, 2), (300, 3), (600, 4), (900, 4)):
+        shares = np.bincount(clips[first : first + 300], minlength=6)[1:] / 300
+        np.testing.assert_allclose(shares[:longest], 1 / longest, atol=0.1)
+        assert not shares[longest:].any()
+    plain = PromptSchedule(TRAIN, HELD_OUT, 3)
+    assert [(n.episode_id, n.start) for n in drawn[:50]] == [
+        (n.episode_id, n.start) for n in plain.train(0, 50)
+    ]
+    assert PromptSchedule(TRAIN, HELD_OUT, 3, branching()).held_out(5) == plain.held_out(5)
+
+
+def test_branching_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match=r"5 clips of 2 frames are longer .* 8 frames"):
+        branching(most=5)
+    with pytest.raises(ConfigError, match="begins at 4 clips"):
+        branching(first=4, most=3)
+    with pytest.raises(ConfigError, match="draws the length of rollouts"):
+        RolloutConfig(horizon=20, horizons={"shape": "uniform"}, branching={"most": 4})

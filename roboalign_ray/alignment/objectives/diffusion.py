@@ -51,7 +51,7 @@ class DiffusionObjective(Objective[ClipBatch]):
         base: weights of the frozen base that are not the network's own; empty with adapters.
     """
 
-    unit = "clip"
+    unit, trains = "clip", "diffusion"
     old: OldPolicy
     base: dict[str, Tensor]
 
@@ -128,9 +128,7 @@ class DiffusionObjective(Objective[ClipBatch]):
         """What the loss takes for each of a clip's valid samples [K], from their advantages [K]."""
 
     @abstractmethod
-    def _loss(
-        self, clips: Predictions, weights: Tensor, live: Tensor, count: int
-    ) -> tuple[Tensor, Metrics]:
+    def _loss(self, clips: Predictions, weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Metrics]:
         """Loss and metrics of some rows."""
 
     def finish(self, policy: DiffusionTrainable, metrics: Mapping[str, float]) -> None:
@@ -147,6 +145,11 @@ class DiffusionObjective(Objective[ClipBatch]):
         """The old policy's: DiffusionNFT's loss is about samples of that one. With adapters, only those."""
         return self.old.weights
 
+    def save(self, model: PolicyModel, folder: Path) -> None:
+        """The old policy's, too."""
+        assert isinstance(model, DiffusionPolicy)
+        model.save_with(self.old.weights, folder)
+
     def state_dict(self) -> dict[str, Any]:
         """The old policy and its place in the schedule. Noise follows from the rollouts' seeds."""
         return {"old": self.old.state_dict()}
@@ -162,9 +165,7 @@ class DiffusionNftObjective(DiffusionObjective):
     def _weigh(self, advantages: np.ndarray) -> np.ndarray:
         return advantages
 
-    def _loss(
-        self, clips: Predictions, weights: Tensor, live: Tensor, count: int
-    ) -> tuple[Tensor, Metrics]:
+    def _loss(self, clips: Predictions, weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Metrics]:
         settings = self.config.nft
         return nft_loss(
             clips,
@@ -184,9 +185,7 @@ class SoftmaxContrastiveObjective(DiffusionObjective):
     def _weigh(self, advantages: np.ndarray) -> np.ndarray:
         return softmax_weights(advantages, self.config.contrastive.beta)
 
-    def _loss(
-        self, clips: Predictions, weights: Tensor, live: Tensor, count: int
-    ) -> tuple[Tensor, Metrics]:
+    def _loss(self, clips: Predictions, weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Metrics]:
         return contrastive_loss(
             clips, weights, live, regulariser=self.config.diffusion.regulariser, count=count
         )

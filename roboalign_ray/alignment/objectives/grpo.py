@@ -54,12 +54,12 @@ class TokenItem:
     """A micro-batch with what does not change during its update.
 
     Attributes:
-        batch: sequences of one shape.
+        batch: sequences of the same shape.
         reference: log-probabilities [B, N] under the frozen reference.
-        stale: bool [B, N], tokens of older weights than the update began with; None where the step has none, or the
-            loss does not tell them apart.
-        proximal: log-probabilities [B, N] under the policy at the update's beginning, those of `batch.behaviour` where
-            not stale; None where the loss does not look at it.
+        stale: bool [B, N], tokens of weights older than those at the beginning of the update; None if there are none,
+            or if the loss does not use them.
+        proximal: log-probabilities [B, N] under the policy at the beginning of the update, and those of
+            `batch.behaviour` where not stale; None if the loss does not use them.
     """
 
     batch: MicroBatch
@@ -69,15 +69,15 @@ class TokenItem:
 
 
 class GrpoObjective(Objective[TokenItem]):
-    """GRPO with the correction that `off_policy` names.
+    """GRPO with the correction of `off_policy`.
 
     Attributes:
-        layout: of the sequences; from `begin` on, as the other two.
+        layout: layout of the sequences; all attributes exist from `begin` on.
         frozen: the reference model.
-        reference: its log-probabilities and entropies of a micro-batch.
+        reference: computes its log-probabilities and entropies of a micro-batch.
     """
 
-    unit = "token"
+    unit, trains = "token", "token"
     layout: SequenceLayout
     frozen: TokenPolicy
     reference: Predict
@@ -95,7 +95,7 @@ class GrpoObjective(Objective[TokenItem]):
         return open_token_policy(folder)
 
     def begin(self, policy: LearnerPolicy, folder: Path) -> None:
-        """Load the frozen reference in the policy's own precision: the first KL is then exactly zero."""
+        """Load the frozen reference in the policy's own precision, so that the first KL is exactly zero."""
         frozen = open_token_policy(folder).to(policy.dtype).to(policy.device).eval()
 
         def reference(batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -111,18 +111,18 @@ class GrpoObjective(Objective[TokenItem]):
         advantages: Sequence[GroupAdvantages],
         share: Share,
     ) -> OptimizerStep[TokenItem]:
-        """Every segment of every valid sample is a sequence; the reference is asked once per micro-batch."""
+        """Every segment of every valid sample is a sequence. The reference runs once per micro-batch."""
         sequences = training_sequences(groups, advantages, self.layout)
         batches = micro_batches(sequences, self.config.micro_batch_tokens, rank=share.rank, ranks=share.ranks)
         with torch.no_grad():
             items = [TokenItem(batch, self.reference(batch)[0]) for batch in batches]
-            # Looked for in all sequences, which every rank has: all ranks then pass equally often.
+            # Determined from all sequences, which are the same on every rank: all ranks then make equally many passes.
             if self._loss.needs_stale and any(_stale(s.version, share.version) for s in sequences):
                 items = [self._with_stale(policy, item, share.version) for item in items]
         return OptimizerStep(items, token_count(sequences))
 
     def _with_stale(self, policy: TokenTrainable, item: TokenItem, version: int | None) -> TokenItem:
-        """The item with its marks, and the proximal log-probabilities where the loss needs them."""
+        """The item with stale tokens marked, and with proximal log-probabilities if the loss needs them."""
         stale = torch.from_numpy(item.batch.older_than(version)).to(policy.device)
         if not self._loss.needs_proximal:
             return replace(item, stale=stale)
@@ -147,7 +147,7 @@ class GrpoObjective(Objective[TokenItem]):
         return self._loss(tokens, size)
 
     def finish(self, policy: TokenTrainable, metrics: Mapping[str, float]) -> None:
-        """Warn where the KL had to be bounded."""
+        """Warn if the KL was bounded."""
         if metrics.get("kl_bound_fraction"):
             logger.warning(
                 "%.2g of the tokens are over %g nats less likely than under the reference; their KL is bounded",
@@ -157,5 +157,5 @@ class GrpoObjective(Objective[TokenItem]):
 
 
 def _stale(version: int, now: int | None) -> bool:
-    """Whether weights of that version are older than those of now; without a version of now, all are."""
+    """Whether a version is older than the current one; if the current one is None, every version is."""
     return now is None or version < now

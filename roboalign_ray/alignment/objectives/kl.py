@@ -2,7 +2,7 @@
 
 With d = log pi_ref - log pi on a sampled token: k1 = -d is unbiased and may be negative, k2 = d^2/2 is biased
 and low in variance, k3 = exp(d) - d - 1 is unbiased and never negative (J. Schulman, "Approximating KL
-divergence", 2020). Where d passes EXPONENT_BOUND, k3 goes on as a straight line.
+divergence", 2020). Above d = EXPONENT_BOUND, k3 continues as a straight line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from roboalign_ray.foundation.failures import UserError
 
-# Nats. exp(d) of float32 overflows at 88.7, and one such token outweighs all others long before.
+# Nats. exp(d) of float32 overflows at 88.7, and one such token dominates all others long before.
 EXPONENT_BOUND = 20.0
 
 
@@ -31,8 +31,8 @@ def kl_k2(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Ten
 def kl_k3(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
     """exp(d) - d - 1 with d = log pi_ref - log pi, per token, any shape, nats, >= 0.
 
-    Beyond d = EXPONENT_BOUND the tangent at the bound: value and gradient stay finite, and the gradient still pulls
-    towards the reference.
+    Above d = EXPONENT_BOUND, the tangent at the bound is used: value and gradient stay finite, and the gradient still
+    points towards the reference.
     """
     difference = reference_logprobs - logprobs
     inside, beyond = difference.clamp(max=EXPONENT_BOUND), torch.relu(difference - EXPONENT_BOUND)
@@ -47,10 +47,10 @@ ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 def kl_estimate(name: str, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """The estimator of that name, per token.
+    """The estimator by name, per token.
 
     Raises:
-        UserError: no such estimator.
+        UserError: there is no such estimator.
     """
     if name not in ESTIMATORS:
         raise UserError(f"no KL estimator '{name}'", remedy=f"one of {', '.join(ESTIMATORS)}")
@@ -58,5 +58,5 @@ def kl_estimate(name: str, logprobs: torch.Tensor, reference_logprobs: torch.Ten
 
 
 def kl_bounded(name: str, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """Bool, true for the tokens where the estimator of that name is bounded; k1 and k2 never are."""
+    """Bool, true for tokens where the estimator is bounded; never true for k1 and k2."""
     return (reference_logprobs - logprobs > EXPONENT_BOUND) & (name == "k3")

@@ -1,17 +1,16 @@
-"""Corrections for segments that older weights have made.
+"""Corrections for segments that were generated with older weights.
 
-Three policies: the behaviour b that sampled a token, the proximal p that the update begins with, and the one being
-trained, pi. Synchronously b = p and the clipped ratio pi/b keeps the step small. With b older, clipping pi/b would
-pull the policy back to where it was; so one of
+There are three policies: the behaviour policy b that sampled a token, the proximal policy p at the beginning of the
+update, and the trained policy pi. In synchronous training b = p, and the clipped ratio pi/b keeps the step small. If b
+is older, clipping pi/b would pull the policy back towards b; so one of
 
     decoupled   w min(u A, clip(u, 1-e, 1+e) A),   u = pi/p,  w = min(p/b, C)          (arXiv 2505.24298)
     truncated   min(pi/b, C) A log pi,             the weight without gradient         (arXiv 2506.13585)
 
-stands in the place of the clipped surrogate for these tokens, the first with its dual clip inside. Weights are per
-token and truncated at C >= 1: untruncated, their variance grows without bound with staleness. A segment of the weights
-that the update begins with has b = p, and gets the plain objective exactly, whatever rounding lies between the engine
-that sampled it and the learner. Every segment of a rollout has the version that made it, so a rollout may be in part
-stale.
+replaces the clipped surrogate for these tokens, the first one including the dual clip. Weights are per token and
+truncated at C >= 1: without truncation, their variance grows without bound with staleness. For a segment of the weights
+at the beginning of the update, b = p is set exactly, so it gets the plain objective in spite of rounding differences
+between engine and learner. Every segment of a rollout has its own version, so a rollout may be partly stale.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from roboalign_ray.alignment.objectives.token_loss import (
 from roboalign_ray.config import AlignmentConfig
 from roboalign_ray.config.asynchrony import OffPolicyConfig
 
-# [B, N] each: log-probabilities that ratios are taken to, weights, where these were cut; and the surrogate, if another.
+# [B, N] each: log-probabilities for the ratios, weights, where these were cut; and another surrogate, if there is one.
 _Correction = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Surrogate | None]
 
 
 def token_loss(config: AlignmentConfig, off_policy: OffPolicyConfig) -> TokenLoss:
-    """The loss that the configuration asks for; plain GRPO by default."""
+    """The configured loss; plain GRPO by default."""
     if off_policy.correction == "decoupled":
         return DecoupledLoss(config, off_policy)
     if off_policy.correction == "truncated":
@@ -47,7 +46,7 @@ def token_loss(config: AlignmentConfig, off_policy: OffPolicyConfig) -> TokenLos
 
 
 class _CorrectedLoss(ABC):
-    """Plain GRPO where nothing is stale, else with a correction."""
+    """Plain GRPO if nothing is stale, else GRPO with a correction."""
 
     needs_stale = True
     needs_proximal: bool
@@ -88,7 +87,7 @@ class _CorrectedLoss(ABC):
 
 
 class DecoupledLoss(_CorrectedLoss):
-    """Clips against the proximal policy, weighs by what lies between it and the behaviour policy."""
+    """Clips against the proximal policy, and weights by the ratio of the proximal to the behaviour policy."""
 
     needs_proximal = True
 
@@ -117,7 +116,7 @@ class TruncatedLoss(_CorrectedLoss):
 
         def surrogate_of(ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             plain, clipped = self._clipped(ratio, advantages)
-            # ratio / ratio.detach() is 1 with the gradient of log pi.
+            # ratio / ratio.detach() is 1, with the gradient of log pi.
             weighted = weights * advantages * (ratio / ratio.detach())
             return torch.where(stale, weighted, plain), torch.where(stale, cut, clipped)
 

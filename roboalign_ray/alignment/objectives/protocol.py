@@ -1,16 +1,16 @@
-"""What an objective of post-training is: scored groups in, losses of micro-batches out.
+"""The interface of a post-training objective: scored groups in, losses of micro-batches out.
 
     open_policy ─► the model that is trained
-    begin       ─► auxiliary policies in place (a frozen reference, an average of old weights)
+    begin       ─► creates auxiliary policies (a frozen reference, an average of old weights)
     prepare     ─► one optimizer step: this rank's micro-batches          ┐
     loss        ─► scalar loss and metrics of one micro-batch             │ every update
     finish      ─► after the update's last step                           ┘
 
-Learner, update loop, checkpoints and weight synchronisation know no more than this. A micro-batch is an opaque item:
-the objective makes it, and it alone reads it. An objective owns its auxiliary policies: what of them changes is in
+Learner, update loop, checkpoints and weight synchronisation use only this interface. A micro-batch is an opaque item:
+only the objective makes and reads it. An objective owns its auxiliary policies; their changing state is in
 `state_dict`, which checkpoints hold.
 
-Contract, held by `tests/contract/test_objectives.py`: losses and metrics add up to the step's over its micro-batches
+Contract, tested by `tests/contract/test_objectives.py`: losses and metrics add up to the step's over its micro-batches
 and over ranks; every rank gets equally many micro-batches; the same arguments give the same step.
 """
 
@@ -36,26 +36,26 @@ Item = TypeVar("Item")
 
 
 class PolicyModel(nn.Module, ABC):
-    """A model that is trained, whatever world model it belongs to. Any optimizer engine may wrap it."""
+    """A trained model of any world model. Any optimizer engine may wrap it."""
 
     @abstractmethod
     def inputs(self, item: Any, device: torch.device | str) -> tuple[Any, ...]:
-        """Arguments of `forward` for what an objective calls the policy with, tensors on the device."""
+        """Arguments of `forward` for an objective's item, tensors on the device."""
 
     @abstractmethod
     def weights(self) -> Mapping[str, Tensor]:
-        """What rollout workers need to sample from this policy: all weights, or those of adapters alone."""
+        """The weights that rollout workers need to sample from this policy: all weights, or only those of adapters."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write it as a folder that the world model is opened from."""
+        """Write the model as a folder that `open_world_model` reads."""
 
 
 class Policy(Protocol):
-    """A policy and its optimizer, seen from an objective and from the update.
+    """A policy and its optimizer, as objectives and the update use them.
 
     Attributes:
-        device: of the weights.
+        device: device of the weights.
     """
 
     device: torch.device
@@ -65,33 +65,33 @@ class Policy(Protocol):
         ...
 
     def step(self) -> float:
-        """Clip, update, zero the gradients; the gradient's norm before clipping."""
+        """Clip, update and zero the gradients. Return the gradient's norm before clipping."""
         ...
 
 
 class LearnerPolicy(Policy, Protocol):
-    """A `Policy` that a learner made: what an objective's auxiliary policies are derived from.
+    """A `Policy` that a learner made; an objective's auxiliary policies are derived from it.
 
     Attributes:
-        dtype: that the weights compute in.
-        passes: forward and backward passes so far, a sign of life: auxiliary policies count theirs here too.
+        dtype: data type of the computation.
+        passes: number of forward and backward passes so far, for heartbeats; auxiliary policies count theirs here too.
     """
 
     dtype: torch.dtype
     passes: int
 
     def whole_weights(self) -> AbstractContextManager[PolicyModel]:
-        """The trained model with all its weights in place, for the block; called on all ranks alike."""
+        """The trained model with all its weights during the block. All ranks must call this."""
         ...
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of an update this rank does.
+    """This rank's part of an update.
 
     Attributes:
-        rank, ranks: of this process, and how many there are.
-        version: of the policy's weights at the update's beginning; None where it is not known.
+        rank, ranks: rank of this process, and number of ranks.
+        version: version of the policy's weights at the beginning of the update; None if unknown.
     """
 
     rank: int = 0
@@ -105,7 +105,7 @@ class OptimizerStep(Generic[Item]):
 
     Attributes:
         items: this rank's micro-batches, equally many on every rank, at least one.
-        size: what the step's means are divided by, over all ranks: tokens, frames, clips.
+        size: denominator of the step's means, over all ranks: number of tokens, frames or clips.
     """
 
     items: Sequence[Item]
@@ -113,26 +113,28 @@ class OptimizerStep(Generic[Item]):
 
 
 class Objective(ABC, Generic[Item]):
-    """An objective; see the module's head for the order of calls.
+    """An objective; see the module's docstring for the order of calls.
 
     Args:
-        config: what `alignment` says, for every objective.
-        off_policy: what makes up for samples of older weights, where the objective can.
+        config: the section `alignment`, for every objective.
+        off_policy: correction for samples of older weights, if the objective supports one.
 
     Attributes:
         unit: what `OptimizerStep.size` counts, in the singular.
+        trains: kind of world model that it trains; empty where `open_policy` alone can tell.
     """
 
     unit: str = "sample"
+    trains: str = ""
 
     def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig | None = None) -> None:
         self.config, self.off_policy = config, off_policy or OffPolicyConfig()
 
     def check(self, config: JobConfig) -> None:
-        """Refuse a job that cannot be trained with, before anything heavy starts.
+        """Refuse a job that the objective cannot train, before anything heavy starts.
 
         Raises:
-            UserError: it cannot.
+            UserError: the job cannot be trained.
         """
 
     @abstractmethod
@@ -144,11 +146,11 @@ class Objective(ABC, Generic[Item]):
         """
 
     def begin(self, policy: LearnerPolicy, folder: Path) -> None:
-        """Put auxiliary policies in place, on the policy's device and in its precision.
+        """Create auxiliary policies, on the policy's device and in its precision.
 
         Args:
-            policy: to train, with the weights of `folder`.
-            folder: of the world model that training starts from.
+            policy: the trained policy, with the weights of `folder`.
+            folder: folder of the world model that training starts from.
         """
 
     @abstractmethod
@@ -162,13 +164,13 @@ class Objective(ABC, Generic[Item]):
         """This rank's micro-batches of one optimizer step. All steps of an update are prepared before the first one.
 
         Args:
-            policy: to train; called without gradient here.
-            groups: of this step, the same on every rank.
-            advantages: of each; at least one sample of one group is valid.
-            share: of this rank.
+            policy: the trained policy; called without gradient here.
+            groups: groups of this step, the same on every rank.
+            advantages: advantages of each group; at least one sample of one group is valid.
+            share: share of this rank.
 
         Raises:
-            UserError: a rollout that cannot be trained on.
+            UserError: a rollout cannot be trained on.
         """
 
     @abstractmethod
@@ -176,7 +178,7 @@ class Objective(ABC, Generic[Item]):
         """Scalar loss of one micro-batch, with gradient, and detached metrics.
 
         Args:
-            size: of the step.
+            size: size of the step.
 
         Returns:
             The loss and the metrics add up to the step's over all its micro-batches, but metrics whose names end in
@@ -187,19 +189,26 @@ class Objective(ABC, Generic[Item]):
         """Called on every rank after an update's last step; `metrics` are this rank's shares of the update's means."""
 
     def published(self, model: PolicyModel) -> Mapping[str, Tensor]:
-        """The weights that rollout workers sample with: the policy's own, by default."""
+        """The weights that rollout workers sample with; by default the policy's own."""
         return model.weights()
 
+    def save(self, model: PolicyModel, folder: Path) -> None:
+        """Write the policy whose weights are `published` as a folder that the world model is opened from.
+
+        Held-out rewards are those of this policy, and a replay makes rollouts again with it.
+        """
+        model.save(folder)
+
     def state_dict(self) -> dict[str, Any]:
-        """What the next update depends on besides the policy and torch's own generator, as `write_state` takes it."""
+        """State of the objective besides the policy and torch's own generator, as `write_state` accepts it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave, after `begin`."""
+        """Restore a `state_dict`, after `begin`."""
 
 
 def merge_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
-    """Metrics of a step from those of its micro-batches or ranks: sums, and maxima where a name ends in "_max"."""
+    """A step's metrics from those of its micro-batches or ranks: sums, and maxima if a name ends in "_max"."""
     merged: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():

@@ -22,13 +22,13 @@ OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
 
 
 def build_objective(config: AlignmentConfig, off_policy: OffPolicyConfig | None = None) -> Objective[Any]:
-    """The objective that a profile names; its auxiliary policies come with `begin`.
+    """The objective that a profile names. Its auxiliary policies are created by `begin`.
 
     Args:
-        config: names it.
-        off_policy: what makes up for samples of older weights.
+        config: contains the objective's name.
+        off_policy: correction for samples of older weights.
 
     Raises:
-        UserError: the name is unknown, or what it names is no objective.
+        UserError: the name is unknown, or the object is not an objective.
     """
     return OBJECTIVES.load(config.objective, "alignment.objective")(config, off_policy)

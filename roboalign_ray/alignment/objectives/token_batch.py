@@ -1,7 +1,7 @@
-"""From scored rollouts to training sequences and micro-batches.
+"""Converts scored rollouts to training sequences and micro-batches.
 
-Each segment of a rollout is a sequence of its own, [context][given …][act][generated]…: the model saw nothing
-else when it made it. Sequences of one shape are stacked, so no micro-batch holds padding.
+Each segment of a rollout is a separate sequence, [context][given …][act][generated]…: this is all that the model saw
+when it generated the segment. Sequences of the same shape are stacked, so no micro-batch contains padding.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class TrainingSequence:
 
     Attributes:
         ids: int64 [L], ends with the last generated frame.
-        frames: frames in `ids`, given and generated.
-        generated: the last frames, n of them, whose tokens are trained on.
+        frames: number of frames in `ids`, given and generated.
+        generated: number of last frames n whose tokens are trained on.
         behaviour: float32 [n * D], log-probabilities under the policy that sampled them.
         advantages: float32 [n * D], per trained token.
         version: weight version that generated the segment.
@@ -43,7 +43,7 @@ class TrainingSequence:
 
     @property
     def tokens(self) -> int:
-        """Trained tokens."""
+        """Number of trained tokens."""
         return len(self.behaviour)
 
 
@@ -55,7 +55,7 @@ class MicroBatch:
         ids: int64 [B, L].
         frames, generated: as in `TrainingSequence`.
         behaviour, advantages: float32 [B, N].
-        mask: float32 [B, N]; all 0 in a micro-batch that only keeps the ranks in step.
+        mask: float32 [B, N]; all 0 in a micro-batch that only equalises the number of passes over ranks.
         versions: int64 [B], weight version that generated each sequence.
     """
 
@@ -68,11 +68,11 @@ class MicroBatch:
     versions: np.ndarray
 
     def silenced(self) -> MicroBatch:
-        """The same shape with nothing to learn from."""
+        """The same shape, with mask 0."""
         return replace(self, mask=np.zeros_like(self.mask))
 
     def older_than(self, version: int | None) -> np.ndarray:
-        """Bool [B, N], tokens of segments of older weights than this version; all of them for None."""
+        """Bool [B, N]: tokens of segments of older weights than this version; all tokens if it is None."""
         older = np.ones_like(self.versions, bool) if version is None else self.versions < version
         return np.repeat(older[:, None], self.behaviour.shape[1], axis=1)
 
@@ -81,7 +81,7 @@ def check_trainable(rollout: RolloutConfig) -> None:
     """Refuse rollout settings whose log-probabilities a forward pass cannot reproduce.
 
     Raises:
-        UserError: context policy "sinks", or sampling that is not the model's own distribution.
+        UserError: context policy "sinks", or sampling from another distribution than the model's own.
     """
     if rollout.refresh.policy == "sinks":
         raise UserError(
@@ -104,10 +104,10 @@ def training_sequences(
     """Sequences of all valid samples, in the order group, segment, sample.
 
     Args:
-        advantages: of each group.
+        advantages: advantages of each group.
 
     Raises:
-        UserError: a segment is not exact.
+        UserError: a segment's log-probabilities are not exact.
     """
     sequences: list[TrainingSequence] = []
     for group, values in zip(groups, advantages, strict=True):
@@ -121,7 +121,7 @@ def training_sequences(
 def _segment_sequences(
     segment: TokenSegment, first: int, advantages: GroupAdvantages, layout: SequenceLayout, where: str
 ) -> list[TrainingSequence]:
-    """One sequence per valid sample; `first` is the rollout's frame that the segment begins with."""
+    """One sequence per valid sample; `first` is the segment's first frame in the rollout."""
     if not segment.exact:
         raise UserError(
             "a segment's log-probabilities cannot be reproduced by a forward pass",
@@ -154,9 +154,9 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """This rank's share of the sequences, stacked by shape, at most `token_budget` ids each (or one row).
 
-    Every rank gets equally many micro-batches, as collective operations in a forward pass need: the shorter
-    list ends in silenced ones. The result depends on the arguments alone: the ranks need not talk about it. Only what
-    is this rank's is stacked.
+    Every rank gets equally many micro-batches, because forward passes contain collective operations: shorter lists are
+    filled with masked ones. The result depends only on the arguments, without communication between ranks. Only this
+    rank's share is stacked.
     """
     shares = [_chunks(sequences[other::ranks], token_budget) for other in range(ranks)]
     longest = max(len(share) for share in shares)
@@ -168,7 +168,7 @@ def micro_batches(
 
 
 def _chunks(sequences: list[TrainingSequence], token_budget: int) -> list[list[TrainingSequence]]:
-    """The sequences of each micro-batch: one shape, as many as the budget allows."""
+    """The sequences of each micro-batch: one shape, as many as fit the budget."""
     shapes: dict[tuple[int, int], list[TrainingSequence]] = defaultdict(list)
     for sequence in sequences:
         shapes[sequence.frames, sequence.generated].append(sequence)
@@ -193,5 +193,5 @@ def _stack(chunk: list[TrainingSequence]) -> MicroBatch:
 
 
 def token_count(sequences: list[TrainingSequence]) -> int:
-    """Trained tokens of all sequences: the denominator of the step's mean."""
+    """Number of trained tokens of all sequences: the denominator of the step's mean."""
     return sum(sequence.tokens for sequence in sequences)

@@ -3,8 +3,8 @@
     L = sum_t [ -surrogate_t + beta * KL_t ] / N,   surrogate = min(rho A, clip(rho, 1-e, 1+e) A),
     and max(surrogate, c A) where A < 0 (dual clip, arXiv 1912.09729); rho = pi / pi_behaviour.
 
-N counts the valid tokens of the whole optimizer step, so the gradients of its micro-batches add up to the one
-of the undivided step, however it is divided.
+N is the number of valid tokens of the whole optimizer step, so the gradients of its micro-batches add up to the
+gradient of the whole step, for any division into micro-batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from roboalign_ray.alignment.objectives.kl import kl_bounded, kl_estimate
 from roboalign_ray.alignment.objectives.protocol import Metrics
 from roboalign_ray.config import AlignmentConfig
 
-LOG_RATIO_BOUND = 20.0  # exp() of more overflows to inf, whose zero gradient in a clipped branch becomes NaN
+LOG_RATIO_BOUND = (
+    20.0  # exp() of larger values overflows to inf, whose zero gradient in a clipped branch becomes NaN
+)
 
 # ratio and advantages, broadcasting to [B, N] -> surrogate [B, N], and bool [B, N] where a bound cut it
 Surrogate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -27,17 +29,17 @@ Surrogate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Ten
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What a loss on tokens looks at. All float32 [B, N] but `advantages`, which broadcasts to that.
+    """Inputs of a loss on tokens. All float32 [B, N] except `advantages`, which broadcasts to that shape.
 
     Attributes:
-        logprobs: of the sampled tokens under the policy being trained; carries the gradient.
-        behaviour: under the policy that sampled them.
-        reference: under the frozen pre-trained model.
+        logprobs: log-probabilities of the sampled tokens under the trained policy, with gradient.
+        behaviour: those under the policy that sampled them.
+        reference: those under the frozen pre-trained model.
         advantages: [B, 1] or [B, N].
-        mask: 1 where a token counts, 0 where not.
-        entropy: of the policy's distribution, nats, where it was computed.
-        stale: bool, tokens of older weights than the update began with; None where there are none.
-        proximal: under the policy that the update began with, equal to `behaviour` where not stale; None likewise.
+        mask: 1 for tokens that count, else 0.
+        entropy: entropy of the policy's distribution, nats, if it was computed.
+        stale: bool, tokens of weights older than those at the beginning of the update; None if there are none.
+        proximal: those under the policy at the beginning of the update, equal to `behaviour` where not stale; or None.
     """
 
     logprobs: torch.Tensor
@@ -51,22 +53,22 @@ class TokenBatch:
 
 
 class TokenLoss(Protocol):
-    """A loss over micro-batches of tokens. Losses and metrics of the micro-batches of a step add up to the step's.
+    """A loss on micro-batches of tokens. Losses and metrics of a step's micro-batches add up to the step's.
 
     Attributes:
-        needs_stale, needs_proximal: whether it looks at the fields of `TokenBatch` of these names.
+        needs_stale, needs_proximal: whether it uses these fields of `TokenBatch`.
     """
 
     needs_stale: bool
     needs_proximal: bool
 
     def __call__(self, batch: TokenBatch, token_count: float) -> tuple[torch.Tensor, Metrics]:
-        """Scalar loss and detached metrics; `token_count` counts the valid tokens of the whole step."""
+        """Scalar loss and detached metrics; `token_count` is the number of valid tokens of the whole step."""
         ...
 
 
 class GrpoLoss:
-    """`grpo_loss` behind the `TokenLoss` protocol."""
+    """`grpo_loss` with the `TokenLoss` protocol."""
 
     needs_stale = needs_proximal = False
 
@@ -103,11 +105,11 @@ def grpo_loss(
     Args:
         logprobs, behaviour_logprobs, reference_logprobs: [B, N], of the sampled tokens, nats.
         advantages: [B, 1] or [B, N].
-        mask: [B, N], 1 where a token counts.
+        mask: [B, N], 1 for tokens that count.
         config: clip, dual_clip, kl_coefficient, kl_estimator.
-        token_count: valid tokens of the whole optimizer step; None takes this batch's own.
-        entropy: [B, N], for the metrics alone.
-        surrogate_of: what stands in the place of `clipped_surrogate`.
+        token_count: number of valid tokens of the whole optimizer step; None takes this batch's own.
+        entropy: [B, N], only for the metrics.
+        surrogate_of: replaces `clipped_surrogate`.
 
     Returns:
         Scalar loss, and detached metrics. Every metric but "ratio_max" is a sum over valid tokens divided by
@@ -115,7 +117,7 @@ def grpo_loss(
     """
     valid = mask.bool()
     count = float(mask.sum()) if token_count is None else float(token_count)
-    # Masked here as well as in the mean: the gradient of a NaN times zero would still be NaN.
+    # Masked here and in the mean: the gradient of NaN times zero would be NaN.
     logprobs, behaviour_logprobs, reference_logprobs = (
         torch.where(valid, values, torch.zeros_like(values))
         for values in (logprobs, behaviour_logprobs, reference_logprobs)
@@ -155,7 +157,7 @@ def grpo_loss(
 def clipped_surrogate(
     ratio: torch.Tensor, advantages: torch.Tensor, clip: float, dual_clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clipped surrogate and where a bound cut it.
+    """Clipped surrogate, and bool where a bound cut it.
 
     Args:
         ratio: [B, N]. advantages: broadcasts to it.

@@ -1,10 +1,10 @@
-"""A finished alignment run held against its promises, from what it left on disk: journal, accounts, nothing else.
+"""Audits a finished alignment run: checks its guarantees on its journal and its ledger.
 
     journal lines ─┐
                    ├─► audit ─► one `Finding` per promise: does it hold, and in figures
     ledger state ──┘
 
-Pure. The ledger's own account is one witness, the journal another; they must agree on every group.
+Pure. Journal and ledger are independent records, and they must agree on every group.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NAMED = 8  # groups or updates that a line names before it only counts them
+_NAMED = 8  # limit on groups or updates that a line names one by one
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise.
+    """Result of one check.
 
     Attributes:
-        promise: what was promised.
-        holds: whether it was kept.
-        detail: one line of figures, or what broke it.
+        promise: the guarantee.
+        holds: whether it holds.
+        detail: one line of figures, or the violation.
     """
 
     promise: str
@@ -34,13 +34,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left.
+    """Records of a run.
 
     Attributes:
         journal: its lines in order, JSON types: trained groups, and attempts that failed.
         ledger: `StalenessLedger.state_dict()` of the last checkpoint.
-        prompt_of: the prompt that a group's number stands for.
-        updates: asked for.
+        prompt_of: the prompt of a group's number.
+        updates: number of updates configured.
     """
 
     journal: Sequence[Mapping[str, Any]]
@@ -50,14 +50,14 @@ class RunRecord:
 
     @property
     def trained(self) -> list[Mapping[str, Any]]:
-        """Lines of groups that an update was made of."""
+        """Lines of groups that were trained."""
         return [line for line in self.journal if "scores" in line]
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """Groups that nobody answers for: not trained, not dropped, and their prompt not set aside.
+        """Lost groups: not trained, not dropped, and their prompt not set aside.
 
-        The ledger counts dropped groups and does not name them: of those that are missing, so many are taken for them.
+        The ledger counts dropped groups without naming them, so that number of missing groups is taken as dropped.
         """
         trained = {int(line["group"]) for line in self.trained}
         aside = set(self.ledger["set_aside"])
@@ -76,7 +76,7 @@ class RunRecord:
 
 
 def audit(record: RunRecord) -> tuple[Finding, ...]:
-    """One finding per promise that a run makes, whatever happened to its workers."""
+    """One finding per guarantee."""
     return (
         _complete(record),
         _whole_batches(record),
@@ -115,7 +115,7 @@ def _none_twice(record: RunRecord) -> Finding:
 
 
 def _reasons(record: RunRecord) -> Finding:
-    """A prompt is set aside only after failures that the journal tells of."""
+    """Check that a prompt was set aside only after failures that are in the journal."""
     told_of = {line["prompt"] for line in record.journal if line.get("failed")}
     silent = sorted(set(record.ledger["set_aside"]) - told_of)
     aside, failed = len(record.ledger["set_aside"]), sum("failed" in line for line in record.journal)
@@ -138,7 +138,7 @@ def _bound(record: RunRecord) -> Finding:
 
 
 def _permits(record: RunRecord) -> Finding:
-    """Nothing under way at the end, and the account adds up."""
+    """Check that no group is in flight at the end, and that the counts add up."""
     left, counts = record.ledger["groups"], record.ledger["counts"]
     started, trained, dropped, aside = (
         int(counts.get(name, 0)) for name in ("started", "trained", "dropped", "set_aside")

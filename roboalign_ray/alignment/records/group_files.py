@@ -1,4 +1,4 @@
-"""Scored groups on disk, so that a checkpoint holds what was finished and not yet trained on.
+"""Writes and reads scored groups, so that a checkpoint holds groups that are finished and not yet trained on.
 
 One NumPy archive per group: its arrays, and one JSON text with everything else. No pickles: reading runs no code.
 """
@@ -18,7 +18,7 @@ from roboalign_ray.rewards.protocol import Score, Scored
 from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.registry import payload_type
 
-_OWN = "seconds_per_frame"  # the payload's arrays keep their names behind `_PART`
+_OWN = "seconds_per_frame"  # names of the payload's arrays have the prefix `_PART`
 _PART = "payload_"
 
 
@@ -48,10 +48,10 @@ def save_group(path: Path, group: ScoredGroup) -> None:
 
 
 def load_group(path: Path) -> ScoredGroup:
-    """Read what `save_group` wrote, bit for bit.
+    """Read what `save_group` wrote, equal bit for bit.
 
     Raises:
-        UserError: it is missing, or no such file.
+        UserError: the file is missing or invalid.
     """
     arrays = read_arrays(path, "scored group")
     try:

@@ -1,7 +1,7 @@
-"""The journal of an alignment run, read again: which groups were trained, what made them, and what they scored.
+"""Reads the journal of an alignment run: which groups were trained, what determined them, and their scores.
 
-A line holds all that a group can be made again from: prompt, seeds, weight version per segment, and the groups that
-were rolled out as one batch with it. `compare_scores` says whether what came of that is what came of it then.
+A line holds all that is needed to recompute a group: prompt, seeds, weight version per segment, and the groups of its
+rollout batch. `compare_scores` compares the recomputed scores with those in the journal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.storage.readers import read_lines
 
-Score = Mapping[str, Any]  # a sample's, as the journal has it
+Score = Mapping[str, Any]  # score of a sample in the journal
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class JournalGroup:
 
     Attributes:
         group, update: its number, and the update (from 0) that trained it.
-        prompt, seeds: what it began from.
+        prompt, seeds: its prompt and seeds.
         versions: weight version per segment.
         scores: one per sample.
-        together: numbers of the groups of its batch, its own among them; only itself where an older run did not say.
+        together: numbers of the groups of its rollout batch, including its own; only its own in older runs.
     """
 
     group: int
@@ -41,12 +41,12 @@ class JournalGroup:
 
     @property
     def scorers(self) -> set[int]:
-        """Versions of the scorer that judged its samples; empty where all failed."""
+        """Versions of the scorer that scored its samples; empty if all failed."""
         return {int(score.get("scorer_version", 0)) for score in self.scores if "failed" not in score}
 
 
 class Verdict(StrEnum):
-    """What became of a group that was made again. GONE: weights or scorer are not there any more."""
+    """Result for a recomputed group. GONE: its weights or its scorer no longer exist."""
 
     EQUAL = "equal"
     CLOSE = "close"
@@ -56,11 +56,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group then and now.
+    """A group's scores in the journal and now.
 
     Attributes:
-        difference: largest of any figure; NaN where there is nothing to subtract.
-        why: one line, where it differs or is gone.
+        difference: largest difference of any figure; NaN if there is none to compare.
+        why: reason in one line, if it differs or is gone.
     """
 
     group: JournalGroup
@@ -70,10 +70,10 @@ class Comparison:
 
 
 def read_journal(path: Path) -> list[JournalGroup]:
-    """The trained groups in order; attempts that failed and a torn last line are left out.
+    """The trained groups in order, without failed attempts and without an incomplete last line.
 
     Raises:
-        UserError: there is no journal, or a line is none.
+        UserError: there is no journal, or a line is invalid.
     """
     if not path.is_file():
         raise UserError("no journal of a run", where=str(path), remedy="give the folder of an alignment run")
@@ -89,12 +89,12 @@ def read_journal(path: Path) -> list[JournalGroup]:
 
 
 def compare_scores(group: JournalGroup, now: Sequence[Score], tolerance: float) -> Comparison:
-    """A group's scores then and now, sample by sample and figure by figure.
+    """Compare a group's scores in the journal with those now, sample by sample and figure by figure.
 
     Args:
-        group: with its scores then.
+        group: the group with its scores in the journal.
         now: the same samples' scores now.
-        tolerance: largest difference that still counts as close.
+        tolerance: largest difference that counts as close.
     """
     if len(now) != len(group.scores):
         return Comparison(group, Verdict.DIFFERS, why=f"{len(now)} samples instead of {len(group.scores)}")
@@ -126,7 +126,7 @@ def _group(entry: Mapping[str, Any]) -> JournalGroup:
 
 
 def _difference(before: float, after: float) -> float:
-    """Of two figures; two that are both no number are alike."""
+    """Difference of two figures; 0 if both are NaN."""
     if before == after or (math.isnan(before) and math.isnan(after)):
         return 0.0
     difference = abs(before - after)

@@ -1,4 +1,4 @@
-"""Rollouts with their scores, and the few numbers of them that travel to the driver."""
+"""Rollouts with their scores, and the few numbers of them that are sent to the driver."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from roboalign_ray.world_model.protocol import Rollout
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A rollout and one score per sample: what the learner trains on. Codes and numbers, no pixels.
+    """A rollout and one score per sample: the learner's training data. Codes and numbers, no pixels.
 
     Attributes:
         rollout: G samples of one prompt.
-        scores: G, in the order of its seeds.
+        scores: G scores, in the order of the seeds.
     """
 
     rollout: Rollout
@@ -38,15 +38,15 @@ class ScoredGroup:
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """What the driver may know of a group: numbers, nothing that was generated.
+    """The numbers of a group that the driver gets; no generated data.
 
     Attributes:
         prompt_id, seeds, scores: as in the group.
         versions: weight version per segment.
-        units: generated for all samples, see `Payload.units`.
-        rollout_seconds: wall time of the batch that the group was generated in.
-        together: numbers of the groups that were rolled out as one batch with it, its own among them; the last bit of
-            its log-probabilities rests on them. Empty where nobody numbered them.
+        units: generated units of all samples, see `Payload.units`.
+        rollout_seconds: wall time of the group's rollout batch.
+        together: numbers of the groups of its rollout batch, including its own; the last bit of its log-probabilities
+            depends on them. Empty if groups have no numbers.
     """
 
     prompt_id: str
@@ -58,7 +58,7 @@ class GroupRecord:
     together: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        """JSON types only, one line of the rollout journal."""
+        """JSON types only: one line of the journal."""
         return {
             "prompt": self.prompt_id,
             "seeds": list(self.seeds),
@@ -76,9 +76,9 @@ def _score_json(score: Score) -> dict[str, object]:
 
 
 def reward_scalars(records: list[GroupRecord]) -> dict[str, float]:
-    """Mean and deviation of the rewards, means of their components, spread inside groups, failures.
+    """Mean and deviation of the rewards, means of their components, spread inside groups, and failures.
 
-    Failed samples are counted and take no part in any mean. With no success at all the means are left out.
+    Failed samples are counted and excluded from all means. If all samples failed, there are no means.
     """
     scores = [score for record in records for score in record.scores]
     scored = [score for score in scores if isinstance(score, Scored) and np.isfinite(score.total)]

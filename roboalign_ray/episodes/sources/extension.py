@@ -52,7 +52,7 @@ class ExtensionSource:
         try:
             self._source = made(root)  # type: ignore[call-arg]
         except Exception as error:
-            raise self._told(error) from error
+            raise self._user_error(error) from error
         self.name = str(getattr(self._source, "name", format))
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
@@ -89,7 +89,7 @@ class ExtensionSource:
                     )
                 yield item
         except Exception as error:
-            raise self._told(error) from error
+            raise self._user_error(error) from error
 
     def _kept(self, item: Episode, first: Episode) -> Episode | Quarantined:
         if (item.action_names, item.action_kinds) != (first.action_names, first.action_kinds):
@@ -101,9 +101,14 @@ class ExtensionSource:
             return item
         return replace(item, frames={view: item.frames[view] for view in self._views})
 
-    def _told(self, error: Exception) -> ReportedError:
+    def _user_error(self, error: Exception) -> ReportedError:
+        """The error as a `ReportedError` with one line.
+
+        Raises:
+            HostError: the machine caused it.
+        """
         raise_if_host(error, where=str(self._root))
         if isinstance(error, ReportedError):
             return error
-        told = f"{type(error).__name__}: {first_line(error)}"
-        return UserError(f"cannot be read by {self._format} ({told[:300]})", where=str(self._root))
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return UserError(f"cannot be read by {self._format} ({reason[:300]})", where=str(self._root))

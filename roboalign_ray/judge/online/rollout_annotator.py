@@ -19,7 +19,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.bench.pair_maker import PairMaker, SourceClip
 from roboalign_ray.judge.data.pairs import JudgedPair
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudge, TeacherJudgement
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, TeacherJudge
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
 from roboalign_ray.judge.validation.alarms import motion_share
@@ -81,14 +81,14 @@ class RolloutAnnotator:
         self,
         name: str,
         pair: JudgedPair | Failed,
-        outcome: TeacherJudgement | Failed | None,
+        outcome: Judgement | Failed | None,
         motion: float,
     ) -> Annotation:
         if isinstance(pair, Failed) or outcome is None:
             return Annotation(name, pair, motion)
         if isinstance(outcome, Failed):
             return Annotation(name, outcome, motion)
-        return Annotation(name, labelled(pair, outcome, self.teacher.name), motion, outcome.rationale)
+        return Annotation(name, labelled(pair, outcome, self.teacher.name), motion, outcome.rationale or "")
 
     def _clips(
         self, group: Rollout, wanted: Sequence[int]
@@ -130,7 +130,7 @@ def sample_id(prompt_id: str, seed: int, versions: Sequence[int]) -> str:
     return f"rollout/fresh/{prompt_id}/{seed}/v{'-'.join(map(str, versions))}"
 
 
-def labelled(pair: JudgedPair, judgement: TeacherJudgement, teacher: str) -> JudgedPair:
+def labelled(pair: JudgedPair, judgement: Judgement, teacher: str) -> JudgedPair:
     """The pair with a teacher's scores; deviation, rationale and failed answers are stored in the provenance."""
     about: dict[str, Any] = {
         "std": [round(float(value), 4) for value in judgement.std],

@@ -9,7 +9,7 @@ import numpy as np
 from roboalign_ray.config.bench import PrivilegedConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.privileged.measure import PrivilegedTeacher
-from roboalign_ray.judge.protocol import JudgeRequest, TeacherJudgement, input_failure
+from roboalign_ray.judge.protocol import Judgement, JudgeRequest, input_failure
 from roboalign_ray.judge.rubric import DIMENSIONS
 
 
@@ -25,11 +25,11 @@ class PrivilegedJudge:
     def __init__(self, config: PrivilegedConfig | None = None) -> None:
         self._teacher = PrivilegedTeacher(config)
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request. Measurements are deterministic, so there is one answer and the deviation is 0."""
         return [self._judged(request) for request in requests]
 
-    def _judged(self, request: JudgeRequest) -> TeacherJudgement | Failed:
+    def _judged(self, request: JudgeRequest) -> Judgement | Failed:
         if failure := input_failure(request):
             return failure
         if request.reference is None:
@@ -43,6 +43,4 @@ class PrivilegedJudge:
             return points
         shares = ", ".join(f"{name} {share:.2f}" for name, share in score.measurements.items())
         scores = points.astype(np.float64)
-        return TeacherJudgement(
-            scores, np.zeros(len(DIMENSIONS)), scores[None], f"Measured shares: {shares}."
-        )
+        return Judgement(scores, np.zeros(len(DIMENSIONS)), scores[None], f"Measured shares: {shares}.")

@@ -12,24 +12,21 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
-
-import numpy as np
 
 from roboalign_ray.config import ServingConfig
 from roboalign_ray.episodes.video_frames import video_size
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.protocol import (
     BROKEN,
+    Judgement,
     JudgeRequest,
-    TeacherJudgement,
-    judge_each,
+    TeacherJudge,
     read_request,
 )
-from roboalign_ray.judge.rubric import names
-from roboalign_ray.judge.student.model import Student
-from roboalign_ray.judge.student.training_range import Seen, TrainingRange
+from roboalign_ray.judge.student.judge import seen_in
+from roboalign_ray.judge.student.training_range import TrainingRange
 
 VIDEO, INSTRUCTION = "video", "instruction"
 LONGEST_INSTRUCTION = 2000  # characters
@@ -38,84 +35,14 @@ _MOST_JSON_PARTS = 10_000  # limit on objects, lists and members: enough for two
 _BAD_REQUEST, _NO_ANSWER, _BROKEN = 400, 502, 500
 
 
-@dataclass(frozen=True)
-class ServedJudgement:
-    """A served judge's result for one video.
+class ServedJudge(TeacherJudge, Protocol):
+    """A judge that can be served: `StudentJudge` or `ServedTeacher`.
 
     Attributes:
-        scores, std: float64 [6], rubric points: the mean, and its uncertainty (the student's predicted uncertainty, or
-            the deviation between a teacher's answers).
-        rationale: the reasons; None from a student, which gives none.
-        judge: "student", or a teacher's name.
-        version: the student's version; None for a teacher, whose name identifies its weights.
-        seen: how the clip compares with the judge's training clips; None if unknown.
+        version: version of a student; None for a teacher, whose name identifies its weights.
     """
 
-    scores: np.ndarray
-    std: np.ndarray
-    rationale: str | None
-    judge: str
     version: int | None
-    seen: Seen | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON types only."""
-        return {
-            "scores": dict(zip(names(), map(float, self.scores), strict=True)),
-            "std": dict(zip(names(), map(float, self.std), strict=True)),
-            "total": float(self.scores.sum()),
-            "rationale": self.rationale,
-            "judge": self.judge,
-            "version": self.version,
-            "training_range": None if self.seen is None else self.seen.as_json(),
-        }
-
-
-class ServedJudge(Protocol):
-    """Scores several videos at once.
-
-    Attributes:
-        name: "student", or a teacher's name.
-        version: version of a student.
-    """
-
-    name: str
-    version: int | None
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        """One outcome per request, in order; a failed request does not affect the others."""
-        ...
-
-
-class ServedStudent:
-    """A student as a served judge; `version` is the student's version.
-
-    Args:
-        student: the student.
-        training_range: range of its training clips, if known.
-    """
-
-    name = "student"
-    version: int | None
-
-    def __init__(self, student: Student, training_range: TrainingRange | None = None) -> None:
-        self._student, self.version, self._range = student, student.version, training_range
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        """See `ServedJudge`."""
-        return judge_each(requests, self._judged)
-
-    def _judged(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        judged = self._student.score(
-            [request.frames for request in requests], [request.instruction for request in requests]
-        )
-        return [self._one(*one) for one in zip(requests, judged.scores, judged.std, strict=True)]
-
-    def _one(self, request: JudgeRequest, scores: np.ndarray, std: np.ndarray) -> ServedJudgement | Failed:
-        if not (np.isfinite(scores).all() and np.isfinite(std).all()):
-            return Failed("the student gives no number for this video", "nan")
-        seen = compared(request, self._range)
-        return ServedJudgement(scores, std, None, self.name, self.version, seen)
 
 
 class ServedTeacher:
@@ -132,23 +59,20 @@ class ServedTeacher:
     def __init__(self, name: str, teacher: Any, training_range: TrainingRange | None = None) -> None:
         self.name, self._teacher, self._range = name, teacher, training_range
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[ServedJudgement | Failed]:
-        """See `ServedJudge`."""
-        judged: list[TeacherJudgement | Failed] = self._teacher.judge(requests)
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
+        """See `TeacherJudge`."""
+        judged: list[Judgement | Failed] = self._teacher.judge(requests)
         return [self._one(*one) for one in zip(requests, judged, strict=True)]
 
-    def _one(self, request: JudgeRequest, judgement: TeacherJudgement | Failed) -> ServedJudgement | Failed:
+    def _one(self, request: JudgeRequest, judgement: Judgement | Failed) -> Judgement | Failed:
         if isinstance(judgement, Failed):
             return judgement
-        seen = compared(request, self._range)
-        return ServedJudgement(
-            judgement.scores, judgement.std, judgement.rationale, self.name, self.version, seen
-        )
+        return replace(judgement, seen=seen_in(request, self._range))
 
 
-def compared(request: JudgeRequest, training_range: TrainingRange | None) -> Seen | None:
-    """How a request's clip compares with a judge's training clips; None if these are unknown."""
-    return None if training_range is None else training_range.compare(request.frames, request.fps)
+def answer_json(judge: ServedJudge, judgement: Judgement) -> dict[str, Any]:
+    """The service's JSON answer: the judgement, the judge and its version."""
+    return judgement.as_json() | {"judge": judge.name, "version": judge.version}
 
 
 def read_question(

@@ -47,13 +47,13 @@ _NARROW, _QUARTERS = 64, 2  # channels of the summary's map, and its places a si
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a judge says of B videos.
+class StudentScores:
+    """A student's scores of B videos as arrays, for rewards and tables. `StudentJudge` gives one `Judgement` per video.
 
     Attributes:
-        scores: float64 [B, 6], rubric points; NaN where a score could not be given.
-        std: float64 [B, 6], the judge's own uncertainty, in points.
-        version: of the judge.
+        scores: float64 [B, 6], rubric points; NaN where the student gives no number.
+        std: float64 [B, 6], the uncertainty that the student predicts, in points.
+        version: the student's version.
     """
 
     scores: np.ndarray
@@ -180,7 +180,7 @@ class Student(nn.Module):
 
     def score(
         self, videos: Sequence[np.ndarray] | np.ndarray, instructions: Sequence[str], *, batch: int = 32
-    ) -> Judgement:
+    ) -> StudentScores:
         """Judge videos from pixels.
 
         Args:
@@ -196,7 +196,7 @@ class Student(nn.Module):
             (prepare_clips(videos[i : i + batch], self.config), instructions[i : i + batch])
             for i in range(0, len(videos), batch)
         )
-        return self.judgement(*raw)
+        return self.calibrated(*raw)
 
     def raw_shares(
         self, batches: Iterable[tuple[np.ndarray, Sequence[str]]]
@@ -223,11 +223,11 @@ class Student(nn.Module):
             self.train()
         return np.concatenate(means), np.sqrt(np.concatenate(variances))
 
-    def judgement(self, shares: np.ndarray, std: np.ndarray) -> Judgement:
-        """Raw shares and standard deviations as points, calibrated."""
+    def calibrated(self, shares: np.ndarray, std: np.ndarray) -> StudentScores:
+        """Raw shares and standard deviations as calibrated rubric points."""
         if self.calibration is not None:
             shares, std = self.calibration.apply(shares), self.calibration.apply_std(std)
-        return Judgement(denormalise(shares.clip(0, 1)), denormalise(std), self.version)
+        return StudentScores(denormalise(shares.clip(0, 1)), denormalise(std), self.version)
 
     def can_grow(self, config: StudentConfig) -> bool:
         """Whether `grown` can give this shape."""

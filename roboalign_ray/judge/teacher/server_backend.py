@@ -20,8 +20,8 @@ from PIL import Image
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.judge.protocol import (
+    Judgement,
     JudgeRequest,
-    TeacherJudgement,
     input_failure,
     judgement_of,
 )
@@ -56,12 +56,12 @@ class ServerTeacher:
         check_asking(self.model, config)
         self._greet()
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request, `server.concurrency` of them at a time."""
         with ThreadPoolExecutor(self.server.concurrency, thread_name_prefix="judge") as pool:
             return list(pool.map(self._judged, requests))
 
-    def _judged(self, request: JudgeRequest) -> TeacherJudgement | Failed:
+    def _judged(self, request: JudgeRequest) -> Judgement | Failed:
         if failure := input_failure(request):
             return failure
         config = self.config

@@ -12,8 +12,8 @@ from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.foundation.storage.model_folders import needs_code, wants_code
 from roboalign_ray.judge.protocol import (
+    Judgement,
     JudgeRequest,
-    TeacherJudgement,
     judge_each,
     judgement_of,
 )
@@ -191,7 +191,7 @@ class TransformersTeacher:
         self.model = model.to(self.device)
         self._grammar = self._compiled()
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request, `config.batch` of them at a time."""
         return judge_each(requests, self._judged, batch=self.config.batch)
 
@@ -229,7 +229,7 @@ class TransformersTeacher:
         )
         return [texts[n * config.draws : (n + 1) * config.draws] for n in range(len(requests))]
 
-    def _judged(self, requests: Sequence[JudgeRequest]) -> list[TeacherJudgement | Failed]:
+    def _judged(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         return [judgement_of(texts) for texts in self.answers(requests)]
 
     def _compiled(self) -> constrained.AnswerGrammar | None:

@@ -82,7 +82,7 @@ def assess_student(
     calibrate(student, settings, pairs, fitted, instruction=heard)
     shares, std = student.raw_shares(clip_batches(pairs, measured, student.config, heard))
     labels = pairs.scores[measured].astype(float)
-    calibrated = student.judgement(shares, std).scores
+    calibrated = student.calibrated(shares, std).scores
     judged = {"text-blind student" if text_blind else "student": calibrated}
     judged |= _baseline_scores(student, pairs, measured, hidden=not text_blind, settings=config)
     groups = [pairs.group_ids[n] for n in measured]
@@ -191,7 +191,7 @@ def _baseline_scores(
     found = {}
     if hidden:
         raw = student.raw_shares(clip_batches(pairs, measured, student.config, NO_INSTRUCTION))
-        found["student, instruction hidden"] = student.judgement(*raw).scores
+        found["student, instruction hidden"] = student.calibrated(*raw).scores
     found["pixel L1"] = _pixel_scores(pairs, measured)
     found["constant mean"] = ConstantJudge(pairs.scores[train]).scores([None] * len(measured))
     return found

@@ -13,7 +13,7 @@ import numpy as np
 from roboalign_ray.judge.rubric import maxima
 
 if TYPE_CHECKING:  # the pixel and constant baselines need no torch
-    from roboalign_ray.judge.student.model import Judgement, Student
+    from roboalign_ray.judge.student.model import Student, StudentScores
 
 NO_INSTRUCTION = "do something"
 
@@ -75,6 +75,6 @@ class TextBlindStudent:
 
     def score(
         self, videos: Sequence[np.ndarray], instructions: Sequence[str], *, batch: int = 32
-    ) -> Judgement:
+    ) -> StudentScores:
         """As `Student.score`, but the instructions are ignored."""
         return self.student.score(videos, [NO_INSTRUCTION] * len(instructions), batch=batch)

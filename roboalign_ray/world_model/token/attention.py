@@ -1,9 +1,9 @@
 """Attention in two parts, over a group's shared prefix and over a sample's own tokens, merged exactly.
 
 The prefix part is a matrix product with one row per sample of the group, so the prefix's keys and values are read once
-per group instead of once per sample. It returns its output and the log of its softmax's denominator. That is all the
-own part needs: the whole prefix then counts as one more key, whose score is that log and whose value is that output.
-Scores are not scaled here: the packed query weights carry the factor 1/sqrt(d).
+per group instead of once per sample. It returns its output and the log of its softmax's denominator. The second part
+needs nothing else: the whole prefix counts as one more key, whose score is that log and whose value is that output.
+Scores are not scaled here: the packed query weights contain the factor 1/sqrt(d).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from roboalign_ray.world_model.token.cache import KeyValueCache
 
-# A row's bits depend on the number of rows only where that is small; see packed.py.
+# A row's bits depend on the number of rows only if that number is small; see packed.py.
 _ROWS_MULTIPLE = 8
 
 
@@ -22,9 +22,9 @@ def attend(queries: Tensor, cache: KeyValueCache, layer: int, length: int) -> Te
 
     Args:
         queries: [rows, chunk, heads, d], rows of a group adjacent, scaled and rotated.
-        cache: holds the chunk's own keys and values already.
+        cache: already holds the chunk's own keys and values.
         layer: index of the layer.
-        length: own tokens per row, the chunk included.
+        length: number of own tokens per row, including the chunk.
 
     Returns:
         [rows, chunk, heads, d].
@@ -40,7 +40,7 @@ def attend(queries: Tensor, cache: KeyValueCache, layer: int, length: int) -> Te
 def _attend_one(
     queries: Tensor, keys: Tensor, values: Tensor, length: int, prefix: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """One token per row: two batched products with the prefix as key 0, whose product is a placeholder."""
+    """One token per row: two batched products; key 0 stands for the prefix, and its product is a placeholder."""
     rows, _, heads, head_dim = queries.shape
     stacked = queries.reshape(len(keys), -1, head_dim)  # heads that share keys are rows of one product
     values = values.narrow(1, 1, length)
@@ -99,7 +99,7 @@ def attend_shared(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
     """The joint softmax's output [rows, chunk, heads, d] of two disjoint sets of keys; overwrites `second`."""
-    # Every second element of a buffer: outside the vectorised loop, whose tail would depend on the batch (packed.py).
+    # Every second element of a buffer, because the tail of a vectorised loop would depend on the batch (packed.py).
     weight = torch.sub(second[1], first[1], out=first[1].new_empty((*first[1].shape, 2))[..., 0]).sigmoid_()
     return second[0].sub_(first[0]).mul_(weight[..., None]).add_(first[0])
 

@@ -1,15 +1,15 @@
 """Keys and values of a batch of groups: one shared prefix per group, one preallocated suffix per sample.
 
-    shared  [layers, 2, groups, kv_heads, P, d]        what the G samples of a group have in common, stored once
-    own     [layers, 2, rows, kv_heads, 1 + S, d]      what each sample wrote itself; rows = groups * samples
+    shared  [layers, 2, groups, kv_heads, P, d]        the common prefix of a group's G samples, stored once
+    own     [layers, 2, rows, kv_heads, 1 + S, d]      each sample's own tokens; rows = groups * samples
 
-Nothing grows by concatenation: `own` is allocated once per segment at the size that the segment needs. Its slot 0 holds
-no token: it stands for the whole shared prefix while a decode step computes its joint softmax (`attention.py`). Keys
-are stored with their rotary phase applied. Positions are absolute from 0 in a segment; after an eviction (the "sinks"
-policy) they count places within the cache, so the keys that moved are turned by the distance they moved.
+Nothing grows by concatenation: `own` is allocated once per segment at its final size. Its slot 0 holds no token: it
+stands for the whole shared prefix while a decode step computes its joint softmax (`attention.py`). Keys are stored with
+their rotary phase applied. Positions start at 0 in a segment; after an eviction (the "sinks" policy) they count places
+within the cache, so keys that moved are rotated by the distance.
 
-States of a rollout share storage. A cache that goes on (`continued`) writes behind the tokens of the one before it, in
-the same storage, unless another one goes on from there already: then it copies the tokens first. Stepping a state once
+States of a rollout share storage. A continued cache (`continued`) writes after the tokens of the previous one, in the
+same storage, unless another cache already continues from there: then it copies the tokens first. Stepping a state once
 therefore copies nothing; each further step from the same state copies its `own` tokens once.
 """
 
@@ -22,7 +22,7 @@ Pair = tuple[Tensor, Tensor]  # keys and values
 
 
 class _Storage:
-    """Who may write behind the tokens of a storage: the cache that came last to it."""
+    """The cache that may append to a storage: the last one that was continued."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -32,9 +32,9 @@ class KeyValueCache:
     """One batch's cache over all layers.
 
     Args:
-        shared: [layers, 2, groups, kv_heads, P, d], or None where samples have nothing in common.
+        shared: [layers, 2, groups, kv_heads, P, d], or None if samples share nothing.
         own: [layers, 2, rows, kv_heads, 1 + S, d]; slot 0 of the keys is set to zero here.
-        samples: rows per group.
+        samples: number of rows per group.
     """
 
     def __init__(self, shared: Tensor | None, own: Tensor, samples: int) -> None:
@@ -53,26 +53,26 @@ class KeyValueCache:
         return cls(None, own, 1)
 
     def branch(self, samples: int, capacity: int) -> KeyValueCache:
-        """Each row of this cache becomes the prefix that `samples` new rows share; no keys or values are copied.
+        """Make each row of this cache the prefix that `samples` new rows share; no keys or values are copied.
 
-        The new rows have storage of their own, so this cache may be branched again.
+        The new rows have their own storage, so this cache may be branched again.
         """
         layers, pair, groups, heads, _, head_dim = self.own.shape
         own = self.own.new_empty((layers, pair, groups * samples, heads, 1 + capacity, head_dim))
         return KeyValueCache(self.own[..., 1 : 1 + self.length, :], own, samples)
 
     def rebranch(self, prefix: int, capacity: int) -> KeyValueCache:
-        """The same groups restarted behind the first `prefix` shared tokens, with empty rows."""
+        """The same groups, restarted after the first `prefix` shared tokens, with empty rows."""
         assert self.shared is not None
         shape = (*self.own.shape[:-2], 1 + capacity, self.own.shape[-1])
         return KeyValueCache(self.shared[..., :prefix, :], self.own.new_empty(shape), self.samples)
 
     def continued(self, capacity: int, *, copy: bool = False) -> KeyValueCache:
-        """A cache that holds the same tokens and has room for `capacity` of them; this one keeps what it holds.
+        """A cache with the same tokens and room for `capacity` of them; this cache does not change.
 
         Args:
-            capacity: tokens per row behind the prefix, those that are held included.
-            copy: always into storage of its own: for a cache that will evict, which moves tokens.
+            capacity: number of tokens per row after the prefix, including the present ones.
+            copy: always use new storage, for a cache that will evict, because eviction moves tokens.
         """
         if not copy and self._turn == self._storage.last and capacity <= self.capacity:
             other = KeyValueCache(self.shared, self.own, self.samples)
@@ -86,13 +86,13 @@ class KeyValueCache:
         return other
 
     def branched(self, rows: Tensor, samples: int, *, fold: bool) -> KeyValueCache:
-        """New groups of `samples` rows each, behind what the chosen rows hold.
+        """New groups of `samples` rows each, which continue the chosen rows.
 
         Args:
             rows: int64 [groups'], on this cache's device.
-            samples: rows per new group.
-            fold: store a chosen row's own tokens once, in the prefix that its group shares. Otherwise every new row
-                gets a copy of them: for a policy that evicts, which drops a prefix as a whole.
+            samples: number of rows per new group.
+            fold: store a chosen row's own tokens once, in the shared prefix of its group. Otherwise every new row gets
+                a copy of them: for a policy that evicts, which drops a prefix as a whole.
         """
         shared = None if self.shared is None else self.shared[:, :, rows // self.samples]
         own = self.own[:, :, rows, :, : 1 + self.length]
@@ -112,7 +112,7 @@ class KeyValueCache:
         return other
 
     def groups_block(self, first: int, last: int) -> KeyValueCache:
-        """A view on groups [first, last): writes go to this cache's storage, its `length` is its own."""
+        """A view on groups [first, last): it writes to this cache's storage, but has its own `length`."""
         shared = None if self.shared is None else self.shared[:, :, first:last]
         own = self.own[:, :, first * self.samples : last * self.samples]
         block = KeyValueCache(shared, own, self.samples)
@@ -128,12 +128,12 @@ class KeyValueCache:
 
     @property
     def groups(self) -> int:
-        """Groups in the batch."""
+        """Number of groups in the batch."""
         return self.own.shape[2] // self.samples
 
     @property
     def capacity(self) -> int:
-        """Tokens per row that `own` has room for."""
+        """Number of tokens per row that `own` has room for."""
         return self.own.shape[-2] - 1
 
     @property
@@ -143,7 +143,7 @@ class KeyValueCache:
 
     @property
     def bytes_per_group(self) -> int:
-        """Bytes of keys and values held in memory for one group, the unused rest of preallocated suffixes included."""
+        """Bytes of keys and values held in memory for one group, including unused parts of preallocated suffixes."""
         held = self.own.untyped_storage().nbytes()
         if self.shared is not None:
             held += self.shared.untyped_storage().nbytes()
@@ -154,19 +154,20 @@ class KeyValueCache:
         return self._shared_layers[index], self._own_layers[index]
 
     def slots(self, index: int, start: int, count: int) -> Tensor:
-        """Where one layer's next keys and values go: [2, rows, heads, count, d]."""
+        """The slots of one layer's next keys and values: [2, rows, heads, count, d]."""
         return self.own[index].narrow(3, 1 + start, count)
 
     def evict(self, sinks: int, tokens: int, turn: Tensor, lead: int = 0) -> None:
-        """Forget tokens between the sinks and the recent frames, and close the gap.
+        """Remove tokens between the sinks and the recent frames, and close the gap.
 
-        The first call drops the shared prefix but for its first `sinks` tokens, and the `lead` of every row; later
-        calls drop the oldest `tokens` of every row. Kept keys move to lower positions and are turned accordingly.
+        The first call drops the shared prefix except its first `sinks` tokens, and the `lead` of every row; later calls
+        drop the oldest `tokens` of every row. Kept keys move to lower positions and are rotated accordingly.
 
         Args:
-            sinks: tokens kept at the start; at most the prefix.
-            tokens: tokens of a frame with its action.
-            lead: first tokens of a row that belong to the prefix's last frame: its action, where rows differ in it.
+            sinks: number of tokens kept at the start; at most the prefix.
+            tokens: number of tokens of a frame with its action.
+            lead: number of first tokens of a row that belong to the prefix's last frame: its action, if rows differ in
+                it.
             turn: complex64 [max distance + 1, d/2], unit phases by distance (`PackedTransformer.phases`).
         """
         if self.prefix > sinks:

@@ -1,7 +1,7 @@
-"""Frames to codes and back for the rollout engine: uint8 NumPy outside, the tokenizer's float tensors inside.
+"""Encodes and decodes frames for the rollout engine: uint8 NumPy outside, the tokenizer's float tensors inside.
 
-Decoded frames are clamped and rounded to the uint8 grid. A refresh therefore re-encodes exactly what a real frame could
-have been, and a rollout restarted by hand from the decoded frame takes the same course.
+Decoded frames are clamped and rounded to the uint8 grid. A refresh therefore re-encodes a possible real frame, and a
+rollout that is restarted from the decoded frame gives the same result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCKS_REMEMBERED = 4
 
 
 class Tokenizer(Protocol):
-    """What the engine asks of a tokenizer; frames are float in [0, 1], channels first."""
+    """The part of a tokenizer that the engine uses; frames are float in [0, 1], channels first."""
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
         ...
 
     def context_features(self, codes: Tensor) -> Any:
-        """What the two methods below read of context codes [B, C]."""
+        """Features of context codes [B, C] that the two methods below use."""
         ...
 
     def encode_dynamics(self, frames_BTCHW: Tensor, context: Any) -> Tensor:
@@ -43,13 +43,13 @@ class Tokenizer(Protocol):
 
 
 class FrameCodec:
-    """A tokenizer behind uint8 frames, at most `FRAMES_PER_CALL` frames at once so that memory stays bounded.
+    """A tokenizer with uint8 frames, at most `FRAMES_PER_CALL` frames at once, which bounds the memory.
 
-    Features of the last few blocks of contexts are kept: a refresh encodes under the context that the next one decodes
-    under.
+    Features of the last few blocks of contexts are cached: a refresh encodes with the context that the next one decodes
+    with.
 
     Args:
-        tokenizer: trained, and not trained on; a module's device is where frames are sent.
+        tokenizer: a trained tokenizer, not trained further; frames are sent to the module's device.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -60,7 +60,7 @@ class FrameCodec:
 
     @torch.inference_mode()
     def encode_context(self, frames: np.ndarray) -> np.ndarray:
-        """Frames uint8 [B, H, W, 3] to context codes int64 [B, C]."""
+        """Encode frames uint8 [B, H, W, 3] to context codes int64 [B, C]."""
         blocks = [
             self._tokenizer.encode_context(self._to_float(frames[start : start + FRAMES_PER_CALL]))
             for start in range(0, len(frames), FRAMES_PER_CALL)
@@ -69,7 +69,7 @@ class FrameCodec:
 
     @torch.inference_mode()
     def encode_dynamics(self, frames: np.ndarray, context: np.ndarray) -> np.ndarray:
-        """Frames uint8 [B, T, H, W, 3] under context codes [B, C] to codes int64 [B, T, D]."""
+        """Encode frames uint8 [B, T, H, W, 3] with context codes [B, C] to codes int64 [B, T, D]."""
         step = max(1, FRAMES_PER_CALL // frames.shape[1])
         blocks = [
             self._tokenizer.encode_dynamics(
@@ -81,7 +81,7 @@ class FrameCodec:
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray, context: np.ndarray) -> np.ndarray:
-        """Codes [B, T, D] under context codes [B, C] to frames uint8 [B, T, H, W, 3]."""
+        """Decode codes [B, T, D] with context codes [B, C] to frames uint8 [B, T, H, W, 3]."""
         step = max(1, FRAMES_PER_CALL // codes.shape[1])
         blocks = [
             self._tokenizer.decode_dynamics(
@@ -96,7 +96,7 @@ class FrameCodec:
         return torch.cat(blocks).movedim(-3, -1).contiguous().cpu().numpy()
 
     def _context(self, codes: np.ndarray) -> Any:
-        """Features of a block of context codes [b, C], remembered or made."""
+        """Features of a block of context codes [b, C], from the cache or computed."""
         key = codes.astype(np.int64).tobytes()
         features = self._features.pop(key, None)
         if features is None:

@@ -1,4 +1,4 @@
-"""Token rollouts and states to pixels: needs the tokenizer, and nothing of the transformer."""
+"""Decodes token rollouts and states to pixels, with the tokenizer only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class TokenDecoder:
     """Implements the `Decoder` protocol.
 
     Args:
-        tokenizer: the one that the world model was trained with.
-        layout: slots and vocabulary of the world model.
-        actions: what its actions mean, where that is known.
+        tokenizer: the tokenizer of the world model.
+        layout: layout of the world model's sequences.
+        actions: the model's action card, if known.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class TokenDecoder:
         self.card = token_card(layout, *tokenizer.frame_size, actions)
 
     def decode(self, rollout: Rollout) -> np.ndarray:
-        """Generated frames uint8 [G, T, 1, H, W, 3], each segment under its own context.
+        """Generated frames uint8 [G, T, 1, H, W, 3], each segment with its own context.
 
         Raises:
-            UserError: it is no token rollout.
-            ValueError: a token is no code of the tokenizer.
+            UserError: the rollout is not of tokens.
+            ValueError: a token is not a code of the tokenizer.
         """
         payload = token_payload(rollout)
         try:
@@ -50,7 +50,7 @@ class TokenDecoder:
         """Generated frames from number `since` on: uint8 [rows, n, 1, H, W, 3].
 
         Raises:
-            UserError: there is no such frame.
+            UserError: the frame does not exist.
         """
         if not 0 <= since < state.frames:
             raise UserError(f"no frame {since} among {state.frames} generated ones", where="frames")
@@ -65,7 +65,7 @@ class TokenDecoder:
 def token_card(
     layout: SequenceLayout, height: int, width: int, actions: ActionCard | None = None
 ) -> ModelCard:
-    """The card of a token world model of this layout and these actions, with frames of so many pixels."""
+    """The card of a token world model with this layout, action card and frame size."""
     return ModelCard(
         kind=TokenPayload.kind,
         views=1,

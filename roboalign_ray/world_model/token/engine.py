@@ -5,8 +5,8 @@
                  └──── context refresh at a segment boundary ◄──────────┘  └── next frame, same cache ◄─────┘
 
 Per frame of D tokens the transformer runs D times: D-1 single-token steps, and one chunk that feeds the frame's last
-token together with the action. The cache lives across frames and actions; a segment boundary is the only place where
-it is rebuilt, and therefore the place where new weights take effect.
+token together with the action. The cache is kept across frames and actions; it is rebuilt only at a segment boundary,
+where new weights take effect.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class RolloutEngine(WholeRollouts[TokenState]):
     """Implements the WorldModel protocol for the token transformer.
 
     Args:
-        model: LlamaForCausalLM; its weights are copied, so it may go on training.
+        model: LlamaForCausalLM; its weights are copied, so it may be trained further.
         tokenizer: dual-branch tokenizer, see `codec.Tokenizer`.
         layout: slots and vocabulary of the model.
         binner: physical actions to the bins that the model was trained on.
         rollout_config: refresh, sampling and precision. Horizons come from the prompts.
         version: weight version of `model`.
         device: where the engine runs; default the model's device.
-        actions: what the model's actions mean, where that is known.
+        actions: the model's action card, if known.
     """
 
     def __init__(
@@ -78,26 +78,26 @@ class RolloutEngine(WholeRollouts[TokenState]):
 
     @property
     def card(self) -> ModelCard:
-        """What the model is."""
+        """Description of the model."""
         return replace(self._decoder.card, version=self.version)
 
     @property
     def work(self) -> int:
-        """Passes and tokens so far."""
+        """Number of passes and tokens so far."""
         return sum(vars(self.counters).values())
 
     @property
     def native(self) -> bool:
-        """Whether forward passes run in the C library, or on PyTorch's kernels."""
+        """Whether forward passes run in the C library; if not, they use PyTorch's kernels."""
         return self._packed.native is not None
 
     def load_weights(self, state_dict: Mapping[str, Tensor], version: int) -> None:
-        """Take new weights (Hugging Face names to tensors or arrays) from the next segment on.
+        """Use new weights (Hugging Face names to tensors or arrays) from the next segment on.
 
-        May be called from another thread while a rollout runs: the segment under way keeps its weights.
+        May be called from another thread during a rollout: the current segment keeps its weights.
 
         Raises:
-            UserError: a weight is missing or has another shape; the engine then keeps what it has.
+            UserError: a weight is missing or has another shape; the engine then keeps its own.
         """
         packed = self._pack(state_dict)
         with self._lock:
@@ -106,7 +106,7 @@ class RolloutEngine(WholeRollouts[TokenState]):
                 self._adopt()
 
     def plan(self, horizon: int) -> tuple[int, ...]:
-        """Frames of each segment of a rollout; they sum to the horizon."""
+        """Number of frames of each segment of a rollout; they sum to the horizon."""
         return self._parts.refresh.plan(horizon)
 
     def begin(self, prompts: Sequence[Prompt], seeds: Sequence[tuple[int, ...]]) -> TokenState:
@@ -132,13 +132,13 @@ class RolloutEngine(WholeRollouts[TokenState]):
         )
 
     def step(self, state: TokenState, actions: np.ndarray) -> TokenState:
-        """The state `h` frames further; see `WorldModel.step`.
+        """The state `h` frames later; see `WorldModel.step`.
 
-        Actions per group, [groups, h, A], let the samples of a group share the first action's keys and values as well;
-        with actions per row these are computed per row, which may differ in the last bit of log-probabilities.
+        With actions per group, [groups, h, A], the samples of a group also share the first action's keys and values;
+        with actions per row these are computed per row, which may change the last bit of log-probabilities.
 
-        A step copies no keys and values where it is the first one from its state, and each row's own tokens of the
-        segment under way where it is not, or where policy "sinks" moves tokens.
+        The first step from a state copies no keys and values. Every further one copies each row's own tokens of the
+        current segment, and so does a step of policy "sinks" that moves tokens.
         """
         bins, together = self._bins(state, actions)
         with self._lock:
@@ -156,32 +156,32 @@ class RolloutEngine(WholeRollouts[TokenState]):
 
     @torch.inference_mode()
     def branch(self, state: TokenState, rows: Sequence[int], seeds: Sequence[tuple[int, ...]]) -> TokenState:
-        """New groups behind chosen rows; see `WorldModel.branch`.
+        """New groups that continue chosen rows; see `WorldModel.branch`.
 
-        What a row holds of the segment under way is stored once per new group, however many samples the group has;
-        policy "sinks" stores it once per sample.
+        A row's keys and values of the current segment are stored once per new group, for any number of samples; policy
+        "sinks" stores them once per sample.
         """
         check_seeds(seed for own in seeds for seed in own)
         return state.branch(rows, seeds, fold=self._parts.refresh.cache_frames is None)
 
     def rollouts(self, state: TokenState) -> list[Rollout]:
-        """What was generated since the last branch, one rollout per group.
+        """Generated data since the last branch, one rollout per group.
 
         Raises:
-            UserError: nothing was.
+            UserError: nothing was generated.
         """
         return state.rollouts()
 
     def save(self, state: TokenState) -> dict[str, np.ndarray]:
-        """The state as arrays of numbers: codes, and keys and values of the segment under way; no weights."""
+        """The state as arrays of numbers: codes, and keys and values of the current segment; no weights."""
         return state_arrays(state)
 
     @torch.inference_mode()
     def load(self, arrays: Mapping[str, np.ndarray]) -> TokenState:
-        """Inverse of `save`, in any process that holds the same weights.
+        """Inverse of `save`, in any process with the same weights.
 
         Raises:
-            UserError: these are no state of this model, or its segment under way was begun with other weights.
+            UserError: the arrays are not a state of this model, or its current segment was begun with other weights.
         """
         return state_from_arrays(arrays, self.layout, self._packed, self.version)
 
@@ -193,7 +193,7 @@ class RolloutEngine(WholeRollouts[TokenState]):
     ) -> list[Rollout]:
         """As `rollout`, with the weights of every segment given; see `WorldModel.rollout_again`.
 
-        The engine's own weights are left alone.
+        The engine's own weights do not change.
         """
         segments = len(self.plan(prompts[0].horizon))
         if segments != len(weights):
@@ -213,7 +213,7 @@ class RolloutEngine(WholeRollouts[TokenState]):
         return Step(replace(self._parts, weights=begin_segment), state, bins, together).run().rollouts()
 
     def decode(self, rollout: Rollout) -> np.ndarray:
-        """Generated frames uint8 [G, T, 1, H, W, 3], each segment under its own context; see `TokenDecoder`."""
+        """Generated frames uint8 [G, T, 1, H, W, 3], each segment with its own context; see `TokenDecoder`."""
         return self._decoder.decode(rollout)
 
     def _bins(self, state: TokenState, actions: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -1,4 +1,4 @@
-"""The token world model as the registry sees it: a LLaMA with its layout and action bins, and a tokenizer."""
+"""The kind "token" of the registry: a LLaMA with its layout and action bins, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class TokenKind:
 
     @classmethod
     def check(cls, folder: Path, *, tokenizer: Path | None, config: JobConfig | None = None) -> ModelCard:
-        """That weights, layout, action bins and tokenizer are there and fit together; and fit the job, where given.
+        """Check that weights, layout, action bins and tokenizer exist and fit together, and fit the job, if given.
 
         Raises:
-            UserError: they are not, or do not.
+            UserError: something is missing or does not fit.
         """
         layout = read_layout(folder)
         for name in ("config.json", "model.safetensors"):
@@ -61,7 +61,7 @@ class TokenKind:
         """The engine, as weight version 0.
 
         Raises:
-            UserError: a folder cannot be read, or they do not fit together.
+            UserError: a folder cannot be read, or the parts do not fit together.
         """
         on = _device(device)
         model, layout = load_pretrained(folder)
@@ -71,10 +71,10 @@ class TokenKind:
 
     @classmethod
     def open_decoder(cls, folder: Path, *, tokenizer: Path | None, device: str | None) -> TokenDecoder:
-        """The tokenizer with the layout; the transformer's weights are not read.
+        """The decoder from tokenizer and layout; the transformer's weights are not read.
 
         Raises:
-            UserError: a folder cannot be read, or they do not fit together.
+            UserError: a folder cannot be read, or the parts do not fit together.
         """
         layout = read_layout(folder)
         opened = _open_tokenizer(layout, folder, tokenizer, _device(device))

@@ -1,4 +1,4 @@
-"""Who sits where in a token sequence: the one object that owns slots, vocabulary ranges and masks.
+"""The layout of token sequences: slots, vocabulary ranges and masks. No other module defines these.
 
     [context C][dyn_0 D][act_0 A][dyn_1 D][act_1 A] ... [dyn_{n-1} D][act_{n-1} A]
 
@@ -31,7 +31,7 @@ class SequenceLayout:
         action_bins: bins per action dimension.
 
     Raises:
-        UserError: on construction, where a size is no positive whole number.
+        UserError: on construction, if a size is not a positive integer.
     """
 
     context_tokens: int
@@ -51,7 +51,7 @@ class SequenceLayout:
     def from_config(
         cls, tokenizer: TokenizerConfig, world_model: WorldModelConfig, action_bins: int
     ) -> SequenceLayout:
-        """The layout that these configs imply."""
+        """The layout of a model with these configs."""
         return cls(
             context_tokens=tokenizer.context_tokens,
             dynamics_tokens=tokenizer.dynamics_tokens,
@@ -87,29 +87,29 @@ class SequenceLayout:
 
     @property
     def vocabulary(self) -> int:
-        """Ids in all."""
+        """Size of the vocabulary."""
         return self.eos + 1
 
     @property
     def frame_tokens(self) -> int:
-        """Tokens of one frame with its action."""
+        """Number of tokens of one frame with its action."""
         return self.dynamics_tokens + self.action_tokens
 
     def length(self, frames: int) -> int:
-        """Tokens of a context and `frames` frames with their actions."""
+        """Number of tokens of a context and `frames` frames with their actions."""
         return self.context_tokens + frames * self.frame_tokens
 
     def peak_prompt(self, generated: int) -> int:
-        """Tokens standing before the last of `generated` frames: the longest prompt of a segment."""
+        """Number of tokens before the last of `generated` frames: the longest prompt of a segment."""
         return self.length(generated)
 
     def assemble(self, context: np.ndarray, dynamics: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """Codes and bins to one id sequence.
+        """Assemble codes and bins into one id sequence.
 
         Args:
             context: codes int [..., C].
             dynamics: codes int [..., n, D], frame 0 first.
-            actions: bins int [..., m, A]; m is n, or n - 1 where the last frame's action is not known.
+            actions: bins int [..., m, A]; m is n, or n - 1 if the last frame's action is unknown.
 
         Returns:
             ids int64 [..., C + n*D + m*A].
@@ -149,10 +149,10 @@ class SequenceLayout:
 
 
 def read_layout(folder: Path) -> SequenceLayout:
-    """The layout in a world model's folder.
+    """Read the layout from a world model's folder.
 
     Raises:
-        UserError: it is missing, or is no layout.
+        UserError: the file is missing or invalid.
     """
     path = folder / LAYOUT_FILE
     if not path.is_file():
@@ -164,10 +164,10 @@ def read_layout(folder: Path) -> SequenceLayout:
 
 
 def check_same_layout(found: SequenceLayout, expected: SequenceLayout, folder: Path) -> None:
-    """Whether a world model was made for the layout that tokenizer and actions imply.
+    """Check that a world model has the layout that tokenizer and actions need.
 
     Raises:
-        UserError: it was not; says which sizes differ.
+        UserError: it has another layout; the message names the sizes that differ.
     """
     if found != expected:
         had, wanted = asdict(found), asdict(expected)

@@ -1,7 +1,7 @@
-"""A weight matrix in the form that multiplies a handful of rows fastest.
+"""A weight matrix in the format that multiplies a few rows fastest.
 
-On a CPU in float32 that is oneDNN's blocked layout: up to twice as fast as a plain product for the few rows of a
-decode step, and a row's bits do not depend on how many rows there are (from two up). Elsewhere it is the plain matrix.
+On a CPU in float32, this is oneDNN's blocked format: up to twice as fast as a plain product for the few rows of a
+decode step, and a row's bits do not depend on the number of rows (from two up). Elsewhere it is the plain matrix.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows that the blocked layout is chosen for: a decode step of one group. Other numbers of rows work as well.
+# The blocked format is optimised for this number of rows: a decode step of one group. Other numbers work as well.
 _TYPICAL_ROWS = 8
 
 
 class PackedMatrix:
-    """y = x Wᵀ for one weight matrix; keeps its own copy.
+    """y = x Wᵀ for one weight matrix; holds its own copy.
 
     Args:
         matrix_OI: float32 [out, in].

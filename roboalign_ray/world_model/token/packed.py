@@ -1,18 +1,17 @@
 """Inference weights and the forward pass of the rollout engine.
 
-The weights of a Hugging Face LLaMA, packed for decoding: query, key and value rows in one matrix, gate and up rows in
-one, norms and the scale of scores folded in, head rows of dynamics codes only. Rotary pairs are stored next to each
-other instead of half a head apart (queries and keys are permuted alike, so their products are unchanged); rotating is
-then one complex multiplication.
+The weights of a Hugging Face LLaMA, packed for decoding: one matrix for query, key and value rows, one for gate and up
+rows, norms and the scale of scores folded in, and only the head rows of dynamics codes. Rotary pairs are stored next to
+each other instead of half a head apart (for queries and keys alike, so their products are unchanged); rotation is then
+one complex multiplication.
 
-On a CPU in float32 a pass is one call of the C library in `native/`. Elsewhere, and where nothing compiles it, a pass
-is some twenty PyTorch kernels per layer, of shapes that stay the same from step to step but for the number of cached
-tokens.
+On a CPU in float32, a pass is one call of the C library in `native/`. Elsewhere, or without a compiler, a pass is about
+twenty PyTorch kernels per layer, with shapes that stay the same from step to step except the number of cached tokens.
 
-A row's bits must not depend on what else is in the batch, or a seed would not fix its tokens. Two things would break
-that in PyTorch's kernels on a CPU. Matrix kernels pick their order of summation by the number of rows, but do so only
-below eight: buffers are padded to eight rows. And vectorised exp, log and their like differ in the last bit from the
-scalar ones that finish a tensor's tail: across rows only correctly rounded operations are used (+, *, /, sqrt).
+A row's bits must not depend on the rest of the batch, or a seed would not determine its tokens. PyTorch's CPU kernels
+violate this in two ways. Matrix kernels choose their order of summation by the number of rows, but only below eight:
+buffers are padded to eight rows. And vectorised exp, log and similar functions differ in the last bit from the scalar
+ones at a tensor's tail: across rows only correctly rounded operations are used (+, *, /, sqrt).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MINIMUM_ROWS = 8
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """Weights of one layer, all of them in the form that the device's kernels take."""
+    """Weights of one layer, in the format of the device's kernels."""
 
     qkv: Any
     out: Any
@@ -53,7 +52,7 @@ class Workspace:
     def __init__(self, packed: PackedTransformer, rows: int, chunk: int) -> None:
         self.rows, self.chunk, self.used = rows, chunk, rows * chunk
         if packed.native is not None:
-            return  # its pass keeps buffers of its own
+            return  # its pass has its own buffers
         total = max(self.used, MINIMUM_ROWS)
         heads, kv_heads, head_dim = packed.heads, packed.kv_heads, packed.head_dim
 
@@ -71,7 +70,7 @@ class Workspace:
         self.queries = split[:, :, :heads]
         self.keys_values = split[:, :, heads:].unflatten(2, (2, kv_heads)).permute(2, 0, 3, 1, 4)
         self.attended = zeros(total, heads * head_dim)
-        # In the last layer only each row's last token goes on.
+        # The last layer continues with each row's last token only.
         self.last = zeros(max(rows, MINIMUM_ROWS), packed.hidden, dtype=torch.float32)
         self.last_attended = zeros(max(rows, MINIMUM_ROWS), heads * head_dim)
 
@@ -82,8 +81,8 @@ class PackedTransformer:
     Args:
         state_dict: Hugging Face names to tensors or NumPy arrays.
         config: the model's LlamaConfig.
-        layout: gives the dynamics range that the head keeps.
-        dtype: of weights and cache; float32 or bfloat16. The residual stream is float32 either way.
+        layout: its dynamics range determines the rows of the head.
+        dtype: type of weights and cache; float32 or bfloat16. The residual stream is always float32.
         device: where to run.
 
     Raises:
@@ -108,7 +107,7 @@ class PackedTransformer:
         self._library = native_library(dtype, self.device, self.head_dim)
         weights = _Weights(state_dict, self.device)
         embedding = weights.take("model.embed_tokens.weight", (layout.vocabulary, self.hidden))
-        self.embedding = embedding.clone()  # the trainer may go on changing its own
+        self.embedding = embedding.clone()  # the trainer may change its own
         self.layers = [self._pack_layer(weights, i) for i in range(config.num_hidden_layers)]
         first, last = layout.dynamics_range
         head = weights.take("lm_head.weight", (layout.vocabulary, self.hidden))[first:last]
@@ -116,7 +115,7 @@ class PackedTransformer:
         self._phases = self._make_phases(layout.length(16))
         self.native: NativeDecoder | None = None
         if self._library is not None:
-            layers: Any = self.layers  # of panels, where there is a library
+            layers: Any = self.layers  # of panels, if there is a library
             self.native = NativeDecoder(
                 self._library, self.embedding, layers, self.head, self.heads, self.kv_heads, self._norm_floor
             )
@@ -141,7 +140,7 @@ class PackedTransformer:
         )
 
     def _fold(self, matrix_OH: Tensor, norm_H: Tensor, paired: bool = False) -> Any:
-        """The matrix behind an RMS norm with the norm's weight, and the root of the width, multiplied in."""
+        """The matrix after an RMS norm, multiplied by the norm's weight and the square root of the width."""
         return self._pack(matrix_OH * (norm_H * math.sqrt(self.hidden)), paired)
 
     def _pack(self, matrix_OI: Tensor, paired: bool = False) -> Any:
@@ -161,7 +160,7 @@ class PackedTransformer:
         return torch.complex(angles.cos(), angles.sin()).to(self.device)
 
     def phases(self, length: int) -> Tensor:
-        """Rotary phases complex64 [at least `length`, d/2] by position; the table grows as needed."""
+        """Rotary phases complex64 [at least `length`, d/2] by position; the table is extended as needed."""
         if length > len(self._phases):
             self._phases = self._make_phases(2 * length)
         return self._phases
@@ -179,11 +178,11 @@ class PackedTransformer:
         )
 
     def forward(self, ids: Tensor, cache: KeyValueCache, workspace: Workspace) -> Tensor:
-        """Feed a chunk of tokens to every row and write its keys and values.
+        """Process a chunk of tokens in every row, and write its keys and values.
 
         Args:
             ids: int64 [rows, chunk].
-            cache: holds what came before; its `length` grows by `chunk`.
+            cache: holds the previous tokens; its `length` grows by `chunk`.
             workspace: buffers of that shape.
 
         Returns:
@@ -201,7 +200,7 @@ class PackedTransformer:
             self._rotate(w.rotated, phases)
             cache.slots(index, start, chunk).copy_(w.keys_values)
             if layer is self.layers[-1] and chunk > 1:
-                # Nobody reads more of the other tokens than their keys and values.
+                # Only keys and values of the other tokens are used later.
                 w.last[: w.rows] = x[: w.used].view(w.rows, chunk, -1)[:, -1]
                 x, queries, buffer = w.last, queries[:, -1:], w.last_attended
             attended = attend(queries, cache, index, start + chunk).flatten(0, 1).flatten(1)
@@ -212,14 +211,14 @@ class PackedTransformer:
         return self.head.product(self._normalise(x, w))[: w.rows].float()
 
     def _normalise(self, x: Tensor, workspace: Workspace) -> Tensor:
-        """x / sqrt(sum(x²) + H·eps): RMS norm but for the factor that `_fold` put into the next matrix."""
+        """x / sqrt(sum(x²) + H·eps): RMS norm without the factor that `_fold` put into the next matrix."""
         norm, out = workspace.norm[: len(x)], workspace.normed[: len(x)]
         torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=norm)
         norm.mul_(norm).add_(self._norm_floor).sqrt_()
         return torch.div(x, norm, out=out)
 
     def _rotate(self, rotated: Tensor, phases: Tensor) -> None:
-        """Apply rotary phases in place; bfloat16 has no complex type and goes through float32."""
+        """Apply rotary phases in place; bfloat16 has no complex type and is converted to float32."""
         if rotated.is_complex():
             rotated.mul_(phases)
         else:
@@ -234,7 +233,7 @@ class PackedTransformer:
 
 
 class _Weights:
-    """Takes weights out of a state dict by name, checking presence and shape."""
+    """Reads weights from a state dict by name, and checks presence and shape."""
 
     def __init__(self, state_dict: Mapping[str, Tensor], device: torch.device) -> None:
         self._state_dict, self._device = state_dict, device
@@ -245,9 +244,7 @@ class _Weights:
             raise UserError(f"holds no '{name}'", where="world model weights")
         weight: Any = self._state_dict[name]
         if isinstance(weight, np.ndarray) and not weight.flags.writeable:
-            weight = (
-                weight.copy()
-            )  # a view into a received bucket: PyTorch has no tensors that may only be read
+            weight = weight.copy()  # a view into a received bucket: PyTorch has no read-only tensors
         weight = torch.as_tensor(weight).detach()
         if tuple(weight.shape) != shape:
             raise UserError(

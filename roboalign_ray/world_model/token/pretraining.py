@@ -1,4 +1,4 @@
-"""One pre-training step of the token world model: tokenize, assemble, predict dynamics tokens. Knows nothing of Ray."""
+"""One pre-training step of the token world model: tokenize, assemble, predict dynamics tokens. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def tokenize_windows(
     device: torch.device | str = "cpu",
     precision: str = "float32",
 ) -> Tensor:
-    """Windows to id sequences.
+    """Convert windows to id sequences.
 
     Args:
         context: uint8 [B, H, W, 3].
         frames: uint8 [B, n, H, W, 3].
-        actions: bins int64 [B, n, A]; the last frame's are not needed and left out.
+        actions: bins int64 [B, n, A]; the last frame's are ignored.
 
     Returns:
         ids int64 [B, C + n*D + (n-1)*A].
@@ -61,7 +61,7 @@ class SlotPredictor(nn.Module):
 
 
 class WorldModelTrainer(AveragedTrainer[nn.Module]):
-    """Adds tokens and their loss; `step` takes one batch of windows. Keeps the predictor's model.
+    """Sums loss and number of tokens; `step` processes one batch of windows. Holds the predictor's model.
 
     Args:
         predictor: `SlotPredictor`, or its distributed wrapper.

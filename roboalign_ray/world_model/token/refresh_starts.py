@@ -1,6 +1,6 @@
-"""What a token segment starts from: how codes are carried over a context refresh.
+"""The start of a token segment: how codes are carried over a context refresh.
 
-A policy is stateless: it makes a start from the previous segment. Where segments end is told by `RefreshPlan`.
+A policy is stateless: it makes a start from the previous segment. `RefreshPlan` determines where segments end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SegmentStart:
     Attributes:
         context: int64 [groups, C] if `context_shared`, else [rows, C].
         given: int64 [groups, m, D] if `given_shared`, else [rows, m, D].
-        context_shared, given_shared: whether the samples of a group have them in common.
+        context_shared, given_shared: whether the samples of a group share them.
     """
 
     context: np.ndarray
@@ -40,19 +40,19 @@ class SegmentStart:
         return np.repeat(self.given, rows // len(self.given), axis=0)
 
     def branched(self, chosen: np.ndarray, samples: int) -> SegmentStart:
-        """The start of new groups, each made of one row: int [k] of rows, of which each old group has `samples`."""
+        """The start of new groups, each from one row: int [k] of rows; each old group has `samples` rows."""
         groups = chosen // samples
         context = self.context[groups if self.context_shared else chosen]
         return SegmentStart(context, self.given[groups if self.given_shared else chosen], True, True)
 
 
 class RefreshStarts:
-    """What the engine asks of a policy.
+    """Interface of a policy for the engine.
 
     Attributes:
         policy: where segments end.
-        cache_frames: frames kept in the cache, where the policy evicts; None keeps all of a segment.
-        sink_tokens: first tokens that survive an eviction.
+        cache_frames: number of frames kept in the cache, if the policy evicts; None keeps the whole segment.
+        sink_tokens: number of first tokens that are never evicted.
     """
 
     cache_frames: int | None = None
@@ -62,7 +62,7 @@ class RefreshStarts:
         self.config, self.policy = config, RefreshPlan.of(config)
 
     def plan(self, horizon: int) -> tuple[int, ...]:
-        """Frames of each segment; they sum to the horizon."""
+        """Number of frames of each segment; they sum to the horizon."""
         return self.policy.segments(horizon)
 
     def restart(self, previous: SegmentStart, tokens: np.ndarray, codec: FrameCodec) -> SegmentStart:
@@ -71,7 +71,7 @@ class RefreshStarts:
         Args:
             previous: start of the segment that just ended.
             tokens: int64 [rows, n, D], the frames it generated.
-            codec: for policies that go through pixels.
+            codec: for policies that decode and re-encode pixels.
         """
         raise NotImplementedError(f"{type(self).__name__} plans a single segment")
 
@@ -97,9 +97,9 @@ class TokenWindow(RefreshStarts):
 
 
 class ReferenceRecent(RefreshStarts):
-    """Keep the context; the last `recent` frames go through pixels and become given frames.
+    """Keep the context; the last `recent` frames are decoded, re-encoded and become given frames.
 
-    Frames that were given already went through pixels under the same context: their codes are carried over.
+    Given frames were already re-encoded with the same context: their codes are carried over.
     """
 
     def restart(self, previous: SegmentStart, tokens: np.ndarray, codec: FrameCodec) -> SegmentStart:
@@ -111,7 +111,7 @@ class ReferenceRecent(RefreshStarts):
 
 
 class AttentionSinks(RefreshStarts):
-    """Keep the first tokens and the last frames in the cache; whole frames are evicted."""
+    """Keep the first tokens and the last frames in the cache; evict whole frames."""
 
     def __init__(self, config: RefreshConfig, layout: SequenceLayout) -> None:
         super().__init__(config, layout)

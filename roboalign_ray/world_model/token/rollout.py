@@ -1,7 +1,7 @@
-"""What the token world model generated: codes and log-probabilities, segment by segment.
+"""The payload of the token world model: codes and log-probabilities, segment by segment.
 
-A segment is what was generated between two context refreshes. It is a training sequence of its own: the model saw
-nothing else when it generated it.
+A segment is the part between two context refreshes. It is a separate training sequence: the model saw nothing else when
+it generated the segment.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class TokenSegment:
     Attributes:
         context: codes int32 [1 or G, C].
         given: codes int32 [1 or G, m, D], the frames that the segment starts from; m is 1 except for refreshes that
-            keep several frames, and behind a branch.
-        actions: bins int32 [m - 1 + n, A], or [G, m - 1 + n, A] where the samples were given different ones; the first
+            keep several frames, and after a branch.
+        actions: bins int32 [m - 1 + n, A], or [G, m - 1 + n, A] if the samples have different ones; the first
             m - 1 belong to given frames before the last.
         tokens: codes int32 [G, n, D], the generated frames.
         logprobs: float32 [G, n, D], of the distribution sampled from with temperature 1 and the slot's vocabulary.
         version: weight version that generated it.
-        exact: whether a plain forward pass over (context, given, tokens) reproduces `logprobs`: false where a
+        exact: whether a plain forward pass over (context, given, tokens) reproduces `logprobs`: false if the
             policy keeps a cache that such a pass does not have ("sinks").
 
     Raises:
-        ValueError: on construction, where the shapes do not fit together.
+        ValueError: on construction, if the shapes do not fit together.
     """
 
     context: np.ndarray
@@ -64,7 +64,7 @@ class TokenSegment:
 
     @property
     def frames(self) -> int:
-        """Generated frames n."""
+        """Number of generated frames n."""
         return self.tokens.shape[1]
 
 
@@ -76,7 +76,7 @@ class TokenPayload:
         segments: in order; their tokens concatenated along time are the T generated frames.
 
     Raises:
-        ValueError: on construction, where there is no segment or they differ in their number of samples.
+        ValueError: on construction, if there is no segment, or if they differ in their number of samples.
     """
 
     kind: ClassVar[str] = "token"
@@ -89,12 +89,12 @@ class TokenPayload:
 
     @property
     def samples(self) -> int:
-        """G."""
+        """Number of samples G."""
         return len(self.segments[0].tokens)
 
     @property
     def units(self) -> int:
-        """Generated tokens of all samples."""
+        """Number of generated tokens of all samples."""
         return sum(segment.tokens.size for segment in self.segments)
 
     @property
@@ -108,13 +108,13 @@ class TokenPayload:
         return np.concatenate([segment.logprobs for segment in self.segments], axis=1)
 
     def check_codes(self, codes: int) -> None:
-        """That every token is a code of the tokenizer: decoding a damaged one gives a picture all the same.
+        """Check that every token is a code of the tokenizer, because a damaged one would also decode to a picture.
 
         Args:
-            codes: of its codebook.
+            codes: size of the codebook.
 
         Raises:
-            ValueError: one is not.
+            ValueError: a token is not a code.
         """
         parts = ((s.context, s.given, s.tokens) for s in self.segments)
         for tokens in (array for part in parts for array in part):
@@ -136,7 +136,7 @@ class TokenPayload:
         """Inverse of `to_arrays`, bit for bit.
 
         Raises:
-            ValueError, LookupError, TypeError: these are not the arrays of a token rollout.
+            ValueError, LookupError, TypeError: the arrays are not of a token rollout.
         """
         return cls(
             tuple(
@@ -151,10 +151,10 @@ class TokenPayload:
 
 
 def token_payload(rollout: Rollout) -> TokenPayload:
-    """The payload of a rollout that is made of tokens.
+    """The payload of a token rollout.
 
     Raises:
-        UserError: it is made of something else.
+        UserError: the rollout is of another kind.
     """
     if not isinstance(rollout.payload, TokenPayload):
         raise UserError(

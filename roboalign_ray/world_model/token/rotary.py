@@ -1,4 +1,4 @@
-"""Rotary frequencies that stay in float32 whatever type the model's weights are cast to."""
+"""Rotary frequencies that stay in float32 when the model's weights are cast."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 
 class ExactRotaryEmbedding(LlamaRotaryEmbedding):
-    """LLaMA's rotary embedding. `model.to(dtype)`, `.bfloat16()` and `.half()` move its buffers and do not round them.
+    """LLaMA's rotary embedding. `model.to(dtype)`, `.bfloat16()` and `.half()` move its buffers without rounding them.
 
-    A frequency that is rounded to bfloat16 is wrong by up to 0.4 %, which at position 1,000 is a phase of several
-    radians; and two copies of a model agree only where both have rounded, or neither.
+    A frequency that is rounded to bfloat16 is wrong by up to 0.4 %, which is a phase of several radians at position
+    1,000; and two copies of a model agree only if both have rounded, or neither.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
@@ -27,5 +27,5 @@ class ExactRotaryEmbedding(LlamaRotaryEmbedding):
 
 
 def keep_rotary_exact(model) -> None:
-    """Give a float32 `LlamaForCausalLM` a rotary embedding that casts leave alone, and so all copies of it."""
+    """Give a float32 `LlamaForCausalLM` and all its copies a rotary embedding that casts do not change."""
     model.model.rotary_emb = ExactRotaryEmbedding(config=model.config).to(model.device)

@@ -1,8 +1,8 @@
-"""Sampling inside a slot's vocabulary, reproducible per sample.
+"""Sampling within a slot's vocabulary, reproducible per sample.
 
-Every sample owns a counter-based generator (Philox, keyed by its seed). Its n-th token uses the n-th uniform, by
-inverting the cumulative distribution, so a seed gives the same tokens whatever else is in the batch. Log-probabilities
-are those of the model itself, at temperature 1 over the slot's whole vocabulary, whatever the token was sampled with.
+Every sample has a counter-based generator (Philox, keyed by its seed). Its n-th token uses the n-th uniform number, by
+inversion of the cumulative distribution, so a seed gives the same tokens in any batch. Log-probabilities are those of
+the model itself, at temperature 1 over the slot's whole vocabulary, for any sampling settings.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _BELOW_ONE = np.float32(1.0 - 2.0**-22)
 
 
 def uniforms(seeds: list[int], count: int) -> np.ndarray:
-    """Float32 [len(seeds), count] in [0, 1): row i depends on seeds[i] alone, and a longer row only appends.
+    """Float32 [len(seeds), count] in [0, 1): row i depends only on seeds[i], and a longer row only appends.
 
     Raises:
-        UserError: a seed outside [0, 2**128).
+        UserError: a seed is outside [0, 2**128).
     """
     rows = np.empty((len(seeds), count), dtype=np.float32)
     for row, seed in zip(rows, seeds, strict=True):
@@ -67,17 +67,17 @@ class Sampler:
         else:
             probabilities = logits.softmax(-1)
             tokens = _invert(probabilities, uniform)
-            # In double precision, so that vectorised and scalar logarithms round to the same float.
+            # In double precision, so that vectorised and scalar logarithms round to the same float32.
             return tokens, probabilities.gather(-1, tokens).double().log_().float()
         return tokens, logits.log_softmax(-1).gather(-1, tokens)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """PyTorch without its OpenMP threads, on a CPU.
+    """Disable PyTorch's OpenMP threads in the block, on a CPU.
 
-    A draw takes them a few dozen microseconds. Afterwards they would watch for more work on the cores that the forward
-    pass's own threads need, and beside another busy process one of them that is stopped holds all others up.
+    A draw takes a few dozen microseconds. Afterwards, these threads would spin on the cores that the forward pass's own
+    threads need; and if another process preempts one of them, it delays all others.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""The token world model's state of a batch of rollouts: an immutable value that can be stepped, branched and saved.
+"""The state of a batch of token rollouts: an immutable value that can be stepped, branched and saved.
 
     prompts ─► begin ─► state ─► step ─► state ─► step ─► …        a state may be stepped again, with other actions
                                    └─► branch ─► more rows, new seeds, one shared history
 
-Codes and log-probabilities are small and copied where that is simpler. Keys and values are shared between states
+Codes and log-probabilities are small, and copied if that is simpler. Keys and values are shared between states
 (`cache.py`). Rows of a group are adjacent: row = group * samples + sample. Frame 0 is the start frame; generated frames
-count from 1. The action from frame t to frame t+1 stands at `actions[:, past + t]`.
+count from 1. The action from frame t to frame t+1 is `actions[:, past + t]`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment
 
 
 class SharedPrefix:
-    """Keys and values of what the groups of a begun rollout start from, without an action: made when first needed.
+    """Keys and values of the start of a rollout's groups, without an action; computed at first use.
 
-    Steps whose rows take different first actions share it, and so do branches of the state.
+    Steps whose rows have different first actions share it, and so do branches of the state.
 
     Args:
         ids: int64 [groups, L] of context and given frames.
-        parent: where the groups were chosen from, with their numbers there.
+        parent: the groups' origin, with their numbers there.
     """
 
     def __init__(self, ids: np.ndarray, parent: tuple[SharedPrefix, np.ndarray] | None = None) -> None:
@@ -39,13 +39,13 @@ class SharedPrefix:
         self._made: tuple[PackedTransformer, KeyValueCache] | None = None
 
     def chosen(self, groups: np.ndarray) -> SharedPrefix:
-        """That of some groups, int [k] of their numbers."""
+        """The prefix of some groups, int [k] of their numbers."""
         return SharedPrefix(self.ids[groups], (self, groups))
 
     def cache(
         self, packed: PackedTransformer, prefill: Callable[[np.ndarray], KeyValueCache]
     ) -> KeyValueCache:
-        """One row per group; `prefill` computes it where these weights have not yet."""
+        """One row per group; `prefill` computes it unless it exists for these weights."""
         if self._made is None or self._made[0] is not packed:
             if self._parent is None:
                 made = prefill(self.ids)
@@ -60,11 +60,11 @@ class SharedPrefix:
 
 @dataclass(frozen=True)
 class GeneratedSegment:
-    """A segment over all rows, finished or under way.
+    """A segment over all rows, complete or not.
 
     Attributes:
-        start: what it starts from.
-        first: frames that were generated before it.
+        start: the segment's start.
+        first: number of frames generated before it.
         tokens, logprobs: codes int64 and float32 [rows, n, D].
         version, exact: see `TokenSegment`.
     """
@@ -78,19 +78,19 @@ class GeneratedSegment:
 
     @property
     def frames(self) -> int:
-        """Generated frames n."""
+        """Number of generated frames n."""
         return self.tokens.shape[1]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the transformer holds of the last segment.
+    """The transformer's state of the last segment.
 
     Attributes:
-        packed: the weights that it runs with.
+        packed: the weights in use.
         cache: keys and values of all but the last token.
-        kept: frames in the cache.
-        lead: first own tokens of a row that belong to the last frame of the shared prefix.
+        kept: number of frames in the cache.
+        lead: number of first own tokens of a row that belong to the last frame of the shared prefix.
     """
 
     packed: PackedTransformer
@@ -101,20 +101,20 @@ class Memory:
 
 @dataclass(frozen=True)
 class TokenState:
-    """A batch of rollouts at one moment; see above.
+    """A batch of rollouts at one time; see the module's docstring.
 
     Attributes:
         prompts: (id, instruction) per group.
         seeds: per group, equally many.
-        past: given frames before the start frame.
+        past: number of given frames before the start frame.
         actions: bins int64 [rows, past + done, A].
-        own_actions: whether samples of a group were ever given different actions.
-        first: what the first segment starts from.
-        prefix: keys and values of that.
-        segments: so far; the last one may be under way.
-        memory: of the last segment; None before the first step, and where the next segment starts anew.
-        origin: frames before which the seeds did not hold: those generated before the last branch.
-        begin_seconds: wall time of `begin`; counted for the first frame.
+        own_actions: whether samples of a group ever had different actions.
+        first: the start of the first segment.
+        prefix: keys and values of `first`.
+        segments: segments so far; the last one may be incomplete.
+        memory: memory of the last segment; None before the first step, and if the next segment starts from codes.
+        origin: number of frames generated before the last branch, which other seeds determined.
+        begin_seconds: wall time of `begin`; added to the first frame's.
         seconds: per generated frame, wall time of the batch.
         peak_sequence, cache_bytes: see `RolloutCost`.
     """
@@ -136,24 +136,24 @@ class TokenState:
 
     @property
     def samples(self) -> int:
-        """Rows per group."""
+        """Number of rows per group."""
         return len(self.seeds[0])
 
     @property
     def rows(self) -> int:
-        """All samples of all groups."""
+        """Number of samples of all groups."""
         return len(self.seeds) * self.samples
 
     @property
     def frames(self) -> int:
-        """Generated frames so far."""
+        """Number of generated frames so far."""
         return self.actions.shape[1] - self.past
 
     def branch(self, rows: Sequence[int], seeds: Sequence[tuple[int, ...]], *, fold: bool) -> TokenState:
-        """New groups behind chosen rows; see `WorldModel.branch`. `fold` as for `KeyValueCache.branched`.
+        """New groups that continue chosen rows; see `WorldModel.branch`. `fold`: see `KeyValueCache.branched`.
 
         Raises:
-            UserError: a row is not there, or seeds and rows do not match.
+            UserError: a row does not exist, or the numbers of seeds and rows differ.
         """
         if not len(rows) or len(rows) != len(seeds) or len({len(s) for s in seeds}) != 1 or not seeds[0]:
             raise UserError(f"{len(seeds)} tuples of seeds for {len(rows)} rows", where="branch")
@@ -187,10 +187,10 @@ class TokenState:
         )
 
     def rollouts(self) -> list[Rollout]:
-        """What was generated since the last branch, one rollout per group.
+        """Generated data since the last branch, one rollout per group.
 
         Raises:
-            UserError: nothing was.
+            UserError: nothing was generated.
         """
         if self.frames == self.origin:
             raise UserError("nothing is generated yet", where="rollouts", remedy="step the state first")
@@ -209,7 +209,7 @@ class TokenState:
         ]
 
     def _part(self, segment: GeneratedSegment, group: int) -> TokenSegment:
-        """A group's part of a segment, behind the branch: frames of before it, which all rows share, become given."""
+        """A group's part of a segment after the branch: earlier frames, which all rows share, become given frames."""
         rows = slice(group * self.samples, (group + 1) * self.samples)
         one, start = slice(group, group + 1), segment.start
         cut = max(0, self.origin - segment.first)

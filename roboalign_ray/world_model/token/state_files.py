@@ -1,7 +1,7 @@
-"""A token state as arrays of numbers and back, so that it can travel to another process or lie in a file.
+"""Converts a token state to arrays of numbers and back, for other processes and files.
 
-Keys and values of the segment under way are among them: computing them again would take as long as the segment did.
-Weights are not: the process that loads a state holds them already.
+Keys and values of the current segment are included: recomputing them would take as long as the segment did. Weights are
+not included: the process that loads a state has them already.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def state_from_arrays(
     """Inverse of `state_arrays`.
 
     Args:
-        layout: of the model that the state is for.
+        layout: layout of the model.
         packed, version: its weights.
 
     Raises:
-        UserError: these are no state of such a model, or its segment under way was begun with other weights.
+        UserError: the arrays are not a state of such a model, or its current segment was begun with other weights.
     """
     try:
         header = parse_json(arrays["header"].tobytes(), where=_WHERE, what="state")
@@ -140,7 +140,7 @@ def _shared(start: SegmentStart) -> tuple[bool, bool]:
 
 
 def _numbers(values: Tensor) -> np.ndarray:
-    """A tensor's numbers; NumPy knows no bfloat16, whose bits travel as int16."""
+    """A tensor as array; NumPy has no bfloat16, so its bits are stored as int16."""
     values = values.detach().cpu().contiguous()
     return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
 

@@ -1,7 +1,7 @@
-"""One step of a batch of rollouts, any number of frames long: sampling, the key-value cache, context refresh.
+"""One step of a batch of rollouts, of any number of frames: sampling, the key-value cache, context refresh.
 
-Rows of a group are adjacent; see `state.py`. Cutting a rollout into steps changes no bit of it: every token is computed
-by the same operations on the same numbers.
+Rows of a group are adjacent; see `state.py`. Dividing a rollout into steps does not change its bits: every token is
+computed by the same operations on the same numbers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PREFILL_TOKENS_PER_CALL = 2048
 
 @dataclass
 class EngineCounters:
-    """What was fed to the transformer since the engine was made; "computed once" in numbers.
+    """Counts of the transformer's work since the engine was created, to show what is computed once.
 
     Attributes:
-        prefix_tokens: tokens fed to build prefixes that a group shares.
-        row_tokens: tokens fed per sample to start a segment.
+        prefix_tokens: tokens processed for prefixes that a group shares.
+        row_tokens: tokens processed per sample to start a segment.
         decode_steps: single-token steps, counted once for a whole batch.
         chunk_steps: chunks of a frame's last token and its action, counted once for a whole batch.
     """
@@ -44,7 +44,7 @@ class EngineCounters:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a step needs of its engine. `weights` is asked once per segment for (weights, version)."""
+    """The engine's parts for a step. `weights` is called once per segment for (weights, version)."""
 
     layout: SequenceLayout
     codec: FrameCodec
@@ -59,9 +59,9 @@ class Step:
 
     Args:
         parts: the engine's parts.
-        state: where to go on from; left as it is.
+        state: the state to continue from; unchanged.
         bins: actions int64 [rows, h, A].
-        together: whether the samples of a group take the same actions: a first one is then part of what they share.
+        together: whether the samples of a group have the same actions: the first action is then part of the prefix.
     """
 
     def __init__(self, parts: Parts, state: TokenState, bins: np.ndarray, together: bool) -> None:
@@ -80,7 +80,7 @@ class Step:
 
     @torch.inference_mode()
     def run(self) -> TokenState:
-        """The state `h` frames further."""
+        """The state `h` frames later."""
         began = self.done
         while self.done < self.horizon:
             left = self._left()
@@ -88,7 +88,7 @@ class Step:
             self._generate(logits, began)
         memory = self.memory
         if not self._left() and not self.parts.refresh.policy.keeps_context:
-            memory = None  # the next segment starts anew: nothing of this one is looked at again
+            memory = None  # the next segment starts from codes: this one's memory is not used again
         return replace(
             self.state,
             actions=self.actions,
@@ -101,20 +101,20 @@ class Step:
         )
 
     def _left(self) -> int:
-        """Frames that fit in the segment under way; 0 where there is none, or it is full."""
+        """Number of frames that fit into the current segment; 0 if there is none, or if it is complete."""
         if not self.segments:
             return 0
         left = self.parts.refresh.policy.left(self.segments[-1].frames)
         return self.horizon - self.done + 1 if left is None else left
 
     def _bins(self, first: int, last: int) -> np.ndarray:
-        """Bins [rows, last - first, A] of the actions that follow frames first … last - 1; frame 0 is the start."""
+        """Bins [rows, last - first, A] of the actions after frames first … last - 1; frame 0 is the start."""
         return self.actions[:, self.state.past + first : self.state.past + last]
 
     # --- the start of a segment ------------------------------------------------------------------------------------
 
     def _begin(self) -> Tensor:
-        """Open a segment and prefill it: logits [rows, codes] for the first token of its first frame."""
+        """Begin a segment and prefill it: logits [rows, codes] for the first token of its first frame."""
         if self.segments:
             last = self.segments[-1]
             start = self.parts.refresh.restart(last.start, last.tokens, self.parts.codec)
@@ -124,7 +124,7 @@ class Step:
         most = self.parts.refresh.policy.left(0)
         left = self.horizon - self.done
         frames = left if most is None else min(most, left)
-        # Keys and values of a shared context outlive the segment, unless the weights changed.
+        # Keys and values of a shared context are kept after the segment, unless the weights changed.
         held, self.memory = self.memory, None
         same = held is not None and held.packed is packed and start.context_shared
         reusable = held.cache if held is not None and same else None
@@ -164,12 +164,12 @@ class Step:
         return cache, self._prefill(packed, cache, ids)
 
     def _held(self, frames: int) -> int:
-        """Frames that rows hold of themselves at once when they generate so many."""
+        """Maximum of own frames that rows hold at once when they generate this number."""
         kept = self.parts.refresh.cache_frames
         return frames if kept is None else min(frames, kept + 1)
 
     def _prefix(self, packed: PackedTransformer, ids: np.ndarray) -> KeyValueCache:
-        """A prefix of ids [groups, L], one row per group."""
+        """The prefix of ids [groups, L], one row per group."""
         prefix = packed.empty_cache(*ids.shape)
         self._prefill(packed, prefix, ids)
         self.parts.counters.prefix_tokens += ids.size
@@ -183,7 +183,7 @@ class Step:
         return self._prefix(packed, context).branch(self.samples, capacity)
 
     def _prefill(self, packed: PackedTransformer, cache: KeyValueCache, ids: np.ndarray) -> Tensor:
-        """Feed ids [rows, L] in blocks of whole groups, to bound activations; logits [rows, codes]."""
+        """Process ids [rows, L] in blocks of whole groups, which bounds activations; logits [rows, codes]."""
         step = max(1, PREFILL_TOKENS_PER_CALL // (ids.shape[1] * cache.samples))
         tokens = torch.from_numpy(np.ascontiguousarray(ids)).to(packed.device)
         logits = []
@@ -198,7 +198,7 @@ class Step:
     # --- frames ----------------------------------------------------------------------------------------------------
 
     def _go_on(self, frames: int) -> Tensor:
-        """Take up the segment under way: logits for the first token of its next frame."""
+        """Continue the current segment: logits for the first token of its next frame."""
         assert self.memory is not None
         refresh, cache = self.parts.refresh, self.memory.cache
         needed = cache.length + frames * self.parts.layout.frame_tokens
@@ -206,14 +206,14 @@ class Step:
             needed = min(needed, (refresh.cache_frames + 1) * self.parts.layout.frame_tokens)
             needed = max(needed, cache.length + self.parts.layout.frame_tokens)
         elif needed > cache.capacity:
-            needed = max(needed, 2 * cache.length)  # steps of one frame copy each token a few times at most
+            needed = max(needed, 2 * cache.length)  # steps of one frame then copy each token only a few times
         cache = cache.continued(needed, copy=refresh.cache_frames is not None)
         self.memory = replace(self.memory, cache=cache)
         last = torch.from_numpy(self.segments[-1].tokens[:, -1, -1:])
         return self._next_frame(last.to(self.memory.packed.device))
 
     def _next_frame(self, last_token: Tensor) -> Tensor:
-        """Feed a frame's last token [rows, 1] with the action behind it; evict a frame where the policy says so."""
+        """Process a frame's last token [rows, 1] with the action after it; evict a frame if the policy does so."""
         memory, layout = self.memory, self.parts.layout
         assert memory is not None
         packed, cache, kept = memory.packed, memory.cache, memory.kept + 1
@@ -259,7 +259,7 @@ class Step:
         self.segments[-1] = replace(segment, tokens=parts[0], logprobs=parts[1])
 
     def _frame(self, logits: Tensor, uniform: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
-        """One frame of tokens and log-probabilities [rows, D], written where they belong."""
+        """Sample one frame's tokens and log-probabilities [rows, D], written in place."""
         assert self.memory is not None
         packed, cache = self.memory.packed, self.memory.cache
         self.peak_sequence = max(self.peak_sequence, cache.position)

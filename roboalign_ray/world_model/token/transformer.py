@@ -1,9 +1,9 @@
 """The token transformer: a plain Hugging Face LLaMA, sized by WorldModelConfig and SequenceLayout.
 
-Pre-training, alignment and the rollout engine share this one model, so a folder written here loads with
-`AutoModelForCausalLM.from_pretrained` anywhere. What is ours is the head: only dynamics tokens are ever predicted, so
-logits are computed at the predicted positions and over the dynamics range of the vocabulary alone; the full
-[length, vocabulary] matrix is never made.
+Pre-training, alignment and the rollout engine share this model, and `AutoModelForCausalLM.from_pretrained` loads a
+folder written here. Only the head is special: only dynamics tokens are ever predicted, so logits are computed only at
+the predicted positions and over the dynamics range of the vocabulary; the full [length, vocabulary] matrix is never
+computed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MINIMUM_POSITIONS = 16_384
 def build_model(config: WorldModelConfig, layout: SequenceLayout):
     """A freshly initialised `transformers.LlamaForCausalLM`, embeddings and head untied.
 
-    Positions run from 0 within a segment. `max_position_embeddings` is generous (16,384 or 32 training windows):
-    rotary embeddings have no table to outgrow, the number only tells other tools what to expect.
+    Positions start at 0 in a segment. `max_position_embeddings` is generous (16,384 or 32 training windows): rotary
+    embeddings have no table of fixed length, so the number only informs other tools.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,9 +61,9 @@ def slot_logits(model, ids: Tensor, layout: SequenceLayout, frames: int, *, give
 
     Args:
         model: a LLaMA from `build_model` or `load_pretrained`.
-        ids: int64 [B, L], as `SequenceLayout.assemble` lays them out.
-        frames: frames in `ids`, the given ones included.
-        given: frames at the start that are not predicted; 1 except after a refresh that keeps several.
+        ids: int64 [B, L], from `SequenceLayout.assemble`.
+        frames: number of frames in `ids`, including given ones.
+        given: number of frames at the start that are not predicted; 1 except after a refresh that keeps several.
 
     Returns:
         [B, (frames - given) * D, codes], in order of time; entry i predicts the i-th predicted token.
@@ -76,20 +76,20 @@ def slot_logits(model, ids: Tensor, layout: SequenceLayout, frames: int, *, give
 
 
 def token_logprobs(model, ids: Tensor, layout: SequenceLayout, frames: int, *, given: int = 1) -> Tensor:
-    """Log-probabilities float32 [B, (frames - given) * D] of the predicted tokens that stand in `ids`."""
+    """Log-probabilities float32 [B, (frames - given) * D] of the predicted tokens in `ids`."""
     logits = slot_logits(model, ids, layout, frames, given=given).float()
     targets = predicted_codes(ids, layout, frames, given=given)
     return logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def predicted_codes(ids: Tensor, layout: SequenceLayout, frames: int, *, given: int = 1) -> Tensor:
-    """Codes int64 [B, (frames - given) * D] that stand at the predicted positions of `ids`."""
+    """Codes int64 [B, (frames - given) * D] at the predicted positions of `ids`."""
     positions = layout.predicted(frames)[(given - 1) * layout.dynamics_tokens :]
     return ids.index_select(1, torch.as_tensor(positions, device=ids.device)) - layout.dynamics_range[0]
 
 
 def segment_ids(segment: TokenSegment, layout: SequenceLayout) -> np.ndarray:
-    """A rollout segment as the training sequence that it is: ids int64 [G, C + (m+n)*D + (m+n-1)*A]."""
+    """A rollout segment as training sequence: ids int64 [G, C + (m+n)*D + (m+n-1)*A]."""
     samples = len(segment.tokens)
     given = np.broadcast_to(segment.given, (samples, *segment.given.shape[1:]))
     context = np.broadcast_to(segment.context, (samples, segment.context.shape[-1]))
@@ -106,11 +106,11 @@ def save_pretrained(model, layout: SequenceLayout, folder: str | Path) -> None:
 
 
 def load_pretrained(folder: str | Path, *, expected: SequenceLayout | None = None):
-    """Model and layout from a folder written by `save_pretrained`.
+    """Load model and layout from a folder written by `save_pretrained`.
 
     Args:
         folder: holds config.json, model.safetensors and layout.json.
-        expected: the layout that tokenizer and actions imply; None accepts any.
+        expected: layout that tokenizer and actions need; None accepts any.
 
     Returns:
         (LlamaForCausalLM in float32 and evaluation mode, SequenceLayout).
@@ -151,7 +151,7 @@ def _read_model(folder: Path):
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
+    except Exception as error:  # transformers and safetensors raise many exceptions for a damaged folder
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot be loaded ({reason})", where=str(folder)) from error
     model, info = loaded
@@ -163,7 +163,7 @@ def _read_model(folder: Path):
 
 
 def _quiet_transformers() -> None:
-    """No progress bars for files of a few megabytes."""
+    """Disable progress bars, because the files are small."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
