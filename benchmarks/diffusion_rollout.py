@@ -8,8 +8,8 @@ what is predicted. All ways are interleaved in one run; figures are medians over
 processor time with one thread, and --best takes the shortest. Progress goes to the error stream.
 
     bare        the network's forward pass alone, at several numbers of rows per pass
-    engine      `WorldModel.rollout`, K samples of n frames for every prompt: inputs, noise, passes, rounding, and packing
-                into payloads
+    engine      `WorldModel.rollout`, K samples of n frames for every prompt: inputs, noise, passes, rounding, packing
+                of payloads
     shared      for every prompt a history of H frames, once; then K candidates of n frames branched from it
     separate    for every prompt K rollouts of H + n frames
 
