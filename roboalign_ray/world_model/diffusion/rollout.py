@@ -176,8 +176,8 @@ def diffusion_payload(rollout: Rollout) -> DiffusionPayload:
 
 def _segment(entry: Mapping[str, Any]) -> DiffusionSegment:
     reference = entry["reference"]
-    numbers = (int(entry[name]) for name in ("frames", "version", "oldest"))
-    return DiffusionSegment(*numbers, None if reference is None else int(reference))
+    numbers = {name: int(entry[name]) for name in ("frames", "version", "oldest")}
+    return DiffusionSegment(**numbers, reference=None if reference is None else int(reference))
 
 
 def _sampling(entry: Mapping[str, Any]) -> Sampling:
