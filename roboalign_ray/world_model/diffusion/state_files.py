@@ -78,8 +78,12 @@ def _read(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], card: Mod
         clips=tuple(arrays[f"clip{number}"] for number in range(clips)),
         segments=tuple(_segment(entry) for entry in header["segments"]),
         seconds=tuple(arrays["seconds"].tolist()),
-        **{name: arrays[name] for name in _ARRAYS},
-        **{name: header[name] for name in _PLAIN},
+        context=arrays["context"],
+        known=arrays["known"],
+        actions=arrays["actions"],
+        given=int(header["given"]),
+        own_actions=bool(header["own_actions"]),
+        begin_seconds=float(header["begin_seconds"]),
     )
     frame, groups = (card.views, card.height, card.width, 3), len(state.seeds)
     shapes = [(state.context, (groups,)), (state.known, (groups, state.known.shape[1]))]
