@@ -1,4 +1,4 @@
-"""What the user should know of an RLDS dataset as a whole: shards that are missing, and what of it is not read."""
+"""Notes for the user about a whole RLDS dataset: missing shards, and features that are not read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def dataset_notes(
     texts: Collection[str],
     labels: Collection[str],
 ) -> list[str]:
-    """A line for each.
+    """One line per note.
 
     Args:
         features: of features.json.
         shards: those present and missing.
-        action: feature that is the action.
+        action: name of the action feature.
         texts: features that may hold the instruction.
         labels: those of them whose numbers a file explains.
     """
