@@ -221,10 +221,14 @@ def select(
     )
 
     with nullcontext() if out is None else folder_lock(out):
-        told = run_select(config, samples=samples, models=named, quiet=quiet)
+        selection = run_select(config, samples=samples, models=named, quiet=quiet)
         if out is not None:
-            write_selection(told, out)
-    typer.echo(json.dumps(told, indent=2) if as_json else f"{selection_table(told)}\n{models_table(told)}")
+            write_selection(selection, out)
+    typer.echo(
+        json.dumps(selection, indent=2)
+        if as_json
+        else f"{selection_table(selection)}\n{models_table(selection)}"
+    )
 
 
 def _named(models: Sequence[str]) -> dict[str, list[Path]]:

@@ -50,8 +50,8 @@ def alignment(
     from roboalign_ray.pipelines.evaluate.reproduce import alignment_table, run_alignment
 
     folder = run_folder(config, out)
-    told = run_alignment(config, folder, seeds=seeds, single=single, quiet=quiet)
-    typer.echo(json.dumps(told, indent=2) if as_json else alignment_table(told))
+    result = run_alignment(config, folder, seeds=seeds, single=single, quiet=quiet)
+    typer.echo(json.dumps(result, indent=2) if as_json else alignment_table(result))
 
 
 @app.command()
@@ -73,5 +73,5 @@ def hacking(
     config = resolve_job(profile, overrides or ())
     from roboalign_ray.pipelines.evaluate.reproduce import hacking_table, run_hacking
 
-    told = run_hacking(config, run_folder(config, out), seeds=seeds, quiet=quiet)
-    typer.echo(json.dumps(told, indent=2) if as_json else hacking_table(told))
+    result = run_hacking(config, run_folder(config, out), seeds=seeds, quiet=quiet)
+    typer.echo(json.dumps(result, indent=2) if as_json else hacking_table(result))

@@ -287,12 +287,12 @@ class ActionCard(BaseModel):
         """The time that one action covers, as text."""
         if self.rate is None:
             return "rate not known" + (f", every {_ordinal(self.stride)} frame" if self.stride else "")
-        told = f"{self.rate:.4g} Hz"
+        text = f"{self.rate:.4g} Hz"
         if self.stride is None or self.source_rate is None:
-            return told
+            return text
         if self.stride == 1:
-            return f"{told}, every frame"
-        return f"{told}, every {_ordinal(self.stride)} frame of {self.source_rate:.4g} Hz"
+            return f"{text}, every frame"
+        return f"{text}, every {_ordinal(self.stride)} frame of {self.source_rate:.4g} Hz"
 
     def line(self) -> str:
         """The card in one line: dimensions with their kinds, timing, robots, hash."""

@@ -74,8 +74,8 @@ class ActionFindings:
         groups: dict[tuple[str, str], list[str]] = {}
         for name, kind, reason in zip(self.names, self.kinds, self.reasons, strict=True):
             groups.setdefault((kind, reason), []).append(name)
-        told = [f"{listed(names)}: {kind} ({reason})" for (kind, reason), names in groups.items()]
-        return [*told, *self.notes]
+        lines = [f"{listed(names)}: {kind} ({reason})" for (kind, reason), names in groups.items()]
+        return [*lines, *self.notes]
 
 
 def listed(names: Sequence[str]) -> str:

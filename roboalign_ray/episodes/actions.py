@@ -143,8 +143,8 @@ class ActionBinner:
             raise UserError(
                 "no action bins beside the world model", where=str(path), remedy="is it a world model?"
             )
-        told = read_object(path, "action bins")
+        content = read_object(path, "action bins")
         try:
-            return cls.from_state_dict(told)
+            return cls.from_state_dict(content)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"not an action bins file ({error})", where=str(path)) from error

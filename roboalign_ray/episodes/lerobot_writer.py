@@ -211,20 +211,20 @@ def _info(episodes: Sequence[Episode], features: dict[str, Any], tasks: int) -> 
 
 def _statistics(episodes: Sequence[Episode], rows: dict[str, pa.Array]) -> dict[str, Any]:
     """Statistics per feature; those of pictures per channel, shape [3, 1, 1], on the scale [0, 1]."""
-    told: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     for name, column in rows.items():
         width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
         flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        told[name] = _moments(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
+        statistics[name] = _moments(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
     for view in episodes[0].frames:
         pixels = np.concatenate([episode.frames[view].reshape(-1, 3) for episode in episodes]) / 255.0
         channels = _moments(pixels)
         count = sum(episode.length for episode in episodes)
-        told[_key(view)] = {
+        statistics[_key(view)] = {
             name: [count] if name == "count" else [[[value]] for value in values]
             for name, values in channels.items()
         }
-    return told
+    return statistics
 
 
 def _moments(values: np.ndarray) -> dict[str, list[float]]:

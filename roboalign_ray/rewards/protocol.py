@@ -87,9 +87,9 @@ def _fault_beside(inputs: RewardInput, frames: int) -> Failed | None:
     if actions is not None:
         if actions.ndim != 2 or len(actions) != frames:
             return Failed(f"actions are {actions.shape}, not [{frames}, A]", "shape")
-        for name, told in (("names", inputs.action_names), ("kinds", inputs.action_kinds)):
-            if told and len(told) != actions.shape[1]:
-                return Failed(f"{len(told)} {name} for {actions.shape[1]} action dimensions", "shape")
+        for name, labels in (("names", inputs.action_names), ("kinds", inputs.action_kinds)):
+            if labels and len(labels) != actions.shape[1]:
+                return Failed(f"{len(labels)} {name} for {actions.shape[1]} action dimensions", "shape")
     if state is not None and (state.ndim != 2 or len(state) != frames + 1):
         return Failed(f"proprioception is {state.shape}, not [{frames + 1}, S]", "shape")
     return None

@@ -49,7 +49,7 @@ class WeightedReward:
             components[name] = score.total
             components |= {f"{name}/{part}": value for part, value in score.components.items()}
             frames.append(None if score.per_frame is None else weight * score.per_frame)
-        told = [values for values in frames if values is not None]
+        known = [values for values in frames if values is not None]
         # The score is per frame only if every part's score is.
-        per_frame = np.sum(told, axis=0) if len(told) == len(frames) else None
+        per_frame = np.sum(known, axis=0) if len(known) == len(frames) else None
         return Scored(total, components, version, per_frame)

@@ -47,14 +47,14 @@ class EpisodeSource(Protocol):
 
 
 def read_or_quarantine(
-    episode_id: str, read: Callable[[], Episode], *, told: Callable[[str], str] = str
+    episode_id: str, read: Callable[[], Episode], *, reword: Callable[[str], str] = str
 ) -> Episode | Quarantined:
     """Read one record of a source. Only here are errors of damaged records separated from the rest of a conversion.
 
     Args:
         episode_id: id of the record.
         read: reads the record.
-        told: last change to the reason, such as shortening file names.
+        reword: last change to the reason, such as shortening file names.
 
     Returns:
         The episode, or the reason why it cannot be used. An unexpected exception becomes a reason too; it has the type
@@ -68,7 +68,7 @@ def read_or_quarantine(
     except Exception as error:
         raise_if_host(error, where=episode_id)
         reason = error.line() if isinstance(error, UserError) else unforeseen(error)
-    return Quarantined(printable(episode_id), printable(told(reason))[:_LONGEST_REASON])
+    return Quarantined(printable(episode_id), printable(reword(reason))[:_LONGEST_REASON])
 
 
 def opened(what: str, where: Path, error: Exception) -> ReportedError:

@@ -101,7 +101,7 @@ class DroidSource:
             episode_id = printable("/".join([self.name, *parts, path.parent.name, path.stem]))
             read = partial(self._episode, episode_id, base, path)
             yield read_or_quarantine(
-                episode_id, read, told=lambda reason: reason.replace(f"{self.root}/", "")
+                episode_id, read, reword=lambda reason: reason.replace(f"{self.root}/", "")
             )
 
     def _episode(self, episode_id: str, base: Path, path: Path) -> Episode:

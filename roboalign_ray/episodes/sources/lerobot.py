@@ -85,10 +85,10 @@ class LeRobotSource:
             self._tasks = {} if sentences_known else read_tasks(self.folder)
         except Exception as error:  # damaged tables may raise anything
             where = self.root / "meta"
-            told = opened("a LeRobot dataset", where, error)
-            if type(told) is UserError and told is error:
+            reported = opened("a LeRobot dataset", where, error)
+            if type(reported) is UserError and reported is error:
                 raise
-            reason = self.folder.relative(told.line()) if told is error else told.what
+            reason = self.folder.relative(reported.line()) if reported is error else reported.what
             raise UserError(f"episode tables cannot be read ({reason})", where=str(where)) from error
         self._shared = SharedVideos.of(self.entries)
 
@@ -121,7 +121,7 @@ class LeRobotSource:
         for entry in self.entries:
             episode_id = f"{self.name}/{entry.index:06d}"
             read = partial(self._episode, episode_id, entry)
-            yield read_or_quarantine(episode_id, read, told=self.folder.relative)
+            yield read_or_quarantine(episode_id, read, reword=self.folder.relative)
 
     def _episode(self, episode_id: str, entry: EpisodeEntry) -> Episode:
         for (

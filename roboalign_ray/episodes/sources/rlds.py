@@ -98,8 +98,8 @@ class RldsSource:
         known = KNOWN_DATASETS.get(key)
         self._assumed = []
         if known is not None and fps is None:
-            told = f"{known.fps:g} Hz and the robot {known.embodiment}, as published for {key}"
-            self._assumed.append(f"{told}; another rate is given with --source-fps")
+            published = f"{known.fps:g} Hz and the robot {known.embodiment}, as published for {key}"
+            self._assumed.append(f"{published}; another rate is given with --source-fps")
         if fps is None and known is None:
             raise UserError(
                 f"RLDS holds no frame rate and '{self.name}' is not a dataset whose rate is known",
@@ -152,7 +152,7 @@ class RldsSource:
         return read_or_quarantine(
             episode_id,
             lambda: self._episode(episode_id, shard.path, index, parse_example(record)),
-            told=lambda reason: f"{shard.path.name} record {index}: {reason}",
+            reword=lambda reason: f"{shard.path.name} record {index}: {reason}",
         )
 
     def _episode(self, episode_id: str, shard: Path, index: int, example: dict[str, FeatureValue]) -> Episode:

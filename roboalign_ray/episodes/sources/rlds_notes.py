@@ -46,6 +46,6 @@ def dataset_notes(
     ]
     if not texts:
         others = [key for key, feature in features.items() if feature.kind == "text"]
-        told = f"; texts by other names are not read: {listed(others)}" if others else ""
-        lines.append(f"no feature is named as an instruction, instructions stay empty{told}")
+        rest = f"; texts by other names are not read: {listed(others)}" if others else ""
+        lines.append(f"no feature is named as an instruction, instructions stay empty{rest}")
     return lines
