@@ -97,7 +97,7 @@ def run_align(
     """
     if resume and fork is not None:
         raise UserError(
-            "--fork begins a run, and --resume goes on with one", where="align", remedy="leave one out"
+            "--fork begins a run, and --resume continues one", where="align", remedy="leave one out"
         )
     out = out.absolute()
     build_objective(config.alignment, config.asynchrony.off_policy).check(config)

@@ -354,7 +354,7 @@ def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
         "", [*(f"{dimension.title} /{dimension.maximum}" for dimension in DIMENSIONS), "Total /10"]
     )
     columns = [Column(path.name, _column(outcome)) for path, outcome in zip(videos, outcomes, strict=True)]
-    print_columns(Console(markup=False), titles, columns)  # names of files are text, whatever signs they hold
+    print_columns(Console(markup=False), titles, columns)  # file names are text, not markup
     for path, outcome in zip(videos, outcomes, strict=True):
         if isinstance(outcome, Failed):
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")

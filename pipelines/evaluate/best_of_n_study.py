@@ -273,7 +273,7 @@ def selection_table(selection: Mapping[str, Any]) -> str:
         "",
         f"| Picked by | {_TITLES} | gain, 95 % interval | rank correlation within a window | not scored |",
         "|---" * 11 + "|",
-        f"| nobody | {_cells(blind)} | | | |",
+        f"| none (random sample) | {_cells(blind)} | | | |",
     ]
     for name, row in selection["judges"].items():
         ranks = _interval_text(row["rank"])

@@ -190,7 +190,8 @@ def event_lines(path: Path, teacher: str) -> list[str]:
             )
         elif event["event"] == "relabelling failed":
             lines.append(
-                f"{after}: relabelling round {event['round']} failed ({event['message']}); the student before goes on."
+                f"{after}: relabelling round {event['round']} failed ({event['message']}); "
+                "the previous student stays in use."
             )
         elif event["event"] == "alarm":
             lines.append(f"{after}: alarm ({event['kind']}): {event['message']}.")

@@ -136,7 +136,7 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
     """
     if config.judge.relabel.teacher == "none" or not config.judge.relabel.held_out_samples:
         raise UserError(
-            "nobody would tell the weak student from a good one",
+            "without a teacher, nothing shows that the student is weak",
             where="judge.relabel",
             remedy="set a teacher and held_out_samples",
         )

@@ -123,6 +123,6 @@ def video_rate(source: bytes | Path) -> float:
         rate = video.stream.average_rate
     if not rate:
         raise EpisodeError(
-            "the video tells no frame rate", where=name_of(source), remedy="write it anew with one"
+            "the video states no frame rate", where=name_of(source), remedy="encode it with a frame rate"
         )
     return float(rate)

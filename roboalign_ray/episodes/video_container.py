@@ -126,7 +126,7 @@ def _video_stream(container: av.container.InputContainer, where: str) -> av.Vide
         raise EpisodeError(
             f"video codec '{codec.name if codec else 'unknown'}' is not read",
             where=where,
-            remedy="encode it anew as H.264",
+            remedy="encode it as H.264",
         )
     if codec.width * codec.height > MOST_FRAME_PIXELS:
         raise EpisodeError(

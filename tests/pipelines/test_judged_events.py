@@ -22,7 +22,7 @@ GATE = {"rows": [{"gap": 0.5}, {"gap": 0.264}]}
         ),
         (
             {"event": "relabelling failed", "update": 6, "round": 2, "message": "the gate is closed"},
-            "After update 6: relabelling round 2 failed (the gate is closed); the student before goes on.",
+            "After update 6: relabelling round 2 failed (the gate is closed); the previous student stays in use.",
         ),
         (
             {"event": "alarm", "update": 6, "kind": "motion", "message": "rollouts move 20% as much"},

@@ -98,7 +98,7 @@ def _whole_batches(record: RunRecord) -> Finding:
     batch = int(record.ledger["batch"])
     sizes = Counter(int(line["update"]) for line in record.trained)
     wrong = [update for update in range(record.updates) if sizes.pop(update, 0) != batch] + sorted(sizes)
-    detail = f"not so: {_listed(wrong)}" if wrong else f"{record.updates} × {batch} groups"
+    detail = f"violated: {_listed(wrong)}" if wrong else f"{record.updates} × {batch} groups"
     return Finding("every update trains one whole batch", not wrong, detail)
 
 

@@ -108,7 +108,7 @@ class LeRobotSource:
         ]
         lines = [f"{key}: a depth map, left out" for key in depth]
         if not self._tasks and not all(entry.tasks for entry in self.entries):
-            lines.append("there is no task table (meta/tasks.*): instructions that only it tells stay empty")
+            lines.append("there is no task table (meta/tasks.*): instructions that are only in it stay empty")
         stated = self.info.total_episodes
         if stated is not None and stated != len(self):
             lines.append(f"info.json counts {stated} episodes, the episode table {len(self)}")

@@ -126,7 +126,7 @@ def _without_doubles(entries: list[EpisodeEntry]) -> list[Entry]:
         by_index[entry.index].append(entry)
     result: list[Entry] = []
     for index, same in by_index.items():
-        reason = f"episode_index {index} stands {len(same)} times in the episode table"
+        reason = f"episode_index {index} occurs {len(same)} times in the episode table"
         equal = all(entry == same[0] for entry in same)
         kept, left_out = (same[:1], same[1:]) if equal else ([], same)
         result += [*kept, *(BadEntry(f"{index:06d}", reason) for _ in left_out)]

@@ -40,7 +40,7 @@ def dataset_notes(
         if key.startswith(f"{action}/") and not feature.is_numeric
     ]
     lines += [
-        f"{key}: holds numbers, and the dataset does not tell their sentences; instructions stay empty"
+        f"{key}: holds numbers, and the dataset has no sentences for them; instructions stay empty"
         for key in texts
         if is_number(features[key]) and key not in labels
     ]

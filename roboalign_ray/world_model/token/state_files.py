@@ -129,7 +129,7 @@ def _with_memory(
 def _check_version(begun: int, version: int) -> None:
     if begun != version:
         raise UserError(
-            f"its segment under way was begun with weight version {begun}, the world model holds {version}",
+            f"its current segment was begun with weight version {begun}, the world model holds {version}",
             where=_WHERE,
             remedy="load the weights of that version first",
         )
