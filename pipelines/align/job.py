@@ -213,7 +213,7 @@ class _Job:
         if found is None:
             self.counts, self._row = dict.fromkeys(COUNTED, 0), {}
             # Workers may hold weights of the lost learner.
-            loop.weights = Weights(era=self.crew.learner.era)
+            loop.weights = Weights(incarnation=self.crew.learner.incarnation)
             if self.crew.judge is not None:
                 self.crew.judge.begin()
         else:
