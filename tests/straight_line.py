@@ -18,8 +18,8 @@ from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 def straight_line(job):
     """The published weights of the last version, journal lines, curves."""
     folder = Path(job.world_model_weights)
-    best = job.rollout.branching is not None and job.rollout.branching.winner == "best"
-    rollout = RolloutActor(folder, job.rollout, job.episodes, reward=job.reward if best else None)
+    reward = job.reward if job.rollout.branching.chooses else None
+    rollout = RolloutActor(folder, job.rollout, job.episodes, reward=reward)
     scorer = ScorerActor(folder, job.reward, job.episodes)
     learner = LearnerActor(folder, job.alignment)
     learner.join(learner.address())

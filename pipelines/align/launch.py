@@ -77,8 +77,7 @@ def _hire(config: JobConfig, out: Path, workforce: Workforce) -> Crew:
         "rollout": config.rollout,
         "threads": role_threads(cluster.rollout),
     }
-    branching = config.rollout.branching
-    if branching is not None and branching.winner == "best":
+    if config.rollout.branching.chooses:
         rollout["reward"] = config.reward
     scorer: dict[str, Any] = {**common, "reward": config.reward, "threads": role_threads(cluster.scorer)}
     rollouts = WorkerPool("rollout", RolloutActor, cluster.rollout, [rollout] * cluster.rollout.workers)

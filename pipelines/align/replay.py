@@ -170,14 +170,13 @@ class _Maker:
 
     def _choose(self) -> Choose | None:
         """As the rollout actor chooses the sample that a shared history goes on with."""
-        branching = self.config.rollout.branching
-        if branching is None or branching.winner == "sampled":
+        if not self.config.rollout.branching.chooses:
             return None
         return choose_best(self._model, self._reader, build_reward(self.config.reward))
 
     def missing(self, members: Sequence[JournalGroup]) -> str:
         """What is missing to recompute a call's groups; empty if nothing is."""
-        if self.config.rollout.branching is not None and len(set(members[0].versions)) > 1:
+        if self.config.rollout.branching.most and len(set(members[0].versions)) > 1:
             return "weights changed behind a shared history, and the journal does not record its versions"
         gone = [v for group in members for v in group.versions if v and v not in self._there]
         if gone:

@@ -31,6 +31,7 @@ from roboalign_ray.pipelines.cli import judge as judge_cli
 from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
 from roboalign_ray.pipelines.cli import rollout as rollout_cli
 from roboalign_ray.pipelines.cli import simulation as simulation_cli
+from roboalign_ray.pipelines.cli import spread as spread_cli
 from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
 from roboalign_ray.pipelines.cluster.signals import exit_code, forget_signals, handled, interrupt
 
@@ -75,6 +76,7 @@ app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 app.add_typer(config_cli.app, name="config", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(simulation_cli.simulate)
 app.command(rich_help_panel=LOOK)(chaos_cli.chaos)
+app.command(rich_help_panel=LOOK)(spread_cli.spread)
 
 
 @app.callback(help=HELP)

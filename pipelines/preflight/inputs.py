@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.config import JobConfig, TokenizerConfig
 from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.config.paths import absolute_path, with_absolute_paths
@@ -223,11 +224,25 @@ def check_rollouts(job: Preflight) -> None:
     rollout, card = job.config.rollout, job.card
     check_refresh(rollout.refresh, card)
     check_clips(rollout.horizon, card, "rollout.horizon")
+    if rollout.branching.most:
+        check_clips(rollout.branching.clip_frames, card, "rollout.branching.clip_frames")
     if card.clip_frames > 1 and rollout.horizons.shape != "fixed":
         raise UserError(
             f"rollouts of any length are no whole number of the world model's clips of {card.clip_frames} frames",
             where="rollout.horizons.shape",
             remedy="set it to fixed",
+        )
+
+
+def check_objective(job: Preflight) -> None:
+    """The objective trains world models of this kind."""
+    name = job.config.alignment.objective
+    trains = build_objective(job.config.alignment).trains
+    if trains and trains != job.card.kind:
+        raise UserError(
+            f"the objective '{name}' trains world models of kind '{trains}', and this one is of kind '{job.card.kind}'",
+            where="alignment.objective",
+            remedy="set another objective (docs/objectives.md), or another world model",
         )
 
 

@@ -25,6 +25,7 @@ from roboalign_ray.pipelines.preflight.inputs import (
     check_evaluation_windows,
     check_judge,
     check_judges,
+    check_objective,
     check_out,
     check_prompts,
     check_report_judges,
@@ -52,7 +53,15 @@ _MODEL: tuple[Check, ...] = (
     check_actions,
     check_action_card,
 )
-_ALIGN: tuple[Check, ...] = (check_out, check_reward, *_EPISODES, check_prompts, *_MODEL, check_judge)
+_ALIGN: tuple[Check, ...] = (
+    check_out,
+    check_reward,
+    *_EPISODES,
+    check_prompts,
+    *_MODEL,
+    check_objective,
+    check_judge,
+)
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "pretrain": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 
@@ -41,13 +41,13 @@ class LoraConfig(FrozenConfig):
     """Low-rank adapters (arXiv 2106.09685) in the place of training all weights. [ours: ranks are unpublished]
 
     Attributes:
-        rank: of each adapter.
+        rank: of each adapter; 0 trains all weights as they are.
         alpha: its product is scaled by alpha / rank.
         targets: parts of the names of weights that get one; matrices and convolutions alone.
         whole: parts of the names of weights that are trained as they are: the action encoder, as published.
     """
 
-    rank: PositiveInt = 8
+    rank: NonNegativeInt = 8
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] = Field(("down", "up"), min_length=1)
     whole: tuple[str, ...] = ("embed.actions",)
@@ -64,17 +64,17 @@ class DiffusionAlignmentConfig(FrozenConfig):
         least_time: smallest of the uniform ones: the regulariser divides by its square. [ours]
         regulariser: coefficient of the mean squared difference of velocities to the frozen base.
         micro_batch_clips: most clips of one forward and backward pass; changes memory, not the gradient.
-        lora: adapters; null trains all weights.
+        lora: adapters, or none.
         old_policy: the average that rollouts are sampled with.
     """
 
-    clips_per_rollout: int = Field(0, ge=0)
+    clips_per_rollout: NonNegativeInt = 0
     times_per_clip: PositiveInt = 1
     times: Literal["sampler", "uniform"] = "sampler"
     least_time: float = Field(0.05, gt=0, lt=1)
     regulariser: float = Field(1e-4, ge=0)
     micro_batch_clips: PositiveInt = 16
-    lora: LoraConfig | None = LoraConfig()
+    lora: LoraConfig = LoraConfig()
     old_policy: OldPolicyConfig = OldPolicyConfig()
 
 

@@ -130,7 +130,7 @@ class DiffusionTrainingConfig(FrozenConfig):
     own_history: float = Field(0.5, ge=0, le=1)
     own_history_from: float = Field(0.2, ge=0, le=1)
     own_history_grown: float = Field(0.6, ge=0, le=1)
-    perceptual_weight: float = Field(1.0, ge=0)
+    perceptual_weight: float = Field(4.0, ge=0)
     perceptual_network: Literal["alex", "vgg", "random-alex", "random-vgg"] = "alex"
     learning_rate: float = Field(3e-4, gt=0)
     schedule: Literal["constant", "cosine"] = "cosine"

@@ -156,10 +156,10 @@ class JobConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _check_branching(self) -> JobConfig:
-        if self.reward.needs_judge and self.rollout.branching is not None:
+        if self.reward.needs_judge and self.rollout.branching.most:
             raise ConfigError(
                 "the samples of a branched group are single clips, and a student judges whole rollouts",
-                where="rollout.branching",
-                remedy="set it to null, or reward.judged.weight to 0",
+                where="rollout.branching.most",
+                remedy="set it to 0, or reward.judged.weight to 0",
             )
         return self

@@ -156,12 +156,13 @@ class HorizonsConfig(FrozenConfig):
 class BranchingConfig(FrozenConfig):
     """Training groups whose samples continue a history that the model generated itself, as PersistWorld trains.
 
-    A group is the last of T clips. The T - 1 clips before it are generated once, and shared by the group's samples. T is
-    drawn evenly from 1 to a longest number that grows during training; its growth is [ours]. Evaluations never branch.
+    A group is the last of T clips. The T - 1 clips before it are generated once, and shared by the group's samples.
+    T is drawn evenly from 1 to a longest number that grows during training; its growth is [ours]. Evaluations never
+    branch.
 
     Attributes:
         clip_frames: frames of a clip.
-        first, most: longest T at the beginning, and at last.
+        first, most: longest T at the beginning, and at last; with a `most` of 0 all groups begin at real frames.
         groups_per_clip: training groups after which the longest T grows by one.
         winner: how the shared history is made: "sampled" is one sample; "best" makes a whole group of candidates of
             each clip and continues the one of the highest reward, which costs as many rollouts more.
@@ -169,9 +170,14 @@ class BranchingConfig(FrozenConfig):
 
     clip_frames: PositiveInt = 1
     first: PositiveInt = 4
-    most: PositiveInt = 16
+    most: NonNegativeInt = 0
     groups_per_clip: PositiveInt = 32
     winner: Literal["sampled", "best"] = "sampled"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether rollouts are scored while the history is made."""
+        return self.most > 0 and self.winner == "best"
 
     def longest(self, group: int) -> int:
         """The longest T of training group number `group`, from 0."""
@@ -179,7 +185,7 @@ class BranchingConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _check_growth(self) -> BranchingConfig:
-        if self.first > self.most:
+        if 0 < self.most < self.first:
             raise ConfigError(
                 f"the longest history begins at {self.first} clips and may not pass {self.most}",
                 where="rollout.branching.first",
@@ -203,7 +209,7 @@ class RolloutConfig(FrozenConfig):
 
     horizon: PositiveInt = 12
     horizons: HorizonsConfig = HorizonsConfig()
-    branching: BranchingConfig | None = None
+    branching: BranchingConfig = BranchingConfig()
     completing: float = Field(0.75, ge=0, le=1)
     refresh: RefreshConfig = RefreshConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -221,13 +227,13 @@ class RolloutConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _check_branching(self) -> RolloutConfig:
-        if self.branching is None:
+        if not self.branching.most:
             return self
         if self.horizons.shape != "fixed":
             raise ConfigError(
                 "draws the length of rollouts, and so does rollout.branching",
                 where="rollout.horizons.shape",
-                remedy="set it to fixed, or rollout.branching to null",
+                remedy="set it to fixed, or rollout.branching.most to 0",
             )
         frames = self.branching.most * self.branching.clip_frames
         if frames > self.horizon:

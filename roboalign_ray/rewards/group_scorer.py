@@ -1,4 +1,4 @@
-"""Scores of a rollout's samples against the real episode: what scorers give, and rollouts that continue the best take."""
+"""Scores of a rollout's samples against the real episode, and the sample with the best one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Decoder, Rollout
 
 
-def score_rollout(rollout: Rollout, decoder: Decoder, reader: PromptReader, reward: Reward) -> Sequence[Score]:
+def score_rollout(
+    rollout: Rollout, decoder: Decoder, reader: PromptReader, reward: Reward
+) -> Sequence[Score]:
     """One score per sample, of the frames of this rollout: those before `rollout.start` are not looked at.
 
     Raises:

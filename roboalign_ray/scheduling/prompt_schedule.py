@@ -47,7 +47,7 @@ class HorizonDraw:
 
     def of_group(self, number: int, stream: list[int]) -> tuple[int, int]:
         """`horizon` and `shared` of the prompt of training group `number`, see `PromptName`."""
-        if self._branching is None:
+        if not self._branching.most:
             return self.draw(stream), 0
         longest, frames = self._branching.longest(number), self._branching.clip_frames
         clips = int(np.random.default_rng(stream).integers(1, longest + 1))
@@ -101,7 +101,9 @@ class PromptSchedule:
         lap, place = divmod(position, len(self._train))
         episode_id, starts = self._train[self._order(lap)[place]]
         start = self._start(episode_id, starts, [self._seed, _START, position])
-        return PromptName(episode_id, start, *self._horizon.of_group(position, [self._seed, _HORIZON, position]))
+        return PromptName(
+            episode_id, start, *self._horizon.of_group(position, [self._seed, _HORIZON, position])
+        )
 
     def _start(self, episode_id: str, starts: int, stream: list[int]) -> int:
         generator = np.random.default_rng(stream)

@@ -59,10 +59,7 @@ def branched_rollouts(
     made: dict[int, Rollout] = {}
     for (_, _, _, frames), members in batches.items():
         some, own = [prompts[index] for index in members], [seeds[index] for index in members]
-        if frames:
-            found = _branched(model, some, frames, own, choose)
-        else:
-            found = model.rollout(some, own)
+        found = _branched(model, some, frames, own, choose) if frames else model.rollout(some, own)
         made.update(zip(members, found, strict=True))
     return [made[index] for index in range(len(prompts))]
 

@@ -15,13 +15,14 @@ from roboalign_ray.alignment.records.group_files import load_group, save_group
 from roboalign_ray.config import EvaluationConfig, RefreshConfig
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.store import write_store
-from roboalign_ray.evaluation.protocols import EvaluationWindow, evaluate_rollouts
+from roboalign_ray.evaluation.protocols import EvaluationWindow, evaluate_rollouts, one_step
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.metrics.perceptual import load_lpips
 from roboalign_ray.pipelines.preflight.job import Preflight, find_fault
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.protocol import Prompt
 from roboalign_ray.world_model.registry import open_world_model
 
 SEEDS = [(1, 2, 3), (4, 5, 6)]
@@ -36,7 +37,8 @@ def root(tmp_path_factory):
 def job(root):
     write_toy(root / "toy", views=1)
     install_toy(root / "site")
-    return make_tiny_job(root, world_model_weights=str(root / "toy"))
+    objective = {"objective": "toy_objective:ToyObjective"}
+    return make_tiny_job(root, world_model_weights=str(root / "toy"), alignment=objective)
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +140,37 @@ def test_a_model_of_two_cameras_gets_both_and_is_scored_on_both(job, root, names
     assert all(isinstance(score, Scored) for record in records for score in record.scores)
     with pytest.raises(EpisodeError, match="has views front; the world model predicts 2"):
         PromptReader(job.episodes, 32, 32, views=2).prompt(names[0], 4)
+    named = PromptReader(config.model_copy(update={"views": ("below", "front")}), 32, 32, views=2)
+    np.testing.assert_array_equal(named.prompt(names[0], 4).start, start[::-1])
+    assert named.recorded(names[0], 4).views == ("below", "front")
+
+
+def test_evaluation_measures_every_view(job, root, tmp_path):
+    """A view that is predicted without fault, and one that is all wrong: each has its figures, and the mean of both."""
+    write_toy(tmp_path / "toy", views=2)
+    model = open_world_model(tmp_path / "toy", job.rollout)
+    start = np.zeros((2, 32, 32, 3), np.uint8)
+    actions = np.zeros((4, 2), np.float32)
+    prompts = [Prompt(f"w{number}", start, start, actions) for number in range(2)]
+    made = [model.decode(group)[0] for group in model.rollout(prompts, [(0,)] * 2)]
+    for frames in made:
+        frames[:, 1] = 255 - frames[:, 1]
+    windows = [
+        EvaluationWindow(prompt, real, ("front", "hand")) for prompt, real in zip(prompts, made, strict=True)
+    ]
+    config = EvaluationConfig(bootstrap_resamples=20)
+    lpips = load_lpips("random-alex")
+    metrics = evaluate_rollouts(model, windows, lpips, config, RefreshConfig()).metrics
+    assert list(metrics.views) == ["front", "hand"]
+    assert metrics.views["front"].per_frame["mse"].max() == 0
+    inverted = (made[0][:, 1] / 255.0 * 2 - 1) ** 2
+    np.testing.assert_allclose(
+        metrics.views["hand"].per_frame["mse"][0], inverted.mean(axis=(1, 2, 3)), rtol=1e-4
+    )
+    np.testing.assert_allclose(metrics.per_frame["mse"], metrics.views["hand"].per_frame["mse"] / 2)
+    assert metrics.by_view()["front"]["psnr"] == pytest.approx(100)
+    step = one_step(model, windows, lpips, config)
+    assert list(step.predicted.views) == list(step.copy_last.views) == ["front", "hand"]
+    narrow = EvaluationWindow(prompts[0], made[0][:, :1])
+    with pytest.raises(UserError, match="2 views predicted, 1 real"):
+        evaluate_rollouts(model, [narrow], lpips, config, RefreshConfig())

@@ -1,4 +1,4 @@
-"""Objectives of a diffusion world model: the rows that they train on, the policies that they keep, what they publish."""
+"""Objectives of a diffusion world model: the rows that they train on, their policies, and what they publish."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from diffusion_groups import CLIP, diffusion_folder, diffusion_group
 
 from roboalign_ray.alignment.advantages import GroupAdvantages, frame_advantages, group_advantages
 from roboalign_ray.alignment.objectives.diffusion import DiffusionObjective
-from roboalign_ray.alignment.objectives.diffusion_batch import ClipBatch, clip_batches, spread_figures
+from roboalign_ray.alignment.objectives.diffusion_batch import ClipBatch, clip_batches
 from roboalign_ray.alignment.objectives.registry import build_objective
+from roboalign_ray.alignment.objectives.spread import spread_figures
 from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
 from roboalign_ray.config import AlignmentConfig
@@ -27,6 +28,7 @@ from roboalign_ray.world_model.diffusion.files import load_denoiser
 from roboalign_ray.world_model.diffusion.rollout import diffusion_payload
 
 LORA = {"rank": 2, "targets": ("down", "up"), "whole": ("embed.actions",)}
+NONE = {"rank": 0}
 SCALE = 0.3  # of the tiny model's residuals
 
 
@@ -47,7 +49,7 @@ class Learner:
             objective=objective,
             minibatch_prompts=2,
             group_size=4,
-            diffusion={"lora": None} | diffusion,  # type: ignore[arg-type]
+            diffusion={"lora": NONE} | diffusion,  # type: ignore[arg-type]
         )
         objective_made = build_objective(self.config)
         assert isinstance(objective_made, DiffusionObjective)
@@ -169,7 +171,7 @@ def test_figures_of_a_step_are_told_once(folder: Path) -> None:
     assert result.metrics["equal_rewards"] == 0
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [NONE, LORA])
 def test_the_old_policy_stays_behind_from_the_first_update_on(folder: Path, lora: Any) -> None:
     groups = [diffusion_group(seed, (0.1, 0.9, 0.4)) for seed in range(2)]
     run = Learner(folder, lora=lora)
@@ -233,7 +235,7 @@ def test_with_adapters_only_those_travel_and_make_the_old_policy(folder: Path) -
     assert not torch.allclose(clean, run.model(*arguments), atol=1e-5)  # not the trained policy
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [NONE, LORA])
 def test_the_trained_policy_can_be_saved_too(folder: Path, tmp_path: Path, lora: Any) -> None:
     run = Learner(folder, lora=lora)
     run.update([diffusion_group(seed, (0.1, 0.9, 0.4)) for seed in range(2)])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from roboalign_ray.alignment.objectives.softmax_contrastive import contrastive_loss, softmax_weights
 from roboalign_ray.alignment.objectives.diffusion_nft import Predictions
+from roboalign_ray.alignment.objectives.softmax_contrastive import contrastive_loss, softmax_weights
 
 
 def test_weights_are_the_softmax_of_advantages_with_mean_one() -> None:

@@ -18,6 +18,7 @@ from roboalign_ray.config.rewards import ExtensionRewardConfig
 SHIPPED = (
     "chaos",
     "demo",
+    "demo_diffusion",
     "fleet_1000",
     "hacking",
     "mixed_64",
@@ -107,7 +108,7 @@ MISTAKES = {
     "alignmnt.updates=5": "did you mean 'alignment.updates'?",
     "rollout.refresh.windw=5": "did you mean 'rollout.refresh.window'?",
     "group_size=5": "did you mean 'alignment.group_size'?",
-    "learning_rate=1": "'pretraining.learning_rate' or 'alignment.learning_rate'",
+    "learning_rate=1": "'pretraining.learning_rate' or 'diffusion.training.learning_rate' or 'alignment.learning_rate'",
     "alignment.xyzzy=5": "known keys here: checkpoint_every, checkpoints, clip",
     "alignment.updates=many": "alignment.updates: expected a valid integer, got 'many'",
     "alignment.updates=true": "alignment.updates: expected a valid integer, got True",

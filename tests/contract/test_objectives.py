@@ -274,7 +274,7 @@ CASES = {
     "grpo decoupled": of_tokens(correction="decoupled"),
     "grpo truncated": of_tokens(correction="truncated"),
     "toy": Case("toy_objective:ToyObjective", toy_folder, toy_group, toy_gradient),
-    "nft": of_clips("diffusion_nft", clips_per_rollout=1, lora=None),
+    "nft": of_clips("diffusion_nft", clips_per_rollout=1, lora={"rank": 0}),
     "nft lora": of_clips("diffusion_nft", times="uniform", times_per_clip=2, lora=LORA),
     "contrastive": of_clips("softmax_contrastive", lora=LORA),
 }

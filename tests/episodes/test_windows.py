@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_pictures_are_resized_to_what_the_model_takes() -> None:
     assert window.frames.shape == (2, 8, 12, 3)
     assert window.context.shape == (8, 12, 3)
     assert (window.frames[1] == 40).all()
+
+
+def test_several_views_show_the_same_times_in_the_order_that_is_named() -> None:
+    episode = made_episode(0, 0)
+    name, pictures = next(iter(episode.frames.items()))
+    wide = np.repeat(255 - pictures, 2, axis=2)  # another camera, of another size
+    both = replace(episode, frames={name: pictures, "hand": wide})
+    for views in (("hand", name), (name, "hand")):
+        window = cut_window(both, WindowSpec(frames=3, height=8, width=8, views=views), start=2, context=1)
+        assert (window.context.shape, window.frames.shape) == ((2, 8, 8, 3), (3, 2, 8, 8, 3))
+        for place, view in enumerate(views):
+            alone = cut_window(both, WindowSpec(frames=3, height=8, width=8, view=view), start=2, context=1)
+            np.testing.assert_array_equal(window.frames[:, place], alone.frames)
+            np.testing.assert_array_equal(window.context[place], alone.context)
+    unsized = cut_window(both, WindowSpec(frames=1, views=(name, "hand")), start=0, context=0)
+    assert unsized.frames.shape[2:4] == pictures.shape[1:3]
+    with pytest.raises(EpisodeError, match="no view 'top'"):
+        cut_window(both, WindowSpec(frames=1, views=(name, "top")), start=0, context=0)
 
 
 def test_windows_past_the_end_are_refused() -> None:

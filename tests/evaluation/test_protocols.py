@@ -94,7 +94,7 @@ def test_one_step_separates_knowing_from_copying_and_from_wrong_actions(
     assert result.predicted.total("psnr").n == 4
     window = _windows()[2]
     before = np.concatenate([window.start[None], window.real[:-1]])
-    expected = ((before / 255.0 - window.real / 255.0) ** 2).mean(axis=(1, 2, 3))
+    expected = ((before / 255.0 - window.real / 255.0) ** 2).mean(axis=(1, 2, 3, 4))
     np.testing.assert_allclose(result.copy_last.per_frame["mse"][2], expected, atol=1e-6)
 
 
@@ -118,12 +118,12 @@ def test_one_step_shows_real_frames_and_true_actions_before_the_last(lpips: Perc
     first, second, third = seen[:3]  # steps 0, 2, 4 with true actions; as many with shuffled ones follow
     assert first.past is None
     assert second.past is not None
-    np.testing.assert_array_equal(second.past[:, 0], np.stack([window.start, window.real[0]]))
-    np.testing.assert_array_equal(second.context[0], window.start)
+    np.testing.assert_array_equal(second.past, np.stack([window.start, window.real[0]]))
+    np.testing.assert_array_equal(second.context, window.start)
     for prompt in (third, seen[6 + 2]):
         assert prompt.past is not None
-        np.testing.assert_array_equal(prompt.past[:, 0], window.real[:3])
-        np.testing.assert_array_equal(prompt.start[0], window.real[3])
+        np.testing.assert_array_equal(prompt.past, window.real[:3])
+        np.testing.assert_array_equal(prompt.start, window.real[3])
         np.testing.assert_array_equal(prompt.past_actions, window.prompt.actions[1:4])
     np.testing.assert_array_equal(third.actions, window.prompt.actions[4:5])
 
@@ -168,8 +168,9 @@ def test_copying_the_first_frame_is_the_baseline(lpips: PerceptualDistance, conf
     result = protocols.long_horizon(
         lambda refresh: SquareWorld(), [RefreshConfig(policy="none")], windows, lpips, config
     )
-    a = metrics.to_images(np.broadcast_to(windows[1].start, windows[1].real.shape))
-    expected = metrics.psnr(a, metrics.to_images(windows[1].real))
+    real = windows[1].real[:, 0]
+    a = metrics.to_images(np.broadcast_to(windows[1].start[0], real.shape))
+    expected = metrics.psnr(a, metrics.to_images(real))
     np.testing.assert_allclose(result.copy_first.per_frame["psnr"][1], expected, rtol=1e-5)
     assert (result.copy_first.freeze_rate == 1).all()
     assert (result.policies[0].metrics.freeze_rate == 0).all()
@@ -185,6 +186,8 @@ def test_standard_policies_hold_every_rival(config: EvaluationConfig) -> None:
         "attention sinks, W = 4",
         "reference + recent, W = 4",
     ]
+    known = protocols.standard_policies(config, RefreshConfig(), {"none", "reference_recent"})
+    assert [policy.policy for policy in known] == ["none", "reference_recent"]
 
 
 def test_windows_that_do_not_fit(lpips: PerceptualDistance, config: EvaluationConfig) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,17 @@ import pytest
 import ray
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from straight_line import straight_line
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_job import SIZE, make_tiny_job, square_episode
 
-from roboalign_ray.actors.learner import LearnerActor
-from roboalign_ray.actors.rollout import RolloutActor
-from roboalign_ray.actors.scorer import ScorerActor
-from roboalign_ray.alignment.records.scored import reward_scalars
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.run_record import read_record
-from roboalign_ray.foundation.weight_sync.packing import unpack
-from roboalign_ray.pipelines.align.groups import split_evenly
 from roboalign_ray.pipelines.align.job import AlignResult, run_align
-from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.registry import open_world_model
 from roboalign_ray.world_model.token.transformer import load_pretrained
 

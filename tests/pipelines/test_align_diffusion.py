@@ -45,7 +45,7 @@ def diffusion_job(folder: Path, objective: str, winner: str, **diffusion: Any) -
 
 @pytest.fixture(
     scope="module",
-    params=[("diffusion_nft", LORA, "sampled"), ("softmax_contrastive", None, "best")],
+    params=[("diffusion_nft", LORA, "sampled"), ("softmax_contrastive", {"rank": 0}, "best")],
     ids=["nft lora", "contrastive"],
 )
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
@@ -67,7 +67,7 @@ def test_without_staleness_every_bit_is_that_of_a_straight_line(
     result, out = finished
     weights, lines, curves = straight_line(job)
     base = load_denoiser(Path(job.world_model_weights))[0].state_dict()
-    assert (len(weights) < len(base)) == (job.alignment.diffusion.lora is not None)
+    assert (len(weights) < len(base)) == (job.alignment.diffusion.lora.rank > 0)
     expected = whole_weights(base, weights)
     found = load_denoiser(result.model)[0].state_dict()
     assert any(not torch.equal(value, base[name]) for name, value in found.items())

@@ -271,3 +271,21 @@ def test_an_object_store_larger_than_the_machine_is_named() -> None:
     assert "memory: object_store_gb 1e+06" in plan.missing
     with pytest.raises(UserError, match="cannot be placed"):
         plan.require_fit()
+
+
+def test_the_plan_of_a_diffusion_world_model_counts_its_denoiser(tmp_path: Path) -> None:
+    """Parameters against those of a real module; weights within the 12 MB that two bytes a number allow."""
+    from roboalign_ray.pipelines.capacity.plan import make_plan
+    from roboalign_ray.world_model.diffusion.network import Denoiser
+
+    job = load_job("demo_diffusion")
+    cluster = tmp_path / "nodes.yaml"
+    cluster.write_text("nodes: [{cpus: 2, memory_gb: 16}]\n")
+    plan = make_plan(job, cluster_file=cluster)
+    real = sum(weight.numel() for weight in Denoiser(job.diffusion.denoiser).parameters())
+    parts = dict(plan.parameters["world_model"])
+    assert parts.pop("total") == real == sum(parts.values())
+    assert plan.bytes["weights"] == 4 * real < 24e6
+    assert plan.tokens == {}
+    assert plan.bytes["pixels"] == job.rollout.horizon * 2 * 64 * 64 * 3
+    assert "episode store" in plan.faults["pre-training"].line()

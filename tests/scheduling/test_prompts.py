@@ -140,4 +140,4 @@ def test_branching_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="begins at 4 clips"):
         branching(first=4, most=3)
     with pytest.raises(ConfigError, match="draws the length of rollouts"):
-        RolloutConfig(horizon=20, horizons={"shape": "uniform"}, branching={})
+        RolloutConfig(horizon=20, horizons={"shape": "uniform"}, branching={"most": 4})

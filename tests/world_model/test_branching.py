@@ -9,8 +9,15 @@ import pytest
 from tiny_denoiser import SIDE, VIEWS, write_tiny_denoiser
 from tiny_job import SIZE, make_tiny_job
 
+from roboalign_ray.actors.rollout import RolloutActor
+from roboalign_ray.alignment.advantages import group_advantages
+from roboalign_ray.alignment.objectives.token_batch import micro_batches, training_sequences
+from roboalign_ray.alignment.objectives.token_policy import open_token_policy, predict_batch
+from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.config import RolloutConfig
+from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.world_model.branching import branched_rollouts
 from roboalign_ray.world_model.protocol import Prompt, Rollout, WorldModel
 from roboalign_ray.world_model.registry import open_world_model
@@ -128,3 +135,19 @@ def test_what_does_not_fit_is_refused(model: WorldModel, prompts: list[Prompt]) 
     with pytest.raises(UserError, match="3 shared frames are no whole number of clips of 2"):
         branched_rollouts(model, prompts[:1], [3], SEEDS[:1], choose=lambda groups: [0])
     assert branched_rollouts(model, [], [], []) == []
+
+
+def test_samples_of_a_token_model_can_be_trained_on(tmp_path: Path) -> None:
+    """A forward pass behind the shared history gives the log-probabilities that sampling recorded."""
+    job = make_tiny_job(tmp_path)
+    folder = Path(job.world_model_weights)
+    actor = RolloutActor(folder, job.rollout, job.episodes)
+    names = [PromptName("toy/01", 1, horizon, shared) for horizon, shared in ((2, 1), (4, 3))]
+    groups, _ = actor.rollout(names, [(1, 2, 3), (4, 5, 6)])
+    policy = open_token_policy(folder)
+    scored = [ScoredGroup(group, (Scored(0.1), Scored(0.5), Scored(0.4))) for group in groups]
+    advantages = [group_advantages(group.scores) for group in scored]
+    sequences = training_sequences(scored, advantages, policy.layout)
+    assert [sequence.generated for sequence in sequences] == [1] * 6
+    for batch in micro_batches(sequences, 10_000):
+        np.testing.assert_allclose(predict_batch(policy, batch)[0].detach(), batch.behaviour, atol=1e-4)

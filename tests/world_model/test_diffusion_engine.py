@@ -1,4 +1,4 @@
-"""The diffusion world model's engine: its noise, its samples against plain passes, and what refresh policies cut off."""
+"""The diffusion world model's engine: its noise, its samples against plain passes, and what refreshes cut off."""
 
 from __future__ import annotations
 

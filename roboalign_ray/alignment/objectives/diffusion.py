@@ -51,7 +51,7 @@ class DiffusionObjective(Objective[ClipBatch]):
         base: weights of the frozen base that are not the network's own; empty with adapters.
     """
 
-    unit = "clip"
+    unit, trains = "clip", "diffusion"
     old: OldPolicy
     base: dict[str, Tensor]
 

@@ -6,6 +6,7 @@ samples' seeds: every rank draws the same without talking, and a resumed run dra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roboalign_ray.alignment.advantages import FEWEST_SAMPLES, GroupAdvantages, rewards_of
+from roboalign_ray.alignment.advantages import GroupAdvantages
+from roboalign_ray.alignment.objectives.spread import spread_figures
 from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.config.alignment_diffusion import DiffusionAlignmentConfig
 from roboalign_ray.world_model.diffusion.conditioning import Inputs
@@ -32,7 +34,7 @@ Weigh = Callable[[np.ndarray], np.ndarray]  # advantages [K] of a clip's valid s
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Rows of one micro-batch; fields of `NoisyClips` among them.
+    """Rows of one micro-batch.
 
     Attributes:
         state, clean: noisy and clean states [B, V, n, 3, H, W].
@@ -92,7 +94,7 @@ def clip_batches(
             elif first is None:
                 first = _batch(group, clip, rows[:1], folder, config).silenced()
     size = config.micro_batch_clips
-    longest = -(-(-(-count // ranks)) // size)
+    longest = math.ceil(math.ceil(count / ranks) / size)  # rank 0 has the most rows
     batches = _of_size(own, size)
     filler = batches[0].silenced() if batches else first
     assert filler is not None  # a step has a valid sample, and every rollout a clip
@@ -100,28 +102,6 @@ def clip_batches(
     if not rank:
         batches[0] = replace(batches[0], figures=spread_figures(groups))
     return batches, count
-
-
-def spread_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """What says whether a reward can teach anything, over the groups with at least two scored samples.
-
-    Returns:
-        "reward_deviation": mean over groups of the deviation of their rewards, relative to the size of their mean.
-        "equal_rewards": share of groups whose rewards are all equal.
-    """
-    rewards = [values[np.isfinite(values)] for values in (rewards_of(group.scores) for group in groups)]
-    rewards = [values for values in rewards if len(values) >= FEWEST_SAMPLES]
-    if not rewards:
-        return {"reward_deviation": 0.0, "equal_rewards": 1.0}
-    return {
-        "reward_deviation": float(np.mean([relative_deviation(values) for values in rewards])),
-        "equal_rewards": float(np.mean([not np.ptp(values) for values in rewards])),
-    }
-
-
-def relative_deviation(rewards: np.ndarray) -> float:
-    """Standard deviation (n - 1) of rewards [K], relative to the size of their mean; 0 where all are equal."""
-    return float(rewards.std(ddof=1) / max(abs(rewards.mean()), 1e-12)) if np.ptp(rewards) else 0.0
 
 
 def _chosen_clips(

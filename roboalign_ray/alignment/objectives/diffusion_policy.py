@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from roboalign_ray.alignment.objectives.diffusion_batch import ClipBatch
 from roboalign_ray.alignment.objectives.protocol import PolicyModel
 from roboalign_ray.config.alignment_diffusion import LoraConfig
 from roboalign_ray.world_model.diffusion.adapters import Adapters, whole_weights
@@ -25,39 +24,24 @@ from roboalign_ray.world_model.diffusion.files import DenoiserFolder, load_denoi
 from roboalign_ray.world_model.diffusion.network import Denoiser
 
 
-@dataclass(frozen=True)
-class NoisyClips:
-    """What a denoiser is asked about.
-
-    Attributes:
-        state: noisy clips [B, V, n, 3, H, W], in units of the residual scale.
-        time: [B].
-        inputs: what it sees beside.
-    """
-
-    state: Tensor
-    time: Tensor
-    inputs: Inputs
-
-
 class DiffusionPolicy(PolicyModel):
     """A denoiser whose forward pass gives clean states.
 
     Args:
         network: float32; frozen where there are adapters.
         folder: what it was opened from, for the folder that `save` writes and for its scales.
-        lora: adapters; None trains the network's own weights.
+        lora: adapters; of rank 0, the network's own weights are trained.
     """
 
-    def __init__(self, network: Denoiser, folder: DenoiserFolder, lora: LoraConfig | None) -> None:
+    def __init__(self, network: Denoiser, folder: DenoiserFolder, lora: LoraConfig) -> None:
         super().__init__()
         self.network, self.folder = network, folder
         self.adapters = None
-        if lora is not None:
+        if lora.rank:
             self.adapters = Adapters(
                 network, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, whole=lora.whole
             )
-        network.requires_grad_(lora is None)
+        network.requires_grad_(not lora.rank)
 
     def forward(
         self, state: Tensor, time: Tensor, history: Tensor, reference: Tensor, actions: Tensor, level: Tensor
@@ -67,7 +51,9 @@ class DiffusionPolicy(PolicyModel):
         return self._clean(weights, (state, time, history, reference, actions, level))
 
     @torch.no_grad()
-    def clean_with(self, weights: Mapping[str, Tensor], item: Any, device: torch.device | str) -> Tensor:
+    def clean_with(
+        self, weights: Mapping[str, Tensor], item: ClipBatch, device: torch.device | str
+    ) -> Tensor:
         """The clean states of a policy with other weights, without gradient.
 
         Args:
@@ -80,16 +66,15 @@ class DiffusionPolicy(PolicyModel):
         return whole_weights(dict(self.network.named_parameters()), weights)
 
     def _clean(self, weights: Mapping[str, Tensor] | None, arguments: tuple[Tensor, ...]) -> Tensor:
-        if weights is None:
-            clip = self.network(*arguments)
-        else:
-            clip = functional_call(self.network, dict(weights), arguments)
+        clip = (
+            functional_call(self.network, dict(weights), arguments) if weights else self.network(*arguments)
+        )
         _, _, history, reference, actions, level = arguments
         seen = Inputs(history.float(), reference, actions, level)
         return residual_of(clip.float(), seen, self.folder.noise.residual_scale)
 
-    def inputs(self, item: Any, device: torch.device | str) -> tuple[Tensor, ...]:
-        """Arguments of `forward` for what has the fields of `NoisyClips`."""
+    def inputs(self, item: ClipBatch, device: torch.device | str) -> tuple[Tensor, ...]:
+        """Arguments of `forward` for a micro-batch."""
         dtype, seen = self.network.head.weight.dtype, item.inputs
         arguments = (item.state, item.time, seen.history, seen.reference, seen.actions, seen.level)
         return tuple(value.to(device, dtype) for value in arguments)
@@ -112,7 +97,7 @@ class DiffusionPolicy(PolicyModel):
         save_denoiser(folder, merged, self.folder.noise, self.folder.card)
 
 
-def open_diffusion_policy(folder: Path, lora: LoraConfig | None) -> DiffusionPolicy:
+def open_diffusion_policy(folder: Path, lora: LoraConfig) -> DiffusionPolicy:
     """A diffusion world model as a policy, float32 on the CPU. New adapters are the same ones in every process.
 
     Raises:

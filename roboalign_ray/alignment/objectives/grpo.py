@@ -77,7 +77,7 @@ class GrpoObjective(Objective[TokenItem]):
         reference: computes its log-probabilities and entropies of a micro-batch.
     """
 
-    unit = "token"
+    unit, trains = "token", "token"
     layout: SequenceLayout
     frozen: TokenPolicy
     reference: Predict

@@ -121,9 +121,11 @@ class Objective(ABC, Generic[Item]):
 
     Attributes:
         unit: what `OptimizerStep.size` counts, in the singular.
+        trains: kind of world model that it trains; empty where `open_policy` alone can tell.
     """
 
     unit: str = "sample"
+    trains: str = ""
 
     def __init__(self, config: AlignmentConfig, off_policy: OffPolicyConfig | None = None) -> None:
         self.config, self.off_policy = config, off_policy or OffPolicyConfig()

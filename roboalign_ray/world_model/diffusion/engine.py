@@ -26,6 +26,7 @@ from roboalign_ray.world_model.diffusion.adapters import whole_weights
 from roboalign_ray.world_model.diffusion.decoder import DiffusionDecoder, diffusion_card
 from roboalign_ray.world_model.diffusion.files import DenoiserFolder
 from roboalign_ray.world_model.diffusion.network import Denoiser
+from roboalign_ray.world_model.diffusion.packed_network import packed
 from roboalign_ray.world_model.diffusion.rollout import Sampling
 from roboalign_ray.world_model.diffusion.state import DiffusionState, SegmentStart, Weights
 from roboalign_ray.world_model.diffusion.state_files import state_arrays, state_from_arrays
@@ -68,8 +69,8 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
         self.sampling = Sampling(asked.steps or folder.noise.steps, asked.action_noise, asked.history_noise)
         self._sampler = ClipSampler(folder, self.sampling, rollout_config, self._device)
         self._lock, self._running = threading.Lock(), False
-        self._held = Weights(deepcopy(network).to(self._device).eval(), version)
-        self._base = dict(self._held.network.state_dict())
+        self._base = deepcopy(network).to(self._device).eval()
+        self._held = Weights(packed(self._base, self._sampler.rows), version)
         self._pending: Weights | None = None
 
     @property
@@ -257,9 +258,9 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
     def _weights(self, state_dict: Mapping[str, Any], version: int) -> Weights:
         if not state_dict:
             raise UserError("there are none", where="weights")
-        network = deepcopy(self._held.network)
-        network.load_state_dict(whole_weights(self._base, state_dict))
-        return Weights(network, version)
+        network = deepcopy(self._base)
+        network.load_state_dict(whole_weights(self._base.state_dict(), state_dict))
+        return Weights(packed(network, self._sampler.rows), version)
 
 
 def _float32(actions: np.ndarray) -> np.ndarray:

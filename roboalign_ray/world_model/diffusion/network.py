@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
         width = 4 * first
         self.sources = 2 + int(config.reference)
         self.embed = _Conditioning(config, width)
-        self.enter = nn.Conv2d(frames * folded, first, 3, padding=1)
+        self.enter = Entrance(config.clip_frames * folded, frames * folded, first)
         levels = len(config.channels)
         attends = [level >= levels - config.attention_levels for level in range(levels)]
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -80,8 +80,8 @@ class Denoiser(nn.Module):
         self.leave = nn.Sequential(nn.GroupNorm(_GROUPS, before), nn.SiLU())
         pixels = config.clip_frames * (_PER_PIXEL + self.sources) * config.patch**2
         self.head = nn.Conv2d(before, pixels, 3, padding=1)
-        nn.init.normal_(self.head.weight, std=1e-3)
-        nn.init.zeros_(self.head.bias)
+        for weights in self.head.parameters():
+            nn.init.normal_(weights, std=1e-3)
 
     def forward(
         self,
@@ -115,15 +115,13 @@ class Denoiser(nn.Module):
         """
         frames = torch.cat([history, reference.unsqueeze(2)], dim=2) if self.config.reference else history
         pixels = F.pixel_unshuffle(frames.flatten(0, 1).flatten(1, 2), self.config.patch)
-        features = F.conv2d(pixels, self.enter.weight[:, -pixels.shape[1] :], padding=1)
-        return Seen(features, history[:, :, 0].flatten(0, 1), reference.flatten(0, 1))
+        return Seen(self.enter.known(pixels), history[:, :, 0].flatten(0, 1), reference.flatten(0, 1))
 
     def denoise(self, state: Tensor, time: Tensor, seen: Seen, actions: Tensor, level: Tensor) -> Tensor:
         """As `forward`, with the known frames as `seen` gives them."""
         batch, views = state.shape[:2]
         pixels = F.pixel_unshuffle(state.flatten(0, 1).flatten(1, 2), self.config.patch)
-        weight = self.enter.weight[:, : pixels.shape[1]]
-        x = F.conv2d(pixels, weight, self.enter.bias, padding=1) + seen.features
+        x = self.enter.state(pixels) + seen.features
         condition = self.embed(time, actions, level)
         skips = []
         for number, down in enumerate(self.down):
@@ -152,6 +150,27 @@ class Denoiser(nn.Module):
         if self.config.reference:
             parts.append(reference.unsqueeze(1).expand_as(moved))
         return (shares * torch.stack(parts, dim=2)).sum(dim=2)
+
+
+class Entrance(nn.Conv2d):
+    """The first convolution, in two parts that add up: of the noisy clip, and of the known frames.
+
+    Args:
+        clip: channels of the noisy clip, which come first.
+        channels, out: of the whole convolution.
+    """
+
+    def __init__(self, clip: int, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3, padding=1)
+        self.clip = clip
+
+    def state(self, pixels: Tensor) -> Tensor:
+        """The noisy clip's part [N, out, H, W], with the bias."""
+        return F.conv2d(pixels, self.weight[:, : self.clip], self.bias, padding=1)
+
+    def known(self, pixels: Tensor) -> Tensor:
+        """The known frames' part [N, out, H, W]."""
+        return F.conv2d(pixels, self.weight[:, self.clip :], padding=1)
 
 
 class _Conditioning(nn.Module):

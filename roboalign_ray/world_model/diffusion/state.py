@@ -4,8 +4,8 @@
                given frames, generated before     generated since,
                the last branch: one per group     one per row
 
-Rows of a group are adjacent: row = group * samples + sample. Positions count all frames, so frame 0 of the protocol, the
-first generated one, is at `given`. The action from position t to t+1 stands at `actions[:, t]`.
+Rows of a group are adjacent: row = group * samples + sample. Positions count all frames, so the first generated one is
+at `given`. The action from position t to t+1 stands at `actions[:, t]`.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class ClipSampler:
         self._sizes, self._scaling, self._scale = folder.denoiser, folder.scaling, folder.noise.residual_scale
         self._sampling, self._device, self._bfloat16 = sampling, device, config.precision == "bfloat16"
         usual = _ROWS_PER_PASS.get(device.type, _ROWS_PER_PASS_ELSEWHERE)
-        self._rows = config.diffusion.rows_per_pass or usual
-        self._groups = 1 if device.type == "cpu" else self._rows  # of a pass over what groups share
+        self.rows = config.diffusion.rows_per_pass or usual
+        self._groups = 1 if device.type == "cpu" else self.rows  # of a pass over what groups share
         self.passes = 0
 
     @property
@@ -54,7 +54,7 @@ class ClipSampler:
             actions: float32 [rows, n, A] of the clip.
         """
         assert state.weights is not None
-        network, rows = state.weights.network, self._rows
+        network, rows = state.weights.network, self.rows
         made = []
         for first in range(0, state.rows, rows):
             # The last row stands where rows are missing.

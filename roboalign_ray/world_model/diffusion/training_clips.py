@@ -23,7 +23,7 @@ class TrainingClip:
         first: number of its first frame in the rollout.
         version: weight version that generated it.
         inputs: what the network saw, G rows: recorded actions and frames, without the noise that made samples differ.
-        clean: the generated clip, float [G, V, n, 3, H, W] in [-1, 1]; rounded to uint8, as the rollout went on from it.
+        clean: the generated clip, float [G, V, n, 3, H, W] in [-1, 1], rounded to uint8 as the rollout went on from it.
     """
 
     first: int
