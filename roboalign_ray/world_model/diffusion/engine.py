@@ -84,6 +84,11 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
         return self._held.version
 
     @property
+    def rows_per_pass(self) -> int:
+        """Rows that one forward pass denoises."""
+        return self._sampler.rows
+
+    @property
     def work(self) -> int:
         """Forward passes so far."""
         return self._sampler.passes
