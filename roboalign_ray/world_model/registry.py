@@ -132,7 +132,7 @@ def open_world_model(
     Raises:
         UserError: the folder cannot be read, or is of an unknown kind.
     """
-    place = _place(folder)
+    place = folder_of(folder)
     found = _kind(place, kind)
     where = _tokenizer(place, tokenizer)
     return found.open_model(place, rollout or RolloutConfig(), tokenizer=where, device=device)
@@ -146,7 +146,7 @@ def open_decoder(
     kind: str | None = None,
 ) -> Decoder:
     """Open the decoder of a world model's rollouts, without large weights. Arguments and errors: `open_world_model`."""
-    place = _place(folder)
+    place = folder_of(folder)
     return _kind(place, kind).open_decoder(place, tokenizer=_tokenizer(place, tokenizer), device=device)
 
 
@@ -156,7 +156,7 @@ def read_weights(folder: str | Path) -> Mapping[str, Any]:
     Raises:
         UserError: the folder cannot be read, or is of an unknown kind.
     """
-    place = _place(folder)
+    place = folder_of(folder)
     return _kind(place, None).read_weights(place)
 
 
@@ -171,7 +171,7 @@ def check_world_model(
     Raises:
         UserError: the model is incomplete, or is another one.
     """
-    place = _place(folder)
+    place = folder_of(folder)
     return _kind(place, None).check(place, tokenizer=_tokenizer(place, tokenizer), config=config)
 
 
@@ -267,7 +267,8 @@ def _weights_digest(tokenizer: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(folder: str | Path) -> Path:
+def folder_of(folder: str | Path) -> Path:
+    """The folder that a name stands for: "shipped" is the one inside the package."""
     return _asset("world_model") if str(folder) == _SHIPPED else Path(folder)
 
 
