@@ -4,14 +4,14 @@
     python benchmarks/diffusion_rollout.py --candidates 16 --history 48 --frames 4 --steps 2
 
 A denoiser of the demo's size (5.9 million parameters, two views of 64x64), with random weights: time does not depend on
-what is predicted. All ways are interleaved in one run; figures are medians over repeats, or shortest times with --best,
-which a busy machine disturbs less. Progress goes to the error stream.
+what is predicted. All ways are interleaved in one run; figures are medians over repeats. On a busy machine --cpu counts
+processor time with one thread, and --best takes the shortest. Progress goes to the error stream.
 
-    bare        the network's forward pass alone, with packed weights, at several numbers of rows per pass
-    plain       the same without packed weights
-    engine      `WorldModel.rollout`: inputs, noise, passes, rounding, and packing into a payload
-    shared      a history of H frames, once; then K candidates of n frames branched from it
-    separate    K rollouts of H + n frames
+    bare        the network's forward pass alone, at several numbers of rows per pass
+    engine      `WorldModel.rollout`, K samples of n frames for every prompt: inputs, noise, passes, rounding, and packing
+                into payloads
+    shared      for every prompt a history of H frames, once; then K candidates of n frames branched from it
+    separate    for every prompt K rollouts of H + n frames
 
 A shared history saves at most K (H + n) / (H + K n), the ratio of frames that are denoised; both are printed.
 """
@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,10 +44,9 @@ from roboalign_ray.world_model.diffusion.action_scaling import ActionScaling
 from roboalign_ray.world_model.diffusion.engine import DiffusionEngine
 from roboalign_ray.world_model.diffusion.files import DenoiserFolder
 from roboalign_ray.world_model.diffusion.network import Denoiser
-from roboalign_ray.world_model.diffusion.packed_network import packed
-from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.protocol import Prompt, Rollout
 
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 16)
 
 
 class Ways:
@@ -82,9 +82,9 @@ class Ways:
         self.prompt = Prompt("benchmark", start, start, actions.astype(np.float32))
         self.seeds = tuple(range(given.candidates))
 
-    def bare(self, rows: int, *, pack: bool) -> Callable[[], object]:
+    def bare(self, rows: int) -> Callable[[], object]:
         """As many passes of so many rows as the engine's rollout needs frames."""
-        network = packed(self.network, rows) if pack else self.network
+        network = self.network
         sizes, picture = self.sizes, (3, self.sizes.height, self.sizes.width)
         inputs = (
             torch.randn(rows, sizes.views, sizes.clip_frames, *picture),
@@ -94,7 +94,7 @@ class Ways:
             torch.zeros(rows, sizes.past_actions + sizes.clip_frames, sizes.action_dims),
             torch.zeros(rows),
         )
-        frames = self.given.candidates * self.given.frames * self.given.steps
+        frames = self.given.prompts * self.given.candidates * self.given.frames * self.given.steps
 
         @torch.inference_mode()
         def passes() -> None:
@@ -104,34 +104,34 @@ class Ways:
         return passes
 
     def rollout(self) -> object:
-        """K samples of n frames from a given frame."""
-        prompt = Prompt("benchmark", self.prompt.context, self.prompt.start, self._actions(0)[0])
-        return self.engine.rollout([prompt], [self.seeds])
+        """K samples of n frames from each given frame."""
+        prompt = replace(self.prompt, actions=self.prompt.actions[: self.given.frames])
+        return self.engine.rollout([prompt] * self.given.prompts, [self.seeds] * self.given.prompts)
 
     def shared(self) -> object:
-        """K candidates from one history."""
-        model = self.engine
-        state = model.step(model.begin([self.prompt], [(0,)]), self._actions(0, self.given.history))
-        return model.rollouts(model.step(model.branch(state, [0], [self.seeds]), self._actions(1)))
+        """K candidates from one history for each prompt."""
+        model, prompts, history = self.engine, self.given.prompts, self.given.history
+        actions = np.stack([self.prompt.actions] * prompts)
+        begun = model.begin([self.prompt] * prompts, [(number,) for number in range(prompts)])
+        state = model.step(begun, actions[:, :history])
+        branched = model.branch(state, range(prompts), [self.seeds] * prompts)
+        return model.rollouts(model.step(branched, actions[:, history:]))
 
-    def separate(self) -> object:
+    def separate(self) -> list[Rollout]:
         """K rollouts, each with a history of its own."""
-        return self.engine.rollout([self.prompt], [self.seeds])
-
-    def _actions(self, part: int, count: int | None = None) -> np.ndarray:
-        first = part * self.given.history
-        return self.prompt.actions[None, first : first + (count or self.given.frames)]
+        return self.engine.rollout([self.prompt] * self.given.prompts, [self.seeds] * self.given.prompts)
 
 
 def measure(ways: dict[str, Callable[[], object]], given: argparse.Namespace) -> dict[str, float]:
     """Seconds of each way."""
+    clock = time.process_time if given.cpu else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(given.repeats + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = clock()
             way()
             if repeat:  # the first one warms up
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
         print(f"repeat {repeat} of {given.repeats}", file=sys.stderr)
     return {name: min(of) if given.best else statistics.median(of) for name, of in times.items()}
 
@@ -139,6 +139,7 @@ def measure(ways: dict[str, Callable[[], object]], given: argparse.Namespace) ->
 def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--candidates", type=int, default=16, help="K")
     parser.add_argument("--history", type=int, default=24, help="H, frames before the candidates part")
     parser.add_argument("--frames", type=int, default=2, help="n, frames of a candidate")
@@ -147,17 +148,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--best", action="store_true", help="shortest times, not medians")
+    parser.add_argument("--cpu", action="store_true", help="processor time, not wall time; one thread")
     parser.add_argument("--passes", action="store_true", help="passes alone")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1 if given.cpu else given.threads)
     all_ways = Ways(given)
-    ways = {f"bare {rows}": all_ways.bare(rows, pack=True) for rows in ROWS}
-    ways |= {f"plain {rows}": all_ways.bare(rows, pack=False) for rows in ROWS}
+    ways = {f"bare {rows}": all_ways.bare(rows) for rows in ROWS}
     if not given.passes:
         ways |= {"engine": all_ways.rollout, "shared": all_ways.shared, "separate": all_ways.separate}
     seconds = measure(ways, given)
     candidates, history, frames = given.candidates, given.history, given.frames
-    count = candidates * frames
+    count = given.prompts * candidates * frames
     told: dict[str, object] = {"settings": vars(given)}
     told["frames/s"] = {
         name: round(count / seconds[name], 1) for name in ways if name not in ("shared", "separate")
@@ -166,10 +167,10 @@ def main() -> None:
         bare = seconds[f"bare {all_ways.engine.rows_per_pass}"]
         told["engine against bare passes"] = round(bare / seconds["engine"], 3)
         told["shared against separate"] = round(seconds["separate"] / seconds["shared"], 2)
-        told["at most"] = round(candidates * (history + frames) / (history + count), 2)
-        [rollout] = all_ways.separate()  # type: ignore[misc]
+        told["at most"] = round(candidates * (history + frames) / (history + candidates * frames), 2)
+        rollout = all_ways.separate()[0]
         told["bytes of a payload"] = sum(v.nbytes for v in rollout.payload.to_arrays()[1].values())
-        told["bytes of its frames"] = rollout.payload.packed.size
+        told["bytes of its frames"] = rollout.payload.packed.size  # type: ignore[attr-defined]
     print(json.dumps(told, indent=1))
 
 

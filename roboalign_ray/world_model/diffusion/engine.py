@@ -26,7 +26,6 @@ from roboalign_ray.world_model.diffusion.adapters import whole_weights
 from roboalign_ray.world_model.diffusion.decoder import DiffusionDecoder, diffusion_card
 from roboalign_ray.world_model.diffusion.files import DenoiserFolder
 from roboalign_ray.world_model.diffusion.network import Denoiser
-from roboalign_ray.world_model.diffusion.packed_network import packed
 from roboalign_ray.world_model.diffusion.rollout import Sampling
 from roboalign_ray.world_model.diffusion.state import DiffusionState, SegmentStart, Weights
 from roboalign_ray.world_model.diffusion.state_files import state_arrays, state_from_arrays
@@ -69,19 +68,15 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
         self.sampling = Sampling(asked.steps or folder.noise.steps, asked.action_noise, asked.history_noise)
         self._sampler = ClipSampler(folder, self.sampling, rollout_config, self._device)
         self._lock, self._running = threading.Lock(), False
-        self._base = deepcopy(network).to(self._device).eval()
-        self._held = Weights(packed(self._base, self._sampler.rows), version)
+        copy = deepcopy(network).to(self._device).eval()
+        self._base = dict(copy.state_dict())
+        self._held, self.version = Weights(copy, version), version
         self._pending: Weights | None = None
 
     @property
     def card(self) -> ModelCard:
         """What the model is."""
         return replace(self._decoder.card, version=self.version)
-
-    @property
-    def version(self) -> int:  # type: ignore[override]
-        """Of the weights that the next segment takes."""
-        return self._held.version
 
     @property
     def rows_per_pass(self) -> int:
@@ -258,14 +253,15 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
 
     def _adopt(self) -> None:
         if self._pending is not None:
-            self._held, self._pending = self._pending, None
+            self._held, self.version = self._pending, self._pending.version
+            self._pending = None
 
     def _weights(self, state_dict: Mapping[str, Any], version: int) -> Weights:
         if not state_dict:
             raise UserError("there are none", where="weights")
-        network = deepcopy(self._base)
-        network.load_state_dict(whole_weights(self._base.state_dict(), state_dict))
-        return Weights(packed(network, self._sampler.rows), version)
+        network = deepcopy(self._held.network)
+        network.load_state_dict(whole_weights(self._base, state_dict))
+        return Weights(network, version)
 
 
 def _float32(actions: np.ndarray) -> np.ndarray:

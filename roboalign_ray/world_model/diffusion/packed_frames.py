@@ -62,8 +62,8 @@ class PackedFrames:
                 parts.append(deflate.compress(np.subtract(frame, last).tobytes()))
                 last = frame
         data = b"".join([*parts, deflate.flush()])
-        shape = tuple(map(int, frames.shape))
-        return cls((shape[0], shape[1], *shape[2:]), np.frombuffer(data, np.uint8))  # type: ignore[arg-type]
+        groups, count, views, height, width, colours = map(int, frames.shape)
+        return cls((groups, count, views, height, width, colours), np.frombuffer(data, np.uint8))
 
     def frames(self, before: np.ndarray | None = None) -> np.ndarray:
         """The frames, uint8 [G, T, V, H, W, 3]. Arguments as for `of`.
