@@ -175,6 +175,11 @@ def test_save_step_load_step() -> None:
 def test_branches_of_the_single_environment() -> None:
     env = make()
     seen, _ = env.reset(seed=0)
+    unseeded = [make() for _ in range(2)]
+    for one in unseeded:
+        one.reset(seed=6)
+    copies = [one.unwrapped.branch(16).step(np.tile(np.float32([0, 0.5]), (16, 1)))[0] for one in unseeded]
+    np.testing.assert_array_equal(*copies)
     many = env.unwrapped.branch(16, seed=1)
     frames = many.step(np.tile(np.float32([0, 0.5]), (16, 1)))[0]
     assert many.num_envs == 16
