@@ -36,7 +36,7 @@ class WorldModelEnv(gymnasium.Env):
         UserError: an option cannot be used, or pygame is missing.
     """
 
-    metadata = {"render_modes": ["rgb_array", "rgb_array_list", _HUMAN], "render_fps": 5}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list", _HUMAN], "render_fps": 5}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         inner = "rgb_array" if render_mode == _HUMAN else render_mode

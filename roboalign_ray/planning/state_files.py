@@ -132,9 +132,9 @@ def read_states(
     Raises:
         UserError: no such state, damaged, or of another model.
     """
-    path = isinstance(source, str | Path)
-    where = str(source) if path else _WHERE
-    arrays = read_arrays(Path(source), _WHAT) if path else source  # type: ignore[arg-type]
+    where, arrays = _WHERE, source
+    if isinstance(arrays, str | Path):
+        where, arrays = str(arrays), read_arrays(Path(arrays), _WHAT)
     try:
         header = validated(
             parse_json(arrays["environment"].tobytes(), where=where, what=_WHAT), _Form, _WHAT, where=where

@@ -342,11 +342,9 @@ def checked_seed(seed: Any) -> int:
 
 
 def _autoreset_mode(given: AutoresetMode | str) -> AutoresetMode:
-    try:
-        mode = AutoresetMode(given)
-    except ValueError:
-        mode = None
-    if mode not in AUTORESET_MODES:
-        names = " or ".join(repr(mode.value) for mode in AUTORESET_MODES)
-        raise UserError(f"is {getattr(given, 'value', given)!r}", where="autoreset_mode", remedy=names)
-    return mode
+    named = getattr(given, "value", given)
+    for mode in AUTORESET_MODES:
+        if named == mode.value:
+            return mode
+    names = " or ".join(repr(mode.value) for mode in AUTORESET_MODES)
+    raise UserError(f"is {named!r}", where="autoreset_mode", remedy=names)

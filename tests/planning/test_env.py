@@ -314,6 +314,7 @@ BAD = {
     "observation": (lambda job, tmp: make(observation="pixels"), "observation: is 'pixels'; rgb or dict"),
     "no bounds": (lambda job, tmp: make(action_bounds=None), "give action_bounds=(low, high)"),
     "bounds of other dimensions": (lambda job, tmp: make(action_bounds=([0], [1])), "have 2 dimensions"),
+    "bounds that are no pair": (lambda job, tmp: make(action_bounds=[0, 1, 2]), "are not (low, high)"),
     "image of another size": (
         lambda job, tmp: make(image=saved_picture(tmp / "a.png", 20, 40)),
         "image: is of shape [20, 40, 3], the world model takes [1, 32, 32, 3]; resize it first",
