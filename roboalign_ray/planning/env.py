@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
 from roboalign_ray.planning.costs import PlanningState
@@ -35,7 +36,7 @@ class WorldModelEnv(gymnasium.Env):
         UserError: an option cannot be used, or pygame is missing.
     """
 
-    metadata = {"render_modes": ["rgb_array", "rgb_array_list", _HUMAN], "render_fps": 5}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list", _HUMAN], "render_fps": 5}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         inner = "rgb_array" if render_mode == _HUMAN else render_mode
@@ -53,7 +54,7 @@ class WorldModelEnv(gymnasium.Env):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; see `gymnasium.Env.reset`. The seed gives the start state and the predictions."""
         if seed is not None:
-            checked_seed(seed)
+            self.vector.np_random = seeding.np_random(checked_seed(seed))[0]  # of branches without a seed
         super().reset(seed=seed)
         self.vector.generators = {0: self.np_random}
         observations, infos = self.vector.reset()

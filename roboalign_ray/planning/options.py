@@ -227,7 +227,10 @@ def _bounds(options: WorldModelOptions, card: ModelCard) -> tuple[np.ndarray, np
     """Float32 [A] each: as given, else those of the action card, else what was observed in training."""
     where, dims = "action_bounds", card.action_dims
     if options.action_bounds is not None:
-        low, high = (np.asarray(side, np.float64) for side in options.action_bounds)
+        try:
+            low, high = (np.asarray(side, np.float64) for side in options.action_bounds)
+        except (ValueError, TypeError):
+            raise UserError("are not (low, high), two lists of numbers", where=where) from None
         if low.shape != (dims,) or high.shape != (dims,):
             raise UserError(f"are {low.shape} and {high.shape}; actions have {dims} dimensions", where=where)
     elif card.actions is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class ModelIdentity:
     """Which model a state is of.
 
     Attributes:
-        model: kind, sizes, weight version and action card, in short.
+        model: digest of kind, sizes and action card; the model checks the weight version itself.
         weights: digest of the folder's weights; "" for a model that was given as an object.
     """
 
@@ -86,7 +86,7 @@ class ModelIdentity:
     @classmethod
     def of(cls, card: ModelCard, folder: Path | None) -> ModelIdentity:
         """That of a model, and of the folder that it was read from."""
-        text = json.dumps(card.as_json(), sort_keys=True)
+        text = json.dumps(replace(card, version=0).as_json(), sort_keys=True)
         return cls(hashlib.sha256(text.encode()).hexdigest(), "" if folder is None else _digest(folder))
 
 
@@ -132,9 +132,9 @@ def read_states(
     Raises:
         UserError: no such state, damaged, or of another model.
     """
-    path = isinstance(source, str | Path)
-    where = str(source) if path else _WHERE
-    arrays = read_arrays(Path(source), _WHAT) if path else source  # type: ignore[arg-type]
+    where, arrays = _WHERE, source
+    if isinstance(arrays, str | Path):
+        where, arrays = str(arrays), read_arrays(Path(arrays), _WHAT)
     try:
         header = validated(
             parse_json(arrays["environment"].tobytes(), where=where, what=_WHAT), _Form, _WHAT, where=where
@@ -152,7 +152,7 @@ def _check(header: _Form, identity: ModelIdentity, where: str) -> None:
     if header.format != FORMAT:
         raise UserError(f"is of format {header.format}, this version reads {FORMAT}", where=where)
     if header.model != identity.model:
-        raise UserError("is of another world model: kind, sizes, version or action card differ", where=where)
+        raise UserError("is of another world model: kind, sizes or action card differ", where=where)
     if header.weights and identity.weights and header.weights != identity.weights:
         raise UserError(
             "is of another checkpoint", where=where, remedy="open the world model that it was saved from"

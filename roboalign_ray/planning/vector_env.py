@@ -185,6 +185,7 @@ class WorldModelVectorEnv(VectorEnv):
         made.generators = {copy: seeding.np_random(first + copy)[0] for copy in range(count)}
         seeds = [int(made.generators[copy].integers(2**63)) for copy in range(count)]
         groups = [tuple(seeds[place * n : (place + 1) * n]) for place in range(len(rows))]
+        made.np_random = seeding.np_random(first)[0]
         made._rows = self._rows.branched(rows, groups)
         behind = [self._episodes[row].copied() for row in rows for _ in range(n)]
         made._episodes = dict(enumerate(behind))
@@ -341,11 +342,9 @@ def checked_seed(seed: Any) -> int:
 
 
 def _autoreset_mode(given: AutoresetMode | str) -> AutoresetMode:
-    try:
-        mode = AutoresetMode(given)
-    except ValueError:
-        mode = None
-    if mode not in AUTORESET_MODES:
-        names = " or ".join(repr(mode.value) for mode in AUTORESET_MODES)
-        raise UserError(f"is {getattr(given, 'value', given)!r}", where="autoreset_mode", remedy=names)
-    return mode
+    named = getattr(given, "value", given)
+    for mode in AUTORESET_MODES:
+        if named == mode.value:
+            return mode
+    names = " or ".join(repr(mode.value) for mode in AUTORESET_MODES)
+    raise UserError(f"is {named!r}", where="autoreset_mode", remedy=names)

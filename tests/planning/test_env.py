@@ -175,6 +175,11 @@ def test_save_step_load_step() -> None:
 def test_branches_of_the_single_environment() -> None:
     env = make()
     seen, _ = env.reset(seed=0)
+    unseeded = [make() for _ in range(2)]
+    for one in unseeded:
+        one.reset(seed=6)
+    copies = [one.unwrapped.branch(16).step(np.tile(np.float32([0, 0.5]), (16, 1)))[0] for one in unseeded]
+    np.testing.assert_array_equal(*copies)
     many = env.unwrapped.branch(16, seed=1)
     frames = many.step(np.tile(np.float32([0, 0.5]), (16, 1)))[0]
     assert many.num_envs == 16
@@ -309,6 +314,7 @@ BAD = {
     "observation": (lambda job, tmp: make(observation="pixels"), "observation: is 'pixels'; rgb or dict"),
     "no bounds": (lambda job, tmp: make(action_bounds=None), "give action_bounds=(low, high)"),
     "bounds of other dimensions": (lambda job, tmp: make(action_bounds=([0], [1])), "have 2 dimensions"),
+    "bounds that are no pair": (lambda job, tmp: make(action_bounds=[0, 1, 2]), "are not (low, high)"),
     "image of another size": (
         lambda job, tmp: make(image=saved_picture(tmp / "a.png", 20, 40)),
         "image: is of shape [20, 40, 3], the world model takes [1, 32, 32, 3]; resize it first",
