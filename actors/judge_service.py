@@ -34,7 +34,7 @@ _READERS = 2  # videos decoded at the same time: one ahead of the judge, and one
 
 
 @dataclass(frozen=True)
-class Asked:
+class WaitingVideo:
     """A video that waits for the judge.
 
     Attributes:
@@ -46,7 +46,7 @@ class Asked:
     answer: asyncio.Future[Outcome]
     loop: asyncio.AbstractEventLoop
 
-    def tell(self, outcome: Outcome) -> None:
+    def set_outcome(self, outcome: Outcome) -> None:
         """Set the answer. May be called from any thread."""
 
         def set_answer() -> None:
@@ -77,7 +77,7 @@ class JudgeService:
         self._failed_in_a_row = 0
         self._pixels = PixelBudget(config.serving.pixels_in_flight)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self._waiting: SimpleQueue[Asked] = SimpleQueue()
+        self._waiting: SimpleQueue[WaitingVideo] = SimpleQueue()
         threading.Thread(target=self._judge_waiting, name="judge", daemon=True).start()
 
     async def judge(
@@ -104,7 +104,7 @@ class JudgeService:
                 # The question goes to the judge directly, not through the event loop: under load, that would cost a
                 # millisecond.
                 question = read_question(body, content_type, instruction, self._serving, lease)
-                self._waiting.put(Asked(question, answer, loop))
+                self._waiting.put(WaitingVideo(question, answer, loop))
 
             try:
                 await loop.run_in_executor(self._readers, read)
@@ -138,10 +138,10 @@ class JudgeService:
             taken = [self._waiting.get()]
             while len(taken) < self._serving.batch and not self._waiting.empty():
                 taken.append(self._waiting.get())
-            wanted = [asked for asked in taken if not asked.answer.done()]
-            outcomes = self._judged([asked.question for asked in wanted])
-            for asked, outcome in zip(wanted, outcomes, strict=True):
-                asked.tell(outcome)
+            wanted = [video for video in taken if not video.answer.done()]
+            outcomes = self._judged([video.question for video in wanted])
+            for video, outcome in zip(wanted, outcomes, strict=True):
+                video.set_outcome(outcome)
 
     def _judged(self, questions: list[JudgeRequest]) -> list[Outcome]:
         """One outcome per question."""

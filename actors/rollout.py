@@ -81,27 +81,27 @@ class RolloutActor:
         """A number that grows while work is done. Called from another thread."""
         return self._model.work if "_model" in self.__dict__ else 0
 
-    def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
+    def load_weights(self, version: int, weights: Any, incarnation: int = 0) -> None:
         """Use these weights from the next segment on, unless the present ones are newer.
 
         Args:
             version: version of the weights.
             weights: arrays by name; or a sequence with one reference to their `Parcel`, which is fetched here; an
                 empty sequence means those of the world model's folder.
-            era: learner restart count. Versions of a later era are newer, whatever their number.
+            incarnation: of the learner, by its restart count. Versions of a later one are newer, whatever their number.
 
         Raises:
             WeightsRefused: the weights arrived incomplete or damaged; the present ones stay.
         """
         with self._loading:
-            if (era, version) <= self._held:
+            if (incarnation, version) <= self._held:
                 return
             if not weights:
                 weights = read_weights(self.world_model_folder)
             elif not isinstance(weights, Mapping):
                 weights = _received(weights[0])
             self._model.load_weights(weights, version)
-            self._held = (era, version)
+            self._held = (incarnation, version)
 
     def rollout(
         self,
@@ -109,7 +109,7 @@ class RolloutActor:
         seeds: Sequence[tuple[int, ...]],
         version: int = 0,
         weights: Any = (),
-        era: int = 0,
+        incarnation: int = 0,
     ) -> tuple[list[Rollout], RolloutReport]:
         """One rollout per prompt that can be read, and the numbers of the call.
 
@@ -119,7 +119,7 @@ class RolloutActor:
             UserError: prompts and world model do not fit.
         """
         began = time.perf_counter()
-        self.load_weights(version, weights, era)
+        self.load_weights(version, weights, incarnation)
         prompts: list[Prompt] = []
         shared: list[int] = []
         kept: list[tuple[int, ...]] = []

@@ -142,8 +142,8 @@ def _engine(source: str, config: TeacherConfig, limits: dict[str, int]) -> Any:
 
 def _reason(error: Exception) -> str:
     """The cause in one line: checks of vLLM's settings give it below a headline."""
-    told = [line.strip() for line in str(error).splitlines() if line.strip().startswith(_CHECK)]
-    return told[0].removeprefix(_CHECK) if told else first_line(error)
+    causes = [line.strip() for line in str(error).splitlines() if line.strip().startswith(_CHECK)]
+    return causes[0].removeprefix(_CHECK) if causes else first_line(error)
 
 
 def _structured(config: TeacherConfig) -> dict[str, Any]:

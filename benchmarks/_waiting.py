@@ -88,15 +88,17 @@ class Waiting:
 class WaitingRollout(Waiting):
     """Sleeps for as long as the slowest of its groups takes."""
 
-    def load_weights(self, version: int, weights: Any, era: int = 0) -> None:
+    def load_weights(self, version: int, weights: Any, incarnation: int = 0) -> None:
         """Fetch a version as a real worker does."""
         if version > self.version:
             ray.get(list(ray.get(weights[0], timeout=60).buckets), timeout=60)
             self.version = version
 
-    def rollout(self, names: list, seeds: list, version: int, weights: Any, era: int) -> tuple[Any, Any]:
+    def rollout(
+        self, names: list, seeds: list, version: int, weights: Any, incarnation: int
+    ) -> tuple[Any, Any]:
         """One stand-in group per prompt."""
-        self.load_weights(version, weights, era)
+        self.load_weights(version, weights, incarnation)
         seconds = max(
             rollout_seconds(self.work, self.frame_s, name, group)
             for name, group in zip(names, seeds, strict=True)

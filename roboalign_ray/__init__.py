@@ -37,6 +37,7 @@ _PUBLIC = (
     "open_store",
     "open_world_model",
     "plan",
+    "plan_actions",
     "pretrain",
     "roll_out",
     "score",

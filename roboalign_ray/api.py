@@ -1,7 +1,7 @@
 """The public surface: what `from roboalign_ray import …` gives. Everything else may change between versions.
 
     open_store · open_world_model · open_judge       data, model and judge from a folder, or "shipped"
-    roll_out · score                                 predict frames; judge them
+    roll_out · score · plan_actions                  predict frames; judge them; find actions
     load_job · plan · pretrain · align · evaluate    whole jobs, as the commands of the same names run them
     Prompt · WorldModel · Episode                    what goes in and what comes out
     RewardInput · Scored · Failed · UserError        for rewards of your own
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from roboalign_ray.judge.student.model import Student
     from roboalign_ray.pipelines.align.job import AlignResult
     from roboalign_ray.pipelines.capacity.plan import Plan
+    from roboalign_ray.planning.protocol import ActionPlan
     from roboalign_ray.rewards.protocol import RewardInput, Scored
 
 Profile = str | Path | JobConfig
@@ -51,6 +52,7 @@ __all__ = [
     "open_store",
     "open_world_model",
     "plan",
+    "plan_actions",
     "pretrain",
     "roll_out",
     "score",
@@ -178,6 +180,31 @@ def score(
         {**dict(zip(names(), map(float, row), strict=True)), "total": float(row.sum())}
         for row in judged.scores
     ]
+
+
+def plan_actions(env: Any, planner: str = "cem", *, horizon: int = 8, **more: Any) -> ActionPlan:
+    """Find actions in the world model of an environment; the environment is not stepped.
+
+    Args:
+        env: `gymnasium.make("RoboAlign/WorldModel-v0", …)` or `make_vec`, wrapped or not; reset.
+        planner: "cem", "mppi", "random_shooting", "best_of_n", "refine", an installed one, or "module:attribute".
+        horizon: actions of the plan.
+        more: row, seed, warm, proposals, cost, samples, rows, as `roboalign_ray.planning.plan.plan_actions` has them,
+            and settings of the planner, such as candidates and iterations.
+
+    Raises:
+        UserError: the environment has no reward and no cost is given, or an argument cannot be used.
+
+    >>> import gymnasium, roboalign_ray.planning
+    >>> env = gymnasium.make("RoboAlign/WorldModel-v0", reward="judged")
+    >>> seen, info = env.reset(seed=0)
+    >>> found = plan_actions(env, "cem", horizon=2, candidates=4, iterations=1)
+    >>> found.actions.shape, env.action_space.contains(found.actions[0])
+    ((2, 4), True)
+    """
+    from roboalign_ray.planning.plan import plan_actions
+
+    return plan_actions(env, planner, horizon=horizon, **more)
 
 
 def load_job(profile: Profile, *overrides: str) -> JobConfig:

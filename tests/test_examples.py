@@ -50,6 +50,14 @@ def test_own_reward(tmp_path: Path) -> None:
     assert rows.count("own_reward:Steadiness/still") >= 4
 
 
+def test_plan(tmp_path: Path) -> None:
+    printed = run("plan.py", tmp_path, "candidates=4", "iterations=1")
+    assert re.search(
+        r"plan 2: cost 0\.\d{4} from 4 candidates in [\d.]+ s\n7 frames: runs/plan\.mp4", printed
+    )
+    assert decode_video(tmp_path / "runs/plan.mp4").shape == (7, 256, 256, 3)
+
+
 @pytest.mark.slow
 def test_align(tmp_path: Path) -> None:
     printed = run("align.py", tmp_path, "alignment.updates=1", *SMALL, *PIXELS)

@@ -104,5 +104,5 @@ def _check(parent: Checkpoint, config: JobConfig) -> None:
         raise UserError(
             "the reward needs a judge, and the parent had none",
             where=str(parent.folder),
-            remedy="fork with the parent's reward, or align anew from its model: world_model_weights=CHECKPOINT/model",
+            remedy="fork with the parent's reward, or begin anew from its model: world_model_weights=CHECKPOINT/model",
         )

@@ -97,7 +97,7 @@ def run_align(
     """
     if resume and fork is not None:
         raise UserError(
-            "--fork begins a run, and --resume goes on with one", where="align", remedy="leave one out"
+            "--fork begins a run, and --resume continues one", where="align", remedy="leave one out"
         )
     out = out.absolute()
     build_objective(config.alignment, config.asynchrony.off_policy).check(config)
@@ -213,7 +213,7 @@ class _Job:
         if found is None:
             self.counts, self._row = dict.fromkeys(COUNTED, 0), {}
             # Workers may hold weights of the lost learner.
-            loop.weights = Weights(era=self.crew.learner.era)
+            loop.weights = Weights(incarnation=self.crew.learner.incarnation)
             if self.crew.judge is not None:
                 self.crew.judge.begin()
         else:

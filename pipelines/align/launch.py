@@ -58,7 +58,7 @@ def replace_learner(config: JobConfig, crew: Crew) -> None:
     crew.workforce.drop_callbacks()
     pool = _learners(config)
     crew.workforce.pools.append(pool)
-    crew.learner = Learner(crew.workforce, pool, crew.learner.era + 1)
+    crew.learner = Learner(crew.workforce, pool, crew.learner.incarnation + 1)
     address = crew.learner.ask_first("address").answer
     crew.learner.ask("join", address)
     pool.mark_up()

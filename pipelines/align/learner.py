@@ -28,12 +28,12 @@ class Weights:
         version: number of updates that made it.
         reference: one reference to its `Parcel`, which names its buckets; an empty list stands for the pre-trained
             weights, which every worker has.
-        era: learner restart count; it distinguishes two versions of the same number.
+        incarnation: of the learner, by its restart count; it distinguishes two versions of the same number.
     """
 
     version: int = 0
     reference: list[Any] = field(default_factory=list)
-    era: int = 0
+    incarnation: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Learner:
         seconds: total duration of updates.
     """
 
-    def __init__(self, workforce: Workforce, pool: WorkerPool, era: int = 0) -> None:
-        self.pool, self.era, self.busy, self.seconds = pool, era, False, 0.0
+    def __init__(self, workforce: Workforce, pool: WorkerPool, incarnation: int = 0) -> None:
+        self.pool, self.incarnation, self.busy, self.seconds = pool, incarnation, False, 0.0
         self._workforce = workforce
 
     def update(
@@ -136,7 +136,7 @@ class Learner:
         self._workforce.send(rank, "take_buckets", then=taken, returns=len(manifest.buckets) + 1)
 
     def _post(self, version: int, manifest: Manifest, buckets: list[Any]) -> Weights:
-        return Weights(version, [ray.put(Parcel(manifest, tuple(buckets)))], self.era)
+        return Weights(version, [ray.put(Parcel(manifest, tuple(buckets)))], self.incarnation)
 
     def _on_all(
         self,

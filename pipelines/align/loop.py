@@ -218,7 +218,7 @@ class AlignmentLoop:
                     [ticket.seeds for ticket in tickets],
                     weights.version,
                     weights.reference,
-                    weights.era,
+                    weights.incarnation,
                     then=partial(self._rolled_out, source, tickets),
                     size=len(tickets),
                     returns=2,
@@ -273,7 +273,7 @@ class AlignmentLoop:
             (ticket.name.prompt_id, ticket.seeds) for ticket in tickets
         ]:
             # Numbers of other rollouts must neither be trained on nor written to the journal under these names.
-            _fail_all(source, tickets, Failed("the scorer's reply tells of other rollouts", "reply"))
+            _fail_all(source, tickets, Failed("the scorer's reply is about other rollouts", "reply"))
             return
         self._pace.learn("scorer", call.seconds / len(tickets))
         if source.training:
@@ -319,7 +319,7 @@ class AlignmentLoop:
             "load_weights",
             newest.version,
             newest.reference,
-            newest.era,
+            newest.incarnation,
             then=lambda call, answer: None,
             group=OFFER,
             about={"version": newest.version},

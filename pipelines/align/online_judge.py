@@ -128,9 +128,9 @@ class OnlineJudge:
         }
 
     def _take(self, method: Any, *arguments: Any) -> GateResult:
-        files, told = method.options(num_returns=2).remote(*arguments)
+        files, reference = method.options(num_returns=2).remote(*arguments)
         self._holder = self._distillers.actors[0]
-        [record] = wait([told], self._distillers.role.deadline_s, "student")
+        [record] = wait([reference], self._distillers.role.deadline_s, "student")
         assert record.version is not None  # a first version is published, or an error
         self.student = StudentVersion(record.version, [files])
         self._report.event("student", version=record.version, gate=record.gate.as_json())
@@ -235,9 +235,9 @@ class OnlineJudge:
         ids = [sample.pair_id for sample in samples]
 
         def ask(worker: Any) -> None:
-            self._workforce.send(worker, "known", ids, then=told)
+            self._workforce.send(worker, "known", ids, then=send_missing)
 
-        def told(call: Call, answer: Mapping[str, np.ndarray] | Failed) -> None:
+        def send_missing(call: Call, answer: Mapping[str, np.ndarray] | Failed) -> None:
             # An existing label, for example after a restart, is not requested again.
             known = (
                 {}

@@ -117,8 +117,8 @@ class RunCheckpoints:
                 self._check_copies()
             self._passed_over = [place for place in wrong if place != found.folder and place.exists()]
             if wrong:
-                told = "; ".join(error.line() for error in wrong.values())
-                self._tell(f"the run goes on from {found.folder.name}: {told}")
+                reasons = "; ".join(error.line() for error in wrong.values())
+                self._tell(f"the run continues from {found.folder.name}: {reasons}")
             return found
         if not wrong:
             return None

@@ -31,7 +31,7 @@ def check_same_job(before: Any, config: JobConfig, where: str) -> list[Differenc
         UserError: other settings differ (`details` has their old and new values), or `before` holds no settings.
     """
     if not isinstance(before, dict):
-        raise UserError("names no settings of a job", where=where, remedy="start in another folder")
+        raise UserError("does not hold settings of a job", where=where, remedy="start in another folder")
     unasked = set() if config.judge.relabel.teacher == "vlm" else {"teacher"}
     return check_settings(before, config, where, {*ALIGNMENT, *unasked})
 
@@ -74,7 +74,7 @@ def listed(found: Sequence[Difference]) -> list[str]:
 def note_changes(found: Sequence[Difference]) -> None:
     """Print the settings that changed, one per line."""
     for line in listed(found):
-        print(f"note: the run goes on with another {line}", file=sys.stderr)
+        print(f"note: the run continues with another {line}", file=sys.stderr)
 
 
 def keep_settings(
@@ -96,7 +96,7 @@ def keep_settings(
     if made:
         if not path.is_file():
             raise UserError(
-                f"holds what was made with unknown settings: there is no {SETTINGS}",
+                f"its content was made with unknown settings: there is no {SETTINGS}",
                 where=str(folder),
                 remedy="start in another folder",
             )

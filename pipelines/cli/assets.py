@@ -132,9 +132,9 @@ def training_range(
     from roboalign_ray.pipelines.release.pack_assets import write_training_range
 
     found = write_training_range(judge, LabelledPairs(pairs), held_out)
-    told = {"pairs": found.pairs, "bound": found.bound, "ranges": found.ranges}
+    content = {"pairs": found.pairs, "bound": found.bound, "ranges": found.ranges}
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(content))
         return
     spans = ", ".join(f"{name} {least:g} to {most:g}" for name, (least, most) in found.ranges.items())
     typer.echo(f"{judge}: range of {found.pairs} clips ({spans})")

@@ -95,8 +95,8 @@ def build(
     )
     if as_json:
         figures = {"pairs": summary.pairs, "bytes": summary.bytes, "missing": dict(report.missing)}
-        told = {"store": str(out), **figures, "set_aside": dict(report.set_aside), "sheets": len(written)}
-        typer.echo(json.dumps(told | {"statistics": dict(summary.statistics)}, indent=2))
+        result = {"store": str(out), **figures, "set_aside": dict(report.set_aside), "sheets": len(written)}
+        typer.echo(json.dumps(result | {"statistics": dict(summary.statistics)}, indent=2))
         return
     typer.echo(f"{out}: {summary.pairs} pairs, {summary.bytes / 1e6:.1f} MB, {len(written)} contact sheets")
     for name, count in summary.statistics["kinds"].items():

@@ -410,7 +410,7 @@ def _print_quarantined(console: Console, items: list[dict[str, str]], store: Pat
     if len(items) > SHOWN_REASONS:
         rest = len(items) - SHOWN_REASONS
         console.print(
-            f"and {rest} more: all stand in {store / 'quarantine.json'}", markup=False, soft_wrap=True
+            f"and {rest} more; all are listed in {store / 'quarantine.json'}", markup=False, soft_wrap=True
         )
 
 

@@ -221,10 +221,14 @@ def select(
     )
 
     with nullcontext() if out is None else folder_lock(out):
-        told = run_select(config, samples=samples, models=named, quiet=quiet)
+        selection = run_select(config, samples=samples, models=named, quiet=quiet)
         if out is not None:
-            write_selection(told, out)
-    typer.echo(json.dumps(told, indent=2) if as_json else f"{selection_table(told)}\n{models_table(told)}")
+            write_selection(selection, out)
+    typer.echo(
+        json.dumps(selection, indent=2)
+        if as_json
+        else f"{selection_table(selection)}\n{models_table(selection)}"
+    )
 
 
 def _named(models: Sequence[str]) -> dict[str, list[Path]]:
@@ -350,7 +354,7 @@ def _print(videos: Sequence[Path], scored: ScoredVideos) -> None:
         "", [*(f"{dimension.title} /{dimension.maximum}" for dimension in DIMENSIONS), "Total /10"]
     )
     columns = [Column(path.name, _column(outcome)) for path, outcome in zip(videos, outcomes, strict=True)]
-    print_columns(Console(markup=False), titles, columns)  # names of files are text, whatever signs they hold
+    print_columns(Console(markup=False), titles, columns)  # file names are text, not markup
     for path, outcome in zip(videos, outcomes, strict=True):
         if isinstance(outcome, Failed):
             typer.echo(f"\n{path.name}: not scored: {outcome.reason}")

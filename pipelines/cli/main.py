@@ -157,8 +157,8 @@ def reported_error_in(error: BaseException | None) -> ReportedError | None:
     module does not import ray.
     """
     causes = list(_causes(error))
-    told = (cause for cause in causes if isinstance(cause, ReportedError) and "what" in vars(cause))
-    if (found := next(told, None)) is not None:
+    reported = (cause for cause in causes if isinstance(cause, ReportedError) and "what" in vars(cause))
+    if (found := next(reported, None)) is not None:
         return found
     bare = [cause for cause in causes if not isinstance(vars(cause).get("cause"), BaseException)]
     return next(filter(None, map(host_error, bare)), None) or next(

@@ -1,4 +1,4 @@
-"""`roboalign reproduce`: experiments of this project, made again with one command each."""
+"""`roboalign reproduce`: repeat this project's experiments with one command each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.pipelines.cli.options import Json, Out, Overrides, Profile, Quiet, run_folder
 
-HELP = """Make an experiment again: several alignment runs, judged side by side. Started again, it goes on.
+HELP = """Repeat an experiment: several alignment runs and their scores. An interrupted experiment resumes.
 
 \b
 [bold]Examples[/bold]
@@ -21,7 +21,7 @@ HELP = """Make an experiment again: several alignment runs, judged side by side.
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 
 Seeds = Annotated[
-    int, typer.Option("--seeds", min=1, help="Runs of every arm; of alignment's, of the judged one.")
+    int, typer.Option("--seeds", min=1, help="Runs of every arm; in 'alignment', only of the judged arm.")
 ]
 
 
@@ -35,10 +35,10 @@ def alignment(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align on the judge's scores, on LPIPS alone and on SSIM alone, equally many updates each; score all of them.
+    """Align on the judge's scores, on LPIPS alone and on SSIM alone, with equal numbers of updates; score all models.
 
-    Held-out rollouts are scored per dimension by the judges of evaluation.judges. Runs that are there already are
-    kept, so that more of them can be asked for later.
+    The judges of evaluation.judges score held-out rollouts per dimension. Existing runs are kept, so that more can be
+    added later.
 
     \b
     [bold]Examples[/bold]
@@ -50,8 +50,8 @@ def alignment(
     from roboalign_ray.pipelines.evaluate.reproduce import alignment_table, run_alignment
 
     folder = run_folder(config, out)
-    told = run_alignment(config, folder, seeds=seeds, single=single, quiet=quiet)
-    typer.echo(json.dumps(told, indent=2) if as_json else alignment_table(told))
+    result = run_alignment(config, folder, seeds=seeds, single=single, quiet=quiet)
+    typer.echo(json.dumps(result, indent=2) if as_json else alignment_table(result))
 
 
 @app.command()
@@ -63,7 +63,7 @@ def hacking(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align on a weak student, once left as it is and once re-distilled on fresh rollouts; compare the curves.
+    """Align on a weak student, without and with re-distillation on fresh rollouts, and compare the curves.
 
     \b
     [bold]Examples[/bold]
@@ -73,5 +73,5 @@ def hacking(
     config = resolve_job(profile, overrides or ())
     from roboalign_ray.pipelines.evaluate.reproduce import hacking_table, run_hacking
 
-    told = run_hacking(config, run_folder(config, out), seeds=seeds, quiet=quiet)
-    typer.echo(json.dumps(told, indent=2) if as_json else hacking_table(told))
+    result = run_hacking(config, run_folder(config, out), seeds=seeds, quiet=quiet)
+    typer.echo(json.dumps(result, indent=2) if as_json else hacking_table(result))

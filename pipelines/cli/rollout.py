@@ -1,4 +1,4 @@
-"""`roboalign rollout`: what a world model predicts, as files."""
+"""`roboalign rollout`: write a world model's predictions to files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rollout(
     actions: Annotated[
         Path | None,
         typer.Option(
-            "--actions", metavar="FILE", help="Actions of an image, a row a frame: .npy, .csv or .json."
+            "--actions", metavar="FILE", help="Actions for an image, one row per frame: .npy, .csv or .json."
         ),
     ] = None,
     instruction: Annotated[
@@ -43,10 +43,11 @@ def rollout(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, max=64, help="Rollouts, each with its own seed.")
+        int, typer.Option("--samples", min=1, max=64, help="Number of rollouts, each with its own seed.")
     ] = 1,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the first sample; others count on.")
+        int,
+        typer.Option("--seed", min=0, help="Seed of the first sample; the next ones have the next numbers."),
     ] = 0,
     overrides: Overrides = None,
     out: Out = None,
@@ -54,8 +55,9 @@ def rollout(
 ) -> None:
     """Roll out a world model and write a video, a GIF and a LeRobot v3.0 dataset.
 
-    Starts from an image and a file of actions, or from an episode of the job's store; then the real continuation is the
-    first panel. OUT gets rollout.mp4, rollout.gif, dataset/ and rollout.json, which says how to make it again.
+    Starts from an image and a file of actions, or from an episode of the job's store; with an episode, the first panel
+    shows the real continuation. OUT gets rollout.mp4, rollout.gif, dataset/ and rollout.json, which describes the
+    rollout.
 
     \b
     [bold]Examples[/bold]

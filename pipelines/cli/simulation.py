@@ -1,4 +1,4 @@
-"""`roboalign simulate`: what a shape of the asynchronous loop would bring, without running it."""
+"""`roboalign simulate`: predict the speed of an asynchronous loop without running it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def simulate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict throughput and idle time of a job's roles from how long their work takes.
+    """Predict throughput and idle time of a job's roles from the durations of their work.
 
     A discrete-event model with the job's own staleness ledger, buffer and back-pressure. Workers come from
     cluster.<role>, groups per update from alignment, speeds and failures from asynchrony.workload.
@@ -66,7 +66,7 @@ def _rows(sweep: str | None) -> list[tuple[str, list[str]]]:
 
 
 def _print(rows: Sequence[tuple[str, SimulationResult]], key: str) -> None:
-    """One line per case; the JSON form has every figure."""
+    """One line per case; the JSON form has all figures."""
     from rich.console import Console
     from rich.table import Table
 
@@ -101,5 +101,5 @@ def _print(rows: Sequence[tuple[str, SimulationResult]], key: str) -> None:
     console = Console()
     console.width = max(
         console.width, _WIDTH
-    )  # a line too long for the terminal reads better than cut columns
+    )  # a line that is too long for the terminal is easier to read than truncated columns
     console.print(table)

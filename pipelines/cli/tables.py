@@ -1,4 +1,4 @@
-"""Tables for a terminal of any width: columns that do not fit beside each other continue below."""
+"""Tables for a terminal of any width: columns that do not fit side by side continue below."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Column:
 
 
 def print_columns(console: Console, names: Column, columns: Sequence[Column]) -> None:
-    """Print columns beside the names of the rows, in as many blocks as the console's width asks for.
+    """Print columns beside the names of the rows, in as many blocks as the console's width requires.
 
     Args:
-        console: where to; its markup should be off where titles come from data.
+        console: the console; its markup should be off if titles come from data.
         names: first column of every block, left-justified.
-        columns: the others, right-justified. One that is too wide for the console by itself is folded.
+        columns: the other columns, right-justified. A column that is too wide for the console is folded.
     """
     for number, block in enumerate(_blocks(names, columns, console.width)):
         if number:
@@ -46,7 +46,7 @@ def print_columns(console: Console, names: Column, columns: Sequence[Column]) ->
 
 
 def _blocks(names: Column, columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
-    """Columns that fit beside the names, at least one a block."""
+    """Blocks of columns that fit beside the names, at least one column per block."""
     block: list[Column] = []
     used = names.width + _GAP
     for column in columns:

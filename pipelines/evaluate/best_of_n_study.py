@@ -166,9 +166,9 @@ class _Roller:
         requests = [JudgeRequest(video, source.fps, window.instruction) for video in videos]
         for name, judge in self._judges.items():
             liked = self._of(found.liked, name)
-            for sample, told in enumerate(judge.judge(requests)):
-                if not isinstance(told, Failed):
-                    liked[row, sample] = told.total
+            for sample, outcome in enumerate(judge.judge(requests)):
+                if not isinstance(outcome, Failed):
+                    liked[row, sample] = outcome.total
 
     def _compared(self, found: Rollouts, row: int, source: SourceClip, generated: np.ndarray) -> None:
         window = source.window
@@ -196,7 +196,7 @@ def summary(base: Rollouts, others: Mapping[str, Rollouts]) -> dict[str, Any]:
     known = np.isfinite(base.total).any(axis=1)
     base, others = base.at(known), {name: found.at(known) for name, found in others.items()}
     total, blind = base.total, mean_known(base.points)
-    told = {
+    selection = {
         "windows": int(known.sum()),
         "unmeasured_windows": int((~known).sum()),
         "samples": total.shape[1],
@@ -218,7 +218,7 @@ def summary(base: Rollouts, others: Mapping[str, Rollouts]) -> dict[str, Any]:
             for name, before in base.shares.items()
         },
     }
-    return without_nan(told)
+    return without_nan(selection)
 
 
 def _pick(base: Rollouts, liked: np.ndarray) -> dict[str, Any]:
@@ -259,31 +259,31 @@ def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     return paired_difference(before, after).difference.as_json()
 
 
-def selection_table(told: Mapping[str, Any]) -> str:
+def selection_table(selection: Mapping[str, Any]) -> str:
     """Markdown: the judge, the measured points of its picks, and the gain over a random sample."""
-    spread, blind = told["spread"], told["blind"]
+    spread, blind = selection["spread"], selection["blind"]
     lines = [
-        f"Of {told['windows']} windows, the best of {told['samples']} rollouts each. Standard deviation of the "
-        f"measured total: {spread['between']:.3f} between windows, {spread['within']:.3f} within one.",
+        f"Of {selection['windows']} windows, the best of {selection['samples']} rollouts each. Standard deviation "
+        f"of the measured total: {spread['between']:.3f} between windows, {spread['within']:.3f} within one.",
         *(
-            [f"Left out: {told['unmeasured_windows']} windows without a measurement."]
-            if told["unmeasured_windows"]
+            [f"Left out: {selection['unmeasured_windows']} windows without a measurement."]
+            if selection["unmeasured_windows"]
             else []
         ),
         "",
         f"| Picked by | {_TITLES} | gain, 95 % interval | rank correlation within a window | not scored |",
         "|---" * 11 + "|",
-        f"| nobody | {_cells(blind)} | | | |",
+        f"| none (random sample) | {_cells(blind)} | | | |",
     ]
-    for name, row in told["judges"].items():
+    for name, row in selection["judges"].items():
         ranks = _interval_text(row["rank"])
         lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ranks} | {row['failed']} |")
     return "\n".join(lines) + "\n"
 
 
-def models_table(told: Mapping[str, Any]) -> str:
+def models_table(selection: Mapping[str, Any]) -> str:
     """Markdown: measured points of the base and of the other models without picking, then the measured shares."""
-    blind, models = told["blind"], told["models"]
+    blind, models = selection["blind"], selection["models"]
     lead = f" lead of {next(iter(models))}" if models else ""
     lines = [
         f"| Model | {_TITLES} | gain, 95 % interval |{lead} |",
@@ -294,7 +294,7 @@ def models_table(told: Mapping[str, Any]) -> str:
         ahead = _interval_text(row["behind_first"]) if number else ""
         lines.append(f"| {name} | {_cells(row)} | {_gain(row, blind)} | {ahead} |")
     lines += ["", f"| Measured share | {' | '.join([BASE, *models])} |", "|---" * (len(models) + 2) + "|"]
-    for name, row in told["shares"].items():
+    for name, row in selection["shares"].items():
         cells = [_number(row[BASE]), *(_interval_text(row["changes"][model]) for model in models)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -323,12 +323,12 @@ def _interval_text(interval: Mapping[str, float | None]) -> str:
     return f"{interval['mean']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
 
 
-def write_selection(told: Mapping[str, Any], out: Path) -> None:
+def write_selection(selection: Mapping[str, Any], out: Path) -> None:
     """`out/selection.json` and `out/selection.md`."""
     out.mkdir(parents=True, exist_ok=True)
     texts = {
-        "selection.json": json.dumps(told, indent=2) + "\n",
-        "selection.md": f"{selection_table(told)}\n{models_table(told)}",
+        "selection.json": json.dumps(selection, indent=2) + "\n",
+        "selection.md": f"{selection_table(selection)}\n{models_table(selection)}",
     }
     for name, text in texts.items():
         with whole_file(out / name) as draft:

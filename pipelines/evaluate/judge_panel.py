@@ -154,7 +154,7 @@ def judged_section(
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),
-        events=told_events(out / EVENTS, JUDGE_TITLES.get(config.judge.relabel.teacher, "")),
+        events=event_lines(out / EVENTS, JUDGE_TITLES.get(config.judge.relabel.teacher, "")),
         clips=[_clip(shown) for shown in clips],
     )
 
@@ -175,26 +175,27 @@ def _drift(aligned: AlignResult) -> dict[str, dict[str, tuple[np.ndarray, np.nda
     return found
 
 
-def told_events(path: Path, teacher: str) -> list[str]:
+def event_lines(path: Path, teacher: str) -> list[str]:
     """The judge's events as sentences; `teacher` is the name of the labelling teacher."""
     if not path.is_file():
         return []
-    told = []
+    lines = []
     for event in read_lines(path, "judge event", keys=("event",)):
         after = f"After update {event.get('update')}"
         if event["event"] == "relabelled":
             gaps = min(row["gap"] for row in event["gate"]["rows"])
-            told.append(
+            lines.append(
                 f"{after}: relabelled ({teacher}, round {event['round']}, {event['cause']}); student version "
                 f"{event['version']} passed the gate, smallest gap {gaps:.0%}."
             )
         elif event["event"] == "relabelling failed":
-            told.append(
-                f"{after}: relabelling round {event['round']} failed ({event['message']}); the student before goes on."
+            lines.append(
+                f"{after}: relabelling round {event['round']} failed ({event['message']}); "
+                "the previous student stays in use."
             )
         elif event["event"] == "alarm":
-            told.append(f"{after}: alarm ({event['kind']}): {event['message']}.")
-    return told
+            lines.append(f"{after}: alarm ({event['kind']}): {event['message']}.")
+    return lines
 
 
 def _clip(shown: ShownClip) -> JudgedClip:

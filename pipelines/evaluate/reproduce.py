@@ -108,7 +108,7 @@ def run_alignment(
     judge_of = _Judges(config)
     base = _judged(judge_of, world_model_folder(config), out / f"{BASE}.json", quiet)
     results = {run: _made(config, run, ALIGNMENT_ARMS, judge_of, out, quiet) for run in runs}
-    told = {
+    result = {
         "base": {judge: _summary(result) for judge, result in base.items()},
         "arms": {
             arm: {judge: total_gain(base[judge], _of(results, arm, judge)) for judge in base}
@@ -117,9 +117,9 @@ def run_alignment(
         "seeds": {arm: sum(run.arm == arm for run in runs) for arm in ALIGNMENT_ARMS},
         "updates": config.alignment.updates,
     }
-    _write(out / "alignment.json", json.dumps(told, indent=2) + "\n")
-    _write(out / "alignment.md", alignment_table(told))
-    return told
+    _write(out / "alignment.json", json.dumps(result, indent=2) + "\n")
+    _write(out / "alignment.md", alignment_table(result))
+    return result
 
 
 @one_job
@@ -136,7 +136,7 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
     """
     if config.judge.relabel.teacher == "none" or not config.judge.relabel.held_out_samples:
         raise UserError(
-            "nobody would tell the weak student from a good one",
+            "without a teacher, nothing shows that the student is weak",
             where="judge.relabel",
             remedy="set a teacher and held_out_samples",
         )
@@ -148,11 +148,11 @@ def run_hacking(config: JobConfig, out: Path, *, seeds: int = 1, quiet: bool = F
             run = Run(arm, seed)
             _aligned(changed(config, HACKING_ARMS[arm], seed), out / run.name, quiet)
             curves.setdefault(arm, []).append(_held_out(out / run.name))
-    told = {"arms": curves, "teacher": config.judge.relabel.teacher, "updates": config.alignment.updates}
-    _write(out / "hacking.json", json.dumps(told, indent=2) + "\n")
-    _write(out / "hacking.md", hacking_table(told))
-    draw_hacking(told, out / "hacking.png")
-    return told
+    result = {"arms": curves, "teacher": config.judge.relabel.teacher, "updates": config.alignment.updates}
+    _write(out / "hacking.json", json.dumps(result, indent=2) + "\n")
+    _write(out / "hacking.md", hacking_table(result))
+    draw_hacking(result, out / "hacking.png")
+    return result
 
 
 def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: str) -> None:
@@ -203,9 +203,11 @@ class _Judges:
 
     def known(self, scores: Path) -> dict[str, JudgedResult] | None:
         """A file's scores of every judge; None if the file or one of the judges is missing."""
-        told = _read(scores)
+        known = _read(scores)
         return (
-            {name: told[name] for name in self._names} if all(name in told for name in self._names) else None
+            {name: known[name] for name in self._names}
+            if all(name in known for name in self._names)
+            else None
         )
 
     def __call__(self) -> tuple[Bench, Panel]:
@@ -245,21 +247,21 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
     if (known := judge_of.known(scores)) is not None:
         return known
     bench, panel = judge_of()
-    told = _read(scores)
-    judges = {name: judge for name, judge in panel.judges.items() if name not in told}
+    known = _read(scores)
+    judges = {name: judge for name, judge in panel.judges.items() if name not in known}
     missing = Panel(panel.sources, panel.prompts, judges)
     found, _ = run_judged(missing, bench, model, scores.stem, quiet=quiet)
-    told |= found
-    _write(scores, json.dumps({name: result.scores.tolist() for name, result in told.items()}) + "\n")
-    return {name: told[name] for name in panel.judges}
+    known |= found
+    _write(scores, json.dumps({name: result.scores.tolist() for name, result in known.items()}) + "\n")
+    return {name: known[name] for name in panel.judges}
 
 
 def _read(path: Path) -> dict[str, JudgedResult]:
     """Every judge's scores in a file; empty if there is no file."""
     if not path.is_file():
         return {}
-    told = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
-    return {name: JudgedResult(name, np.array(values, np.float64)) for name, values in told.items()}
+    content = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
+    return {name: JudgedResult(name, np.array(values, np.float64)) for name, values in content.items()}
 
 
 def _write(path: Path, text: str) -> None:
@@ -287,23 +289,23 @@ def _summary(result: JudgedResult) -> dict[str, Any]:
 def total_gain(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, Any]:
     """Means over seeds and windows, and the total's gain over the base with its interval over windows."""
     means = [_summary(result) for result in arms]
-    told: dict[str, Any] = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
+    summary: dict[str, Any] = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
     change = np.mean([result.per_window() - base.per_window() for result in arms], axis=0)
     interval = bootstrap_mean(change, 2000)
     before = float(np.nanmean(base.per_window()))
     return {
-        **told,
+        **summary,
         "gain": interval.as_json(),
         "gain_percent": 100 * interval.mean / before if before else None,
         "per_seed": [m["total"] for m in means],
     }
 
 
-def alignment_table(told: Mapping[str, Any]) -> str:
+def alignment_table(result: Mapping[str, Any]) -> str:
     """Markdown: a table per judge."""
     names = [d.name for d in DIMENSIONS]
     lines: list[str] = []
-    for judge, base in told["base"].items():
+    for judge, base in result["base"].items():
         titles = [f"{d.title} /{d.maximum}" for d in DIMENSIONS]
         lines += [f"Scores by the {judge} judge:" if judge == PRIVILEGED else f"Scores by the {judge}:", ""]
         lines += [
@@ -312,13 +314,13 @@ def alignment_table(told: Mapping[str, Any]) -> str:
         lines += ["|---" * (len(titles) + 4) + "|"]
         cells = [f"{base[name]:.3f}" for name in [*names, "total"]]
         lines.append(f"| nothing (base) | | {' | '.join(cells)} | |")
-        for arm, judges in told["arms"].items():
+        for arm, judges in result["arms"].items():
             row, gain = judges[judge], judges[judge]["gain"]
             cells = [f"{row[name]:.3f}" for name in [*names, "total"]]
             change = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
             if row["gain_percent"] is not None:
                 change += f", {row['gain_percent']:+.1f} %"
-            lines.append(f"| {arm} | {told['seeds'][arm]} | {' | '.join(cells)} | {change} |")
+            lines.append(f"| {arm} | {result['seeds'][arm]} | {' | '.join(cells)} | {change} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -337,13 +339,13 @@ def _held_out(folder: Path) -> dict[str, Any]:
     }
 
 
-def hacking_table(told: Mapping[str, Any]) -> str:
+def hacking_table(result: Mapping[str, Any]) -> str:
     """Markdown: both judges' totals on held-out rollouts, first and last, per arm."""
     lines = [
-        f"| Student | scored by the student | by the {told['teacher']} teacher |",
+        f"| Student | scored by the student | by the {result['teacher']} teacher |",
         "|---|---|---|",
     ]
-    for arm, runs in told["arms"].items():
+    for arm, runs in result["arms"].items():
         cells = []
         for side in ("student", "teacher"):
             first = np.mean([run[side]["totals"][0] for run in runs])
@@ -353,18 +355,18 @@ def hacking_table(told: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_hacking(told: Mapping[str, Any], path: Path) -> None:
+def draw_hacking(result: Mapping[str, Any], path: Path) -> None:
     """Both judges' totals over the run, one panel per arm."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(told["arms"]), figsize=(9, 3.4), sharey=True, squeeze=False)
-    for axis, (arm, runs) in zip(axes[0], told["arms"].items(), strict=True):
+    figure, axes = pyplot.subplots(1, len(result["arms"]), figsize=(9, 3.4), sharey=True, squeeze=False)
+    for axis, (arm, runs) in zip(axes[0], result["arms"].items(), strict=True):
         for side, style in (("student", "--"), ("teacher", "-")):
             totals = np.mean([run[side]["totals"] for run in runs], axis=0)
-            label = f"{side} ({told['teacher']})" if side == "teacher" else side
+            label = f"{side} ({result['teacher']})" if side == "teacher" else side
             axis.plot(runs[0][side]["updates"], totals, style, label=label)
         axis.set_title(f"{arm} student")
         axis.set_xlabel("policy updates")

@@ -25,11 +25,12 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
     world_model_folder,
 )
 from roboalign_ray.rewards.group_scorer import score_rollout
-from roboalign_ray.rewards.protocol import Scored
+from roboalign_ray.rewards.protocol import Score, Scored
 from roboalign_ray.rewards.registry import build_reward
 from roboalign_ray.scheduling.prompt_schedule import schedule_from_store
 from roboalign_ray.world_model.branching import branched_rollouts
 from roboalign_ray.world_model.prompts import PromptReader
+from roboalign_ray.world_model.protocol import ModelCard, WorldModel
 from roboalign_ray.world_model.refresh import check_clips, check_refresh
 from roboalign_ray.world_model.registry import check_world_model, open_world_model
 
@@ -103,29 +104,39 @@ def run_spread(
         check_refresh(rollout.refresh, card)
     for frames in (request.history, *request.frames):
         check_clips(frames, card, "spread")
-    reader = PromptReader(config.episodes, card.height, card.width, card.views)
-    longest = request.history + max(request.frames)
-    windows = config.rollout.model_copy(update={"horizon": longest})
-    schedule = schedule_from_store(config.episodes, windows, config.seed)
-    names = schedule.train(0, request.groups)
-    seeds = schedule.seeds(0, request.groups, request.samples)
-    student = Student.load(student_folder(config)) if config.reward.needs_judge else None
-    reward, rows = build_reward(config.reward, student), []
+    scores, rows = _Scores(config, request, card), []
     with Progress("spread", total=len(ways) * len(request.frames), unit="row", quiet=quiet) as progress:
         for way, rollout in ways:
             model = open_world_model(folder, rollout, tokenizer=tokenizer)
             for frames in request.frames:
-                total = request.history + frames
-                own = [replace(name, horizon=total, shared=request.history) for name in names]
-                prompts = [reader.prompt(name, total) for name in own]
-                made = branched_rollouts(model, prompts, [request.history] * len(own), seeds)
-                scores = [score_rollout(group, model, reader, reward) for group in made]
-                rows.append(spread_row(way, frames, scores))
+                rows.append(spread_row(way, frames, scores.of(model, frames)))
                 progress.advance()
     return rows
 
 
-def spread_row(way: str, frames: int, groups: Sequence[Sequence[Scored | Failed]]) -> SpreadRow:
+class _Scores:
+    """Scores of groups that any model makes of the same prompts and seeds."""
+
+    def __init__(self, config: JobConfig, request: SpreadRequest, card: ModelCard) -> None:
+        longest = request.history + max(request.frames)
+        windows = config.rollout.model_copy(update={"horizon": longest})
+        schedule = schedule_from_store(config.episodes, windows, config.seed)
+        self._names, self._history = schedule.train(0, request.groups), request.history
+        self._seeds = schedule.seeds(0, request.groups, request.samples)
+        self._reader = PromptReader(config.episodes, card.height, card.width, card.views)
+        student = Student.load(student_folder(config)) if config.reward.needs_judge else None
+        self._reward = build_reward(config.reward, student)
+
+    def of(self, model: WorldModel, frames: int) -> list[Sequence[Score]]:
+        """Per group, those of samples of so many frames behind the shared history."""
+        total, shared = self._history + frames, self._history
+        names = [replace(name, horizon=total, shared=shared) for name in self._names]
+        prompts = [self._reader.prompt(name, total) for name in names]
+        made = branched_rollouts(model, prompts, [shared] * len(names), self._seeds)
+        return [score_rollout(group, model, self._reader, self._reward) for group in made]
+
+
+def spread_row(way: str, frames: int, groups: Sequence[Sequence[Score]]) -> SpreadRow:
     """The figures of one way's groups.
 
     Raises:

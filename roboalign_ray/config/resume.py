@@ -14,7 +14,7 @@ from typing import Any
 _UNREAD = "an alignment run does not read it"
 _WHERE = "where the work is done, how fast, and how long an answer may take"
 _STOPS = "when the run ends and what is kept of it; updates are the same"
-_LOOKS = "evaluation only looks; no update depends on it"
+_LOOKS = "evaluation only; no update depends on it"
 
 ALIGNMENT: Mapping[str, str] = {
     "name": "a label",
@@ -42,7 +42,7 @@ ALIGNMENT: Mapping[str, str] = {
     "asynchrony.workload": "read by `roboalign simulate` alone",
     "teacher.training": _UNREAD,
     "teacher.small": _UNREAD,
-    "teacher.labelling": "how labels are asked for; each video's label is the same",
+    "teacher.labelling": "how labels are requested; each video's label is the same",
     "teacher.engine": _WHERE,
     "teacher.server": _WHERE,
 }

@@ -260,9 +260,9 @@ class TeacherConfig(FrozenConfig):
         constrained: hold the answer to its grammar during generation; None does so if the backend can.
         score_step: scores are multiples of this. [ours]
         rationale_characters: maximum length of a constrained answer's rationale. [ours]
-        batch: videos per forward pass of the transformers backend. [ours]
         batch: number of videos per forward pass of the transformers backend. [ours]
-        seed: of sampling, weights and order.
+        precision: data type of the weights.
+        seed: seed of sampling, weights and order.
     """
 
     backend: Backend = "transformers"

@@ -201,10 +201,10 @@ class RolloutConfig(FrozenConfig):
 
     Attributes:
         horizon: maximum length of a rollout, frames.
-        completing: share of prompts that begin so that the task becomes done within the longest horizon, where the
-            store knows when; the others begin anywhere, which is mostly after a scripted expert has done it. [ours]
-        branching: training groups that continue a self-generated history.
-        precision: type of the rollout engine's arithmetic.
+        completing: share of prompts in which the task is completed within the longest horizon, if the store has this
+            information; other prompts begin anywhere, mostly after a scripted expert has completed the task. [ours]
+        branching: training groups that continue a self-generated history; null begins all groups at real frames.
+        precision: data type of the rollout engine's computation.
     """
 
     horizon: PositiveInt = 12

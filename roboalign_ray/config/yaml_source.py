@@ -1,10 +1,10 @@
-"""YAML text to plain values that remember the line they stand on.
+"""Reads YAML text as plain values with their line numbers.
 
-PyYAML alone drops positions, takes the last of two equal keys without a word, reads `5e-5` as text (YAML 1.1 wants
-`5.0e-5`) and `no` as false. Each of these turns into a puzzling error far from its cause, so this reader mends them.
+PyYAML alone drops positions, silently takes the last of two equal keys, reads `5e-5` as text (YAML 1.1 requires
+`5.0e-5`) and `no` as false. Each of these leads to a confusing error far from its cause, so this reader corrects them.
 
-A profile may come from somebody else. Its size, its depth and the number of values that its aliases stand for are
-bounded before any value is made.
+A profile may come from an untrusted source. Its size, its depth and the number of values that its aliases stand for are
+limited before any value is made.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import yaml
 from roboalign_ray.config.base import ConfigError
 
 MOST_CHARACTERS = 256 * 1024
-MOST_NODES = 20_000  # with every alias counted as often as it is used
+MOST_NODES = 20_000  # every use of an alias counts
 MOST_DEPTH = 40
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads every usual way of writing a float, and only true and false as truth values."""
+    """SafeLoader that reads every usual notation of a float, and only true and false as booleans."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -44,12 +44,12 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Located:
-    """A mapping read from a file, and where each of its keys stands.
+    """A mapping that was read from a file, with the positions of its keys.
 
     Attributes:
         values: nested plain values.
         origins: dotted path -> "file:line".
-        file: the file's name as errors show it.
+        file: the file's name in errors.
     """
 
     values: dict[str, Any]
@@ -58,20 +58,20 @@ class Located:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """One YAML value, as the right-hand side of an override holds it.
+    """Parse one YAML value, the right-hand side of an override.
 
     Raises:
-        ConfigError: not YAML, or too large.
+        ConfigError: the text is not YAML, or too large.
     """
     loader, node = _composed(text, where)
     return None if node is None else _constructed(loader, node, where)
 
 
 def parse_mapping(text: str, file: str) -> Located:
-    """A YAML document whose top level is a mapping.
+    """Parse a YAML document whose top level is a mapping.
 
     Raises:
-        ConfigError: not YAML, too large, not a mapping, or a key stands twice; names file and line.
+        ConfigError: it is not YAML, too large or not a mapping, or a key occurs twice; names file and line.
     """
     loader, node = _composed(text, file)
     if node is None:
@@ -96,7 +96,7 @@ def read_mapping(path: Path, file: str) -> Located:
 
 
 def _composed(text: str, where: str) -> tuple[_Loader, yaml.Node | None]:
-    """The syntax tree of a text, its size checked; no value is made yet."""
+    """The syntax tree of a text, with limited size; no value is made yet."""
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"is longer than {MOST_CHARACTERS} characters", where=where)
     try:
@@ -114,7 +114,7 @@ def _composed(text: str, where: str) -> tuple[_Loader, yaml.Node | None]:
 
 
 def _check_size(root: yaml.Node, where: str) -> None:
-    """Walk the tree as it will be built: an alias counts as often as it is used, and one inside itself never ends."""
+    """Walk the tree as it will be built: every use of an alias counts, and a recursive alias never ends."""
     count, waiting = 0, [(root, 1)]
     while waiting:
         node, depth = waiting.pop()
@@ -146,7 +146,7 @@ def _constructed(loader: _Loader, node: yaml.Node, where: str) -> Any:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """What the parser minded, without its multi-line excerpt."""
+    """The parser's message, without its multi-line excerpt."""
     return str(getattr(error, "problem", None) or error).splitlines()[0]
 
 

@@ -1,1 +1,1 @@
-"""Episodes: what they are, where they come from, how they are stored, split, windowed and looked at."""
+"""Episodes: their types, sources, storage, splits, windows and inspection."""

@@ -1,8 +1,8 @@
-"""The action card: what an action vector means. Stores, world models and whatever passes actions between them carry it.
+"""The action card: the meaning of an action vector. Stores and world models hold one.
 
-A card holds, per dimension, a name, a unit, a kind, bounds and statistics, and for the vector how much time one action
-covers and which robot it moves. What is not known is stated as not known: an empty unit, the kind "unknown", None for
-bounds or a rate. `action_card_check` compares two cards; `action_card_of_store` makes those of stores.
+A card holds, per dimension, a name, a unit, a kind, bounds and statistics, and for the vector the time that one action
+covers and the robots that it controls. Unknown fields are marked as unknown: an empty unit, the kind "unknown", None
+for bounds or a rate. `action_card_check` compares two cards; `action_card_of_store` makes the cards of stores.
 
     world_model/
       action_card.json    beside the weights that were trained on these actions
@@ -41,12 +41,12 @@ Bounds = tuple[FiniteFloat, FiniteFloat]
 
 
 class ActionStatistics(BaseModel):
-    """Figures of actions, one number per dimension in the dimension's unit.
+    """Statistics of actions, one number per dimension in the dimension's unit.
 
     Attributes:
-        frames: actions counted.
+        frames: number of actions.
         p01, p99: 1st and 99th percentile.
-        mean, std, min, max: over all actions; the standard deviation is that of the population.
+        mean, std, min, max: over all actions; the population's standard deviation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +61,7 @@ class ActionStatistics(BaseModel):
 
     @classmethod
     def of(cls, actions: np.ndarray) -> ActionStatistics:
-        """Figures of actions [N, A], N at least 1."""
+        """Statistics of actions [N, A], N at least 1."""
         rows = np.asarray(actions, dtype=np.float64)
         low, high = np.percentile(rows, [1, 99], axis=0)
         return cls(
@@ -84,23 +84,23 @@ class ActionStatistics(BaseModel):
         return self
 
     def sizes(self) -> set[int]:
-        """Numbers of dimensions that the figures have: one number where they agree."""
+        """Numbers of dimensions of the statistics; a single number if they agree."""
         return {len(part) for part in (self.p01, self.p99, self.mean, self.std, self.min, self.max)}
 
 
 class ActionCard(BaseModel):
-    """What an action vector of A dimensions means.
+    """The meaning of an action vector of A dimensions.
 
     Attributes:
-        names: A names without units; `action[2]` means that dimension 2 has no known name.
-        units: A units as the source writes them ("m", "rad", "-1 open, 1 closed"); "" where not known.
-        kinds: A kinds (see `action_kinds`); "unknown" where not known.
-        bounds: per dimension the least and the greatest value that a command can have, as the source states them; None
-            where it states none. What was observed stands in `statistics`.
-        stride: recorded frames that one action covers; None where not known, or where episodes differ.
-        rate: actions per second; None where not known, or where episodes differ.
-        embodiments: names of the robots, sorted; () where not known.
-        statistics: of the train split, at this stride; None where there are none.
+        names: A names without units; `action[2]` means that the name of dimension 2 is unknown.
+        units: A units as in the source ("m", "rad", "-1 open, 1 closed"); "" if unknown.
+        kinds: A kinds (see `action_kinds`); "unknown" if unknown.
+        bounds: minimum and maximum of a command per dimension, as stated by the source; None if it states none. The
+            observed range is in `statistics`.
+        stride: number of recorded frames that one action covers; None if unknown, or if episodes differ.
+        rate: actions per second; None if unknown, or if episodes differ.
+        embodiments: names of the robots, sorted; () if unknown.
+        statistics: statistics of the train split, at this stride; None if there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -138,18 +138,18 @@ class ActionCard(BaseModel):
         where: str = WHAT,
         **fields: Any,
     ) -> ActionCard:
-        """A card from names as episodes have them, with the unit in brackets ("delta_x [m]").
+        """A card from an episode's names, with the unit in brackets ("delta_x [m]").
 
         Args:
             labels: A names.
             kinds: A kinds.
-            bounds: A pairs or None; none given: not known.
+            bounds: A pairs or None; if omitted, they are unknown.
             embodiments: robots in any order; empty names are left out.
             where: for the error.
             fields: `stride`, `rate`, `statistics`.
 
         Raises:
-            UserError: a field is wrong; it is named.
+            UserError: a field is invalid; the message names it.
         """
         pairs = [split_unit(label) for label in labels]
         values = {
@@ -163,26 +163,26 @@ class ActionCard(BaseModel):
 
     @property
     def dims(self) -> int:
-        """Action dimensions A."""
+        """Number of action dimensions A."""
         return len(self.names)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names with their unit in brackets, as episodes have them."""
+        """Names with their unit in brackets, as in episodes."""
         pairs = zip(self.names, self.units, strict=True)
         return tuple(f"{name} [{unit}]" if unit else name for name, unit in pairs)
 
     @property
     def source_rate(self) -> float | None:
-        """Recorded frames per second; None where the rate or the stride is not known."""
+        """Recorded frames per second; None if the rate or the stride is unknown."""
         return None if self.rate is None or self.stride is None else self.rate * self.stride
 
     def is_named(self, dim: int) -> bool:
-        """Whether a dimension has a name of its own."""
+        """Whether a dimension has a known name."""
         return not _UNNAMED.fullmatch(self.names[dim])
 
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Least and greatest value per dimension, float64 [A] each: bounds, else what was observed, else infinite."""
+        """Range per dimension, float64 [A] each: the bounds, or else the observed range, or else infinite."""
         low, high = np.full(self.dims, -np.inf), np.full(self.dims, np.inf)
         if self.statistics is not None:
             low, high = np.array(self.statistics.min), np.array(self.statistics.max)
@@ -192,10 +192,11 @@ class ActionCard(BaseModel):
         return low, high
 
     def strided(self, stride: int) -> ActionCard:
-        """The card of actions that `accumulate_actions` made of `stride` of these.
+        """The card of actions from `accumulate_actions` with this stride.
 
-        Bounds of increments grow by the stride, others stay. Statistics are left out: how increments add up depends on
-        their order, so they are taken from the accumulated actions (`fitted_action_card`).
+        Bounds of increments are multiplied by the stride, others do not change. Statistics are left out: sums of
+        increments depend on their order, so the statistics are computed from the accumulated actions
+        (`fitted_action_card`).
 
         Raises:
             UserError: as `check_stride`, or a bound becomes infinite.
@@ -219,10 +220,10 @@ class ActionCard(BaseModel):
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits over every field but the statistics: equal ones mean that actions can be exchanged.
+        """16 hexadecimal digits over all fields except the statistics: with equal hashes, actions are interchangeable.
 
-        Different ones need not mean the opposite: one card may know what the other one does not
-        (`action_card_check`). Numbers count to six digits.
+        With different hashes they may be interchangeable too, because one card may lack information that the other one
+        has (`action_card_check`). Numbers are rounded to six digits.
         """
         identity = [
             FORMAT,
@@ -238,15 +239,15 @@ class ActionCard(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON types only: the fields, the format's number and the hash."""
+        """JSON types only: the fields, the format number and the hash."""
         return {"format": FORMAT, "hash": self.hash, **self.model_dump(mode="json")}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> ActionCard:
-        """Inverse of `as_json`; a card without hash, as edited by hand, is read too.
+        """Inverse of `as_json`; a card without hash, as after editing, is accepted too.
 
         Raises:
-            UserError: another format, a field is wrong (it is named), or the hash is another card's.
+            UserError: the format is another one, a field is invalid (the message names it), or the hash does not match.
         """
         fields = dict(value)
         if (found := fields.pop("format", None)) != FORMAT or isinstance(found, bool):
@@ -270,10 +271,10 @@ class ActionCard(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> ActionCard | None:
-        """The card of a folder; None where it has none, as those written by earlier versions.
+        """The card in a folder; None if the folder has none, as those of earlier versions.
 
         Raises:
-            UserError: the file is no action card.
+            UserError: the file is not an action card.
         """
         path = Path(folder) / ACTION_CARD
         if not path.exists():
@@ -283,15 +284,15 @@ class ActionCard(BaseModel):
     # --- in words ------------------------------------------------------------------------------------------------
 
     def timing(self) -> str:
-        """How much time one action covers, in words."""
+        """The time that one action covers, as text."""
         if self.rate is None:
             return "rate not known" + (f", every {_ordinal(self.stride)} frame" if self.stride else "")
-        told = f"{self.rate:.4g} Hz"
+        text = f"{self.rate:.4g} Hz"
         if self.stride is None or self.source_rate is None:
-            return told
+            return text
         if self.stride == 1:
-            return f"{told}, every frame"
-        return f"{told}, every {_ordinal(self.stride)} frame of {self.source_rate:.4g} Hz"
+            return f"{text}, every frame"
+        return f"{text}, every {_ordinal(self.stride)} frame of {self.source_rate:.4g} Hz"
 
     def line(self) -> str:
         """The card in one line: dimensions with their kinds, timing, robots, hash."""

@@ -1,7 +1,7 @@
-"""Whether actions that one card describes may be passed to what expects those of another.
+"""Checks whether actions of one card may be passed to a consumer with another card.
 
-Names, kinds, units, bounds, rate and robot must agree where both cards know them. What one side does not know, and
-statistics that differ, is told and not refused.
+Names, kinds, units, bounds, rate and robot must agree if both cards have them. Fields that one card lacks, and
+different statistics, are reported but not refused.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionKind, listed
 from roboalign_ray.foundation.failures import UserError
 
-_RATE_TOLERANCE = 0.01  # as between a wanted frame rate and the source's (`Shaping.of_rate`)
-_BOUND_TOLERANCE = 1e-5  # relative: bounds pass through float32
-_OVERLAP = 0.5  # of two ranges of values, shared part to whole, below which the difference is told
+_RATE_TOLERANCE = 0.01  # the same as between a wanted frame rate and the source's (`Shaping.of_rate`)
+_BOUND_TOLERANCE = 1e-5  # relative: bounds are stored as float32
+_OVERLAP = 0.5  # a smaller ratio of the ranges' intersection to their union is reported
 _PLACED: tuple[set[ActionKind], ...] = (
     {"absolute", "angle"},
-)  # an angle that never wraps was taken as a position
+)  # an angle that never wraps is recognised as a position
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class CardCheck:
-    """What comparing two cards gave.
+    """Result of comparing two cards.
 
     Attributes:
-        differences: fields that exclude each other, the gravest first.
-        notes: what could not be compared, and statistics that differ; a line each.
+        differences: incompatible fields, the most severe first.
+        notes: fields that could not be compared, and statistics that differ; one line each.
     """
 
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
 
     def require(self, where: str) -> None:
-        """Refuse cards that differ.
+        """Raise if the cards are incompatible.
 
         Raises:
-            UserError: names the first field, both values and what to do.
+            UserError: the message names the first field, both values and the remedy.
         """
         if self.differences:
             first = self.differences[0]
@@ -66,13 +66,13 @@ def check_cards(
     names: tuple[str, str] = ("the store", "the model"),
     frame_stride: int = 1,
 ) -> CardCheck:
-    """Compare the card of what gives actions with that of what takes them.
+    """Compare the card of the source of actions with that of their consumer.
 
     Args:
-        ours: of what gives them, at the stride that it is read with.
-        theirs: of what takes them.
-        names: how messages call the two.
-        frame_stride: that `ours` was read with, for the remedy where the rates differ.
+        ours: card of the source, at the stride that it is read with.
+        theirs: card of the consumer.
+        names: names of the two in messages.
+        frame_stride: the stride of `ours`, for the remedy if the rates differ.
     """
     if ours.dims != theirs.dims:
         what = f"actions have {ours.dims} dimensions in {names[0]}, {theirs.dims} in {names[1]}"
@@ -146,7 +146,7 @@ def _other_store(names: tuple[str, str]) -> str:
 def _timing(
     ours: ActionCard, theirs: ActionCard, names: tuple[str, str], frame_stride: int
 ) -> Iterator[Difference]:
-    """The rates, where both are known; else the strides. A rate says all: how it came about does not matter."""
+    """The rates, if both are known; else the strides. Equal rates suffice, for any strides."""
     if ours.rate is not None and theirs.rate is not None:
         if abs(ours.rate - theirs.rate) > _RATE_TOLERANCE * theirs.rate:
             what = f"actions come at {ours.timing()} in {names[0]}, at {theirs.timing()} in {names[1]}"
@@ -171,11 +171,11 @@ def _robots(ours: ActionCard, theirs: ActionCard, names: tuple[str, str]) -> Ite
         yield Difference("robot", what, _other_store(names))
 
 
-# --- what is told ----------------------------------------------------------------------------------------------------
+# --- notes ------------------------------------------------------------------------------------------------------------
 
 
 def _not_known(ours: ActionCard, theirs: ActionCard, names: tuple[str, str]) -> Iterator[str]:
-    """Fields that one side knows and the other does not, a line for each side."""
+    """Fields that one side knows and the other does not, one line per side."""
     for card, other, name in ((ours, theirs, names[0]), (theirs, ours, names[1])):
         missing = {
             "name": [d for d in range(card.dims) if other.is_named(d) and not card.is_named(d)],
@@ -195,7 +195,7 @@ def _not_known(ours: ActionCard, theirs: ActionCard, names: tuple[str, str]) -> 
 
 
 def _other_ranges(ours: ActionCard, theirs: ActionCard, names: tuple[str, str]) -> Iterator[str]:
-    """Dimensions whose values, between the 1st and 99th percentile, lie elsewhere."""
+    """Dimensions whose ranges, between the 1st and 99th percentile, hardly overlap."""
     mine, yours = ours.statistics, theirs.statistics
     if mine is None or yours is None:
         return
@@ -211,7 +211,7 @@ def _other_ranges(ours: ActionCard, theirs: ActionCard, names: tuple[str, str]) 
 
 
 def _overlap(low: float, high: float, other_low: float, other_high: float) -> float:
-    """Shared part of two ranges to the whole that they cover; 1 for two equal points."""
+    """Ratio of two ranges' intersection to their union; 1 for two equal points."""
     whole = max(high, other_high) - min(low, other_low)
     shared = min(high, other_high) - max(low, other_low)
     return 1.0 if whole <= 0 else max(0.0, shared) / whole

@@ -1,7 +1,7 @@
-"""The action card of an episode store, as it was recorded or as a job reads it with its stride.
+"""The action card of an episode store, as recorded or as read with a job's stride.
 
-Stores of earlier versions do not hold all that a card states. What their episodes say is then read from them; what no
-episode says stays not known.
+Stores of earlier versions do not hold all fields of a card. These are then read from the episodes; fields that no
+episode has remain unknown.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from roboalign_ray.foundation.storage.readers import parse_json
 
 
 def action_card_of(store: EpisodeStore, dims: int | None = None) -> ActionCard:
-    """What the store's actions mean at stride 1; statistics are those of the train split that it was written with.
+    """The store's action card at stride 1; statistics are those of the train split at writing.
 
     Args:
-        store: reads no video, and of stores of this version nothing but the statistics.
-        dims: which actions, where the store holds actions of several numbers of dimensions.
+        store: no video is read, and from stores of this version only the statistics.
+        dims: number of dimensions of the actions, if the store holds several.
 
     Raises:
-        UserError: no such actions, or the statistics are no card's.
+        UserError: there are no such actions, or the statistics are invalid.
     """
     known = store.action_dimensions()
     if dims is None and len(known) == 1:
@@ -55,13 +55,13 @@ def action_card_of(store: EpisodeStore, dims: int | None = None) -> ActionCard:
 
 
 def _statistics(figures: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures of statistics.json as a card's; None where the train split is empty or a figure is missing."""
+    """The statistics of statistics.json; None if the train split is empty or a figure is missing."""
     found = {key: figures.get(key) for key in ActionStatistics.model_fields}
     return None if not figures["frames"] or None in found.values() else found
 
 
 def _read_facts(store: EpisodeStore, dims: int, *, alone: bool) -> dict[str, Any]:
-    """How the actions were recorded, from the episodes themselves."""
+    """How the actions were recorded, from the episodes."""
     facts = RecordingFacts()
     columns = ("fps", "embodiment", "provenance", *(() if alone else ("actions",)))
     for number, cell in enumerate(store.cells(range(len(store)), columns)):
@@ -73,13 +73,13 @@ def _read_facts(store: EpisodeStore, dims: int, *, alone: bool) -> dict[str, Any
 
 
 def fitted_action_card(store: EpisodeStore, config: EpisodesConfig) -> ActionCard:
-    """What the actions mean as a job reads them: accumulated over its stride, statistics of its train split.
+    """The action card as a job reads the store: accumulated over its stride, statistics of its train split.
 
-    The last group of an episode counts only where it is whole. An empty train split leaves the statistics out.
+    The last group of an episode counts only if it is complete. An empty train split gives no statistics.
 
     Raises:
-        UserError: the robots differ in their number of action dimensions, or the stride skips frames of actions whose
-            kinds are not known.
+        UserError: the robots differ in their number of action dimensions, or the stride skips frames of actions of
+            unknown kinds.
     """
     stride = config.frame_stride
     check_action_kinds(store, stride)

@@ -1,7 +1,7 @@
-"""What the numbers of a data set say of its actions' kinds: a few episodes' actions beside their states.
+"""Evidence for the kinds of actions in the data: a few episodes' actions compared with their states.
 
-An increment follows the change of the state to the next frame, a position to go to follows the state itself. Both
-are recognised by agreement in size, not by correlation alone: a scaled increment and a rate look alike, so neither
+An increment follows the change of the state to the next frame; a target position follows the state itself. Both are
+recognised by agreement in size, not by correlation alone: a scaled increment and a rate look alike, so neither of these
 is decided here.
 """
 
@@ -16,24 +16,24 @@ import numpy as np
 from roboalign_ray.episodes.episode import EpisodeError
 
 Follows = Literal["change", "state", "scaled_change", "nothing"]
-MOST_DIMS = 1024  # of an action; each gets a name and is looked at
-_CLOSE = 0.3  # root mean square error, as a part of the size of what is followed
-_ALIKE = 0.7  # least correlation that counts as following
-_SLOPES = (0.5, 2.0)  # of the action over what it follows: beyond, the units differ
+MOST_DIMS = 1024  # limit on an action's dimensions
+_CLOSE = 0.3  # maximum root mean square error, relative to the followed quantity
+_ALIKE = 0.7  # minimum correlation
+_SLOPES = (0.5, 2.0)  # range of the action's slope over the followed quantity; outside it, the units differ
 _LEAST_ROWS = 6
-_EDGE = 0.6  # of half a turn: wrapped angles jump between values beyond this on both sides
-_SMOOTH = 0.25  # of a turn: the largest step of an angle that is taken as one without being declared
-_LEAST_TURNED = 0.005  # of a turn: what an angle moves at least, its jumps taken out
+_EDGE = 0.6  # relative to half a turn: wrapped angles jump between values beyond this on both sides
+_SMOOTH = 0.25  # relative to a turn: largest step of an undeclared angle
+_LEAST_TURNED = 0.005  # relative to a turn: minimum range of an angle, without its jumps
 _FLOAT32 = 4e-7  # rounding of a sum of four squares
 _TURNS = (2 * np.pi, 360.0)
 
 
 @dataclass(frozen=True)
 class ActionSample:
-    """Actions float32 [T, A] of one episode and its state float32 [T, S], or None.
+    """Actions float32 [T, A] of one episode, and its state float32 [T, S] or None.
 
     Raises:
-        EpisodeError: more numbers a step than any robot has.
+        EpisodeError: the action has more dimensions than any robot.
     """
 
     actions: np.ndarray
@@ -46,7 +46,7 @@ class ActionSample:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one dimension of the action follows, and its correlation with the state's change and with the state."""
+    """The quantity that a dimension follows, and its correlations with the state's change and with the state."""
 
     follows: Follows = "nothing"
     alike_change: float = 0.0
@@ -56,13 +56,13 @@ class Evidence:
 def evidence(
     samples: Sequence[ActionSample], dim: int, state_dim: int | None, *, angle: bool = False
 ) -> Evidence:
-    """What one dimension of the action follows in the data.
+    """Determine what one dimension of the action follows in the data.
 
     Args:
-        samples: some episodes.
-        dim: of the action.
-        state_dim: dimension of the state that belongs to it; None where there is none.
-        angle: both are angles in radians: changes go the shorter way, differences are taken modulo a turn.
+        samples: a few episodes.
+        dim: dimension of the action.
+        state_dim: corresponding dimension of the state; None if there is none.
+        angle: whether both are angles in radians: changes take the shorter way, differences are modulo a turn.
     """
     parts = [
         _pair(sample.actions[:, dim], sample.state[:, state_dim], angle)
@@ -78,7 +78,7 @@ def evidence(
     _, alike_state = _fit(action, state)
     near_change = of_change < _CLOSE or (alike_change > _ALIKE and _SLOPES[0] < slope < _SLOPES[1])
     near_state = of_state < _CLOSE or (alike_state > _ALIKE and _near_in_place(action, state))
-    if near_change and near_state:  # decided only where one fits far better
+    if near_change and near_state:  # decided only if one fits far better
         near_change, near_state = of_change < _CLOSE * of_state, of_state < _CLOSE * of_change
     found: Follows = "scaled_change" if alike_change > _ALIKE and not near_state else "nothing"
     if near_change != near_state:
@@ -89,7 +89,7 @@ def evidence(
 def _pair(action: np.ndarray, state: np.ndarray, angle: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Action, state after it, and the state's change over it; float64 [T - 1] each."""
     action, state = action.astype(np.float64), state.astype(np.float64)
-    if angle and np.abs(state).max() < 1.01 * _TURNS[0]:  # beyond a turn the unit is another one
+    if angle and np.abs(state).max() < 1.01 * _TURNS[0]:  # larger values have another unit
         state = np.unwrap(state)
         whole = 2 * np.pi * np.round((action[:-1] - state[1:]) / (2 * np.pi))
         near = np.abs(whole) > 0
@@ -98,12 +98,12 @@ def _pair(action: np.ndarray, state: np.ndarray, angle: bool) -> tuple[np.ndarra
 
 
 def _error(action: np.ndarray, other: np.ndarray, size: float) -> float:
-    """Root mean square difference as a part of `size`; infinite where there is nothing to compare with."""
+    """Root mean square difference relative to `size`; infinite if there is nothing to compare."""
     return float(np.sqrt(((action - other) ** 2).mean()) / size) if size > 1e-6 else float("inf")
 
 
 def _fit(action: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Slope of the action over `other`, and their correlation; 0 where one of them is constant."""
+    """Slope of the action over `other`, and their correlation; 0 if one of them is constant."""
     spread = other.std() * action.std()
     if spread < 1e-12:
         return 0.0, 0.0
@@ -112,7 +112,7 @@ def _fit(action: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 
 
 def _near_in_place(action: np.ndarray, state: np.ndarray) -> bool:
-    """Whether the action lies where the state is, and moves as far."""
+    """Whether the action has the state's values and range."""
     slope, _ = _fit(action, state)
     return _SLOPES[0] < slope < _SLOPES[1] and abs(action.mean() - state.mean()) < 2 * state.std()
 
@@ -123,9 +123,9 @@ def is_constant(samples: Sequence[ActionSample], dim: int) -> bool:
 
 
 def gripper_kind(samples: Sequence[ActionSample], dim: int) -> tuple[Literal["hold", "toggle"] | None, str]:
-    """Whether a gripper's numbers are a command that stays in force, or one-shot commands; and why.
+    """Whether a gripper's numbers are a persistent command or one-shot commands, with the reason.
 
-    None where they may be either, or increments: both signs with 0 as the usual value.
+    None if they may be either, or increments: both signs, with 0 as the usual value.
     """
     values = _column(samples, dim)
     resting = float((np.abs(values) < 1e-6).mean())
@@ -146,7 +146,7 @@ def gripper_kind(samples: Sequence[ActionSample], dim: int) -> tuple[Literal["ho
 
 
 def _all_alone(samples: Sequence[ActionSample], dim: int) -> bool:
-    """Whether no value but zero ever lasts for two frames."""
+    """Whether no value except zero lasts for two frames."""
     for sample in samples:
         on = np.abs(sample.actions[:, dim]) > 1e-6
         if (on[1:] & on[:-1]).any():
@@ -155,18 +155,18 @@ def _all_alone(samples: Sequence[ActionSample], dim: int) -> bool:
 
 
 def two_valued_command(samples: Sequence[ActionSample], dim: int) -> bool:
-    """Whether a dimension holds -1 and 1 alone, or 0 and 1 alone, as no increment does."""
+    """Whether a dimension holds only -1 and 1, or only 0 and 1, which increments do not."""
     values = set(np.unique(_column(samples, dim)).tolist())
     return len(values) == 2 and values in ({-1.0, 1.0}, {0.0, 1.0})
 
 
 def always_one(samples: Sequence[ActionSample], dim: int) -> bool:
-    """Whether a dimension is 1 throughout, or -1."""
+    """Whether a dimension is always 1, or always -1."""
     return set(np.unique(_column(samples, dim)).tolist()) in ({1.0}, {-1.0})
 
 
 def quaternion_dims(samples: Sequence[ActionSample]) -> set[int]:
-    """Dimensions of four neighbours that are of length 1 in every row, of which two or more change."""
+    """Dimensions of four neighbours that have length 1 in every row, and of which two or more change."""
     rows = np.concatenate([sample.actions for sample in samples]).astype(np.float64)
     found: set[int] = set()
     for first in range(rows.shape[1] - 3):
@@ -177,9 +177,9 @@ def quaternion_dims(samples: Sequence[ActionSample]) -> set[int]:
 
 
 def _of_length_one(rows: np.ndarray) -> bool:
-    """Whether rows [N, 4] are of length 1 because their numbers belong together.
+    """Whether rows [N, 4] have length 1 because they are quaternions.
 
-    Small increments beside a gripper's 1 or -1 are nearly of length 1, but the gripper gives nothing up for them.
+    Small increments beside a gripper's 1 or -1 have a length near 1, but the gripper does not change with them.
     """
     if (np.abs(rows) == 1.0).all(axis=0).any():
         return False
@@ -194,13 +194,13 @@ def _column(samples: Sequence[ActionSample], dim: int) -> np.ndarray:
 
 
 def turns_in(values: np.ndarray, *, degrees: bool | None = None) -> float:
-    """The full turn, in the values' unit, by which an angle over time is to be unwrapped; 0 where it is not one.
+    """The full turn, in the values' unit, for unwrapping an angle over time; 0 if the values are not an angle.
 
     Args:
-        values: [T] of one dimension.
-        degrees: the unit of what is known to be an angle: every jump of more than half a turn is taken out. None where
-            unit or meaning are not known: then the range must be that of wrapped angles, the jumps must lead from one
-            end of the range to the other, and all other steps must be small.
+        values: [T], values of one dimension.
+        degrees: the unit of a known angle: every jump of more than half a turn is removed. None if unit or meaning is
+            unknown: then the range must be that of wrapped angles, jumps must lead from one end of the range to the
+            other, and all other steps must be small.
     """
     if len(values) < 2:
         return 0.0
@@ -223,7 +223,7 @@ def _is_wrapped(values: np.ndarray, turn: float, jumps: np.ndarray) -> bool:
     ).min() > _EDGE
     whole = np.unwrap(values, period=turn)
     smooth = np.abs(np.diff(whole)).max() < _SMOOTH * turn
-    # A command with two values at the ends of the range would become a constant.
+    # A command with two values at the ends of the range would otherwise become constant.
     turns = np.ptp(whole) > _LEAST_TURNED * turn and jumps.mean() < 0.5
     return bool(np.abs(place).max() < 1.01 and opposite and smooth and turns)
 

@@ -1,20 +1,20 @@
-"""What a dimension of an action means over time: its kind, and what becomes of it where frames are skipped.
+"""Kinds of action dimensions: the meaning of a number over time, and its treatment when frames are skipped.
 
 | kind | meaning of one number | over the frames skipped |
 |---|---|---|
 | delta | increment of a position | summed |
 | delta_angle | increment of an angle, radians | summed |
-| delta_rotation | part of a rotation increment given as quaternion or matrix | refused: these do not add up |
-| absolute | position to go to | the last one counts |
-| angle | angle to go to, without jumps by whole turns | the last one counts |
+| delta_rotation | part of a rotation increment given as quaternion or matrix | refused: these cannot be added |
+| absolute | target position | the last one counts |
+| angle | target angle, without jumps by whole turns | the last one counts |
 | velocity | rate per second | averaged: the mean rate over the longer step is the same motion |
-| hold | command that stays in force, such as a gripper's opening | the last one counts |
-| toggle | one-shot command, 0 where none is given, such as a gripper's -1 open, 1 close | the last one given counts |
-| event | flag of a moment, such as the end of the episode | the last one raised counts |
-| unknown | nobody has said | refused |
+| hold | persistent command, such as a gripper's opening | the last one counts |
+| toggle | one-shot command, 0 for none | the last command counts |
+| event | flag of an event, such as the end of the episode | the last raised flag counts |
+| unknown | undeclared | refused |
 
-A source finds out the kinds (`ActionFindings`); an episode, its store and its action card carry them. Nothing assumes
-one.
+A source determines the kinds (`ActionFindings`); episodes, their store and its action card store them. No code assumes
+a kind.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ EXAMPLE = f"{OPTION} x=delta,gripper=hold or {OPTION} 'delta*6,hold'"
 _SUMMED = ("delta", "delta_angle")
 _ONE_SHOT = ("toggle", "event")
 _UNSTRIDABLE = (UNKNOWN, "delta_rotation")
-# Of the commands within a group, those below this part of the largest one are noise around "none".
+# Commands of a group below this share of the largest one are noise around "none".
 _ONE_SHOT_LEAST = 0.5
 _SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
 class ActionFindings:
-    """What is found out about a source's action dimensions, and how.
+    """Kinds of a source's action dimensions, with reasons.
 
     Attributes:
-        names: A names, with the unit in brackets where there is one.
+        names: A names, with the unit in brackets if there is one.
         kinds: A kinds.
-        reasons: A short clauses: how each kind came to be known, or why it is not.
-        notes: further remarks for the person who converts, one line each.
-        unsummable: dimensions that the data show to be parts of quaternions, which do not add up.
+        reasons: A short clauses: the evidence for each kind, or why it is unknown.
+        notes: further remarks for the user who converts, one line each.
+        unsummable: dimensions that are parts of quaternions according to the data, which cannot be added.
     """
 
     names: tuple[str, ...]
@@ -70,27 +70,27 @@ class ActionFindings:
     unsummable: tuple[int, ...] = ()
 
     def lines(self) -> list[str]:
-        """One line per kind and reason, with the dimensions it holds for; then the notes."""
+        """One line per kind and reason, with its dimensions; then the notes."""
         groups: dict[tuple[str, str], list[str]] = {}
         for name, kind, reason in zip(self.names, self.kinds, self.reasons, strict=True):
             groups.setdefault((kind, reason), []).append(name)
-        told = [f"{listed(names)}: {kind} ({reason})" for (kind, reason), names in groups.items()]
-        return [*told, *self.notes]
+        lines = [f"{listed(names)}: {kind} ({reason})" for (kind, reason), names in groups.items()]
+        return [*lines, *self.notes]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names side by side; of many the first ones and their number."""
+    """The names, separated by commas; of many, the first ones and their number."""
     shown = ", ".join(names[:_SHOWN_NAMES])
     return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"
 
 
 def names_of(names: Sequence[str], dims: int) -> tuple[str, ...]:
-    """The names where there is one per dimension, else action[0] to action[dims - 1]."""
+    """The names if there is one per dimension, else action[0] to action[dims - 1]."""
     return tuple(names) if len(names) == dims else tuple(f"action[{d}]" for d in range(dims))
 
 
 def example_for(names: Sequence[str]) -> str:
-    """How the option looks that declares these dimensions."""
+    """Usage of the option that declares these dimensions."""
     some = ",".join(f"{name}=KIND" for name in names[:3]) + (",..." if len(names) > 3 else "")
     return f"{OPTION} '{some}' or, in order, {OPTION} 'KIND*N,KIND' (KIND: {', '.join(ACTION_KINDS[:-1])})"
 
@@ -98,17 +98,17 @@ def example_for(names: Sequence[str]) -> str:
 def check_stride(
     names: Sequence[str], kinds: Sequence[ActionKind], stride: int, *, where: str, remedy: str = ""
 ) -> None:
-    """Refuse to skip frames where that would lose motion without a word.
+    """Refuse to skip frames if that would silently lose motion.
 
     Args:
-        names: of the dimensions.
-        kinds: of the dimensions.
+        names: names of the dimensions.
+        kinds: kinds of the dimensions.
         stride: frames from one kept frame to the next; 1 skips nothing and always passes.
-        where: what is read, for the message.
-        remedy: what comes before the option that declares kinds, in the advice.
+        where: the data that is read, for the message.
+        remedy: text before the option that declares kinds, in the remedy.
 
     Raises:
-        UserError: a dimension's kind is not known, or its numbers cannot be combined.
+        UserError: a dimension's kind is unknown, or its numbers cannot be combined.
     """
     if stride == 1:
         return
@@ -140,11 +140,11 @@ def accumulate_actions(
 ) -> np.ndarray:
     """Actions between every `stride`-th frame, by the kinds (see this module's table).
 
-    The last group may be shorter than `stride`: a velocity is then the mean over the frames there are.
+    The last group may be shorter than `stride`: a velocity is then the mean over its frames.
 
     Args:
         actions: float32 [T, A].
-        kinds: A kinds; none given means that all are unknown.
+        kinds: A kinds; if omitted, all are unknown.
         stride: frames from one kept frame to the next.
         names, where: for the message.
 
@@ -176,7 +176,7 @@ _GROUPS = {"summed": _SUMMED, "averaged": ("velocity",), "one_shot": _ONE_SHOT}
 
 
 def _last_given(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Per group of frames the last command that is not "none"; where none was given, the last value."""
+    """Per group of frames, the last command that is not "none"; without a command, the last value."""
     size = np.abs(values)
     largest = np.repeat(np.maximum.reduceat(size, starts), ends - starts)
     given = np.where((size > 0) & (size >= _ONE_SHOT_LEAST * largest), np.arange(len(values)), -1)

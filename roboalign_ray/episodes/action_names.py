@@ -1,8 +1,8 @@
-"""What the name of an action dimension says of its kind, where it says it without doubt.
+"""The kind of an action dimension by its name, if the name is unambiguous.
 
-Only conventions that have one meaning count: `delta_x`, `dx`, `rel_x`, `x [m/s]`, `joint_velocity`, `elbow.pos`.
-`x`, `joint_0` or `gripper` say nothing. Whatever is taken from a name is checked against the data and told to the
-person who converts (`action_evidence`).
+Only conventions with a single meaning count: `delta_x`, `dx`, `rel_x`, `x [m/s]`, `joint_velocity`, `elbow.pos`. `x`,
+`joint_0` or `gripper` do not determine a kind. Every conclusion from a name is checked against the data and reported to
+the user who converts (`action_evidence`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def words_of(name: str) -> list[str]:
     bare = _UNIT.sub("", name)
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", bare)
     words = [word for word in re.split(r"[^a-z0-9]+", split.lower()) if word]
-    # "d_x" is one word in two pieces.
+    # "d_x" is one word in two parts.
     joined: list[str] = []
     for word in words:
         if joined and joined[-1] == "d" and re.fullmatch(_AXIS, word):
@@ -51,7 +51,7 @@ def words_of(name: str) -> list[str]:
 
 
 def split_unit(name: str) -> tuple[str, str]:
-    """A name without its unit, and the unit in brackets at its end; "" without one. `x[3]` has an index, no unit."""
+    """A name without its unit, and the unit in brackets at its end; "" without one. `x[3]` has an index, not a unit."""
     found = _UNIT.search(name)
     if not found or found.group(1).isdecimal() or not found.group(1):
         return name, ""
@@ -64,7 +64,7 @@ def unit_of(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """What a dimension moves, without what the name says of its kind: delta_x and x are the same."""
+    """The quantity that a dimension moves, without its kind: delta_x and x are the same."""
     kept = [word for word in words_of(name) if word not in _KIND_WORDS]
     return " ".join(re.sub(rf"^d(?={_AXIS})|^delta(?=.)", "", word) for word in kept)
 
@@ -74,7 +74,7 @@ def _says(pattern: re.Pattern[str], words: Sequence[str]) -> bool:
 
 
 def is_angle(name: str) -> bool:
-    """Whether the dimension is an angle by its unit or its name, whatever its kind."""
+    """Whether the dimension is an angle by its unit or its name, of any kind."""
     return bool(_ANGLE_UNIT.search(unit_of(name))) or (not unit_of(name) and _says(_ANGLE, words_of(name)))
 
 
@@ -84,12 +84,12 @@ def is_gripper(name: str) -> bool:
 
 
 def is_quaternion(name: str) -> bool:
-    """Whether the number is part of a quaternion or of another rotation whose parts do not add up."""
+    """Whether the number is part of a quaternion or of another rotation whose parts cannot be added."""
     return _says(_ROTATION, words_of(name))
 
 
 def kind_from_name(name: str) -> ActionKind | None:
-    """The kind that a name declares; None where it declares none, or two that exclude each other."""
+    """The kind that a name declares; None if it declares none, or two that contradict each other."""
     words, unit = words_of(name), unit_of(name)
     if _says(_ONE_SHOT, words):
         return "toggle"
@@ -110,22 +110,22 @@ def kind_from_name(name: str) -> ActionKind | None:
 
 
 def as_target(name: str) -> ActionKind:
-    """The kind of a dimension that holds a position to go to: a gripper's command, an angle, or another position."""
+    """The kind of a target position: a gripper's command, an angle, or another position."""
     if is_gripper(name):
         return "hold"
     return "angle" if is_angle(name) and not is_quaternion(name) else "absolute"
 
 
 def flat_names(names: Any, size: int) -> tuple[str, ...]:
-    """Names of a LeRobot feature in the order of its numbers; () where they are missing or of another number.
+    """Names of a LeRobot feature in the order of its numbers; () if they are missing or their number is wrong.
 
-    LeRobot writes a list, a list in a list, {"motors": [...]}, several such groups one after the other, or a mapping
-    from name to position. The name of a group that says more than "motors" is kept: {"delta_ee": ["x"]} gives
+    LeRobot writes a list, a list in a list, {"motors": [...]}, several such groups in sequence, or a mapping
+    from name to position. A group's name other than "motors" is kept: {"delta_ee": ["x"]} gives
     delta_ee.x.
 
     Args:
-        names: as it stands in info.json.
-        size: numbers of the feature.
+        names: the value in info.json.
+        size: number of dimensions of the feature.
     """
     flat = _flatten(names, "")
     if flat and all(position is not None for _, position in flat):

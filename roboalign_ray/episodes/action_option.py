@@ -1,4 +1,4 @@
-"""The options `--action-kind` and `--action-bounds`: how a person declares what the dimensions of an action are."""
+"""The options `--action-kind` and `--action-bounds`, with which users declare the dimensions of actions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _ITEM = re.compile(r"(?:[^,\[\(]|\[[^\]]*\]|\([^)]*\))+")  # commas inside brack
 
 
 def declare(findings: ActionFindings, text: str) -> ActionFindings:
-    """The findings with the kinds that a person declared.
+    """The findings with the kinds that a user declared.
 
     Args:
-        findings: what is known without.
-        text: "NAME=KIND,NAME=KIND", or one kind per dimension in order, "KIND*N" standing for N of them. A name
-            may leave out its unit, and its index (`world_vector` means all of its numbers); * and ? match any text.
+        findings: findings without the declaration.
+        text: "NAME=KIND,NAME=KIND", or one kind per dimension in order, where "KIND*N" stands for N of them. A name
+            may omit its unit and its index (`world_vector` means all of its numbers); * and ? match any text.
 
     Raises:
-        UserError: an unknown kind, a name that no dimension has, another number of kinds than of dimensions, or a sum
-            of quaternions.
+        UserError: a kind is unknown, a name matches no dimension, the number of kinds is wrong, or quaternions would be
+            summed.
     """
     items = [item.strip() for item in _ITEM.findall(text) if item.strip()]
     if not items:
@@ -92,15 +92,15 @@ def _by_name(findings: ActionFindings, items: Sequence[str]) -> dict[int, Action
 def declare_bounds(
     names: Sequence[str], bounds: Sequence[Bounds | None], text: str
 ) -> tuple[Bounds | None, ...]:
-    """Bounds with those that a person declared.
+    """The bounds, with those that a user declared.
 
     Args:
         names: A names, with units in brackets.
-        bounds: A bounds that are known without.
-        text: "NAME=LOW:HIGH,NAME=LOW:HIGH"; names as in `declare`, `NAME=none` takes a bound away.
+        bounds: A bounds without the declaration.
+        text: "NAME=LOW:HIGH,NAME=LOW:HIGH"; names as in `declare`; `NAME=none` removes a bound.
 
     Raises:
-        UserError: no two finite numbers in order, or a name that no dimension has.
+        UserError: an item is not two finite numbers in order, or a name matches no dimension.
     """
     declared = list(bounds)
     items = [item.strip() for item in _ITEM.findall(text) if item.strip()]
@@ -129,7 +129,7 @@ def _pair(values: str, item: str) -> Bounds:
 
 
 def _named(names: Sequence[str], name: str, option: str) -> list[int]:
-    """The dimensions that a name of an option means."""
+    """The dimensions that match a name of an option."""
     dims = [d for d, full in enumerate(names) if _matches(name.lower(), full.lower())]
     if not dims:
         raise UserError(

@@ -1,7 +1,7 @@
-"""From names and numbers to findings about actions: every dimension's kind, how it came to be known, or that it is not.
+"""Combines names and data to findings about actions: every dimension's kind, and the reason, or that it is unknown.
 
-A name, or a data set's published layout, declares a kind unless the data contradict it. Where neither says anything,
-the data decide if they can (see `action_evidence`); what stays open is "unknown", and whoever skips frames is asked.
+A name, or a data set's published layout, declares a kind unless the data contradict it. Without a declaration, the data
+decide if they can (see `action_evidence`); otherwise the kind is "unknown", and must be declared to skip frames.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Decision = tuple[ActionKind, str]
 _POSITIONS = ("absolute", "angle", "hold")
 _INCREMENTS = ("delta", "delta_angle")
 _FOLLOWS_STATE = "its values follow the state itself"
-_BEHIND_A_POSE = re.compile(r"\[(?:6|13)\]$")  # a pose has six numbers, with one arm or two
-_LEANING = 0.4  # least correlation of a dimension that is taken as its neighbours are
+_BEHIND_A_POSE = re.compile(r"\[(?:6|13)\]$")  # the number after a pose of six numbers, with one arm or two
+_LEANING = 0.4  # minimum correlation of a dimension that gets the kind of its neighbours
 
 
 def resolve_actions(
@@ -48,13 +48,13 @@ def resolve_actions(
     state_names: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> ActionFindings:
-    """What is found out about a data set's actions.
+    """Determine the kinds of a data set's actions.
 
     Args:
         names: A names, with units in brackets.
-        samples: a few episodes; none leaves the names alone to say something.
-        published: kind and reason per dimension, of a data set whose layout is known.
-        state_names: names of the state's dimensions, where known.
+        samples: a few episodes; without any, only names decide.
+        published: kind and reason per dimension, for a data set whose layout is known.
+        state_names: names of the state's dimensions, if known.
         notes: further remarks, one line each.
     """
     names = [printable(name) for name in names]
@@ -96,7 +96,7 @@ def _quaternions(names: Sequence[str], samples: Sequence[ActionSample]) -> set[i
 def _state_dims(
     names: Sequence[str], samples: Sequence[ActionSample], state_names: Sequence[str]
 ) -> dict[int, int]:
-    """The state's dimension that belongs to each of the action's: by name, else by place if there are equally many."""
+    """The corresponding dimension of the state: by name, else by position if the numbers are equal."""
     if not samples or samples[0].state is None:
         return {}
     size = samples[0].state.shape[1]
@@ -129,7 +129,7 @@ def _checked(
 
 
 def _doubt_alike(decisions: list[Decision], found: Sequence[Evidence]) -> None:
-    """Where the data show that some increments are positions, the others are believed only if the data confirm them."""
+    """If the data show that some increments are positions, accept the others only if the data confirm them."""
     if not any(kind == UNKNOWN and reason.endswith(_FOLLOWS_STATE) for kind, reason in decisions):
         return
     for dim, (kind, reason) in enumerate(decisions):
@@ -139,9 +139,9 @@ def _doubt_alike(decisions: list[Decision], found: Sequence[Evidence]) -> None:
 
 
 def _like_a_gripper(name: str, dim: int, samples: Sequence[ActionSample]) -> bool:
-    """Whether an increment's numbers are those of a command: two of -1, 0 and 1, or always 1 or -1 behind a pose.
+    """Whether an increment's numbers are a command: two of -1, 0 and 1, or always 1 or -1 after a pose.
 
-    A name that stands for one number (`delta_x`) is believed; one of a whole vector, or of a gripper, may be loose.
+    The name of a single number (`delta_x`) is trusted; that of a whole vector, or of a gripper, may be imprecise.
     """
     if is_gripper(name) or name.endswith("]"):
         if two_valued_command(samples, dim):
@@ -162,7 +162,7 @@ def _gripper(dim: int, samples: Sequence[ActionSample], found: Evidence) -> Deci
 
 
 def _observed(name: str, quaternion: bool, found: Evidence, has_state: bool) -> Decision:
-    """A kind from the data alone."""
+    """A kind from the data only."""
     if found.follows == "state":
         return ("absolute" if quaternion else as_target(name)), "follows the state itself"
     if found.follows == "change" and not quaternion:
@@ -183,7 +183,7 @@ def _join_neighbours(
     samples: Sequence[ActionSample],
     found: Sequence[Evidence],
 ) -> None:
-    """Take an undecided dimension as the others are, where most of them follow the same and it does not differ."""
+    """Give an undecided dimension the kind of the others, if most of them follow the same and it does not differ."""
     follows = [item.follows for item in found if item.follows in ("state", "change")]
     if not follows or len(set(follows)) > 1 or 2 * len(follows) < len(names):
         return
@@ -191,7 +191,7 @@ def _join_neighbours(
         if kind != UNKNOWN or found[dim].follows != "nothing" or dim in quaternions or is_gripper(names[dim]):
             continue
         if kind_from_name(names[dim]) is not None:
-            continue  # what its name says was contradicted
+            continue  # the data contradict its name
         if follows[0] == "state":
             leans, taken = found[dim].alike_state, as_target(names[dim])
         else:
@@ -207,7 +207,7 @@ _WHAT = {"state": "values", "change": "changes"}
 
 
 def _find_angles(decisions: list[Decision], samples: Sequence[ActionSample], quaternions: set[int]) -> None:
-    """Angles that nobody declared: their range and their jumps by a full turn tell."""
+    """Undeclared angles, recognised by their range and their jumps by a full turn."""
     for dim, (kind, reason) in enumerate(decisions):
         if kind not in ("absolute", UNKNOWN) or dim in quaternions or ", but " in reason:
             continue

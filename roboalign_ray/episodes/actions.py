@@ -1,4 +1,4 @@
-"""Actions as numbers that can be differenced and binned. What they mean over time is told by `action_kinds`."""
+"""Differences and bins of actions. `action_kinds` defines their meaning over time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ACTION_BINS = "action_bins.json"
 
 
 def unwrap_angles(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:
-    """Take the jumps by whole turns out of angles over time.
+    """Remove jumps by whole turns from angles over time.
 
     Args:
         values: [T, A].
-        angle_dims: dimensions in radians; the others stay as they are.
+        angle_dims: dimensions in radians; the others do not change.
 
     Returns:
         float64 [T, A], consecutive angles less than half a turn apart.
@@ -35,7 +35,7 @@ def unwrap_angles(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:
 
 
 def differences(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:
-    """Increments from each row to the next, angles by the shorter way round; the last row is zero: a hold.
+    """Increments from each row to the next, for angles the shorter way round; the last row is zero: a hold.
 
     Args:
         values: absolute positions and angles [T, A].
@@ -50,13 +50,13 @@ def differences(values: np.ndarray, angle_dims: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ActionBinner:
-    """Equal bins between two percentiles per dimension; what lies outside goes to the outermost bin.
+    """Equal bins between two percentiles per dimension; values outside are in the outermost bin.
 
-    Percentiles and not extremes: one outlier would squeeze everything else into a few bins.
+    Percentiles are used because one outlier in the extremes would squeeze all other values into a few bins.
 
     Attributes:
-        low, high: first and last edge per dimension, A numbers; equal where the dimension never changes.
-        bins: bins per dimension.
+        low, high: first and last edge per dimension, A numbers; equal if the dimension never changes.
+        bins: number of bins per dimension.
     """
 
     low: tuple[float, ...]
@@ -74,10 +74,10 @@ class ActionBinner:
 
     @classmethod
     def from_card(cls, card: ActionCard, bins: int) -> ActionBinner:
-        """Edges at the percentiles of an action card.
+        """Bins from the percentiles of an action card.
 
         Raises:
-            UserError: the card has no statistics, as that of a store whose train split is empty.
+            UserError: the card has no statistics, for example because the train split is empty.
         """
         if card.statistics is None:
             raise UserError("no actions to take percentiles of", where="action bins")
@@ -85,14 +85,14 @@ class ActionBinner:
 
     @property
     def dims(self) -> int:
-        """Action dimensions A."""
+        """Number of action dimensions A."""
         return len(self.low)
 
     def to_bins(self, actions: np.ndarray) -> np.ndarray:
         """Bins int64 [..., A] in [0, bins) of actions [..., A].
 
         Raises:
-            UserError: another number of dimensions, or a value that is not finite.
+            UserError: the number of dimensions is wrong, or a value is not finite.
         """
         values = np.asarray(actions, dtype=np.float64)
         if values.shape[-1] != self.dims:
@@ -105,15 +105,15 @@ class ActionBinner:
         return np.clip(np.floor((values - low) / width), 0, self.bins - 1).astype(np.int64)
 
     def to_values(self, bins: np.ndarray) -> np.ndarray:
-        """Centres float32 [..., A] of bins int [..., A]; a dimension that never changes gives its one value."""
+        """Centres float32 [..., A] of bins int [..., A]; a dimension that never changes has one value."""
         low, width = self._edges()
         constant = np.asarray(self.high) - low < np.finfo(np.float64).tiny * self.bins
         return np.where(constant, low, low + (np.asarray(bins) + 0.5) * width).astype(np.float32)
 
     def _edges(self) -> tuple[np.ndarray, np.ndarray]:
-        """First edge and bin width per dimension; the width is 1 where the dimension never changes."""
+        """First edge and bin width per dimension; the width is 1 if the dimension never changes."""
         low, high = np.asarray(self.low), np.asarray(self.high)
-        # Dividing by a subnormal width would overflow; such a range is as good as constant.
+        # Division by a subnormal width would overflow; such a range counts as constant.
         constant = high - low < np.finfo(np.float64).tiny * self.bins
         return low, np.where(constant, 1.0, (high - low) / self.bins)
 
@@ -127,7 +127,7 @@ class ActionBinner:
         return cls(tuple(map(float, state["low"])), tuple(map(float, state["high"])), int(state["bins"]))
 
     def save(self, folder: Path) -> None:
-        """Write beside the weights that were trained on these bins."""
+        """Write the bins beside the weights that were trained on them."""
         text = json.dumps(self.state_dict(), indent=1) + "\n"
         (Path(folder) / ACTION_BINS).write_text(text, encoding="utf-8")
 
@@ -136,15 +136,15 @@ class ActionBinner:
         """Inverse of `save`.
 
         Raises:
-            UserError: the file is missing or says something else.
+            UserError: the file is missing or invalid.
         """
         path = Path(folder) / ACTION_BINS
         if not path.is_file():
             raise UserError(
                 "no action bins beside the world model", where=str(path), remedy="is it a world model?"
             )
-        told = read_object(path, "action bins")
+        content = read_object(path, "action bins")
         try:
-            return cls.from_state_dict(told)
+            return cls.from_state_dict(content)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"not an action bins file ({error})", where=str(path)) from error

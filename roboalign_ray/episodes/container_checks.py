@@ -1,7 +1,7 @@
-"""What a video file's own structure says before FFmpeg reads it: cut off, or tables that would fill the memory.
+"""Checks a video file's structure before FFmpeg reads it: truncation, and tables that would fill the memory.
 
 FFmpeg builds an index with one entry for each sample that an mp4's tables name, and a table may name billions in a few
-bytes. A Matroska or AVI file states its length, and FFmpeg reads one that is cut off without an error.
+bytes. A Matroska or AVI file states its length, but FFmpeg reads a truncated one without an error.
 Layouts: ISO/IEC 14496-12 (mp4), RFC 8794 and RFC 9559 (Matroska), Microsoft RIFF (AVI).
 """
 
@@ -15,18 +15,18 @@ import numpy as np
 
 _EBML, _SEGMENT, _VOID = 0x1A45DFA3, 0x18538067, 0xEC
 _INSIDE = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts"}
-# FFmpeg reads a moov box also inside these, when one of its children comes first.
+# FFmpeg also reads a moov box inside these, if one of its children comes first.
 _DISGUISED, _FIRST_IN_MOOV = {b"free", b"hoov", b"skip"}, {b"cmov", b"mvhd"}
 _MOST_BOXES, _DEEPEST = 200_000, 8
 _MOST_REPEATS = 4
-_RIFF_SLACK = 16  # bytes by which writers count wrong
+_RIFF_SLACK = 16  # tolerance in bytes for wrong lengths in files
 
 
 def check_container(file: BinaryIO) -> None:
-    """Look at a file's structure; it is left at its beginning.
+    """Check a file's structure. The file position is at the beginning afterwards.
 
     Raises:
-        ValueError: the file is empty or cut off, or its tables name more samples than it can hold.
+        ValueError: the file is empty or truncated, or its tables name more samples than it can hold.
     """
     size = file.seek(0, io.SEEK_END)
     if not size:
@@ -46,13 +46,13 @@ def check_container(file: BinaryIO) -> None:
 
 def _check_matroska(file: BinaryIO, size: int) -> None:
     position = 0
-    for _ in range(16):  # the header, perhaps padding, then the segment
+    for _ in range(16):  # the header, possibly padding, then the segment
         file.seek(position)
         head = file.read(12)
         name, wide = _number(head, with_length=True)
         length, wider = _number(head[wide:], with_length=False)
         if length is None:
-            return  # of unknown length, as live recordings are
+            return  # unknown length, as in live recordings
         position += wide + wider + length
         if name == _SEGMENT and position > size:
             raise ValueError(f"it is truncated: {size} of {position} bytes are there")
@@ -61,11 +61,11 @@ def _check_matroska(file: BinaryIO, size: int) -> None:
 
 
 def _number(data: bytes, *, with_length: bool) -> tuple[int | None, int]:
-    """A number of variable length and how many bytes it takes; None where it says "unknown" or is none.
+    """A number of variable length and its number of bytes; None if it means "unknown" or is invalid.
 
     Args:
-        data: at least 8 bytes, where the file has them.
-        with_length: the bit that marks the length belongs to the number, as in an element's name.
+        data: at least 8 bytes, unless the file is shorter.
+        with_length: whether the bit that marks the length belongs to the number, as in an element's name.
     """
     if not data or not data[0]:
         return None, 0
@@ -90,13 +90,13 @@ def _check_boxes(file: BinaryIO, size: int) -> None:
             edits = max(edits, _count(file, start + 4, end))
         elif kind in (b"stts", b"ctts") and (named := _runs(file, start, end)) > size:
             raise ValueError(f"its tables name {named} samples, more than its {size} bytes can hold")
-        # Each edit may show all samples again; FFmpeg's index repeats them.
+        # Each edit may show all samples again, and FFmpeg's index repeats them.
         if samples > size or samples * edits > _MOST_REPEATS * size:
             raise ValueError(f"its tables name {samples} samples, more than its {size} bytes can hold")
 
 
 def _boxes(file: BinaryIO, start: int, end: int, depth: int) -> Iterator[tuple[bytes, int, int]]:
-    """Every box as (kind, first byte of its content, byte after it), those inside others included."""
+    """Every box as (kind, first byte of its content, byte after it), including nested ones."""
     while start + 8 <= end:
         file.seek(start)
         head = file.read(24)
@@ -116,7 +116,7 @@ def _boxes(file: BinaryIO, start: int, end: int, depth: int) -> Iterator[tuple[b
 
 
 def _count(file: BinaryIO, start: int, end: int) -> int:
-    """The number of 32 bits at `start`, by which a table says how many entries it has."""
+    """The 32-bit number at `start`: a table's number of entries."""
     file.seek(start)
     return int.from_bytes(file.read(4), "big") if start + 4 <= end else 0
 

@@ -1,4 +1,4 @@
-"""Say of a store that exists what its actions are: its statistics then hold all that the action card states."""
+"""Declares the actions of an existing store, so that its statistics hold a complete action card."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.foundation.storage.shards import STATISTICS, write_json
 
-_SAMPLED = 20  # episodes that are looked at
+_SAMPLED = 20  # number of episodes that are examined
 
 
 def declare_store(
     store: EpisodeStore, text: str, dims: int | None = None, *, bounds: str = ""
 ) -> ActionFindings:
-    """Write what a store's actions are to it: kinds, which then hold for every row, bounds, and how it was recorded.
+    """Write kinds (which then apply to every row), bounds and recording of a store's actions to the store.
 
     Args:
-        store: the store; open it again to read with the new kinds.
-        text: see `action_option.declare`; "" takes what names and data say.
-        dims: which actions, where the store holds actions of several numbers of dimensions.
-        bounds: see `action_option.declare_bounds`; "" leaves them as they are.
+        store: the store; open it again to use the new kinds.
+        text: see `action_option.declare`; "" uses names and data.
+        dims: number of dimensions of the actions, if the store holds several.
+        bounds: see `action_option.declare_bounds`; "" keeps the present ones.
 
     Returns:
-        what is now known of the kinds.
+        the resulting findings about the kinds.
 
     Raises:
         UserError: `text`, `bounds` or `dims` do not fit, or the store cannot be written.
@@ -67,7 +67,7 @@ def declare_store(
 
 
 def _known(store: EpisodeStore, dims: int) -> ActionFindings:
-    """What the store, its names and some of its episodes say."""
+    """Findings from the store, its names and some of its episodes."""
     names, kinds = store.action_dimensions()[dims]
     cells = store.cells(range(len(store)), ("actions", "state"))
     fitting = (cell for cell in cells if cell["actions"] and len(cell["actions"][0]) == dims)

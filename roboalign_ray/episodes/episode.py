@@ -1,4 +1,4 @@
-"""What an episode is, wherever it came from."""
+"""The episode: the common type of all sources."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from roboalign_ray.foundation.failures import UserError, printable
 
 
 class EpisodeError(UserError):
-    """An episode that cannot be used. Sources raise it, readers quarantine the episode with this reason."""
+    """An episode that cannot be used. Sources raise it; readers quarantine the episode with this reason."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of how the episode went. None, or an absent key: not known.
+    """Result and labels of an episode. None, or an absent key, means unknown.
 
     Attributes:
-        success: whether the task was done by the end.
-        success_per_frame: bool [T], where known per frame.
-        privileged: arrays over time read from a simulator's state, each [T, ...]; metres, newtons, quaternions wxyz.
+        success: whether the task is completed at the end.
+        success_per_frame: bool [T], if known per frame.
+        privileged: arrays over time from a simulator's state, each [T, ...]; metres, newtons, quaternions wxyz.
             Names in use: "object_position" [T, 3], "target_position" [T, 3], "gripper_position" [T, 3],
             "gripper_opening" [T], "contact" [T] bool (gripper touches the object), "contact_force" [T] newtons,
             "penetration" [T] metres (deepest contact, >= 0).
@@ -36,23 +36,24 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Episode:
-    """One robot episode: what the cameras saw, what was done, what was asked.
+    """One robot episode: camera frames, actions, state, and the instruction.
 
-    `actions[t]` is what moves the world from frame t to frame t+1; the last one may be a hold.
+    `actions[t]` leads from frame t to frame t+1; the last one may be a hold.
 
     Attributes:
         episode_id: unique within its source, "source/…".
         group_id: episodes that share a start state or scene share it; splits never separate a group.
         frames: view name -> uint8 [T, H, W, 3] RGB.
         actions: float32 [T, A].
-        action_names: A names, with the unit in brackets where there is one.
-        action_kinds: what each dimension means over time (`action_kinds`); none given: all are unknown.
+        action_names: A names, with the unit in brackets if there is one.
+        action_kinds: kind of each dimension (`action_kinds`); if omitted, all are unknown.
         state: proprioception float32 [T, S], or None.
-        instruction: the sentence given to the robot; "" where the source has none.
+        instruction: the sentence given to the robot; "" if the source has none.
         fps: frames per second.
         embodiment: robot name, for example "sawyer" or "franka".
-        outcome: labels where known.
-        provenance: source, files, generator settings: whatever it takes to find or make it again (JSON types only).
+        outcome: labels, if known.
+        provenance: source, files, generator settings: all that is needed to find or repeat the episode (JSON types
+            only).
     """
 
     episode_id: str
@@ -106,7 +107,7 @@ class Episode:
                 raise EpisodeError(f"no kind of action is named '{kind}'", where=self.episode_id)
 
     def _check_texts(self) -> None:
-        """No file takes half a character, as JSON may hold it ("\\ud800")."""
+        """Refuse unpaired surrogates, which JSON may hold ("\\ud800") and no file can store."""
         texts = {"instruction": self.instruction, "robot": self.embodiment, "group": self.group_id}
         names = ((f"name {text!r}", text) for text in (self.episode_id, *self.frames, *self.action_names))
         for what, text in (*texts.items(), *names):
@@ -115,19 +116,19 @@ class Episode:
 
     @property
     def angle_dims(self) -> tuple[int, ...]:
-        """Action dimensions that are angles."""
+        """Action dimensions of the kind angle."""
         return tuple(d for d, kind in enumerate(self.action_kinds) if kind in ("angle", "delta_angle"))
 
     @property
     def length(self) -> int:
-        """Frames in every view."""
+        """Number of frames in every view."""
         return len(self.actions)
 
     def view(self, name: str | None = None) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of one view; None takes the first.
 
         Raises:
-            EpisodeError: no such view.
+            EpisodeError: there is no such view.
         """
         if name is None:
             return next(iter(self.frames.values()))

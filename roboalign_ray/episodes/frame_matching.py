@@ -1,8 +1,8 @@
-"""Which frames of a shared video belong to an episode: by the times of its rows, or by count where that is proven.
+"""Assigns the frames of a shared video to an episode: by time, or by count if the counts prove the assignment.
 
-One video file holds the frames of many episodes one after the other. The episode table says at which second each of
-them begins. Where the video's clock differs from the table's (29.97 and 30 Hz, say), the times drift apart over the
-file, until the nearest frame is a neighbour's. So a match by time counts only while both clocks agree.
+One video file holds the frames of many episodes in sequence. The episode table gives the second at which each episode
+begins. If the video's clock differs from the table's (for example 29.97 and 30 Hz), the times drift apart over the
+file, until the nearest frame is a neighbour's. So a match by time is valid only while both clocks agree.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 
 from roboalign_ray.episodes.episode import EpisodeError
 
-# How far a frame may lie from its row, as a share of the table's frame period. A third of a frame leaves no doubt which
-# frame is meant; at half a frame two are equally near.
+# Maximum distance of a frame from its row, as a share of the table's frame period. A third of a frame is unambiguous;
+# at half a frame, two frames are equally near.
 TOLERANCE = 0.4
-_ALLOWED = TOLERANCE + 1e-6  # frame periods, with room for rounding
-_SAME_CLOCK = 0.05  # rates that differ by less than this share are two clocks for one rate
+_ALLOWED = TOLERANCE + 1e-6  # frame periods, with a margin for rounding
+_SAME_CLOCK = 0.05  # rates with a smaller relative difference are two clocks for one rate
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Where an episode lies in a video: seconds, and how many rows it has."""
+    """Position of an episode in a video, in seconds, and its number of rows."""
 
     start: float
     end: float
@@ -35,8 +35,8 @@ class Match:
     """Frames of an episode.
 
     Attributes:
-        positions: int64 [T], ascending: their numbers in the file.
-        note: how they were found, where it was not by time; for the provenance.
+        positions: int64 [T], ascending: frame numbers in the file.
+        note: how they were found, if not by time; for the provenance.
     """
 
     positions: np.ndarray
@@ -46,18 +46,18 @@ class Match:
 def match_frames(
     times_s: np.ndarray, stretches: Sequence[Stretch], own: Stretch, rows_s: np.ndarray, fps: float
 ) -> Match:
-    """The frame of each row of an episode.
+    """Find the frame of each row of an episode.
 
     Args:
-        times_s: float64 [N], ascending: when each frame of the file is shown.
-        stretches: all episodes that the table places in this file, `own` among them.
+        times_s: float64 [N], ascending: display time of each frame of the file.
+        stretches: all episodes that the table assigns to this file, including `own`.
         own: the episode.
         rows_s: float64 [T], seconds in the file at which the table expects the rows.
-        fps: rate at which the table counts.
+        fps: rate of the table.
 
     Raises:
-        EpisodeError: neither the times nor the counts tell the frames without doubt, which names both; frames are
-            missing without a gap; or the table gives some of them to another episode too.
+        EpisodeError: neither times nor counts identify the frames (the message has both); frames are missing without
+            a gap; or the table also assigns some of them to another episode.
     """
     _check_alone(stretches, own, fps)
     counted = _Counted(times_s, stretches, own, fps)
@@ -75,7 +75,7 @@ def match_frames(
         return Match(nearest)
     if counted.proven:
         return Match(np.arange(counted.first, counted.first + own.length), counted.note)
-    # Where the counts are complete they must say the same: else the times or the counts are wrong, nobody knows which.
+    # If the counts are complete, they must give the same result: else the times or the counts are wrong.
     alike = not counted.complete or nearest[0] == counted.first
     if fits and alike and counted.begins and _clocks_agree(times_s, nearest, rows_s, fps):
         return Match(nearest, counted.surplus)
@@ -101,19 +101,19 @@ def _check_alone(stretches: Sequence[Stretch], own: Stretch, fps: float) -> None
 
 
 class _Counted:
-    """What the numbers of frames say, the episodes lying in the file in the order of their starts.
+    """Counts of frames, with the episodes in the order of their starts.
 
     Attributes:
-        first: number of the episode's first frame, by count.
-        complete: the file shows as many frames as these episodes have rows.
-        begins: the first frame is shown at the second at which the table begins, or at 0.
-        gapless: the table counts from each episode's start to the next by its own clock.
-        shortened: a few frames are missing, and the file ends early by them: they may be missing anywhere, and the
-            times may have been counted anew behind them.
-        shortest: rows of the shortest episode.
-        starts_agree: count and time say the same of every episode's start.
-        proven: the file holds exactly the frames of these episodes, evenly spaced, and the table counts on without a
-            gap, by its own clock or by the video's: then the order alone tells each frame.
+        first: frame number of the episode's first frame, by count.
+        complete: whether the file has as many frames as these episodes have rows.
+        begins: whether the first frame's time is the table's first second, or 0.
+        gapless: whether the table counts from each episode's start to the next by its own clock.
+        shortened: whether a few frames are missing, and the file ends early by their duration: they may be missing
+            anywhere, and the times after them may have been renumbered.
+        shortest: number of rows of the shortest episode.
+        starts_agree: whether count and time give the same start for every episode.
+        proven: whether the file holds exactly the frames of these episodes, evenly spaced, and the table has no gap, by
+            its own clock or by the video's: then the order alone identifies each frame.
     """
 
     def __init__(self, times_s: np.ndarray, stretches: Sequence[Stretch], own: Stretch, fps: float) -> None:
@@ -139,21 +139,21 @@ class _Counted:
 
     @property
     def surplus(self) -> str:
-        """A remark where a few frames belong to no row, fewer than an episode has; else ""."""
+        """A remark if a few frames, fewer than an episode has, belong to no row; else ""."""
         if 0 < self.frames - self.total < self.shortest and self.gapless:
             return f"by time: {self.counts_and_rates()}"
         return ""
 
     @property
     def note(self) -> str:
-        """How frames were found by count."""
+        """How the frames were found by count."""
         return (
             f"by count: the video runs at {self.video_fps:.6g} Hz, the table at {self.fps:.6g} Hz, and the file holds "
             f"exactly the {self.total} frames of its episodes"
         )
 
     def counts_and_rates(self) -> str:
-        """The counts and rates, for an error."""
+        """The counts and rates, for errors."""
         return (
             f"the file shows {self.frames} frames at {self.video_fps:.6g} Hz, the table places {self.total} rows at "
             f"{self.fps:.6g} Hz in it"
@@ -161,15 +161,15 @@ class _Counted:
 
 
 def _even(times_s: np.ndarray) -> bool:
-    """Whether no frame is missing or doubled: every gap is about as long as the mean one."""
+    """Whether no frame is missing or doubled: every gap is close to the mean gap."""
     gaps = np.diff(times_s)
     return len(gaps) == 0 or bool((np.abs(gaps - gaps.mean()) <= _ALLOWED * gaps.mean()).all())
 
 
 def _clocks_agree(times_s: np.ndarray, nearest: np.ndarray, rows_s: np.ndarray, fps: float) -> bool:
-    """Whether as many frames precede the rows as the table's clock counts until then.
+    """Whether the number of frames before the rows agrees with the table's clock.
 
-    A video at quite another rate, such as twice the table's, has no frame for each row: its times alone count.
+    A video of a very different rate, such as twice the table's, has no frame for each row: then only times are used.
     """
     passed_s = rows_s - times_s[0]
     gaps = np.diff(times_s[: int(nearest[-1]) + 1])

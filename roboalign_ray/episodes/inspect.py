@@ -1,7 +1,7 @@
-"""Looking at a store: a contact sheet whose pictures and traces share one time axis, and its figures.
+"""Inspects a store: figures, and a contact sheet whose pictures and traces share one time axis.
 
-A contact sheet answers what no table does: are the pictures upright, are they of this episode, and does the gripper
-close in the picture when its trace says so?
+A contact sheet shows problems that no table shows: pictures upside down, pictures of another episode, or a gripper that
+does not close in the picture when its trace does.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _PICTURE_INCHES = 1.15  # width of one picture on the sheet
 _TRACE_INCHES = 0.75
 _TITLE_INCHES = 0.34
-_MARGIN_INCHES = (0.9, 1.1)  # left for the row names, right for the legends
-_LEGEND_DIMS = 8  # beyond this many dimensions a legend hides the lines
-_SMOOTH_SECONDS = 0.13  # cameras slower than the recording repeat frames: motion is averaged over this time
+_MARGIN_INCHES = (0.9, 1.1)  # left for row names, right for legends
+_LEGEND_DIMS = 8  # with more dimensions, a legend would hide the lines
+_SMOOTH_SECONDS = 0.13  # motion is averaged over this time, because slow cameras repeat frames
 
 
 def store_figures(store: EpisodeStore) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _quarantined(path: Path) -> list[dict[str, str]]:
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """`wanted` positions spread evenly over range(count), first and last included; all of them when there are fewer."""
+    """`wanted` positions spread evenly over range(count), including first and last; all of them if there are fewer."""
     if wanted >= count:
         return list(range(count))
     return [round(position) for position in np.linspace(0, count - 1, wanted)]
@@ -95,7 +95,7 @@ def spread(count: int, wanted: int) -> list[int]:
 
 def picture_change(frames: np.ndarray) -> np.ndarray:
     """Mean absolute change from each frame to the next, float [T]; frames uint8 [T, H, W, 3], the last entry is 0."""
-    step = max(1, min(frames.shape[1:3]) // 64)  # a coarse grid of pixels says as much
+    step = max(1, min(frames.shape[1:3]) // 64)  # a coarse grid of pixels is enough
     small = frames[:, ::step, ::step].astype(np.int16)
     change = np.zeros(len(frames))
     change[:-1] = np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
@@ -105,8 +105,8 @@ def picture_change(frames: np.ndarray) -> np.ndarray:
 def state_speed(episode: Episode) -> np.ndarray:
     """Size of the state's change from each frame to the next, float [T], each dimension scaled by its root mean square.
 
-    Where state and action have the same dimensions, the action's angles tell the state's, which are taken the shorter
-    way round. Without a state the actions' size stands in.
+    If state and action have the same dimensions, the state's angles are those of the action; their changes take the
+    shorter way. Without a state, the actions' size is used.
     """
     if episode.state is None:
         return np.linalg.norm(_scaled(episode.actions), axis=1)
@@ -131,7 +131,7 @@ def _smoothed(values: np.ndarray, fps: float) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Each column on [0, 1] between its own extremes; a constant one at 0.5."""
+    """Each column scaled to [0, 1] between its extremes; a constant one is 0.5."""
     low, high = values.min(axis=0), values.max(axis=0)
     flat = high - low < 1e-9
     return np.where(flat, 0.5, (values - low) / np.where(flat, 1.0, high - low))
@@ -141,16 +141,16 @@ def contact_sheet(episodes: Sequence[Episode], path: Path, *, columns: int = 12)
     """Write a PNG with one block per episode, time from left to right.
 
     A block holds the title (id, instruction, success, frames, rate), a row of pictures per view, and below them on the
-    same time axis the actions, the state, and the pictures' change beside the state's speed: two curves that rise
-    and fall together when video and states are in sync. A vertical line marks the moment of each picture.
+    same time axis the actions, the state, and the changes of pictures and state: two curves that rise and fall together
+    if video and states are in sync. A vertical line marks the time of each picture.
 
     Args:
-        episodes: those to show.
+        episodes: episodes to show.
         path: PNG file to write; its folder must exist.
         columns: pictures per row.
 
     Raises:
-        UserError: nothing to show, or the file cannot be written.
+        UserError: there is nothing to show, or the file cannot be written.
     """
     if not episodes:
         raise UserError("no episode to show", where=str(path))
@@ -201,7 +201,7 @@ def _draw_block(episode: Episode, axes: list[Axes], moments: list[int]) -> None:
     sentence = f"“{episode.instruction}”" if episode.instruction else "(no instruction)"
     text = f"{episode.episode_id}   {sentence}   {success}   {episode.length} frames at {episode.fps:g} Hz"
     title.text(0, 0.35, text, fontsize=10, weight="bold", va="center", parse_math=False)
-    # The outermost pictures are centred on the first and last moment: half a picture's time stands on either side.
+    # The outermost pictures are centred on the first and last time, so there is half a picture's time on either side.
     half = (moments[-1] - moments[0]) / max(1, len(moments) - 1) / 2 or 0.5
     span = (moments[0] - half, moments[-1] + half)
     for axis, (view, frames) in zip(rows, episode.frames.items(), strict=False):
@@ -233,7 +233,7 @@ def _draw_pictures(axis: Axes, view: str, frames: np.ndarray) -> None:
 
 
 def _draw_lines(axis: Axes, label: str, values: np.ndarray, names: Sequence[str]) -> None:
-    """Every dimension between its own extremes; the gripper is the thick black line, a hand's joints thin ones."""
+    """Every dimension between its extremes; the gripper is the thick black line, a hand's joints are thin lines."""
     time = np.arange(len(values))
     shown = _scaled(values)
     for dim in range(values.shape[1]):
@@ -251,7 +251,7 @@ def _draw_lines(axis: Axes, label: str, values: np.ndarray, names: Sequence[str]
 
 
 def _draw_motion(axis: Axes, episode: Episode) -> None:
-    time = np.arange(episode.length) + 0.5  # a change lies between two frames
+    time = np.arange(episode.length) + 0.5  # a change is between two frames
     for view, frames in episode.frames.items():
         change = _smoothed(picture_change(frames), episode.fps)
         axis.plot(time, change / (change.max() or 1.0), linewidth=0.9, label=f"{view} change")

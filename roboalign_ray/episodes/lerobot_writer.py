@@ -1,13 +1,13 @@
-"""Writes episodes as a LeRobot v3.0 dataset, which LeRobot's tools and this project's own reader open.
+"""Writes episodes as a LeRobot v3.0 dataset, for LeRobot's tools and this project's own reader.
 
     meta/info.json                                 features, rate, path templates
     meta/stats.json                                per feature: min, max, mean, std, count
     meta/tasks.parquet                             sentence -> task_index
-    meta/episodes/chunk-000/file-000.parquet       one row an episode: length, files, seconds within its videos
-    data/chunk-000/file-000.parquet                one row a frame
-    videos/KEY/chunk-CCC/file-FFF.mp4              one file per episode and view, yuv420p as LeRobot's viewers expect
+    meta/episodes/chunk-000/file-000.parquet       one row per episode: length, files, seconds within its videos
+    data/chunk-000/file-000.parquet                one row per frame
+    videos/KEY/chunk-CCC/file-FFF.mp4              one file per episode and view, yuv420p for LeRobot's viewers
 
-Units and kinds of actions have no place in the format: names carry the units in brackets, as `Episode.action_names`.
+The format has no units and kinds of actions: names carry the units in brackets, as `Episode.action_names`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from roboalign_ray.foundation.storage.files import complete_or_absent
 from roboalign_ray.foundation.storage.shards import write_json
 
 VERSION = "v3.0"
-_CHUNK = 1000  # files of a folder
+_CHUNK = 1000  # files per folder
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _FIRST = {"chunk_index": 0, "file_index": 0}
@@ -35,10 +35,10 @@ _COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 def write_lerobot(episodes: Sequence[Episode], folder: Path, *, crf: int = 18) -> None:
-    """Write a dataset. Nothing appears at `folder` before all is written.
+    """Write a dataset. Nothing appears at `folder` before everything is written.
 
     Args:
-        episodes: of one rate, with the same views, sizes and action names; state in all of them, or in none.
+        episodes: episodes of one rate, with the same views, sizes and action names; state in all of them or in none.
         folder: must not exist.
         crf: constant rate factor of the videos, 0 (best) to 51.
 
@@ -83,7 +83,7 @@ def _place(number: int) -> dict[str, int]:
 
 
 def _even(frames: np.ndarray) -> np.ndarray:
-    """4:2:0 video wants even sides: the last row or column is repeated."""
+    """4:2:0 video needs even sides: the last row or column is repeated."""
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     return np.pad(frames, odd, mode="edge")
 
@@ -131,7 +131,7 @@ def _check_alike(first: Episode, other: Episode, features: dict[str, Any]) -> No
 
 
 def _rows(episodes: Sequence[Episode], tasks: Sequence[str]) -> dict[str, pa.Array]:
-    """The data table's columns, one row a frame."""
+    """The data table's columns, one row per frame."""
     lengths = [episode.length for episode in episodes]
     frame_index = np.concatenate([np.arange(length) for length in lengths])
     columns = {
@@ -182,7 +182,7 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
-    """LeRobot reads this table with pandas and takes the sentences from its index."""
+    """The table of tasks; LeRobot reads it with pandas and takes the sentences from its index."""
     import pandas
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,25 +210,25 @@ def _info(episodes: Sequence[Episode], features: dict[str, Any], tasks: int) -> 
 
 
 def _statistics(episodes: Sequence[Episode], rows: dict[str, pa.Array]) -> dict[str, Any]:
-    """Per feature; those of pictures per channel, shape [3, 1, 1], on the scale [0, 1]."""
-    told: dict[str, Any] = {}
+    """Statistics per feature; those of pictures per channel, shape [3, 1, 1], on the scale [0, 1]."""
+    statistics: dict[str, Any] = {}
     for name, column in rows.items():
         width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
         flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        told[name] = _moments(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
+        statistics[name] = _moments(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
     for view in episodes[0].frames:
         pixels = np.concatenate([episode.frames[view].reshape(-1, 3) for episode in episodes]) / 255.0
         channels = _moments(pixels)
         count = sum(episode.length for episode in episodes)
-        told[_key(view)] = {
+        statistics[_key(view)] = {
             name: [count] if name == "count" else [[[value]] for value in values]
             for name, values in channels.items()
         }
-    return told
+    return statistics
 
 
 def _moments(values: np.ndarray) -> dict[str, list[float]]:
-    """Of float64 [N, D], per dimension."""
+    """Statistics of float64 [N, D], per dimension."""
     return {
         "min": values.min(axis=0).tolist(),
         "max": values.max(axis=0).tolist(),

@@ -1,7 +1,7 @@
-"""How many decoded pixels one process may hold at once, whatever the number of threads that decode.
+"""Limits the decoded pixels that one process holds at once, over all decoding threads.
 
-A video's size is known before it is decoded. A decoder leases that many pixels first; where other decoders hold them,
-it waits, up to a deadline. One pixel is three bytes.
+A video's size is known before it is decoded. A decoder first leases that many pixels; if other decoders hold them, it
+waits, up to a deadline. One pixel is three bytes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ WAIT_S = 60.0
 
 
 class PixelsBusyError(UserError):
-    """The pixels asked for did not become free before the deadline; the same request may succeed later."""
+    """The requested pixels were not free before the deadline. The same request may succeed later."""
 
 
 class PixelBudget:
     """A number of pixels that threads share.
 
     Args:
-        pixels: in all, at least 1.
+        pixels: total, at least 1.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -37,19 +37,19 @@ class PixelBudget:
 
     @property
     def held(self) -> int:
-        """Pixels that are leased now."""
+        """Number of pixels that are leased now."""
         return self._held
 
     @contextmanager
     def lease(self, pixels: int, *, wait_s: float = WAIT_S) -> Iterator[None]:
-        """Hold pixels until the block ends.
+        """Lease pixels until the block ends.
 
         Args:
-            pixels: how many.
-            wait_s: longest wait in seconds; 0 does not wait.
+            pixels: number of pixels.
+            wait_s: maximum wait in seconds; 0 does not wait.
 
         Raises:
-            PixelsBusyError: other threads still hold them after `wait_s`, or there are not so many in all.
+            PixelsBusyError: other threads still hold them after `wait_s`, or the request exceeds the total.
         """
         self._take(pixels, wait_s)
         try:
@@ -81,4 +81,4 @@ class PixelBudget:
             self._held += pixels
 
 
-PIXELS = PixelBudget(MOST_IN_FLIGHT)  # the process's own
+PIXELS = PixelBudget(MOST_IN_FLIGHT)  # the budget of this process

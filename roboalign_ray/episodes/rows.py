@@ -1,7 +1,7 @@
-"""One episode as one Parquet row, and back. The store's schema lives here.
+"""Converts an episode to a Parquet row and back. Defines the store's schema.
 
-Arrays whose width is the same for all frames are nested lists, readable by any Parquet tool; simulator labels of any
-shape are raw bytes with their type and shape beside them.
+Arrays with the same width for all frames are nested lists, which any Parquet tool can read; simulator labels of any
+shape are raw bytes, with type and shape beside them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ROW_SCHEMA = pa.schema(
     metadata={"roboalign_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
-# What is read: stores of earlier versions hold angle_dims in place of action_kinds.
+# Accepted columns: stores of earlier versions hold angle_dims in place of action_kinds.
 READ_SCHEMA = ROW_SCHEMA.append(pa.field("angle_dims", pa.list_(pa.int32())))
 OPTIONAL_COLUMNS = ("action_kinds", "angle_dims")
 
-# Names that our own sources gave before kinds were stored, whose gripper the name alone does not explain.
+# Names that our own sources used before kinds were stored, where the name alone does not determine the gripper's kind.
 _POSE = ("delta_x [m]", "delta_y [m]", "delta_z [m]")
 _TURN = ("delta_roll [rad]", "delta_pitch [rad]", "delta_yaw [rad]")
 _NAMES_OF_OURS: Mapping[tuple[str, ...], tuple[ActionKind, ...]] = {
@@ -61,7 +61,7 @@ _NAMES_OF_OURS: Mapping[tuple[str, ...], tuple[ActionKind, ...]] = {
 
 
 def episode_to_row(episode: Episode, *, crf: int, pixel_format: str) -> dict[str, Any]:
-    """A row of `ROW_SCHEMA`, its frames encoded.
+    """A row of `ROW_SCHEMA`, with encoded frames.
 
     Raises:
         EpisodeError: the frames cannot be encoded, or the provenance is not JSON.
@@ -98,10 +98,10 @@ def episode_to_row(episode: Episode, *, crf: int, pixel_format: str) -> dict[str
 
 
 def row_to_episode(row: Mapping[str, Any]) -> Episode:
-    """The episode of a row, its video decoded.
+    """The episode of a row, with decoded video.
 
     Raises:
-        EpisodeError: the video does not decode, or the row contradicts itself.
+        EpisodeError: the video cannot be decoded, or the row contradicts itself.
         ValueError, TypeError, LookupError: a value has another type than `episode_to_row` writes.
     """
     try:
@@ -137,11 +137,11 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
 def kinds_of_row(row: Mapping[str, Any], dims: int) -> tuple[ActionKind, ...]:
     """The kinds of a row's action dimensions.
 
-    Rows written before kinds were stored hold none: there the names speak, and the dimensions then listed as angles.
+    Rows from before kinds were stored have none: there the names decide, and the dimensions listed as angles.
 
     Args:
         row: with "action_names", and "action_kinds" or "angle_dims".
-        dims: of its actions.
+        dims: number of dimensions of its actions.
     """
     if row.get("action_kinds") is not None:
         return tuple(row["action_kinds"])

@@ -1,4 +1,4 @@
-"""Stands for the recorded frames of an episode where memory holds only those that are kept, at the size asked for."""
+"""A stand-in for the recorded frames of an episode, if memory holds only the kept frames at their final size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ShapedFrames:
-    """Stands for all recorded frames in an `Episode` while only what is kept of them is in memory.
+    """Stands for all recorded frames in an `Episode`, while only the kept frames are in memory.
 
-    Answers what was done in advance and nothing else: every `stride`-th frame, then the size that was asked for.
-    `transforms.stride_episode` and `resize_episode` take it like an array.
+    Supports only what was done in advance: every `stride`-th frame, then resizing to the final size.
+    `transforms.stride_episode` and `resize_episode` accept it like an array.
 
     Attributes:
         kept: uint8 [n, h, w, 3].
@@ -36,10 +36,10 @@ class ShapedFrames:
         return as_array(replace(self, shape=(len(self.kept), *self.shape[1:]), stride=1))
 
     def resized(self, height: int, width: int) -> np.ndarray:
-        """The kept frames, which have that size.
+        """The kept frames, which have this size.
 
         Raises:
-            ValueError: another size was asked for, or frames between those kept.
+            ValueError: another size is requested, or frames between those kept.
         """
         if self.kept.shape[:3] != (self.shape[0], height, width):
             raise ValueError(f"frames were kept as {self.kept.shape}, not {(self.shape[0], height, width)}")
@@ -47,5 +47,5 @@ class ShapedFrames:
 
 
 def as_array(frames: ShapedFrames) -> np.ndarray:
-    """The kept frames themselves where they are as recorded; else the stand-in, for an `Episode`."""
+    """For an `Episode`: the kept frames themselves if they are as recorded, else the stand-in."""
     return frames.kept if frames.kept.shape == frames.shape else cast(np.ndarray, frames)

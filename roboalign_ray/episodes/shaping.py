@@ -1,4 +1,4 @@
-"""Frames thinned and resized one by one, as they are decoded: memory holds what is kept, not what was recorded."""
+"""Drops and resizes frames one by one during decoding, so that memory holds only the kept frames."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.shaped_frames import ShapedFrames, as_array
 from roboalign_ray.episodes.transforms import Fit, resize_frames, target_size
 
-MOST_PIXELS = 2**28  # of the kept frames of a video that anybody may have sent; 800 MB
-MOST_EPISODE_PIXELS = 2**30  # of the kept frames of one view of an episode; 3 GB
+MOST_PIXELS = 2**28  # limit on the kept frames of an untrusted video; 800 MB
+MOST_EPISODE_PIXELS = 2**30  # limit on the kept frames of one view of an episode; 3 GB
 
 
 @dataclass(frozen=True)
 class Shaping:
-    """What to keep of recorded frames.
+    """Which frames are kept, and at which size.
 
     Attributes:
         stride: keep every n-th frame.
-        fps: or the frame rate wanted, which must divide the source's; None keeps it.
+        fps: alternatively the wanted frame rate, which must divide the source's; None keeps it.
         height, width: pixels; None keeps the source's, or follows from the other one.
-        fit: where the aspect changes: "stretch", "crop" or "pad".
+        fit: if the aspect changes: "stretch", "crop" or "pad".
     """
 
     stride: int = 1
@@ -32,7 +32,7 @@ class Shaping:
     fit: Fit = "stretch"
 
     def of_rate(self, fps: float, where: str) -> Shaping:
-        """The same with its stride, for a source of that rate.
+        """The same with its stride computed for a source of this rate.
 
         Raises:
             EpisodeError: the wanted rate does not divide the source's.
@@ -46,7 +46,7 @@ class Shaping:
         return replace(self, stride=stride, fps=None)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which frames of that size are kept."""
+        """(height, width) of kept frames for a source of this size."""
         return target_size((height, width), self.height, self.width)
 
 
@@ -55,11 +55,11 @@ WHOLE = Shaping()  # every frame as it is
 
 @dataclass(frozen=True)
 class Kept:
-    """What was kept of recorded frames.
+    """The kept frames of a recording.
 
     Attributes:
         pictures: uint8 [n, h, w, 3].
-        count: frames that the source shows.
+        count: number of frames of the source.
         size: (height, width) of the source.
         stride: frames from one that is kept to the next.
     """
@@ -70,19 +70,19 @@ class Kept:
     stride: int = 1
 
     def frames(self, length: int | None = None) -> np.ndarray:
-        """For an `Episode`: the first `length` recorded frames (None: all), an array or what stands for it."""
+        """For an `Episode`: the first `length` recorded frames (None: all), as an array or a stand-in."""
         length = self.count if length is None else length
         kept = self.pictures[: -(-length // self.stride)]
         return as_array(ShapedFrames(kept, (length, *self.size, 3), self.stride))
 
 
 class FrameCollector:
-    """Takes recorded frames in order and keeps what `shaping` asks for.
+    """Takes recorded frames in order, and keeps those of `shaping`.
 
     Args:
-        shaping: its stride is known (`Shaping.of_rate`).
-        expected: frames that will come, at most; room is made for them. None: not known.
-        most_pixels: of the kept frames together.
+        shaping: with known stride (`Shaping.of_rate`).
+        expected: maximum of frames, for which memory is reserved. None: unknown.
+        most_pixels: limit on all kept frames together.
         where: for errors.
     """
 
@@ -100,10 +100,10 @@ class FrameCollector:
         self._kept = self.count = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """The next recorded frame, uint8 [H, W, 3].
+        """Add the next recorded frame, uint8 [H, W, 3].
 
         Raises:
-            EpisodeError: it has another size than those before it, or the kept frames grow too large.
+            EpisodeError: its size differs from that of earlier frames, or the kept frames become too large.
         """
         size = (frame.shape[0], frame.shape[1])
         if not self.count:
@@ -124,7 +124,7 @@ class FrameCollector:
         self._kept += 1
 
     def done(self) -> Kept:
-        """What was kept.
+        """The kept frames.
 
         Raises:
             EpisodeError: there was no frame.
@@ -143,12 +143,12 @@ class FrameCollector:
         elif self._kept == len(self._frames):
             check_pixels(self._kept + 1, target, self._most, self._where)
             longer = self._kept + max(1, self._kept // 2)
-            # Large arrays are moved by the operating system, not copied.
+            # The operating system moves large arrays without a copy.
             self._frames.resize((longer, *target, 3), refcheck=False)
 
 
 def check_pixels(frames: int, size: tuple[int, int], most: int, where: str) -> None:
-    """Refuse more pixels than may be held.
+    """Refuse more pixels than allowed.
 
     Raises:
         EpisodeError: `frames` of that (height, width) hold more than `most` pixels.

@@ -1,4 +1,4 @@
-"""Train and held-out splits by a hash of the group id: the same in every store, order and size of run."""
+"""Train and held-out splits by a hash of the group id: the same for every store, order and size of run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SALT = "roboalign_ray/split/1"
 
 
 def group_fraction(group_id: str, salt: str = _SALT) -> float:
-    """A number in [0, 1) that depends on the group id alone."""
+    """A number in [0, 1) that is a function of the group id."""
     digest = hashlib.sha256(f"{salt}/{group_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_of(group_id: str, held_out_fraction: float) -> Split:
-    """Which split a group is in. A larger fraction only ever adds groups to the held-out split.
+    """The split of a group. A larger fraction only adds groups to the held-out split.
 
     Raises:
         UserError: the fraction is not within (0, 1).
@@ -31,10 +31,10 @@ def split_of(group_id: str, held_out_fraction: float) -> Split:
 
 
 def check_split(name: str) -> Split:
-    """The name, if it is a split's.
+    """Check that a name is a split's, and return it.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not a split's name.
     """
     for split in SPLITS:
         if name == split:
@@ -43,10 +43,10 @@ def check_split(name: str) -> Split:
 
 
 def positions_in(name: str, group_ids: Iterable[str], held_out_fraction: float) -> list[int]:
-    """Positions of the groups that are in a split.
+    """Positions of the groups of a split.
 
     Raises:
-        UserError: `name` is no split, or the fraction is not within (0, 1).
+        UserError: `name` is not a split, or the fraction is not within (0, 1).
     """
     split = check_split(name)
     return [number for number, group in enumerate(group_ids) if split_of(group, held_out_fraction) == split]

@@ -1,4 +1,4 @@
-"""What statistics.json of an episode store must hold before anything relies on it."""
+"""Checks the content of an episode store's statistics.json."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from roboalign_ray.episodes.action_kinds import ActionKind
 
 
 class ActionsForm(BaseModel):
-    """Figures of the actions with one number of dimensions, over the train split.
+    """Statistics of the actions with one number of dimensions, over the train split.
 
     Attributes:
         names, kinds: one per dimension; stores of earlier versions have no kinds.
-        declared: whether a person said what the kinds are, for every episode.
-        bounds, rate, stride, embodiments: as in an action card; stores of earlier versions have none of them.
-        frames: actions counted; with 0 there are no figures.
+        declared: whether a user declared the kinds, for every episode.
+        bounds, rate, stride, embodiments: as in an action card; missing in stores of earlier versions.
+        frames: number of actions; if it is 0, there are no figures.
         p01, p99, mean, std, min, max: one per dimension, in the units of the actions.
     """
 
@@ -40,7 +40,7 @@ class ActionsForm(BaseModel):
 
 
 class StatisticsForm(BaseModel):
-    """The file's keys that other code reads. `actions` maps the number of action dimensions to their figures."""
+    """The file's keys that other code reads. `actions` maps the number of action dimensions to statistics."""
 
     model_config = ConfigDict(extra="allow")
 

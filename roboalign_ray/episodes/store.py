@@ -1,12 +1,12 @@
-"""Our own episode store: a folder of Parquet shards with encoded video, statistics and a card.
+"""The episode store: a folder of Parquet shards with encoded video, statistics and a card.
 
     store/
       shard-00000.parquet    one row per episode (see `rows.py` for the columns)
-      statistics.json        schema version, counts, lengths, and what the action card states
+      statistics.json        schema version, counts, lengths, and the action card's fields
       quarantine.json        episodes that could not be used, each with its reason
       README.md              the dataset card
 
-A store is written beside its place and moved there when complete: no reader ever sees half of one.
+A store is written beside its place and moved there when complete, so readers never see an incomplete one.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from roboalign_ray.foundation.storage.shards import (
     write_json,
 )
 
-_KIND_COLUMNS = ("action_names", "action_kinds", "angle_dims")  # the last one in older stores alone
-ROW_GROUP = 4  # episodes per Parquet row group: reading one episode reads this many
+_KIND_COLUMNS = ("action_names", "action_kinds", "angle_dims")  # the last one only in older stores
+ROW_GROUP = 4  # episodes per Parquet row group; reading one episode reads all of its row group
 
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """What was written.
+    """Result of writing a store.
 
     Attributes:
         path: the store.
         episodes, frames, bytes: totals; bytes of all files.
         quarantined: episodes left out, each with its reason.
-        notes: what was found out on the way, one line each.
+        notes: findings during writing, one line each.
     """
 
     path: Path
@@ -83,20 +83,20 @@ def write_store(
     action_bounds: Sequence[Bounds | None] = (),
     overwrite: bool = False,
 ) -> StoreSummary:
-    """Write episodes as they come; memory holds one shard. Nothing appears at `path` before all is written.
+    """Write episodes as they arrive; memory holds one shard. Nothing appears at `path` before everything is written.
 
     Args:
-        items: episodes, and values for those that cannot be used.
+        items: episodes, and `Quarantined` for those that cannot be used.
         path: the store's folder.
-        card: what the dataset card tells.
-        shard_episodes: episodes per Parquet file.
-        held_out_fraction: split that the action statistics leave out.
+        card: content of the dataset card.
+        shard_episodes: number of episodes per Parquet file.
+        held_out_fraction: share of groups that the action statistics exclude.
         crf, pixel_format: video quality, see `encode_video`.
-        action_bounds: least and greatest value per action dimension, as the source states them; none given: not known.
+        action_bounds: minimum and maximum per action dimension, as stated by the source; if omitted, unknown.
         overwrite: replace an existing store.
 
     Raises:
-        UserError: the folder exists and may not be replaced, two episodes share an id, or none is usable.
+        UserError: the folder exists and may not be replaced, two episodes share an id, or no episode is usable.
     """
     path = Path(path)
     statistics, quarantined = StoreStatistics(held_out_fraction, action_bounds), []
@@ -150,7 +150,7 @@ def resolve_store(path: str | Path) -> Path:
     """The folder of a store; "shipped" is the one inside the package.
 
     Raises:
-        UserError: there is no store there, or it has a schema this version does not read.
+        UserError: there is no store, or this version does not read its schema.
     """
     folder = (
         Path(str(importlib.resources.files("roboalign_ray") / "assets" / "episodes"))
@@ -169,14 +169,14 @@ def resolve_store(path: str | Path) -> Path:
 
 
 class EpisodeStore(ShardedRows[Episode]):
-    """Random access to a store's episodes, in the order they were written; `read` decodes video.
+    """Random access to a store's episodes, in the order of writing; `read` decodes video.
 
     Attributes:
-        statistics: what statistics.json holds.
+        statistics: content of statistics.json.
         ids, group_ids, instructions, lengths: one per episode.
 
     Raises:
-        UserError: no store at `path`, or a file of it is damaged, missing or of another store.
+        UserError: there is no store at `path`, or a file of it is damaged, missing or of another store.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -208,7 +208,7 @@ class EpisodeStore(ShardedRows[Episode]):
 
         Args:
             name: "train" or "held_out".
-            fraction: share of groups held out; None takes the one the statistics were made with.
+            fraction: share of groups held out; None takes that of the statistics.
         """
         share = float(self.statistics["held_out_fraction"]) if fraction is None else fraction
         return positions_in(name, self.group_ids, share)
@@ -223,7 +223,7 @@ class EpisodeStore(ShardedRows[Episode]):
             yield actions, names, self._kinds(cells, actions.shape[1])
 
     def action_dimensions(self) -> dict[int, tuple[tuple[str, ...], tuple[ActionKind, ...]]]:
-        """Names and kinds of the actions, by their number of dimensions; "unknown" where episodes differ."""
+        """Names and kinds of the actions, by their number of dimensions; "unknown" if episodes differ."""
         known = {int(dims): figures for dims, figures in self.statistics["actions"].items()}
         if any("kinds" not in figures for figures in known.values()):  # written before kinds were stored
             gathered: dict[int, tuple[tuple[str, ...], tuple[ActionKind, ...]]] = {}
@@ -238,7 +238,7 @@ class EpisodeStore(ShardedRows[Episode]):
         }
 
     def _kinds(self, row: Mapping[str, Any], dims: int) -> tuple[ActionKind, ...]:
-        """What was declared for the whole store, else what the row says."""
+        """The kinds declared for the whole store, else those of the row."""
         figures = self.statistics["actions"].get(str(dims), {})
         if figures.get("declared"):
             return tuple(figures["kinds"])
@@ -249,18 +249,18 @@ class EpisodeStore(ShardedRows[Episode]):
         return row_to_episode({**row, "action_kinds": self._kinds(row, dims)})
 
     def successes(self) -> list[int | None]:
-        """First frame of each episode in which its task counts as done; None where it never does, or is not known.
-        Reads no video."""
+        """First frame of each episode in which its task is completed; None if it never is, or if this is unknown. Reads
+        no video."""
         cells = self.cells(range(len(self)), ("episode_id", "success_per_frame"))
         flags = {cell["episode_id"]: cell["success_per_frame"] or [] for cell in cells}
         return [next((n for n, done in enumerate(flags[name]) if done), None) for name in self.ids]
 
 
 def check_action_kinds(store: EpisodeStore, stride: int) -> None:
-    """Refuse to read every `stride`-th frame of a store whose actions cannot be combined over the frames skipped.
+    """Refuse to read every `stride`-th frame of a store whose actions cannot be combined over skipped frames.
 
     Raises:
-        UserError: the kind of a dimension is not known, or its numbers do not add up.
+        UserError: the kind of a dimension is unknown, or its numbers cannot be added.
     """
     if stride == 1:
         return

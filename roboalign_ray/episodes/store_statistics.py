@@ -1,4 +1,4 @@
-"""What a store's statistics.json tells: counts, lengths and all that the action card states."""
+"""Computes a store's statistics.json: counts, lengths and the action card's fields."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.rows import SCHEMA_VERSION
 from roboalign_ray.episodes.splits import split_of
 
-_SAME_RATE = 1.01  # rates of episodes up to this ratio are one: cameras of 29.97 and 30 Hz
+_SAME_RATE = 1.01  # rates up to this ratio count as equal: cameras of 29.97 and 30 Hz
 
 
 class RecordingFacts:
-    """How actions were recorded, gathered while episodes pass: what their action card says besides names and kinds."""
+    """Collects how actions were recorded: the action card's fields besides names and kinds."""
 
     def __init__(self) -> None:
         self.rates: Counter[float] = Counter()
@@ -27,14 +27,14 @@ class RecordingFacts:
         self.robots: set[str] = set()
 
     def add(self, fps: float | None, robot: str | None, provenance: Any) -> None:
-        """One episode, as a store holds it. Its provenance holds "stride" where conversion skipped frames."""
+        """Add one episode. Its provenance holds "stride" if conversion skipped frames."""
         stride = provenance.get("stride", 1) if isinstance(provenance, Mapping) else 0
         self.rates[fps if fps is not None and 0 < fps < math.inf else 0.0] += 1
         self.strides.add(stride if isinstance(stride, int) and not isinstance(stride, bool) else 0)
         self.robots.add(robot or "")
 
     def as_json(self) -> dict[str, Any]:
-        """rate and stride, None where episodes differ; embodiments, none where an episode names no robot."""
+        """rate and stride, None if episodes differ; embodiments, empty if an episode names no robot."""
         slowest, fastest = min(self.rates), max(self.rates)
         one_rate = slowest > 0 and fastest <= _SAME_RATE * slowest
         one_stride = len(self.strides) == 1 and min(self.strides) > 0
@@ -46,12 +46,12 @@ class RecordingFacts:
 
 
 class StoreStatistics:
-    """Counts and what the actions' cards state, gathered while episodes pass.
+    """Collects counts and action card fields while episodes pass.
 
     Args:
-        held_out_fraction: share of groups that the actions' figures leave out.
-        action_bounds: least and greatest value per dimension, as the source states them, for actions with that many
-            dimensions; none given: not known.
+        held_out_fraction: share of groups that the action statistics exclude.
+        action_bounds: minimum and maximum per dimension, as stated by the source, for actions with that number of
+            dimensions; if omitted, unknown.
     """
 
     def __init__(self, held_out_fraction: float, action_bounds: Sequence[Bounds | None] = ()) -> None:
@@ -104,7 +104,7 @@ class StoreStatistics:
         }
 
     def _actions(self, dims: int) -> dict[str, Any]:
-        """What the card of these actions states; no figures where the train split is empty."""
+        """The fields of these actions' card; without figures if the train split is empty."""
         bounds = self.action_bounds if len(self.action_bounds) == dims else (None,) * dims
         known = {
             "names": self.action_names[dims],
@@ -118,7 +118,7 @@ class StoreStatistics:
 
 
 def common_kind(first: ActionKind, second: ActionKind) -> ActionKind:
-    """The kind of two episodes' dimension: an angle that never wraps in one of them is an angle; else unknown."""
+    """The kind of a dimension in two episodes: "angle" if it is an angle that does not wrap in one, else unknown."""
     if first == second:
         return first
     return "angle" if {first, second} == {"absolute", "angle"} else UNKNOWN

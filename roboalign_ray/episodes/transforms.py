@@ -1,4 +1,4 @@
-"""Episodes at another picture size and another frame rate."""
+"""Changes the picture size and the frame rate of episodes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FITS: tuple[Fit, ...] = get_args(Fit)
 
 
 def target_size(source: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
-    """(height, width) in pixels; one that is not given follows from the other and the source's aspect, made even.
+    """(height, width) in pixels; a missing one follows from the other and the source's aspect, made even.
 
     Raises:
-        UserError: a size below 2 pixels.
+        UserError: a size is below 2 pixels.
     """
     for name, size in (("height", height), ("width", width)):
         if size is not None and size < 2:
@@ -38,13 +38,13 @@ def target_size(source: tuple[int, int], height: int | None, width: int | None) 
 
 
 def resize_frames(frames: np.ndarray, height: int, width: int, fit: Fit = "stretch") -> np.ndarray:
-    """Frames at another size, filtered so that small objects do not alias away.
+    """Resize frames, filtered so that small objects do not alias.
 
     Args:
-        frames: uint8 [T, H, W, 3], or what stands for them and was resized to this size before.
+        frames: uint8 [T, H, W, 3], or a stand-in for frames that were resized to this size before.
         height, width: pixels.
-        fit: where the aspect differs, "stretch" shows everything distorted, "crop" cuts the longer sides evenly,
-            "pad" adds black bars.
+        fit: if the aspect differs, "stretch" distorts, "crop" cuts the longer sides evenly, and "pad" adds black
+            bars.
 
     Returns:
         uint8 [T, height, width, 3].
@@ -81,12 +81,12 @@ def _resample(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def unwrap_episode(episode: Episode) -> Episode:
-    """The episode with the angles of its actions free of jumps by whole turns.
+    """The episode with unwrapped action angles.
 
-    Angles whose name tells the unit always go the shorter way from frame to frame. Other angles, positions and
-    dimensions of unknown kind are unwrapped where their range is that of wrapped angles and they jump from one end to
-    the other. The dimensions that jumped stand in the provenance, as `unwrapped`. Actions that need no unwrapping stay
-    bit for bit as they are.
+    Angles whose name gives the unit always take the shorter way from frame to frame. Other angles, positions and
+    dimensions of unknown kind are unwrapped if their range is that of wrapped angles and they jump from one end to
+    the other. The provenance lists the unwrapped dimensions as `unwrapped`. Actions that need no unwrapping stay equal
+    bit for bit.
     """
     actions, kinds = np.array(episode.actions), list(episode.action_kinds)
     found = []
@@ -114,12 +114,12 @@ def unwrap_episode(episode: Episode) -> Episode:
 def stride_episode(episode: Episode, stride: int) -> Episode:
     """Every `stride`-th frame; the actions in between are accumulated, so that no motion is lost.
 
-    Frames, state and labels are those of the frames kept; labels that hold for the time between two frames (contact,
-    force, penetration) keep their value at the frame.
+    Frames, state and labels are those of the kept frames; labels of the time between two frames (contact, force,
+    penetration) keep their value at the frame.
 
     Raises:
         EpisodeError: the episode is shorter than two strides.
-        UserError: the kind of an action dimension is not known, or its numbers do not add up.
+        UserError: the kind of an action dimension is unknown, or its numbers cannot be added.
     """
     if stride == 1:
         return episode
@@ -151,7 +151,7 @@ def stride_episode(episode: Episode, stride: int) -> Episode:
 
 
 def resize_episode(episode: Episode, height: int | None, width: int | None, fit: Fit = "stretch") -> Episode:
-    """The episode with every view at another size; the original size and the fit join its provenance."""
+    """The episode with every view at another size; the provenance gets the original size and the fit."""
     if height is None and width is None:
         return episode
     frames = {

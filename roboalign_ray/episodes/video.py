@@ -1,7 +1,7 @@
-"""Whole videos in and out through PyAV, which carries its own FFmpeg.
+"""Encodes and decodes whole videos through PyAV, which includes FFmpeg.
 
-The store keeps 4:4:4 H.264: at 64×64 the usual chroma subsampling leaves one colour per 2×2 block, which smears
-grippers and small objects. Browsers play 4:2:0 only, so the report uses `encode_browser_video`.
+The store uses 4:4:4 H.264: at 64×64, the usual chroma subsampling has one colour per 2×2 block, which smears grippers
+and small objects. Browsers play only 4:2:0, so the report uses `encode_browser_video`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def encode_video(
     crf: int = 18,
     pixel_format: str = "yuv444p",
 ) -> bytes:
-    """Encode frames to an mp4 whose index stands at its front.
+    """Encode frames to an mp4 with its index at the front.
 
     Args:
         frames: uint8 [T, H, W, 3] RGB.
         fps: frames per second.
         codec: an FFmpeg encoder.
         crf: constant rate factor, 0 (best) to 51.
-        pixel_format: "yuv444p" keeps full colour; "yuv420p" wants even H and W.
+        pixel_format: "yuv444p" keeps full colour; "yuv420p" needs even H and W.
 
     Raises:
-        EpisodeError: wrong shape or type, or the encoder refuses them.
+        EpisodeError: the shape or type is wrong, or the encoder refuses the frames.
         HostError: the temporary folder is full or denies access.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -53,7 +53,7 @@ def encode_video(
     options = {"crf": str(crf)}
     if codec == "libx264":
         options["x264-params"] = _COLOUR
-    # Moving the index to the front rewrites the file, which FFmpeg does on a real file only.
+    # Moving the index to the front rewrites the file, which FFmpeg does only with a real file.
     try:
         with tempfile.TemporaryDirectory(prefix="roboalign_video_") as folder:
             path = Path(folder) / "video.mp4"
@@ -99,30 +99,30 @@ def decode_video(
     """Decode every frame in presentation order, upright (rotation metadata is applied).
 
     Args:
-        source: a file's bytes, or its path; containers and codecs of `video_container`.
-        most_pixels: of all frames together; a larger video is refused before it fills the memory.
+        source: a file's bytes, or its path; containers and codecs: see `video_container`.
+        most_pixels: limit on all frames together; a larger video is refused before it fills the memory.
         budget: see `read_frames`.
 
     Returns:
         uint8 [T, H, W, 3] RGB.
 
     Raises:
-        EpisodeError: missing, corrupt, truncated or too large file, or no frame.
+        EpisodeError: the file is missing, corrupt, truncated or too large, or has no frame.
         PixelsBusyError: other threads hold the memory.
     """
     return read_frames(source, most_pixels=most_pixels, budget=budget).pictures
 
 
 def video_rate(source: bytes | Path) -> float:
-    """Frames per second as the file tells them.
+    """The file's frame rate.
 
     Raises:
-        EpisodeError: it cannot be read, or tells none.
+        EpisodeError: the file cannot be read, or states no frame rate.
     """
     with open_video(source) as video:
         rate = video.stream.average_rate
     if not rate:
         raise EpisodeError(
-            "the video tells no frame rate", where=name_of(source), remedy="write it anew with one"
+            "the video states no frame rate", where=name_of(source), remedy="encode it with a frame rate"
         )
     return float(rate)

@@ -1,8 +1,8 @@
-"""Opens a video that somebody else may have made: bytes or a file on disk, and nothing else.
+"""Opens a video from an untrusted source: bytes or a file on disk, and nothing else.
 
-FFmpeg reads many more things than video files: addresses, playlists, session descriptions, patterns of picture files,
-each of which can name other files or hosts. Here it is given an open file, never a name; it may open nothing else; and
-containers and codecs stand on a list. The size of a frame and the number of samples are bounded before any is decoded.
+FFmpeg reads many things besides video files: addresses, playlists, session descriptions, patterns of picture files,
+each of which can name other files or hosts. This module gives it an open file, never a name; FFmpeg may open nothing
+else, and only listed containers and codecs. Frame size and number of samples are checked before decoding.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.foundation.failures import raise_if_host
 
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
-# FFmpeg's names of decoders: what cameras, recorders and video models write.
+# FFmpeg's names of decoders for the output of cameras, recorders and video models.
 CODECS = (
     *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "libvpx-vp9"),
     *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v2", "mjpeg", "theora"),
     *("ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "prores", "dnxhd"),
 )
-MOST_FRAME_PIXELS = 4096 * 2304  # of one frame; decoders keep up to 17 of them
+MOST_FRAME_PIXELS = 4096 * 2304  # limit on one frame; decoders hold up to 17 frames
 _MOST_STREAMS = 64
 
-# What damaged data leads to: OSError where FFmpeg seeks to a place before the file, AttributeError where a stream has
-# no decoder. Failures of the machine are told apart by `raise_if_host`.
+# Exceptions for damaged data: OSError if FFmpeg seeks to a place before the file, AttributeError if a stream has no
+# decoder. `raise_if_host` separates failures of the machine.
 _DATA_ERRORS = (
     av.FFmpegError,
     OSError,
@@ -45,7 +45,7 @@ _DATA_ERRORS = (
 _OPTIONS = {
     "format_whitelist": ",".join(FORMATS),
     "codec_whitelist": ",".join(CODECS),
-    "protocol_whitelist": "none",  # the file is read through Python: FFmpeg itself opens nothing
+    "protocol_whitelist": "none",  # the file is read through Python; FFmpeg itself opens nothing
     "max_streams": str(_MOST_STREAMS),
     "max_pixels": str(MOST_FRAME_PIXELS),
 }
@@ -57,8 +57,8 @@ class OpenVideo:
 
     Attributes:
         container, stream: PyAV's.
-        indexed: exactly how many frames its index shows; None where it has no index.
-        least: how many frames must decode, or it is cut off; 0 where the container does not say.
+        indexed: exact number of frames that its index shows; None if it has no index.
+        least: number of frames that must decode, or the file is truncated; 0 if the container does not state it.
     """
 
     container: av.container.InputContainer
@@ -68,21 +68,22 @@ class OpenVideo:
 
 
 def name_of(source: bytes | Path) -> str:
-    """What messages call a source."""
+    """The name of a source in messages."""
     return str(source) if isinstance(source, Path) else "video"
 
 
 @contextmanager
 def open_video(source: bytes | Path, *, edited: bool = True) -> Iterator[OpenVideo]:
-    """Open a video; an error of decoding inside the block becomes an EpisodeError.
+    """Open a video. A decoding error inside the block becomes an EpisodeError.
 
     Args:
-        source: a file's bytes, or its path. A text is refused: FFmpeg would take it for an address.
-        edited: hide what an mp4's edit list hides. If not, its times alone are taken from the edit list, so that frames
-            before the beginning have times below 0.
+        source: a file's bytes, or its path. A string is refused: FFmpeg would take it for an address.
+        edited: hide the frames that an mp4's edit list hides. If False, only times are taken from the edit list, so
+            that frames before the beginning have negative times.
 
     Raises:
-        EpisodeError: anything else, no such file, a container or codec that is not on the list, or damaged data.
+        EpisodeError: the source is of another type, the file is missing, container or codec are not listed, or damaged
+            data.
     """
     where = name_of(source)
     options = _OPTIONS if edited else _OPTIONS | {"advanced_editlist": "0"}
@@ -125,19 +126,19 @@ def _video_stream(container: av.container.InputContainer, where: str) -> av.Vide
         raise EpisodeError(
             f"video codec '{codec.name if codec else 'unknown'}' is not read",
             where=where,
-            remedy="encode it anew as H.264",
+            remedy="encode it as H.264",
         )
     if codec.width * codec.height > MOST_FRAME_PIXELS:
         raise EpisodeError(
             f"a frame of {codec.width}x{codec.height} is larger than {MOST_FRAME_PIXELS} pixels", where=where
         )
     codec.options = {"max_pixels": _OPTIONS["max_pixels"]}
-    codec.thread_count = 1  # many small videos at once: threads would only compete
+    codec.thread_count = 1  # many small videos are decoded at once, so threads would only compete
     return streams[0]
 
 
 def _shown_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int | None:
-    """Samples that an mp4's index does not hide: an edit list keeps some that only others are predicted from."""
+    """Number of samples that an mp4's index shows; an edit list also keeps samples for prediction only."""
     if "mp4" in container.format.name and (index := stream.index_entries):
         return sum(not entry.is_discard for entry in index)
     return None

@@ -1,6 +1,6 @@
-"""Frames of a video, one after the other: decoded, turned upright, thinned, resized, kept.
+"""Reads frames of a video one by one: decodes, rotates upright, drops, resizes and keeps them.
 
-Decoding ends after the frames that are expected, at a limit of pixels, or at a deadline, whichever comes first.
+Decoding ends after the expected frames, at a limit of pixels, or at a deadline, whichever comes first.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from roboalign_ray.episodes.pixel_budget import PIXELS, PixelBudget
 from roboalign_ray.episodes.shaping import MOST_PIXELS, WHOLE, FrameCollector, Kept, Shaping, check_pixels
 from roboalign_ray.episodes.video_container import OpenVideo, name_of, open_video
 
-DECODE_S = 600.0  # longest time for one video, seconds
-_WHOLLY_BEFORE = -0.999  # frame periods from the beginning at which a frame ends before it
+DECODE_S = 600.0  # deadline for one video, seconds
+_WHOLLY_BEFORE = -0.999  # in frame periods: a frame with a smaller time ends before the beginning
 _SEEK_BACK_S = (0, 1, 4, 16, 64, 2**20)
 
 
 @dataclass(frozen=True)
 class VideoSize:
-    """What a video will take, known before it is decoded.
+    """Size of a video, known before decoding.
 
     Attributes:
-        frames: at most.
+        frames: maximum number of frames.
         height, width: pixels, as stored.
     """
 
@@ -41,15 +41,15 @@ class VideoSize:
 
     @property
     def pixels(self) -> int:
-        """Of all frames together."""
+        """Pixels of all frames together."""
         return self.frames * self.height * self.width
 
 
 def video_size(source: bytes | Path) -> VideoSize:
-    """Frames and frame size, from the container's index or by counting its packets; decodes nothing.
+    """Frames and frame size, from the container's index or by counting its packets, without decoding.
 
     Raises:
-        EpisodeError: it cannot be read.
+        EpisodeError: the video cannot be read.
     """
     with open_video(source) as video:
         size = video.stream.codec_context.height, video.stream.codec_context.width
@@ -61,12 +61,12 @@ def video_size(source: bytes | Path) -> VideoSize:
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """When each frame of a video is shown.
+    """Display times of a video's frames.
 
     Attributes:
         ticks: int64 [T], ascending.
         tick_s: one tick in seconds.
-        edited: as in `open_video`; the frames are read in the same way.
+        edited: as in `open_video`; frames are read in the same way.
     """
 
     ticks: np.ndarray
@@ -80,13 +80,13 @@ class FrameTimes:
 
 
 def frame_times(source: bytes | Path) -> FrameTimes:
-    """When each frame is shown, from the packets; decodes nothing.
+    """Display times of all frames, from the packets, without decoding.
 
-    An edit list may begin inside a frame. FFmpeg hides that frame and shows the next one too early, so the frame counts
-    here, with its own time.
+    An edit list may begin inside a frame. FFmpeg hides that frame and shows the next one too early; here the frame
+    counts, with its own time.
 
     Raises:
-        EpisodeError: it cannot be read, or a frame has no time or that of another one.
+        EpisodeError: the video cannot be read, or a frame has no time or that of another one.
     """
     shown, hides = _packet_times(source, edited=True)
     if hides:
@@ -119,23 +119,23 @@ def read_frames(
     budget: PixelBudget | None = PIXELS,
     most_seconds: float = DECODE_S,
 ) -> Kept:
-    """Decode a video, or chosen frames of it, in presentation order and upright.
+    """Decode a video, or selected frames of it, in presentation order and upright.
 
     Args:
-        source: a file's bytes, or its path; containers and codecs of `video_container`.
-        shaping: what to keep; its stride is known.
-        at: the frames wanted, some of those of `frame_times`; None takes all.
-        most_frames: decoding ends one frame later; `Kept.count` then says only that there are more.
-        most_pixels: of all kept frames together.
-        budget: the pixels are leased from it while decoding; None where the caller holds a lease.
-        most_seconds: longest time for decoding.
+        source: a file's bytes, or its path; containers and codecs: see `video_container`.
+        shaping: which frames are kept; its stride is known.
+        at: the wanted frames, a subset of `frame_times`; None takes all.
+        most_frames: decoding ends one frame later; `Kept.count` then only shows that there are more.
+        most_pixels: limit on all kept frames together.
+        budget: the pixels are leased from it during decoding; None if the caller holds a lease.
+        most_seconds: deadline for decoding.
 
     Raises:
-        EpisodeError: missing, corrupt, truncated, too large or too slow, or no frame.
+        EpisodeError: the file is missing, corrupt, truncated, too large or too slow, or has no frame.
         PixelsBusyError: other threads hold the memory.
     """
     where = name_of(source)
-    convert = VideoReformatter()  # kept: a new one for each frame would set up its tables again
+    convert = VideoReformatter()  # reused, because a new one would set up its tables again
     with open_video(source, edited=at is None or at.edited) as video:
         expected = len(at.ticks) if at is not None else video.indexed
         if expected is None:
@@ -181,7 +181,7 @@ def _frames_at(video: OpenVideo, at: np.ndarray, deadline: float) -> Iterator[av
         video.container.seek(int(at[0]) - int(back_s / base), stream=video.stream)
         frames = _all_frames(video, deadline)
         first = next((frame for frame in frames if frame.pts is not None and frame.pts >= at[0]), None)
-        # Containers seek by decoding time, so that a key frame after the wanted one may be found.
+        # Containers seek by decoding time, so the key frame found may be after the wanted frame.
         if first is not None and first.pts == at[0]:
             yield first
             yield from (frame for frame in frames if frame.pts in wanted)

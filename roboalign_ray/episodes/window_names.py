@@ -1,4 +1,4 @@
-"""Names of windows: what travels between processes in place of frames."""
+"""Names of windows, which are sent between processes instead of frames."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class PromptName:
     """A window of an episode.
 
     Attributes:
-        start: its first frame's number, before the stride.
-        horizon: frames to predict from there; 0 takes the job's longest.
-        shared: of these, the first that are predicted once, as a history that all samples of the group share.
+        start: number of its first frame, before the stride.
+        horizon: number of frames to predict; 0 takes the job's longest.
+        shared: number of first frames that are predicted once, as a history that all samples of the group share.
     """
 
     episode_id: str

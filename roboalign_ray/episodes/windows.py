@@ -1,7 +1,7 @@
-"""Windows: the pieces of episodes that models train on and are judged by. Knows nothing of Ray.
+"""Windows: the pieces of episodes for training and evaluation. Independent of Ray.
 
-Which windows there are, and in which order, follows from (seed, epoch) and the store's index alone, so a stream that
-stops can go on with exactly the next window, and every rank can work out its own share without talking to anybody.
+The windows and their order are functions of (seed, epoch) and the store's index, so an interrupted stream can continue
+with exactly the next window, and every rank computes its own share without communication.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from roboalign_ray.episodes.store import EpisodeStore, check_action_kinds
 from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.foundation.failures import UserError
 
-_LEAD = 4  # a window that shows a task being done begins at least this part of its length before
+_LEAD = 4  # a window in which a task is completed begins at least length / _LEAD before
 
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """What a window is.
+    """Shape of a window.
 
     Attributes:
         frames: consecutive frames n, after the stride.
         context_range: the context frame is drawn from the window's first frame and this many before it (counted
-            after the stride), cut off at the episode's start.
+            after the stride), limited by the episode's start.
         stride: keep every n-th frame; the actions in between are accumulated.
         view: camera view; None takes each episode's first one.
         views: several camera views instead; a window's frames then have an axis for them.
@@ -49,21 +49,21 @@ class WindowSpec:
 
     @property
     def span(self) -> int:
-        """Frames of the episode that a window reaches over."""
+        """Number of the episode's frames that a window covers."""
         return (self.frames - 1) * self.stride + 1
 
 
 @dataclass(frozen=True)
 class Window:
-    """A context frame and consecutive frames with what was done in between.
+    """A context frame, and consecutive frames with the actions between them.
 
     Attributes:
         context: uint8 [H, W, 3], or [V, H, W, 3] where the spec names views.
         frames: uint8 [n, H, W, 3] or [n, V, H, W, 3].
         actions: float32 [n, A]; actions[t] leads from frame t to frame t+1.
-        instruction: the episode's.
-        episode_id: the episode's.
-        start: the first frame's number in the episode, before the stride.
+        instruction: instruction of the episode.
+        episode_id: id of the episode.
+        start: number of the first frame in the episode, before the stride.
     """
 
     context: np.ndarray
@@ -75,12 +75,12 @@ class Window:
 
 
 def completing_starts(length: int, done: int | None, span: int) -> range:
-    """Starts of an episode's windows of `span` frames within which its task becomes done; empty where there is none.
+    """Starts of an episode's windows of `span` frames in which its task is completed; empty if there is none.
 
     Args:
-        length: frames of the episode.
-        done: its first frame in which the task counts as done; None where it never does, or is not known.
-        span: frames that a window reaches over.
+        length: number of frames of the episode.
+        done: its first frame in which the task is completed; None if it never is, or if this is unknown.
+        span: number of frames that a window covers.
     """
     if done is None:
         return range(0)
@@ -91,10 +91,10 @@ def completing_starts(length: int, done: int | None, span: int) -> range:
 def sample_window(
     episode: Episode, spec: WindowSpec, rng: np.random.Generator, starts: range | None = None
 ) -> Window:
-    """A window at a random start (one of `starts`, where given), with a random context frame before it.
+    """A window at a random start (one of `starts`, if given), with a random context frame before it.
 
     Raises:
-        EpisodeError: the episode is too short, or has no such view.
+        EpisodeError: the episode is too short, or there is no such view.
     """
     last = episode.length - spec.span
     if last < 0:
@@ -108,7 +108,7 @@ def cut_window(episode: Episode, spec: WindowSpec, start: int, context: int) -> 
     """The window whose first frame is `start`, with frame `context` before it (numbers before the stride).
 
     Raises:
-        EpisodeError: the window reaches past the episode's end, or there is no such view.
+        EpisodeError: the window extends past the episode's end, or there is no such view.
     """
     if not 0 <= context <= start <= episode.length - spec.span:
         raise EpisodeError(
@@ -137,10 +137,10 @@ def _pictures(episode: Episode, spec: WindowSpec, numbers: list[int]) -> np.ndar
 
 @dataclass(frozen=True)
 class Chunk:
-    """Windows that are made together, from few enough episodes to hold them decoded.
+    """Windows that are made together, from few enough episodes to hold them all decoded.
 
     Attributes:
-        seed, epoch: of the draws.
+        seed, epoch: determine the draws.
         windows: (episode number in the store, draw number within the episode) in the order of the stream.
     """
 
@@ -149,7 +149,7 @@ class Chunk:
     windows: tuple[tuple[int, int], ...]
 
     def skip(self, count: int) -> Chunk:
-        """The chunk without its first windows."""
+        """The chunk without its first `count` windows."""
         return Chunk(self.seed, self.epoch, self.windows[count:])
 
     def read(self, store: EpisodeStore, spec: WindowSpec) -> Iterator[Window]:
@@ -163,18 +163,18 @@ class Chunk:
 
 
 class WindowPlan:
-    """Which windows come in which order, for one of `world_size` ranks.
+    """The order of windows for one of `world_size` ranks.
 
     An epoch visits every episode, in a new order, and draws from each as many windows as fit side by side. Ranks take
-    turns over the episodes; within a chunk windows of all its episodes are mixed.
+    episodes in turn; within a chunk, windows of all its episodes are mixed.
 
     Args:
-        store: where the episodes are.
-        spec: what a window is.
-        seed: of orders and draws.
-        split, held_out_fraction: which episodes.
-        shuffle_windows: windows mixed at a time.
-        rank, world_size: whose share.
+        store: store of the episodes.
+        spec: shape of a window.
+        seed: seed of orders and draws.
+        split, held_out_fraction: select the episodes.
+        shuffle_windows: number of windows mixed together.
+        rank, world_size: rank, and number of ranks.
 
     Raises:
         UserError: no episode of the split is long enough, or there are fewer of them than ranks.
@@ -226,7 +226,7 @@ def long_enough(
     """Numbers of the split's episodes that hold at least one window.
 
     Raises:
-        UserError: there is none, or the stride skips frames of actions whose kinds are not known.
+        UserError: there is none, or the stride skips frames of actions of unknown kinds.
     """
     check_action_kinds(store, spec.stride)
     numbers = [number for number in store.split(split, fraction) if store.lengths[number] >= spec.span]
@@ -248,14 +248,14 @@ def held_out_windows(
     completing: float = 0.0,
     seed: int = 0,
 ) -> list[Window]:
-    """The same windows of held-out episodes every time, spread evenly over tasks, then start states, then variants.
+    """Windows of held-out episodes, the same at every call, spread evenly over tasks, start states and variants.
 
     Args:
-        store: where the episodes are.
-        spec: what a window is.
-        count: windows; episodes are used again when there are fewer.
+        store: store of the episodes.
+        spec: shape of a window.
+        count: number of windows; if there are fewer episodes, they are used again.
         fraction: share of groups held out; None takes the store's.
-        completing: share of windows that begin so that the task becomes done within them, where the store knows when.
+        completing: share of windows in which the task is completed, if the store has this information.
         seed: of window starts and contexts.
 
     Raises:
@@ -274,7 +274,7 @@ def held_out_windows(
 
 
 def spread(store: EpisodeStore, numbers: Sequence[int]) -> list[int]:
-    """Episodes reordered so that any prefix covers as many tasks, then as many start states, as it can."""
+    """Episodes reordered so that every prefix covers as many tasks, then as many start states, as possible."""
     tasks: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number in numbers:
         group = store.group_ids[number]

@@ -143,7 +143,7 @@ def read_request(
         budget: of the process, that the pixels are leased from while decoding; None where the caller holds a lease.
 
     Raises:
-        UserError: it cannot be read, is too short or too large, tells no frame rate, or the instruction is empty.
+        UserError: it cannot be read, is too short or too large, states no frame rate, or the instruction is empty.
     """
     try:
         frames = decode_video(video, most_pixels=most_pixels, budget=budget)

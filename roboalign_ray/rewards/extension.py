@@ -65,12 +65,12 @@ class ExtensionReward:
             return self._failed(f"a score holds what is no number ({first_line(error)})")
         if answer.per_frame is not None and answer.per_frame.shape != (frames,):
             return self._failed(f"per_frame is {answer.per_frame.shape}, not [{frames}]")
-        told = [
+        numbers = [
             answer.total,
             *answer.components.values(),
             *([] if answer.per_frame is None else answer.per_frame),
         ]
-        return answer if np.isfinite(told).all() else Failed(f"{self.name}: a score is not finite", "nan")
+        return answer if np.isfinite(numbers).all() else Failed(f"{self.name}: a score is not finite", "nan")
 
     def _failed(self, reason: str) -> Failed:
         return Failed(f"{self.name}: {reason}", KIND)
@@ -136,8 +136,8 @@ def build_extension(
         raise
     except Exception as error:
         raise_if_host(error, where=name)
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"cannot be made ({told[:300]})", where=f"reward.{name}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"cannot be made ({reason[:300]})", where=f"reward.{name}") from error
 
 
 def _how(extension: Extension, context_too: bool, settings: BaseModel | None) -> str:

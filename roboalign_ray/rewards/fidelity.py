@@ -26,7 +26,7 @@ class FidelityReward:
         lpips: the distance to use; None loads the configured one on `device`.
 
     Raises:
-        UserError: on construction, where LPIPS carries weight and its backbone is missing.
+        UserError: on construction, if LPIPS has a weight and its backbone is missing.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FidelityReward:
 
     @classmethod
     def from_context(cls, config: FidelityRewardConfig, context: RewardContext) -> FidelityReward:
-        """On the scorer's device.
+        """The reward on the scorer's device.
 
         Raises:
             UserError: as the constructor.
@@ -84,7 +84,7 @@ class FidelityReward:
 
 
 def _fault(inputs: RewardInput) -> Failed | None:
-    """Why the group cannot be compared with the real continuation, or None."""
+    """The reason why the group cannot be compared with the real continuation, or None."""
     if inputs.real is None:
         return Failed("no real continuation to compare with", "missing")
     height, width = inputs.real.shape[2:4]

@@ -1,4 +1,4 @@
-"""What a reward is: frames and what is known of them in, one score or one failure per sample out."""
+"""The interface of rewards: input of a group, and one score or one failure per sample."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Scored:
     """One sample's reward.
 
     Attributes:
-        total: what the objective maximises.
+        total: the value that the objective maximises.
         components: named parts, for curves and tables.
-        version: of the scorer that gave it.
-        per_frame: float64 [T], what each frame adds to the total; None where the reward judges clips as a whole.
+        version: version of the scorer.
+        per_frame: float64 [T], share of each frame in the total; None if the reward scores whole clips.
     """
 
     total: float
@@ -35,20 +35,20 @@ Score = Scored | Failed
 
 @dataclass(frozen=True)
 class RewardInput:
-    """What a reward may look at: G samples of one start, T generated frames each, seen by V cameras.
+    """Input of a reward: G samples of one start, T generated frames each, of V cameras.
 
     Attributes:
-        instruction: the sentence; "" where there is none.
+        instruction: the sentence; "" if there is none.
         start: uint8 [V, H, W, 3], frame 0.
         generated: uint8 [G, T, V, H, W, 3], frames 1 to T.
-        real: uint8 [T, V, H, W, 3], the real continuation, where there is one.
-        views: names of the cameras, V of them; none given where they are not known.
-        actions: float32 [T, A], as commanded and in the episode's units; actions[t] leads from frame t to frame t+1.
-        action_names: A names, with the unit in brackets where there is one; none given where they are not known.
-        action_kinds: A kinds (docs/actions.md); none given where they are not known.
-        fps: frames per second of the clip; None where it is not known.
-        embodiment: robot name; "" where it is not known.
-        proprioception: float32 [T + 1, S], recorded in the real episode at frames 0 to T, where there is any.
+        real: uint8 [T, V, H, W, 3], the real continuation, if there is one.
+        views: names of the V cameras; empty if unknown.
+        actions: float32 [T, A], commanded, in the episode's units; actions[t] leads from frame t to frame t+1.
+        action_names: A names, with the unit in brackets if there is one; empty if unknown.
+        action_kinds: A kinds (docs/actions.md); empty if unknown.
+        fps: frames per second of the clip; None if unknown.
+        embodiment: robot name; "" if unknown.
+        proprioception: float32 [T + 1, S], recorded in the real episode at frames 0 to T, if there is any.
     """
 
     instruction: str
@@ -64,7 +64,7 @@ class RewardInput:
     proprioception: np.ndarray | None = None
 
     def fault(self) -> Failed | None:
-        """Why no sample can be scored: arrays of the wrong shape or type; None where all fit."""
+        """The reason why no sample can be scored, an array of wrong shape or type; None if all fit."""
         generated, start, real = self.generated, self.start, self.real
         if generated.ndim != 6 or generated.shape[-1] != 3 or 0 in generated.shape:
             return Failed(f"generated frames are {generated.shape}, not [G, T, V, H, W, 3]", "shape")
@@ -82,14 +82,14 @@ class RewardInput:
 
 
 def _fault_beside(inputs: RewardInput, frames: int) -> Failed | None:
-    """What is wrong with actions and proprioception of a clip of `frames` generated frames."""
+    """The error in actions or proprioception of a clip of `frames` generated frames; None if they fit."""
     actions, state = inputs.actions, inputs.proprioception
     if actions is not None:
         if actions.ndim != 2 or len(actions) != frames:
             return Failed(f"actions are {actions.shape}, not [{frames}, A]", "shape")
-        for name, told in (("names", inputs.action_names), ("kinds", inputs.action_kinds)):
-            if told and len(told) != actions.shape[1]:
-                return Failed(f"{len(told)} {name} for {actions.shape[1]} action dimensions", "shape")
+        for name, labels in (("names", inputs.action_names), ("kinds", inputs.action_kinds)):
+            if labels and len(labels) != actions.shape[1]:
+                return Failed(f"{len(labels)} {name} for {actions.shape[1]} action dimensions", "shape")
     if state is not None and (state.ndim != 2 or len(state) != frames + 1):
         return Failed(f"proprioception is {state.shape}, not [{frames + 1}, S]", "shape")
     return None
@@ -105,11 +105,11 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What the scorer has, for rewards whose class builds itself by `from_context(config, context)`.
+    """The scorer's device and student, for rewards whose class has `from_context(config, context)`.
 
     Attributes:
-        device: that models should run on.
-        student: the judge that scores now; None where no student has a say.
+        device: device for models.
+        student: the current judge; None if the reward uses no student.
     """
 
     device: torch.device

@@ -1,4 +1,4 @@
-"""The reward that a config describes: built-in parts, installed ones, and those that a profile names by module."""
+"""Builds the reward of a config: built-in parts, installed ones, and those named by module."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ REWARDS: Registry[Callable[..., Any]] = Registry(
 def build_reward(
     config: RewardConfig, student: Student | None = None, device: torch.device | str = "cpu"
 ) -> Reward:
-    """One of our parts at weight 1 as it is, so that its components keep their own names; else the weighted sum.
+    """A single built-in part of weight 1 itself, so that its components keep their names; else the weighted sum.
 
     Raises:
-        UserError: the student has a say, and there is none; or an extension cannot be found or made.
+        UserError: the reward needs a student and there is none, or an extension cannot be found or made.
     """
     context = RewardContext(torch.device(device), student)
     parts = {name: (_part(name, part, context), part.weight) for name, part in config.parts.items()}
@@ -49,10 +49,10 @@ def build_reward(
 
 
 def check_rewards(config: RewardConfig) -> None:
-    """Whether every part from outside this package is there and takes its settings. Runs the modules that they name.
+    """Check that all extensions exist and accept their settings. Runs the named modules.
 
     Raises:
-        UserError: the first fault.
+        UserError: the first error.
     """
     for name, part in config.parts.items():
         if isinstance(part, ExtensionRewardConfig):

@@ -1,7 +1,7 @@
 """The distilled judge as a reward: R = sum_k w_k g_k(instruction, video) over the six rubric dimensions.
 
-The form is RoboAlign-R1's (arXiv 2605.03821); its weights are unpublished, ours stand in `JudgedRewardConfig`. Every
-score records the version of the student that gave it. A sample that the student cannot score is `Failed`, never 0.
+The form is RoboAlign-R1's (arXiv 2605.03821); its weights are unpublished, ours are in `JudgedRewardConfig`. Every
+score records the student's version. A sample that the student cannot score is `Failed`, never 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class JudgedReward:
     deviation in points.
 
     Args:
-        student: published version; may be replaced by a newer one between calls (`student` attribute).
+        student: published student; the attribute may be replaced by a newer one between calls.
         config: weights.
     """
 
@@ -46,7 +46,7 @@ class JudgedReward:
 
     @property
     def version(self) -> int:
-        """Of the student that scores now."""
+        """Version of the current student."""
         return self.student.version
 
     def score(self, inputs: RewardInput) -> Sequence[Score]:
@@ -69,7 +69,7 @@ class JudgedReward:
 
 
 def judged_scores(score: Score) -> np.ndarray | None:
-    """The student's six scores, points float64 [6], inside a sample's score; None where it has none of them."""
+    """The student's six scores, points float64 [6], in a sample's score; None if it has none."""
     if isinstance(score, Failed):
         return None
     parts = score.components
@@ -80,7 +80,7 @@ def judged_scores(score: Score) -> np.ndarray | None:
 
 
 def _view(inputs: RewardInput, name: str | None) -> int | Failed:
-    """Number of the view that is judged, or why the group cannot be judged."""
+    """Number of the view that is scored, or the reason why the group cannot be scored."""
     if (fault := inputs.fault()) is not None:
         return fault
     if not inputs.instruction.strip():

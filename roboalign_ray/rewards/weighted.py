@@ -1,4 +1,4 @@
-"""A weighted sum of rewards, such as the judge beside fidelity to the real continuation."""
+"""A weighted sum of rewards, for example the judge and fidelity to the real continuation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from roboalign_ray.rewards.protocol import Reward, RewardInput, Score, Scored
 class WeightedReward:
     """Implements `Reward`. Components: each part's total under its name, its components under "part/component".
 
-    A sample that one part failed on has failed: half a sum would be another reward. `version` is the largest of the
-    parts', which is the learned one's, since fixed rewards stay at 0.
+    A sample fails if one part fails, because a partial sum would be another reward. `version` is the largest of the
+    parts' versions: that of the learned part, because fixed rewards have 0.
 
     Args:
-        parts: name to (reward, weight); parts of weight 0 are asked for their components only.
+        parts: name to (reward, weight); parts of weight 0 only give their components.
 
     Raises:
         UserError: no part.
@@ -49,7 +49,7 @@ class WeightedReward:
             components[name] = score.total
             components |= {f"{name}/{part}": value for part, value in score.components.items()}
             frames.append(None if score.per_frame is None else weight * score.per_frame)
-        told = [values for values in frames if values is not None]
-        # Frames can be told apart only where every part does.
-        per_frame = np.sum(told, axis=0) if len(told) == len(frames) else None
+        known = [values for values in frames if values is not None]
+        # The score is per frame only if every part's score is.
+        per_frame = np.sum(known, axis=0) if len(known) == len(frames) else None
         return Scored(total, components, version, per_frame)

@@ -132,7 +132,7 @@ def open_world_model(
     Raises:
         UserError: the folder cannot be read, or is of an unknown kind.
     """
-    place = _place(folder)
+    place = folder_of(folder)
     found = _kind(place, kind)
     where = _tokenizer(place, tokenizer)
     return found.open_model(place, rollout or RolloutConfig(), tokenizer=where, device=device)
@@ -146,7 +146,7 @@ def open_decoder(
     kind: str | None = None,
 ) -> Decoder:
     """Open the decoder of a world model's rollouts, without large weights. Arguments and errors: `open_world_model`."""
-    place = _place(folder)
+    place = folder_of(folder)
     return _kind(place, kind).open_decoder(place, tokenizer=_tokenizer(place, tokenizer), device=device)
 
 
@@ -156,7 +156,7 @@ def read_weights(folder: str | Path) -> Mapping[str, Any]:
     Raises:
         UserError: the folder cannot be read, or is of an unknown kind.
     """
-    place = _place(folder)
+    place = folder_of(folder)
     return _kind(place, None).read_weights(place)
 
 
@@ -171,7 +171,7 @@ def check_world_model(
     Raises:
         UserError: the model is incomplete, or is another one.
     """
-    place = _place(folder)
+    place = folder_of(folder)
     return _kind(place, None).check(place, tokenizer=_tokenizer(place, tokenizer), config=config)
 
 
@@ -195,8 +195,8 @@ def read_description(folder: Path) -> Description:
     path = folder / DESCRIPTION
     if not path.is_file():
         return Description()
-    told = read_object(path, "description of a world model")
-    found = Description(told.get("kind", TOKEN), told.get("tokenizer"), told.get("tokenizer_sha256"))
+    content = read_object(path, "description of a world model")
+    found = Description(content.get("kind", TOKEN), content.get("tokenizer"), content.get("tokenizer_sha256"))
     if not isinstance(found.kind, str) or not all(isinstance(v, str | None) for v in vars(found).values()):
         raise UserError("kind and tokenizer are not text", where=str(path))
     return found
@@ -211,12 +211,12 @@ def write_description(
         tokenizer: folder of the tokenizer.
         final: later place of the folder, if it is moved after writing.
     """
-    told = Description(kind)
+    description = Description(kind)
     if tokenizer is not None:
         shipped = tokenizer.resolve() == _asset("tokenizer").resolve()
         named = _SHIPPED if shipped else os.path.relpath(tokenizer.resolve(), (final or folder).resolve())
-        told = Description(kind, named, _weights_digest(tokenizer))
-    text = json.dumps(asdict(told), indent=1) + "\n"
+        description = Description(kind, named, _weights_digest(tokenizer))
+    text = json.dumps(asdict(description), indent=1) + "\n"
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
 
@@ -236,24 +236,28 @@ def _tokenizer(folder: Path, given: str | Path | None) -> Path | None:
     Raises:
         UserError: its weights are not those that the world model was trained with.
     """
-    told = read_description(folder)
+    described = read_description(folder)
     if given is not None:
         place = Path(given)
-    elif told.tokenizer is not None:
-        place = _asset("tokenizer") if told.tokenizer == _SHIPPED else (folder / told.tokenizer).resolve()
+    elif described.tokenizer is not None:
+        place = (
+            _asset("tokenizer")
+            if described.tokenizer == _SHIPPED
+            else (folder / described.tokenizer).resolve()
+        )
     else:
         place = folder.absolute().parent / "tokenizer"
         if not place.is_dir():
             return None
     if (
-        told.tokenizer_sha256
+        described.tokenizer_sha256
         and (place / _WEIGHTS).is_file()
-        and _weights_digest(place) != told.tokenizer_sha256
+        and _weights_digest(place) != described.tokenizer_sha256
     ):
         raise UserError(
             f"was trained with another tokenizer than {place}",
             where=str(folder),
-            remedy=f"it remembers {told.tokenizer}",
+            remedy=f"it remembers {described.tokenizer}",
         )
     return place
 
@@ -263,7 +267,8 @@ def _weights_digest(tokenizer: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(folder: str | Path) -> Path:
+def folder_of(folder: str | Path) -> Path:
+    """The folder that a name stands for: "shipped" is the one inside the package."""
     return _asset("world_model") if str(folder) == _SHIPPED else Path(folder)
 
 

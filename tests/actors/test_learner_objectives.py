@@ -76,7 +76,7 @@ def test_a_policy_without_tokens_is_trained_published_saved_and_resumed(joined, 
     assert np.abs(ours[2]["weight"] - ours[0]["weight"]).max() > 1e-3
     learner.save(tmp_path / "saved")
     saved = read_state(tmp_path / "saved" / WEIGHTS)
-    assert all(np.array_equal(saved[name].numpy(), value) for name, value in ours[2].items())
+    assert all(np.array_equal(saved[name].numpy(), value) for name, value in held.items())
 
     again = joined(config)
     assert again.load_state(tmp_path / "state") == 1

@@ -331,7 +331,7 @@ def test_an_episode_that_stands_twice_is_kept_once_where_both_are_equal(tmp_path
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[0], lines[1]]))
     bad, *good = read(tmp_path)
-    assert "episode_index 0 stands 2 times" in bad.reason
+    assert "episode_index 0 occurs 2 times" in bad.reason
     assert [episode.episode_id[-1] for episode in good] == ["0", "1"]
 
 

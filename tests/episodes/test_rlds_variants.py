@@ -170,7 +170,7 @@ def test_numbers_without_sentences_are_told(tmp_path, feature):
     write(tmp_path, {"language_instruction": feature}, {"language_instruction": [1] * LENGTH})
     assert read(tmp_path).instruction == ""
     (note,) = RldsSource(tmp_path, fps=5.0).notes
-    assert "does not tell their sentences" in note
+    assert "has no sentences for them" in note
 
 
 def test_another_wording_is_taken_where_the_first_is_empty(tmp_path):

@@ -93,7 +93,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_and_that_is_told(thre
     damage(three.folder / "step-00000003")
     assert text_of(three) == "weights 2"
     [line] = told
-    assert "goes on from step-00000002" in line
+    assert "continues from step-00000002" in line
     assert str(three.folder / "step-00000003" / "model") in line
     assert "\n" not in line
     three.save(write(3, "again"))

@@ -46,7 +46,7 @@ class Rollouts(Role):
         self.patient, self.version, self.weight = patient, 0, 0.0
         self.came = threading.Condition()
 
-    def load_weights(self, version, weights, era=0):
+    def load_weights(self, version, weights, incarnation=0):
         with self.came:
             if version > self.version:
                 parcel = ray.get(weights[0])
@@ -54,8 +54,8 @@ class Rollouts(Role):
                 self.version = version
                 self.came.notify_all()
 
-    def rollout(self, names, seeds, version, weights, era):
-        self.load_weights(version, weights, era)
+    def rollout(self, names, seeds, version, weights, incarnation):
+        self.load_weights(version, weights, incarnation)
         first = self.version
         with self.came:
             if any(name.prompt_id in self.patient for name in names):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roboalign_ray.pipelines.evaluate.judge_panel import told_events
+from roboalign_ray.pipelines.evaluate.judge_panel import event_lines
 
 GATE = {"rows": [{"gap": 0.5}, {"gap": 0.264}]}
 
@@ -22,7 +22,7 @@ GATE = {"rows": [{"gap": 0.5}, {"gap": 0.264}]}
         ),
         (
             {"event": "relabelling failed", "update": 6, "round": 2, "message": "the gate is closed"},
-            "After update 6: relabelling round 2 failed (the gate is closed); the student before goes on.",
+            "After update 6: relabelling round 2 failed (the gate is closed); the previous student stays in use.",
         ),
         (
             {"event": "alarm", "update": 6, "kind": "motion", "message": "rollouts move 20% as much"},
@@ -34,8 +34,8 @@ def test_events_in_words(event: dict[str, object], line: str, tmp_path: Path) ->
     audit = {"event": "audit", "of": "judge", "update": 2}
     path = tmp_path / "events.jsonl"
     path.write_text("".join(json.dumps(told) + "\n" for told in (audit, event)))
-    assert told_events(path, "VLM teacher") == [line]
+    assert event_lines(path, "VLM teacher") == [line]
 
 
 def test_no_judge_has_no_events(tmp_path: Path) -> None:
-    assert told_events(tmp_path / "absent.jsonl", "") == []
+    assert event_lines(tmp_path / "absent.jsonl", "") == []

@@ -90,28 +90,30 @@ def audit(record: RunRecord) -> tuple[Finding, ...]:
 
 def _complete(record: RunRecord) -> Finding:
     version, updates = int(record.ledger["version"]), record.updates
-    told = f"{version} of {updates} updates"
-    return Finding("the run completes", version == updates, told)
+    detail = f"{version} of {updates} updates"
+    return Finding("the run completes", version == updates, detail)
 
 
 def _whole_batches(record: RunRecord) -> Finding:
     batch = int(record.ledger["batch"])
     sizes = Counter(int(line["update"]) for line in record.trained)
     wrong = [update for update in range(record.updates) if sizes.pop(update, 0) != batch] + sorted(sizes)
-    told = f"not so: {_listed(wrong)}" if wrong else f"{record.updates} × {batch} groups"
-    return Finding("every update trains one whole batch", not wrong, told)
+    detail = f"violated: {_listed(wrong)}" if wrong else f"{record.updates} × {batch} groups"
+    return Finding("every update trains one whole batch", not wrong, detail)
 
 
 def _none_lost(record: RunRecord) -> Finding:
     lost = record.lost
-    told = f"{len(lost)} of {record.ledger['position']} groups lost" + (f": {_listed(lost)}" if lost else "")
-    return Finding("no group is lost", not lost, told)
+    detail = f"{len(lost)} of {record.ledger['position']} groups lost" + (
+        f": {_listed(lost)}" if lost else ""
+    )
+    return Finding("no group is lost", not lost, detail)
 
 
 def _none_twice(record: RunRecord) -> Finding:
     twice = record.twice
-    told = f"{len(twice)} trained twice" + (f": {_listed(twice)}" if twice else "")
-    return Finding("no group is trained twice", not twice, told)
+    detail = f"{len(twice)} trained twice" + (f": {_listed(twice)}" if twice else "")
+    return Finding("no group is trained twice", not twice, detail)
 
 
 def _reasons(record: RunRecord) -> Finding:
@@ -119,9 +121,11 @@ def _reasons(record: RunRecord) -> Finding:
     told_of = {line["prompt"] for line in record.journal if line.get("failed")}
     silent = sorted(set(record.ledger["set_aside"]) - told_of)
     aside, failed = len(record.ledger["set_aside"]), sum("failed" in line for line in record.journal)
-    told = f"{failed} attempts failed, {aside} prompts set aside"
+    detail = f"{failed} attempts failed, {aside} prompts set aside"
     return Finding(
-        "what failed has a reason", not silent, f"{told}; without a reason: {silent[0]}" if silent else told
+        "what failed has a reason",
+        not silent,
+        f"{detail}; without a reason: {silent[0]}" if silent else detail,
     )
 
 
@@ -131,10 +135,10 @@ def _bound(record: RunRecord) -> Finding:
     ahead = [int(line["update"]) - max(line["versions"]) for line in record.trained]
     holds = all(age <= bound for age in ages) and all(age >= 0 for age in ahead)
     oldest, newest = max(ages, default=0), min(ahead, default=0)
-    told = f"oldest weights {oldest} versions old, bound {bound}" + (
+    detail = f"oldest weights {oldest} versions old, bound {bound}" + (
         f"; weights of {-newest} versions to come" if newest < 0 else ""
     )
-    return Finding("the bound on staleness holds", holds, told)
+    return Finding("the bound on staleness holds", holds, detail)
 
 
 def _permits(record: RunRecord) -> Finding:
@@ -143,8 +147,8 @@ def _permits(record: RunRecord) -> Finding:
     started, trained, dropped, aside = (
         int(counts.get(name, 0)) for name in ("started", "trained", "dropped", "set_aside")
     )
-    told = f"{len(left)} out; {started} started = {trained} trained + {dropped} dropped + {aside} set aside"
-    return Finding("every permit is back", not left and started == trained + dropped + aside, told)
+    detail = f"{len(left)} out; {started} started = {trained} trained + {dropped} dropped + {aside} set aside"
+    return Finding("every permit is back", not left and started == trained + dropped + aside, detail)
 
 
 def _listed(numbers: Sequence[int]) -> str:

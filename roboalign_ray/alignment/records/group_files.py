@@ -25,7 +25,7 @@ _PART = "payload_"
 def save_group(path: Path, group: ScoredGroup) -> None:
     """Write one group."""
     rollout = group.rollout
-    told, parts = rollout.payload.to_arrays()
+    payload, parts = rollout.payload.to_arrays()
     arrays = {_OWN: np.asarray(rollout.cost.seconds_per_frame)}
     arrays |= {_PART + name: values for name, values in parts.items()}
     for number, score in enumerate(group.scores):
@@ -39,7 +39,7 @@ def save_group(path: Path, group: ScoredGroup) -> None:
         "peak_sequence": int(rollout.cost.peak_sequence),
         "cache_bytes": int(rollout.cost.cache_bytes),
         "kind": rollout.payload.kind,
-        "payload": told,
+        "payload": payload,
         "scores": [_score_header(score) for score in group.scores],
     }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)

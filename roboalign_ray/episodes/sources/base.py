@@ -1,4 +1,4 @@
-"""The one interface behind which every source of episodes stands, and the boundary around each of its records."""
+"""The interface of episode sources, and the handling of errors in single records."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LONGEST_REASON = 400
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An episode that cannot be used. A value, not an exception: the rest of the source goes on.
+    """An episode that cannot be used. A value, not an exception, so that the rest of the source is read.
 
     Attributes:
-        episode_id: which episode, as the source would have named it.
+        episode_id: id that the episode would have had.
         reason: one line, fit for a table.
     """
 
@@ -29,7 +29,7 @@ class Quarantined:
 
 @runtime_checkable
 class EpisodeSource(Protocol):
-    """Anything that yields episodes: a simulator, a dataset on disk, a store.
+    """A source of episodes: a simulator, a dataset on disk, a store.
 
     Attributes:
         name: first part of every episode id of this source.
@@ -38,7 +38,7 @@ class EpisodeSource(Protocol):
     name: str
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
-        """Every episode in a fixed order; those that cannot be used come as `Quarantined`.
+        """Every episode in a fixed order; episodes that cannot be used are `Quarantined`.
 
         Raises:
             UserError: the source as a whole cannot be read (missing folder, missing package).
@@ -47,37 +47,37 @@ class EpisodeSource(Protocol):
 
 
 def read_or_quarantine(
-    episode_id: str, read: Callable[[], Episode], *, told: Callable[[str], str] = str
+    episode_id: str, read: Callable[[], Episode], *, reword: Callable[[str], str] = str
 ) -> Episode | Quarantined:
-    """Read one record of a source. This is the one boundary between a damaged record and the rest of a conversion.
+    """Read one record of a source. Only here are errors of damaged records separated from the rest of a conversion.
 
     Args:
-        episode_id: the record's name.
-        read: reads it.
-        told: last change to the reason, such as shortening file names.
+        episode_id: id of the record.
+        read: reads the record.
+        reword: last change to the reason, such as shortening file names.
 
     Returns:
-        The episode, or the reason why it cannot be used. An exception that no reader foresees becomes a reason too; it
-        names the type and the line of code, because it may be a mistake in this program.
+        The episode, or the reason why it cannot be used. An unexpected exception becomes a reason too; it has the type
+        and the line of code, because it may be a mistake in this program.
 
     Raises:
-        HostError: the machine stopped the work (full disk, no memory, no permission): no fault of the record.
+        HostError: the machine stopped the work (full disk, no memory, no permission): not an error of the record.
     """
     try:
         return read()
     except Exception as error:
         raise_if_host(error, where=episode_id)
         reason = error.line() if isinstance(error, UserError) else unforeseen(error)
-    return Quarantined(printable(episode_id), printable(told(reason))[:_LONGEST_REASON])
+    return Quarantined(printable(episode_id), printable(reword(reason))[:_LONGEST_REASON])
 
 
 def opened(what: str, where: Path, error: Exception) -> ReportedError:
-    """The error to raise where the metadata of a whole source cannot be read.
+    """The error for unreadable metadata of a whole source.
 
     Args:
-        what: what it should be ("a LeRobot dataset").
+        what: expected content ("a LeRobot dataset").
         where: the file or folder.
-        error: what was caught.
+        error: the caught exception.
 
     Raises:
         HostError: `error` is a failure of the machine.
@@ -89,7 +89,7 @@ def opened(what: str, where: Path, error: Exception) -> ReportedError:
 
 
 def unforeseen(error: Exception) -> str:
-    """One line for an exception that no reader foresees: its type, its words and the line of code."""
+    """One line for an unexpected exception: its type, its message and the line of code."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"unforeseen {type(error).__name__}{place}: {first_line(error)}"

@@ -1,9 +1,9 @@
-"""The folder of a dataset, as a boundary: the files that its tables name lie inside it, or are refused.
+"""The folder of a dataset: files that its tables name must be inside it.
 
-A dataset may come from anybody, so a name in its metadata is checked before a file is opened. A symbolic link may lead
-to another file of the folder. One exception: in a Hugging Face cache every file of a dataset is a link from
-`datasets--<name>/snapshots/<revision>/` into `datasets--<name>/blobs/`, so there links into that `blobs` folder are
-followed too.
+A dataset may be untrusted, so a name in its metadata is checked before a file is opened. A symbolic link may lead to
+another file of the folder. There is one exception: in a Hugging Face cache, every file of a dataset is a link from
+`datasets--<name>/snapshots/<revision>/` into `datasets--<name>/blobs/`, so links there into that `blobs` folder are
+allowed too.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class DatasetFolder:
         self._allowed = [real, *_hub_blobs(real)]
 
     def file(self, name: str | Path, what: str = "file") -> Path:
-        """The path of a file by its name relative to the folder.
+        """The path of a file, from its name relative to the folder.
 
         Args:
-            name: as the dataset's metadata tells it.
+            name: name in the dataset's metadata.
             what: kind of file, for errors.
 
         Raises:
-            EpisodeError: the name leads out of the folder, or no such file is there.
+            EpisodeError: the name leads out of the folder, or there is no such file.
             HostError: the file system denies access.
         """
         path = self._inside(str(name), what)
@@ -58,7 +58,7 @@ class DatasetFolder:
     def _inside(self, name: str, what: str) -> Path:
         if not name or "\0" in name or len(name) > _LONGEST_NAME:
             raise EpisodeError(f"{name[:40]!r} is no name of a {what}", where=str(self.root))
-        # Backslashes separate folders on Windows alone; a name with '..' between them is refused everywhere.
+        # Backslashes separate folders only on Windows; a name with '..' between them is refused everywhere.
         parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
         if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in parts:
             raise EpisodeError(
@@ -81,12 +81,12 @@ class DatasetFolder:
         return path
 
     def relative(self, text: str) -> str:
-        """A message in which file names stand relative to the folder."""
+        """A message with file names relative to the folder."""
         return text.replace(f"{self.root}/", "")
 
 
 def _hub_blobs(real: Path) -> list[Path]:
-    """The `blobs` folder of the Hugging Face cache entry that a folder is a snapshot of; [] elsewhere."""
+    """The `blobs` folder of the Hugging Face cache entry that a folder is a snapshot of; [] for other folders."""
     for parent in real.parents:
         if parent.name == "snapshots" and _HUB_REPOSITORY.fullmatch(parent.parent.name):
             return [parent.parent / "blobs"]
@@ -94,17 +94,17 @@ def _hub_blobs(real: Path) -> list[Path]:
 
 
 class PathTemplate:
-    """A path with places for numbers and a key, such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet".
+    """A path with fields for numbers and a key, such as "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet".
 
     Args:
-        text: the template. Only plain places with a width of at most 99 digits are taken: Python's own templates could
-            reach attributes, and fill the memory with one wide number.
-        numbers: names of places that take a number.
-        texts: names of places that take a text.
-        where: file and key the template comes from, for errors.
+        text: the template. Only plain fields with a width of at most 99 digits are allowed: Python's own templates
+            could reach attributes, and fill the memory with one wide number.
+        numbers: names of fields that take a number.
+        texts: names of fields that take a text.
+        where: file and key of the template, for errors.
 
     Raises:
-        UserError: it is no such template; the place at fault is named.
+        UserError: it is not such a template; the message names the wrong field.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class PathTemplate:
                 )
 
     def fill(self, values: Mapping[str, int | str]) -> str:
-        """The path for these values, one for every place."""
+        """The path for these values, one for every field."""
         return "".join(
             literal + ("" if name is None else format(values[name], layout or ""))
             for literal, name, layout, _ in self._parts

@@ -1,23 +1,22 @@
-"""DROID episodes in the annotation layout: one JSON and three mp4 an episode.
+"""DROID episodes in the annotation layout: one JSON and three mp4 per episode.
 
     <root>/annotation/<split>/<episode>.json
     <root>/videos/<split>/<episode>/{0,1,2}.mp4      two exterior cameras and the wrist camera, in this order
 
-An episode may have fewer videos; their names 0, 1 and 2 then tell which cameras they are.
+An episode may have fewer videos; their names 0, 1 and 2 then identify the cameras.
 
 The JSON holds the instruction, the success flag and, at video rate, states of seven numbers: x, y, z in metres,
 roll, pitch, yaw in radians, and the gripper (0 open, 1 closed). Some files also hold 15 Hz recordings, of which the
 states are every third sample.
 
-Actions are taken from the states, for every episode alike: action[t] is the pose change from state t to state t+1
-(each angle by the shorter way round, because roll wraps at +-pi) and the gripper of state t+1; the last one holds
-still.
-The commands recorded at 15 Hz would be no better: only some episodes have them, they are absolute targets that the
-arm lags behind, and the achieved 15 Hz steps add up to exactly these differences.
+Actions are computed from the states, for every episode alike: action[t] is the pose change from state t to state t+1
+(each angle the shorter way round, because roll wraps at +-pi) and the gripper of state t+1; the last one is a hold.
+The commands recorded at 15 Hz would not be better: only some episodes have them, they are absolute targets that the arm
+follows with a delay, and the achieved 15 Hz steps add up to exactly these differences.
 
-A video may be one frame longer than its states. The surplus is the last frame: frame-to-frame motion follows the
-joint speed best with the first frames aligned, and the last frame repeats the one before. It is cut off and noted in
-the provenance. Any other mismatch quarantines the episode.
+A video may be one frame longer than its states. The surplus is the last frame: frame-to-frame motion follows the joint
+speed best with the first frames aligned, and the last frame repeats the previous one. It is removed, which the
+provenance records. Any other mismatch quarantines the episode.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ MOST_STATES = 1_000_000
 
 
 class Video(BaseModel):
-    """Where one view's video lies, relative to the folder with annotation/ and videos/."""
+    """Path of one view's video, relative to the folder with annotation/ and videos/."""
 
     video_path: str
 
 
 class Annotation(BaseModel):
-    """What is used of an episode's JSON. Only states are checked number by number, by `read_states`."""
+    """The used parts of an episode's JSON. `read_states` checks the numbers of the states."""
 
     texts: list[str] | None = None
     success: bool | None = None
@@ -69,13 +68,13 @@ class DroidSource:
 
     Args:
         root: folder with annotation/ and videos/, or the folder above such folders.
-        views: views to decode, of `VIEWS`; None takes all.
-        shaping: what to keep of the frames while they are decoded.
+        views: views to decode, from `VIEWS`; None takes all.
+        shaping: which frames are kept during decoding.
 
-    Every episode is a group of its own: the annotations do not say which ones share a scene.
+    Every episode is a group of its own: the annotations do not say which episodes share a scene.
 
     Raises:
-        UserError: no such folder.
+        UserError: there is no such folder.
     """
 
     name = "droid"
@@ -95,14 +94,14 @@ class DroidSource:
         return len(self.annotations)
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
-        """Episodes by path. Unreadable JSON, missing or corrupt video, bad states: quarantined."""
+        """Episodes by path. Episodes with unreadable JSON, missing or corrupt video, or bad states are quarantined."""
         for path in self.annotations:
             base = path.parents[2]
             parts = [] if base == self.root else [base.name]
             episode_id = printable("/".join([self.name, *parts, path.parent.name, path.stem]))
             read = partial(self._episode, episode_id, base, path)
             yield read_or_quarantine(
-                episode_id, read, told=lambda reason: reason.replace(f"{self.root}/", "")
+                episode_id, read, reword=lambda reason: reason.replace(f"{self.root}/", "")
             )
 
     def _episode(self, episode_id: str, base: Path, path: Path) -> Episode:
@@ -155,19 +154,19 @@ class DroidSource:
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """Annotation files of the layout under `root`, or one level below it."""
+    """Annotation files of the layout in `root`, or one level below it."""
     return [*root.glob("annotation/*/*.json"), *root.glob("*/annotation/*/*.json")]
 
 
 def camera_videos(paths: list[str], where: Path) -> dict[str, str]:
-    """View -> video. Three videos are the cameras in the order of `VIEWS`; fewer are told apart by their names.
+    """View -> video. Three videos are the cameras in the order of `VIEWS`; fewer are identified by their names.
 
     Args:
-        paths: of an episode's videos, as the annotation lists them.
+        paths: paths of an episode's videos in the annotation.
         where: the annotation, for errors.
 
     Raises:
-        EpisodeError: one video stands there twice, or fewer than three are not named 0, 1 or 2.
+        EpisodeError: a video is listed twice, or fewer than three are not named 0, 1 or 2.
     """
     if len(set(paths)) < len(paths):
         raise EpisodeError("lists the same video twice", where=str(where))
@@ -188,7 +187,7 @@ def read_states(rows: Any, path: Path) -> np.ndarray:
     """States float64 [T, 7].
 
     Raises:
-        EpisodeError: another shape, or a number that is not finite.
+        EpisodeError: the shape is wrong, or a number is not finite.
     """
     try:
         states = np.asarray(rows, dtype=np.float64)
@@ -203,13 +202,13 @@ def read_states(rows: Any, path: Path) -> np.ndarray:
 
 
 def actions_from_states(states: np.ndarray) -> np.ndarray:
-    """Pose changes and the next gripper.
+    """Pose changes, and the next gripper.
 
     Args:
         states: float [T, 7]: x, y, z, roll, pitch, yaw, gripper.
 
     Returns:
-        float32 [T, 7]; each angle takes the shorter way round; the last row moves nothing and keeps the gripper.
+        float32 [T, 7]; each angle takes the shorter way round; the last row is a hold that keeps the gripper.
     """
     actions = differences(states, ANGLE_DIMS)
     actions[:-1, 6] = states[1:, 6]

@@ -1,4 +1,4 @@
-"""Episode sources by name: the formats read here, and classes from outside this package, made to fit a conversion.
+"""Episode sources by name: built-in formats, and adapters for classes from outside this package.
 
 class Mine:                                  named by entry point, or as my_pkg.sources:Mine
     name = "mine"
@@ -35,15 +35,15 @@ class ExtensionSource:
     """Implements `EpisodeSource` with a class from outside this package.
 
     Args:
-        format: the class's name, in `SOURCES` or module:attribute.
-        root: what it is called with.
-        views: views to keep; none given keeps all.
+        format: name of the class, in `SOURCES` or module:attribute.
+        root: argument of the class.
+        views: views to keep; if empty, all are kept.
 
     Attributes:
-        name: the class's own, or `format`.
+        name: the class's `name`, or `format`.
 
     Raises:
-        UserError: no such class, or it cannot be made of `root`.
+        UserError: there is no such class, or it raises an error for `root`.
     """
 
     def __init__(self, format: str, root: Path, views: Sequence[str] = ()) -> None:
@@ -56,11 +56,11 @@ class ExtensionSource:
         self.name = str(getattr(self._source, "name", format))
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
-        """The class's episodes, with the wanted views; those whose actions are others than the first one's are set
-        aside.
+        """The class's episodes with the wanted views. Episodes whose actions differ from the first one's are
+        quarantined.
 
         Raises:
-            ReportedError: the class failed, or gave something else.
+            ReportedError: the class raised an error, or yielded another type.
         """
         first: Episode | None = None
         for item in self._items():
@@ -72,7 +72,7 @@ class ExtensionSource:
 
     @cached_property
     def action_findings(self) -> ActionFindings:
-        """What the first episode says of its actions; of no dimension where there is no episode."""
+        """Findings from the first episode's actions; empty if there is no episode."""
         for item in self._items():
             if isinstance(item, Episode):
                 kinds = item.action_kinds

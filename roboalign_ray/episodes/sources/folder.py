@@ -1,4 +1,4 @@
-"""From a folder of robot episodes to the source that reads it: which format it is, which views are wanted."""
+"""Finds the source for a folder of robot episodes: its format and its views."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SIGNS = {
 
 
 def detect_format(root: Path) -> Format:
-    """The format of a folder, told by the files it must hold.
+    """The format of a folder, from the files that it must hold.
 
     Raises:
-        UserError: no such folder, an empty one, or none of the known formats.
+        UserError: there is no such folder, it is empty, or it has none of the known formats.
     """
     if not root.exists():
         raise UserError("no such folder", where=str(root), remedy="give the folder that holds the episodes")
@@ -58,13 +58,13 @@ def open_folder(
 
     Args:
         root: folder of episodes.
-        format: one of `FORMATS`, "auto" for whichever of them it is, or the name of another source in `SOURCES`.
-        views: views to read; none given reads all.
-        fps: frame rate of an RLDS dataset whose rate is not known.
-        shaping: what to keep of the frames while they are decoded.
+        format: one of `FORMATS`, "auto" to detect it, or the name of another source in `SOURCES`.
+        views: views to read; if empty, all are read.
+        fps: frame rate of an RLDS dataset whose rate is unknown.
+        shaping: which frames are kept during decoding.
 
     Raises:
-        UserError: unknown format or view, or the folder cannot be read as that format.
+        UserError: format or view are unknown, or the folder cannot be read in that format.
     """
     if format not in ("auto", *FORMATS):
         if fps is not None:

@@ -1,7 +1,7 @@
-"""Published action layouts of RLDS data sets, each checked against the data before it is believed.
+"""Published action layouts of RLDS data sets. Each is checked against the data.
 
-A data set's name is only a hint: several versions of one data set are in use, with other features in another order.
-A layout is taken where the features have its names and sizes and the numbers agree with it.
+A data set's name is only a hint: several versions of a data set are in use, with other features in another order. A
+layout is used if the features have its names and sizes, and the numbers agree with it.
 
 Sources: the Open X-Embodiment data set spreadsheet and Octo's `oxe_standardization_transforms.py`.
 """
@@ -28,7 +28,7 @@ CARTESIAN_DELTAS = (
 )
 CARTESIAN_DELTA_KINDS: tuple[ActionKind, ...] = (*("delta",) * 3, *("delta_angle",) * 3, "hold")
 
-# Leaves of the action dictionaries of Open X-Embodiment: kind of their numbers.
+# Leaves of the action dictionaries of Open X-Embodiment, with the kinds of their numbers.
 _OXE_LEAVES: Mapping[str, ActionKind] = {
     "world_vector": "delta",
     "rotation_delta": "delta_angle",
@@ -36,15 +36,15 @@ _OXE_LEAVES: Mapping[str, ActionKind] = {
     "base_displacement_vertical_rotation": "delta_angle",
     "terminate_episode": "event",
 }
-# Names of a whole dictionary's numbers, for data sets whose units and frames are known as well.
+# Names of a whole dictionary's numbers, for data sets whose units and frames are also known.
 _CARTESIAN_LEAVES = {"world_vector": CARTESIAN_DELTAS[:3], "rotation_delta": CARTESIAN_DELTAS[3:6]}
 _BRIDGE_DICTIONARY = {"open_gripper": 1, "rotation_delta": 3, "world_vector": 3, "terminate_episode": 1}
-_LEAST_CONFIRMED = 3  # of six pose dimensions: the others may hardly move in the first episodes
+_LEAST_CONFIRMED = 3  # of six pose dimensions; the others may hardly move in the first episodes
 
 
 @dataclass(frozen=True)
 class ActionLeaf:
-    """One tensor of an action: its name within the action ("" for an action that is one tensor), and its numbers."""
+    """One tensor of an action: its name within the action ("" if the action is one tensor), and its size."""
 
     name: str
     size: int
@@ -53,10 +53,10 @@ class ActionLeaf:
 def rlds_findings(
     dataset: str, leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]
 ) -> ActionFindings:
-    """What is found out about an RLDS data set's actions.
+    """Determine the kinds of an RLDS data set's actions.
 
     Args:
-        dataset: its name, as its files have it.
+        dataset: name of the data set in its files.
         leaves: the action's tensors, in the order of their numbers.
         samples: a few episodes.
     """
@@ -77,7 +77,7 @@ def _own_names(leaf: ActionLeaf) -> tuple[str, ...]:
 
 
 def _flat_bridge(leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]) -> ActionFindings:
-    """BridgeData V2: pose increments and a gripper, if the state moves as they say."""
+    """BridgeData V2: pose increments and a gripper, if the state changes accordingly."""
     reason = "bridge's published layout, which the state's changes confirm"
     found = [evidence(samples, dim, dim, angle=dim > 2) for dim in range(6)] if _has_state(samples, 7) else []
     follows = [item.follows for item in found]
@@ -85,7 +85,7 @@ def _flat_bridge(leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]) 
     gripper = np.concatenate([sample.actions[:, 6] for sample in samples]) if samples else np.array([-1.0])
     if confirmed and gripper.min() >= 0 and gripper.max() <= 1:
         published = {dim: (kind, reason) for dim, kind in enumerate(CARTESIAN_DELTA_KINDS)}
-        # The gripper's command is checked by its range: beside a state that lags behind, it follows nothing.
+        # The gripper's command is checked by its range: a state with a delay does not show that it follows.
         return resolve_actions(CARTESIAN_DELTAS, samples, published=published)
     note = (
         "the data set is called bridge, but the data do not confirm bridge's layout "
@@ -99,7 +99,7 @@ def _has_state(samples: Sequence[ActionSample], size: int) -> bool:
 
 
 def _oxe(dataset: str, leaves: Sequence[ActionLeaf], samples: Sequence[ActionSample]) -> dict[int, Decision]:
-    """Kinds by the leaves' names; a gripper's also by its numbers."""
+    """Kinds from the leaves' names; a gripper's also from its numbers."""
     published: dict[int, Decision] = {}
     dim = 0
     for leaf in leaves:
@@ -114,7 +114,7 @@ def _oxe(dataset: str, leaves: Sequence[ActionLeaf], samples: Sequence[ActionSam
 
 
 def _kind_of(leaf: str, size: int) -> ActionKind:
-    if leaf == "terminate_episode" and size > 1:  # one mode of several is 1: the last row counts as a whole
+    if leaf == "terminate_episode" and size > 1:  # one of several modes is 1: the last row counts as a whole
         return "hold"
     if leaf == "rotation_delta" and size > 3:  # a quaternion or a matrix
         return "delta_rotation"
@@ -122,7 +122,7 @@ def _kind_of(leaf: str, size: int) -> ActionKind:
 
 
 def _is_one_shot(dataset: str, samples: Sequence[ActionSample], dim: int) -> bool:
-    """Whether a gripper_closedness_action is 0 between its commands; some data sets hold it instead."""
+    """Whether a gripper_closedness_action is 0 between its commands; some data sets hold the command instead."""
     if not samples:
         return False
     values = np.concatenate([sample.actions[:, dim] for sample in samples])

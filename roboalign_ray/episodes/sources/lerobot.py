@@ -1,12 +1,12 @@
 """LeRobot datasets, v2.x and v3.0: Parquet tables beside mp4 videos (codecs: `video_container`).
 
-v2.x keeps one Parquet file and one mp4 per view for each episode, listed in meta/episodes.jsonl. v3.0 packs many
-episodes in one file: meta/episodes/chunk-*/file-*.parquet tells for each episode which data file holds its rows
-(selected by `episode_index`) and which video file holds its frames, from `from_timestamp` to `to_timestamp`.
+v2.x has one Parquet file and one mp4 per view for each episode, listed in meta/episodes.jsonl. v3.0 packs many episodes
+into one file: meta/episodes/chunk-*/file-*.parquet has for each episode the data file of its rows (selected by
+`episode_index`) and the video file of its frames, from `from_timestamp` to `to_timestamp`.
 
-The frame rate is that of meta/info.json: some videos' headers hold a nonsense one. Rows and frames of a video of its
-own are matched by order, those of a shared video by time (`frame_matching`). An episode whose frames are not certain is
-quarantined, as is one that lacks a file the tables name.
+The frame rate is that of meta/info.json, because some videos' headers are wrong. Rows and frames of an episode's own
+video are matched by order, those of a shared video by time (`frame_matching`). An episode is quarantined if its frames
+are not certain, or if a file of it is missing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from roboalign_ray.episodes.sources.metadata import read_metadata
 from roboalign_ray.foundation.failures import UserError, printable, raise_if_host
 
 _STATE = "observation.state"
-_SAMPLED = 8  # episodes whose actions are looked at before the first one is read
+_SAMPLED = 8  # number of episodes whose actions are examined before the first one is read
 
 
 class LeRobotSource:
@@ -44,10 +44,10 @@ class LeRobotSource:
     Args:
         root: folder that holds meta/info.json.
         views: view names (the part after "observation.images.") to decode; None takes all.
-        shaping: what to keep of the frames while they are decoded.
+        shaping: which frames are kept during decoding.
 
     Raises:
-        UserError: unreadable metadata, an unknown version, no view or no action.
+        UserError: the metadata cannot be read, the version is unknown, or there is no view or no action.
     """
 
     def __init__(self, root: Path, *, views: tuple[str, ...] | None = None, shaping: Shaping = WHOLE) -> None:
@@ -83,12 +83,12 @@ class LeRobotSource:
                 entry.tasks and all(isinstance(task, str) for task in entry.tasks) for entry in self.entries
             )
             self._tasks = {} if sentences_known else read_tasks(self.folder)
-        except Exception as error:  # whatever damaged tables lead to
+        except Exception as error:  # damaged tables may raise anything
             where = self.root / "meta"
-            told = opened("a LeRobot dataset", where, error)
-            if type(told) is UserError and told is error:
+            reported = opened("a LeRobot dataset", where, error)
+            if type(reported) is UserError and reported is error:
                 raise
-            reason = self.folder.relative(told.line()) if told is error else told.what
+            reason = self.folder.relative(reported.line()) if reported is error else reported.what
             raise UserError(f"episode tables cannot be read ({reason})", where=str(where)) from error
         self._shared = SharedVideos.of(self.entries)
 
@@ -97,18 +97,18 @@ class LeRobotSource:
 
     @property
     def view_names(self) -> tuple[str, ...]:
-        """Views that are read."""
+        """The views to read."""
         return tuple(self.cameras)
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the dataset as a whole, a line each."""
+        """Notes for the user about the whole dataset, one line each."""
         depth = [
             key for key, feature in self.features.items() if feature.is_picture and is_depth(key, feature)
         ]
         lines = [f"{key}: a depth map, left out" for key in depth]
         if not self._tasks and not all(entry.tasks for entry in self.entries):
-            lines.append("there is no task table (meta/tasks.*): instructions that only it tells stay empty")
+            lines.append("there is no task table (meta/tasks.*): instructions that are only in it stay empty")
         stated = self.info.total_episodes
         if stated is not None and stated != len(self):
             lines.append(f"info.json counts {stated} episodes, the episode table {len(self)}")
@@ -121,10 +121,12 @@ class LeRobotSource:
         for entry in self.entries:
             episode_id = f"{self.name}/{entry.index:06d}"
             read = partial(self._episode, episode_id, entry)
-            yield read_or_quarantine(episode_id, read, told=self.folder.relative)
+            yield read_or_quarantine(episode_id, read, reword=self.folder.relative)
 
     def _episode(self, episode_id: str, entry: EpisodeEntry) -> Episode:
-        for clip in entry.clips.values():  # absent videos are the common case: seen before anything is read
+        for (
+            clip
+        ) in entry.clips.values():  # missing videos are common, so this is checked before anything is read
             self.folder.file(clip.file, "video file")
         pictures = [key for key in self.cameras.values() if key not in entry.clips]
         rows = episode_rows(self.folder, entry, [*self._action_keys, _STATE, *pictures])
@@ -160,7 +162,7 @@ class LeRobotSource:
 
     @cached_property
     def action_findings(self) -> ActionFindings:
-        """What is known of the actions, told by their names and by the tables of a few episodes."""
+        """Findings about the actions, from their names and from the tables of a few episodes."""
         sizes: dict[str, int] = {}
         samples: list[ActionSample] = []
         for entry in self.entries:
@@ -168,7 +170,7 @@ class LeRobotSource:
                 rows = episode_rows(self.folder, entry, [*self._action_keys, _STATE])
                 samples.append(self._sample(rows, entry))
                 sizes = {key: matrix(rows, key, entry.data_file).shape[1] for key in self._action_keys}
-            except Exception as error:  # told where the episode itself is read
+            except Exception as error:  # reported when the episode itself is read
                 raise_if_host(error, where=str(self.root))
             if len(samples) == _SAMPLED:
                 break
@@ -183,7 +185,7 @@ class LeRobotSource:
     def _frames(
         self, entry: EpisodeEntry, key: str, rows: pa.Table, shaping: Shaping, notes: dict[str, str]
     ) -> np.ndarray:
-        """Frames of one view, uint8 [T, H, W, 3]; pictures inside the table, or a stretch of a video."""
+        """Frames of one view, uint8 [T, H, W, 3], from pictures inside the table or from a part of a video."""
         if key not in entry.clips:
             return table_pictures(self.folder, rows, key, entry.data_file, shaping).frames()
         clip = entry.clips[key]

@@ -1,7 +1,7 @@
-"""Which columns of a LeRobot data set hold the action, and what its numbers are called.
+"""The columns of a LeRobot data set that hold the action, and the names of its numbers.
 
-Most sets have one feature `action`; some split it: `action.delta_ee`, `action.gripper`. Split ones are put side by
-side in the order of info.json, and the part of the key behind the dot stays in the names.
+Most data sets have one feature `action`; some split it: `action.delta_ee`, `action.gripper`. The parts are concatenated
+in the order of info.json, and the names include the part of the key after the dot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NamedFeature(Protocol):
 
 
 def action_keys(features: Mapping[str, NamedFeature]) -> tuple[str, ...]:
-    """The features that make up the action, in the order of their numbers; () where there is none."""
+    """The features of the action, in the order of their numbers; () if there is none."""
     for key in _WHOLE:
         if key in features:
             return (key,)
@@ -44,13 +44,13 @@ def lerobot_findings(
     samples: Iterable[ActionSample],
     state_key: str,
 ) -> ActionFindings:
-    """What is found out about a LeRobot data set's actions.
+    """Determine the kinds of a LeRobot data set's actions.
 
     Args:
-        features: of info.json.
-        sizes: numbers of each feature of `action_keys`, as the tables hold them.
+        features: features of info.json.
+        sizes: number of dimensions of each feature of `action_keys`, from the tables.
         samples: a few episodes.
-        state_key: the state's feature.
+        state_key: name of the state's feature.
     """
     names: list[str] = []
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""The episode tables of LeRobot datasets: for each episode its length, its instruction and where its files lie."""
+"""The episode tables of LeRobot datasets: length, instruction and files of each episode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST_INDEX = 10**12
 
 @dataclass(frozen=True)
 class Clip:
-    """Where one view of one episode lies: a file, its numbers in the table, and in v3.0 the seconds within it."""
+    """Position of one view of an episode: a file, its numbers in the table, and in v3.0 the seconds within it."""
 
     file: str
     place: tuple[int, ...]
@@ -36,10 +36,10 @@ class EpisodeEntry:
 
     Attributes:
         index: number of the episode.
-        length: rows.
-        tasks: its instructions, or their numbers in the task table; () where the rows alone tell them.
+        length: number of rows.
+        tasks: its instructions, or their numbers in the task table; () if only the rows have them.
         data_file: Parquet file of its rows.
-        clips: video key -> where its frames are.
+        clips: video key -> position of its frames.
     """
 
     index: int
@@ -51,7 +51,7 @@ class EpisodeEntry:
 
 @dataclass(frozen=True)
 class BadEntry:
-    """A row of the episode table that cannot be used: its name there, and why."""
+    """A row of the episode table that cannot be used: its name there, and the reason."""
 
     name: str
     reason: str
@@ -67,7 +67,7 @@ def read_entries(
     """Usable episodes by index, and the rows of the table that cannot be used.
 
     Raises:
-        UserError: no table, or no usable row in it.
+        UserError: there is no table, or no usable row in it.
         ValueError, OSError: the table as a whole cannot be read.
     """
     numbers = ("chunk_index", "file_index") if v3 else ("episode_index", "episode_chunk")
@@ -92,10 +92,10 @@ def read_entries(
 
 
 def _check_videos(entries: Iterable[EpisodeEntry], info: Info) -> None:
-    """A template without a place for the key or the number would give one video to all.
+    """Refuse a template without a field for the key or the number, which would give one video to all.
 
     Raises:
-        UserError: the template names one file for different views, or for what the table tells apart.
+        UserError: the template names one file for different views, or for rows that differ in the table.
     """
     owners: dict[str, tuple[str, tuple[int, ...]]] = {}
     for entry in entries:
@@ -120,13 +120,13 @@ def _entry_or_bad(name: str, row: Row | Exception, entry: Callable[[Row], Episod
 
 
 def _without_doubles(entries: list[EpisodeEntry]) -> list[Entry]:
-    """Entries that share a number cannot both be right; of equal ones the first is kept."""
+    """Refuse entries with the same number unless they are equal; of equal ones, the first is kept."""
     by_index: dict[int, list[EpisodeEntry]] = defaultdict(list)
     for entry in entries:
         by_index[entry.index].append(entry)
     result: list[Entry] = []
     for index, same in by_index.items():
-        reason = f"episode_index {index} stands {len(same)} times in the episode table"
+        reason = f"episode_index {index} occurs {len(same)} times in the episode table"
         equal = all(entry == same[0] for entry in same)
         kept, left_out = (same[:1], same[1:]) if equal else ([], same)
         result += [*kept, *(BadEntry(f"{index:06d}", reason) for _ in left_out)]
@@ -148,7 +148,7 @@ def _rows_v2(folder: DatasetFolder) -> Iterator[tuple[str, Row | Exception]]:
 
 
 def _rows_v3(folder: DatasetFolder) -> Iterator[tuple[str, Row | Exception]]:
-    """Rows of meta/episodes/chunk-*/file-*.parquet; their statistics are not read."""
+    """Rows of meta/episodes/chunk-*/file-*.parquet, without their statistics."""
     found = sorted((folder.root / "meta" / "episodes").glob("*/*.parquet"))
     if not found:
         raise FileNotFoundError("no meta/episodes/chunk-*/file-*.parquet")
@@ -190,7 +190,7 @@ def _entry_v3(
 
 
 def _whole(row: Row, key: str) -> int:
-    """A number from 0 on; whole floats, which pandas makes of columns with gaps, count too."""
+    """A non-negative integer; whole floats, which pandas makes of columns with gaps, are accepted."""
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -208,7 +208,7 @@ def _seconds(row: Row, key: str) -> float:
 
 
 def _tasks(tasks: Any) -> tuple[str | int, ...]:
-    """Instructions as a list, a single one, or their numbers."""
+    """Instructions as a list, a single instruction, or their numbers."""
     if tasks is None:
         return ()
     given = tasks if isinstance(tasks, list) else [tasks]

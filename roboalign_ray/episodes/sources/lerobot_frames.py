@@ -1,4 +1,4 @@
-"""Frames of LeRobot views that are pictures: inside the table, or in files that it names."""
+"""Frames of LeRobot views that are stored as pictures, inside the table or in files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _MOST_PICTURE_BYTES = 64 << 20
 
 
 def table_pictures(folder: DatasetFolder, rows: pa.Table, key: str, where: str, shaping: Shaping) -> Kept:
-    """Pictures of a column: {"bytes", "path"} as Hugging Face datasets writes them, bytes alone, or a path alone.
+    """Pictures of a column: {"bytes", "path"} as Hugging Face datasets writes them, only bytes, or only a path.
 
     Paths are relative to the dataset's folder.
 
     Args:
-        shaping: which frames to keep, and how.
+        shaping: which frames are kept.
 
     Raises:
-        EpisodeError: a picture is missing, lies outside the folder, cannot be decoded, or has another size.
+        EpisodeError: a picture is missing, is outside the folder, cannot be decoded, or has another size.
     """
     if key not in rows.column_names:
         raise EpisodeError(f"column '{key}' of pictures is missing", where=where)
@@ -36,7 +36,7 @@ def table_pictures(folder: DatasetFolder, rows: pa.Table, key: str, where: str, 
 
 
 def _encoded(folder: DatasetFolder, cell: Any, key: str, row: int, where: str) -> bytes:
-    """The bytes of one picture, from the table or from the file that it names."""
+    """The bytes of one picture, from the table or from its file."""
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if isinstance(content, str):
         content, path = None, content

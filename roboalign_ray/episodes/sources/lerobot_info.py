@@ -24,12 +24,12 @@ class Feature(BaseModel):
 
     @property
     def is_picture(self) -> bool:
-        """Pictures or video, of colour or of depth."""
+        """Pictures or video, colour or depth."""
         return self.dtype in ("video", "image")
 
     @property
     def is_depth(self) -> bool:
-        """A depth map, or grey values of more than 8 bits: no picture of a camera."""
+        """A depth map, or grey values of more than 8 bits: not a camera picture."""
         notes = {**(self.info or {}), **(self.video_info or {})}
         if notes.get("is_depth_map") or notes.get("video.is_depth_map"):
             return True
@@ -37,13 +37,13 @@ class Feature(BaseModel):
 
     @property
     def channels(self) -> int | None:
-        """Numbers a pixel, where the shape tells it: [H, W, C] or [C, H, W]."""
+        """Number of channels, if the shape gives it: [H, W, C] or [C, H, W]."""
         sizes = self.shape if isinstance(self.shape, list) and len(self.shape) == 3 else []
         return next((size for size in (sizes[-1:] + sizes[:1]) if size in (1, 3, 4)), None)
 
 
 class Info(BaseModel):
-    """What is used of meta/info.json. The paths are templates, filled for each episode."""
+    """The used parts of meta/info.json. The paths are templates, filled for each episode."""
 
     codebase_version: str
     fps: float = Field(gt=0, le=10_000, allow_inf_nan=False)
@@ -61,15 +61,15 @@ class Info(BaseModel):
 
 
 def is_depth(key: str, feature: Feature) -> bool:
-    """Whether a feature of pictures is a depth map: it says so, or one channel and its name do."""
+    """Whether a feature of pictures is a depth map: marked as one, or one channel and a name for depth."""
     return feature.is_depth or (feature.channels == 1 and "depth" in key.lower())
 
 
 def view_names(keys: Iterable[str]) -> dict[str, str]:
     """View name -> feature.
 
-    A view is named by the part behind "observation.images." or "observation."; features that would share a name keep
-    their whole one, so that none hides another.
+    A view is named by the part after "observation.images." or "observation."; features that would share a name keep
+    their full name, so that none hides another.
     """
     keys = list(keys)
     short = {key: key.removeprefix("observation.images.").removeprefix("observation.") for key in keys}

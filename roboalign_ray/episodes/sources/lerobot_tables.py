@@ -1,4 +1,4 @@
-"""Rows of LeRobot's Parquet data files: an episode's rows in frame order, checked, and their columns as arrays."""
+"""Rows of LeRobot's Parquet data files: an episode's rows in frame order, checked, and its columns as arrays."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from roboalign_ray.foundation.failures import UserError, first_line, raise_if_ho
 from roboalign_ray.foundation.storage.parquet import open_parquet, read_columns
 
 INDEX_COLUMNS = frozenset({"episode_index", "frame_index", "timestamp", "task_index", "next.success"})
-_RATE_TOLERANCE = 0.01  # by how much the timestamps' rate may differ from fps
-_SHORTEST_STEP, _LONGEST_STEP = 0.5, 1.5  # frames between two rows that follow each other
+_RATE_TOLERANCE = 0.01  # maximum relative difference between the timestamps' rate and fps
+_SHORTEST_STEP, _LONGEST_STEP = 0.5, 1.5  # frames between two consecutive rows
 
 
 def episode_rows(folder: DatasetFolder, entry: EpisodeEntry, columns: Collection[str]) -> pa.Table:
-    """The episode's rows in frame order, of these columns as far as the file has them.
+    """The episode's rows in frame order, with these columns if the file has them.
 
     Raises:
-        EpisodeError: missing or corrupt file, another number of rows than the episode table says, or rows that are
-            missing or double.
+        EpisodeError: the file is missing or corrupt, the number of rows differs from the episode table, or rows are
+            missing or doubled.
     """
     path = folder.file(entry.data_file, "data file")
     wanted = INDEX_COLUMNS | set(columns)
@@ -56,13 +56,13 @@ def episode_rows(folder: DatasetFolder, entry: EpisodeEntry, columns: Collection
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Changes when a file is written anew."""
+    """A value that changes when a file is rewritten."""
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
 
 
 def _groups_of(path: Path, index: int) -> tuple[int, ...] | None:
-    """Row groups that may hold the episode by the file's own statistics; None where they tell nothing."""
+    """Row groups that may hold the episode, by the file's statistics; None if there are no statistics."""
     return _groups_by_episode(path, _stamp(path)).get(index)
 
 
@@ -94,7 +94,7 @@ def _groups_by_episode(path: Path, stamp: tuple[int, int]) -> dict[int, tuple[in
 def _read_data_file(
     path: Path, stamp: tuple[int, int], columns: frozenset[str], groups: tuple[int, ...] | None
 ) -> pa.Table:
-    """Columns of the row groups; v3.0 keeps many episodes in one, read once for all of them."""
+    """Columns of the row groups; in v3.0 one row group holds many episodes, and is read once for all of them."""
     del stamp
     return read_columns(
         path, columns.__contains__, groups=None if groups is None else lambda metadata: groups
@@ -102,10 +102,10 @@ def _read_data_file(
 
 
 def whole_numbers(table: pa.Table, column: str) -> pa.ChunkedArray:
-    """A column of whole numbers; lists of one number count as that number.
+    """A column of integers; lists of one number count as that number.
 
     Raises:
-        EpisodeError: anything else, or a gap.
+        EpisodeError: the column has other types, or a gap.
     """
     values = table[column].combine_chunks()
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
@@ -119,7 +119,7 @@ def whole_numbers(table: pa.Table, column: str) -> pa.ChunkedArray:
 
 
 def _check_frames(frames: list[int]) -> None:
-    """`frame_index` in order must count 0, 1, 2 …"""
+    """Check that `frame_index` in order is 0, 1, 2 …"""
     for place, frame in enumerate(frames):
         if frame == place:
             continue
@@ -130,10 +130,10 @@ def _check_frames(frames: list[int]) -> None:
 
 
 def check_timestamps(rows: pa.Table, fps: float, where: str) -> None:
-    """Compare the rows' timestamps, where there are some, with the dataset's rate.
+    """Compare the rows' timestamps, if there are any, with the dataset's rate.
 
     Raises:
-        EpisodeError: they tell another rate, stand still, go back, or skip a frame.
+        EpisodeError: they have another rate, do not increase, or skip a frame.
     """
     if "timestamp" not in rows.column_names or rows.num_rows < 2:
         return
@@ -153,9 +153,9 @@ def check_timestamps(rows: pa.Table, fps: float, where: str) -> None:
 
 
 def _frame_of(times: np.ndarray) -> tuple[float, float]:
-    """How long a frame takes by times [T] in frames: the slope of their line, and its standard error.
+    """Duration of a frame from times [T] in frames: the slope of a fitted line, and its standard error.
 
-    The first and the last time alone would let the jitter of a short episode pass for another rate.
+    With only the first and the last time, the jitter of a short episode would look like another rate.
     """
     rows = np.arange(len(times)) - (len(times) - 1) / 2
     apart = times - times.mean()
@@ -165,10 +165,10 @@ def _frame_of(times: np.ndarray) -> tuple[float, float]:
 
 
 def matrix(rows: pa.Table, column: str, where: str, *, dtype: Any = np.float32) -> np.ndarray:
-    """A column of numbers, or of lists of them however nested, as [T, D].
+    """A column of numbers, or of nested lists of them, as [T, D].
 
     Raises:
-        EpisodeError: no such column, rows of different length, no number, or a number that is not finite.
+        EpisodeError: there is no such column, rows differ in length, or a value is not a finite number.
     """
     if rows.column_names.count(column) != 1:
         said = "is missing" if column not in rows.column_names else "stands there twice"
@@ -188,7 +188,7 @@ def matrix(rows: pa.Table, column: str, where: str, *, dtype: Any = np.float32) 
 
 
 def _flat(values: pa.Array, column: str, where: str) -> pa.Array:
-    """The numbers of a column, row after row; every row has as many."""
+    """The numbers of a column, row by row; all rows must have the same number of values."""
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     while True:
@@ -218,7 +218,7 @@ def _is_fixed(kind: pa.DataType) -> bool:
 
 
 def success(rows: pa.Table) -> bool | None:
-    """Whether any row is marked as a success; None where the dataset has no such column, or leaves it empty."""
+    """Whether any row is marked as a success; None if the dataset has no such column, or no values in it."""
     if "next.success" not in rows.column_names:
         return None
     marks = rows["next.success"].combine_chunks()

@@ -1,4 +1,4 @@
-"""Instructions of LeRobot episodes: sentences in the episode table, or numbers that the task table explains.
+"""Instructions of LeRobot episodes: sentences in the episode table, or numbers of the task table.
 
 v2.x has meta/tasks.jsonl, v3.0 meta/tasks.parquet, whose sentences may be a column `task` or the table's index.
 """
@@ -22,7 +22,7 @@ _SENTENCE_COLUMNS = ("task", "__index_level_0__", "tasks", "index")
 
 
 def read_tasks(folder: DatasetFolder) -> dict[int, str]:
-    """Sentences by `task_index`; {} where the dataset has no task table.
+    """Sentences by `task_index`; {} if the dataset has no task table.
 
     Raises:
         EpisodeError: the table cannot be read, or two sentences share a number.
@@ -74,7 +74,7 @@ def sentences(tasks: Sequence[str | int], table: Mapping[int, str]) -> list[str]
     """The sentences of an episode, each once, in order.
 
     Raises:
-        EpisodeError: a number that the task table does not hold.
+        EpisodeError: a number is not in the task table.
     """
     found: dict[str, None] = {}
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Frames of LeRobot views from videos: one of their own, or a stretch of a video that episodes share."""
+"""Frames of LeRobot views from videos: an episode's own video, or a part of a shared video."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TIME = "timestamp"
 
 @dataclass(frozen=True)
 class SharedVideos:
-    """The stretches of all episodes in each shared video, by file name relative to the dataset."""
+    """The positions of all episodes in each shared video, by file name relative to the dataset."""
 
     stretches: Mapping[str, tuple[Stretch, ...]]
 
     @classmethod
     def of(cls, entries: Iterable[EpisodeEntry]) -> SharedVideos:
-        """What the episode table says."""
+        """The positions from the episode table."""
         found: dict[str, list[Stretch]] = {}
         for entry in entries:
             for clip in entry.clips.values():
@@ -43,17 +43,17 @@ def video_frames(
 
     Args:
         path: the video.
-        clip: what the episode table says of it.
-        shared: the stretches of all episodes in shared videos.
+        clip: the view's position in the episode table.
+        shared: the positions of all episodes in shared videos.
         rows: the episode's rows; each has one frame.
         fps: frames per second of the dataset.
-        shaping: which frames to keep, and how.
+        shaping: which frames are kept.
 
     Returns:
-        the frames, and how they were found where it was not by time.
+        the frames, and how they were found if not by time.
 
     Raises:
-        EpisodeError: it does not decode, or it is not certain which frames belong to the rows.
+        EpisodeError: the video cannot be decoded, or it is not certain which frames belong to the rows.
     """
     length = rows.num_rows
     if clip.start is None:

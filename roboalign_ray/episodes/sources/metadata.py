@@ -1,4 +1,4 @@
-"""JSON metadata of datasets, checked field by field before anything relies on it."""
+"""Reads JSON metadata of datasets, with a check of every used field."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ MOST_JSON_BYTES = 32 << 20
 
 
 def read_metadata(path: Path, model: type[Model], what: str) -> Model:
-    """A JSON file as `model`; keys that the model does not name are ignored.
+    """Read a JSON file as `model`; keys that the model does not name are ignored.
 
     Args:
         path: the file.
-        model: what it must hold.
-        what: what it should be, for the error ("LeRobot info").
+        model: expected content.
+        what: name of the expected content, for the error ("LeRobot info").
 
     Raises:
-        EpisodeError: unreadable, too large, not JSON, or a field is missing or of a wrong type; the first one is named.
+        EpisodeError: it cannot be read, is too large or not JSON, or a field is missing or invalid; the first one is
+            named.
     """
     try:
         return model.model_validate_json(read_small(path))

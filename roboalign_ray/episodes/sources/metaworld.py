@@ -1,7 +1,7 @@
 """Simulated episodes: Meta-World's Sawyer arm, rendered, with labels read from the simulator.
 
-A start state depends on (task, seed, index) alone, and every variant of it begins in exactly that state, so episodes
-of one start differ only by what the robot does. Episodes are the same bit for bit whenever they are made again.
+A start state is a function of (task, seed, index), and every variant of it begins in exactly that state, so episodes of
+one start differ only by the robot's actions. Episodes are the same bit for bit whenever they are simulated again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,13 @@ from roboalign_ray.episodes.sources.opengl import require_simulator
 
 _WRIST_CAMERA = "gripperPOV"  # its name in Meta-World's model of the arm
 ACTION_KINDS: tuple[ActionKind, ...] = ("delta", "delta", "delta", "hold")
-ACTION_SCALE = (
-    0.01  # metres that a command of 1 moves the hand in a simulator step: the default of Meta-World
-)
+ACTION_SCALE = 0.01  # metres that a command of 1 moves the hand in a simulator step: Meta-World's default
 ACTION_NAMES = ("delta_x [m]", "delta_y [m]", "delta_z [m]", "gripper [-1 open, 1 closed]")
-_PRELUDE = 16  # most simulator steps taken before frame 0, so that episodes do not all begin in one pose
+_PRELUDE = 16  # maximum of simulator steps before frame 0, so that episodes begin in different poses
 
 
 def random_generator(*parts: Any) -> np.random.Generator:
-    """A generator that depends on the words given, the same on every machine and in every process."""
+    """A generator seeded by the given words, the same on every machine and in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
@@ -65,7 +63,7 @@ class _Simulator:
         self.task, self.config = task, config
         self._policy_class: Any = ENV_POLICY_MAP[f"{task}-v3"]
         env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
-        # Let observations hold the goal, which the experts need; the cached space would clip it to zero.
+        # Observations must contain the goal, which the experts need; the cached space would clip it to zero.
         env._partially_observable, env._set_task_called, env.max_path_length = False, True, 10**9
         del env.sawyer_observation_space
         self.env: Any = env
@@ -76,7 +74,7 @@ class _Simulator:
         height, width = config.supersample * config.height, config.supersample * config.width
         env.model.vis.global_.offheight, env.model.vis.global_.offwidth = height, width
         self._renderer = mujoco.Renderer(env.model, height, width)
-        # MuJoCo shuts EGL down at exit; what is registered later, as here, runs before that.
+        # MuJoCo shuts EGL down at exit; handlers that are registered later, like this one, run before that.
         atexit.register(_close, weakref.ref(self._renderer))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
@@ -92,19 +90,19 @@ class _Simulator:
 
         def act(observation: np.ndarray) -> np.ndarray:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the experts ask for more than the limit, step after step
+                warnings.simplefilter("ignore")  # the experts exceed the action limit in most steps
                 return np.asarray(policy.get_action(observation), dtype=np.float64)
 
         return act
 
     def wanderer(self, rng: np.random.Generator, gripper: float | None = None) -> Wanderer:
-        """Random waypoints inside the part of the workspace that the camera sees."""
+        """Random waypoints inside the visible part of the workspace."""
         low = np.maximum(self.env.mocap_low, [-0.3, 0.45, 0.06])
         high = np.minimum(self.env.mocap_high, [0.3, 0.85, 0.3])
         return Wanderer(low, high, rng, gripper)
 
     def reset(self, index: int) -> np.ndarray:
-        """Go to start state `index`; returns the observation there."""
+        """Set start state `index`. Return the observation there."""
         env, words = self.env, (self.config.seed, self.task, index)
         rng = random_generator("start", *words)
         env.seeded_rand_vec, env._freeze_rand_vec = True, False
@@ -131,7 +129,7 @@ class _Simulator:
         return observation, total.astype(np.float32), bool(info["success"])
 
     def frame(self, view: str) -> np.ndarray:
-        """uint8 [H, W, 3] RGB of this instant, each pixel the mean of `supersample` squared rendered ones."""
+        """Render uint8 [H, W, 3] RGB; each pixel is the mean of `supersample` squared rendered pixels."""
         self._renderer.update_scene(self.env.data, self._camera if view == "front" else _WRIST_CAMERA)
         side = self.config.supersample
         fine = self._renderer.render()
@@ -144,13 +142,13 @@ class _Simulator:
 
 
 class MetaworldSource:
-    """Episodes of every task, start and variant, one start after the other and all tasks of a start together.
+    """Episodes of every task, start and variant, start by start, with all tasks of a start together.
 
     Args:
         config: what to simulate.
 
     Raises:
-        UserError: unknown task or variant, Meta-World or OpenGL is missing.
+        UserError: a task or variant is unknown, or Meta-World or OpenGL is missing.
     """
 
     name = "metaworld"
@@ -167,7 +165,7 @@ class MetaworldSource:
 
     @property
     def action_bounds(self) -> tuple[tuple[float, float], ...]:
-        """Least and greatest value per action dimension: a simulator step is cut to [-1, 1], then scaled to metres."""
+        """Minimum and maximum per action dimension: a simulator step is clipped to [-1, 1], then scaled to metres."""
         reach = self.config.steps_per_frame * ACTION_SCALE
         return (*(((-reach, reach),) * 3), (-1.0, 1.0))
 
@@ -181,7 +179,7 @@ class MetaworldSource:
             yield from self.group(task, index)
 
     def group(self, task: str, index: int) -> list[Episode | Quarantined]:
-        """Every variant of one start state. An unstable simulation comes as `Quarantined`."""
+        """Every variant of one start state. An unstable simulation gives `Quarantined`."""
         if task not in self._simulators:
             self._simulators[task] = _Simulator(task, self.config)
         simulator = self._simulators[task]

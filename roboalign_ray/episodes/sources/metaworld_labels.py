@@ -1,4 +1,4 @@
-"""What the simulator knows and no camera shows: poses, contacts, penetration. Read, never inferred from a name."""
+"""Labels from the simulator's state: poses, contacts, penetration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# Bodies that hang directly from the world and are neither robot nor something to manipulate.
+# Bodies that are attached to the world and are neither robot nor object.
 _FIXED_BODIES = {"world", "tablelink", "RetainingWall", "mocap"}
 _ROBOT_ROOT = "base"
 _HAND = "hand"
@@ -40,7 +40,7 @@ class LabelReader:
         self._geom_root = model.body_rootid[model.geom_bodyid]
 
     def read(self) -> dict[str, np.ndarray]:
-        """The labels of this instant.
+        """The labels of the current state.
 
         Returns:
             "object_position", "target_position", "gripper_position" [3] metres; "gripper_opening" [] in [0, 1];
@@ -73,7 +73,7 @@ class LabelReader:
                 depth = max(depth, -float(pair.dist))
             if sorted(kinds) == [2, 3]:
                 self._mujoco.mj_contactForce(model, data, number, wrench)
-                # Pairs within the contact margin are listed too; only those that push are touching.
+                # Pairs within the contact margin are listed too; only those with a force are in contact.
                 touched = touched or wrench[0] > 0
                 force += float(wrench[0])
         return touched, force, depth

@@ -1,7 +1,7 @@
-"""The simulated tasks: which ones, and what a person would say to have them done.
+"""The simulated tasks and their instructions.
 
-Chosen so that something visible moves, that the objects differ from task to task, and that the scripted expert
-finishes within an episode.
+The tasks are chosen so that something visible moves, that the objects differ from task to task, and that the scripted
+expert finishes within an episode.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ DEFAULT_TASKS: tuple[str, ...] = (
 
 
 def sentence(task: str, index: int) -> str:
-    """A sentence for a task's start number `index`: starts go through the task's sentences in turn.
+    """A sentence for a task's start number `index`; starts use the task's sentences in turn.
 
     Raises:
-        UserError: a task we have no sentence for.
+        UserError: the task has no sentence.
     """
     check_task(task)
     return SENTENCES[task][index % len(SENTENCES[task])]
 
 
 def check_task(task: str) -> None:
-    """Raises UserError, naming the nearest task, unless `task` is one we simulate."""
+    """Raise UserError, naming the nearest task, unless `task` is a simulated task."""
     if task not in SENTENCES:
         raise UserError(
             f"unknown Meta-World task '{task}'", where="tasks", remedy=nearest_key(task, list(SENTENCES))

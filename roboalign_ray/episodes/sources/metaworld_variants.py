@@ -1,8 +1,8 @@
-"""What the robot does from a start state: the scripted expert, and counterfactuals of it.
+"""The robot's behaviour from a start state: the scripted expert, and counterfactual variants.
 
-A driver turns observations into simulator actions, four numbers in [-1, 1]: dx, dy, dz and the gripper (positive
-closes). Every driver keeps the hand moving: when its plan is done, it goes on to random waypoints, because a world
-model learns nothing from a still picture. Randomness comes from the generator handed in, so a replay is identical.
+A driver maps observations to simulator actions, four numbers in [-1, 1]: dx, dy, dz and the gripper (positive closes).
+Every driver keeps the hand moving: after its plan it continues to random waypoints, because a world model learns
+nothing from a still picture. All random numbers come from the given generator, so a replay is identical.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Driver = Callable[[np.ndarray, bool], np.ndarray]  # (observation, succeeded so 
 
 
 class Wanderer:
-    """Moves smoothly from one random waypoint to the next; half of them near the object, so that things happen.
+    """Moves smoothly from one random waypoint to the next; half of them are near the object, so that contacts happen.
 
     Args:
         low, high: workspace corners [3], metres.
         rng: source of waypoints.
-        gripper: keep this command, or None for a new one at every waypoint.
+        gripper: constant command, or None for a new one at every waypoint.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Wanderer:
         self._left -= 1
         wanted = self._target - hand
         wanted = self._speed * wanted / max(np.linalg.norm(wanted), 0.06)
-        self._velocity += 0.3 * (wanted - self._velocity)  # a jerk-free turn towards the next waypoint
+        self._velocity += 0.3 * (wanted - self._velocity)  # a smooth turn towards the next waypoint
         return np.clip(np.append(self._velocity, self._gripper), -1, 1)
 
     def _choose(self, thing: np.ndarray) -> None:
@@ -58,7 +58,7 @@ class Wanderer:
 
 
 def _expert(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
-    """The scripted expert; after success it rests for a moment, then moves on."""
+    """The scripted expert; after success it pauses, then moves on."""
     state = {"rest": 8}
 
     def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
@@ -76,7 +76,7 @@ def _noisy(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) 
     def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
         nonlocal noise
         noise = 0.9 * noise + np.sqrt(1 - 0.9**2) * strength * rng.standard_normal(3)
-        # The policy's gains ask for far more than the limit: clip first, or the noise would drown.
+        # The policy's gains exceed the limit by far: clip first, or the noise would have no effect.
         return np.clip(expert(observation, succeeded), -1, 1) + np.append(noise, 0.0)
 
     return drive
@@ -88,7 +88,7 @@ def _wander(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int)
 
 
 def _early_stop(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
-    """The expert gives up part of the way and goes elsewhere."""
+    """The expert stops part of the way and moves elsewhere."""
     left = int(steps * rng.uniform(0.15, 0.4))
 
     def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
@@ -100,7 +100,7 @@ def _early_stop(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: 
 
 
 def _reverse(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
-    """The expert's motion up to a moment, then the same motion backwards, then elsewhere."""
+    """The expert's motion up to some time, then the same motion backwards, then elsewhere."""
     turn, done = int(steps * rng.uniform(0.2, 0.45)), []
 
     def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
@@ -115,7 +115,7 @@ def _reverse(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int
 
 
 def _slow(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
-    """The expert at a fraction of its speed: the task may remain unfinished."""
+    """The expert at a fraction of its speed: the task may remain incomplete."""
     expert, pace = _expert(policy, wander, rng, steps), rng.uniform(0.4, 0.7)
 
     def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
@@ -125,7 +125,7 @@ def _slow(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -
 
 
 def _flipped_gripper(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
-    """The expert's path with the gripper the other way round: grasps fail."""
+    """The expert's path with inverted gripper commands: grasps fail."""
     expert = _expert(policy, wander, rng, steps)
 
     def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
@@ -137,12 +137,12 @@ def _flipped_gripper(policy: Any, wander: Wanderer, rng: np.random.Generator, st
 
 
 class KeepMoving:
-    """A driver that leaves its plan for good once the hand has stood still: a stuck hand teaches nothing.
+    """A driver that ends its plan once the hand has stood still, because a stuck hand gives no training signal.
 
     Args:
         plan: the driver to follow until then.
         wander: the driver to follow from then on.
-        patience: steps within which the hand must move by `distance` metres; a grasp takes fewer.
+        patience: number of steps within which the hand must move by `distance` metres; a grasp takes fewer.
     """
 
     def __init__(self, plan: Driver, wander: Wanderer, patience: int = 20, distance: float = 0.012) -> None:
@@ -170,7 +170,7 @@ VARIANTS: dict[str, Callable[[Any, Wanderer, np.random.Generator, int], Driver]]
 
 
 def check_variant(name: str) -> None:
-    """Raises UserError, naming the nearest variant, unless `name` is one."""
+    """Raise UserError, naming the nearest variant, unless `name` is one."""
     if name not in VARIANTS:
         raise UserError(
             f"unknown variant '{name}'", where="variants", remedy=nearest_key(name, list(VARIANTS))

@@ -1,4 +1,4 @@
-"""Whether the simulator is installed and which software or hardware OpenGL it can draw with."""
+"""Checks that the simulator is installed, and selects an OpenGL backend, software or hardware."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _PROBE = "import mujoco; context = mujoco.GLContext(8, 8); context.make_current(
 
 
 def require_simulator() -> str:
-    """Check that Meta-World can simulate and draw here, and point MuJoCo at an OpenGL that works.
+    """Check that Meta-World can simulate and render here, and set MUJOCO_GL to a backend that works.
 
-    Call it before MuJoCo is first imported: MuJoCo reads MUJOCO_GL once.
+    Call it before the first import of MuJoCo, which reads MUJOCO_GL once.
 
     Returns:
-        The backend, also left in MUJOCO_GL.
+        The backend, which is also set in MUJOCO_GL.
 
     Raises:
-        UserError: Meta-World or MuJoCo is not installed, or no OpenGL draws.
+        UserError: Meta-World or MuJoCo is not installed, or no OpenGL backend works.
     """
     missing = [name for name in ("mujoco", "metaworld") if importlib.util.find_spec(name) is None]
     if missing:
@@ -39,7 +39,7 @@ def require_simulator() -> str:
 
 @functools.cache
 def _working_backend(asked: str) -> str:
-    """The first backend that opens a context; each is tried in a process of its own, as a failure may abort it."""
+    """The first backend that opens a context; each is tried in its own process, because a failure may abort it."""
     tried = [asked] if asked else ["egl", "osmesa"]
     for backend in tried:
         environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}

@@ -1,4 +1,4 @@
-"""One decoder for every single picture that a dataset holds: PNG, JPEG, WebP and BMP, of bounded size."""
+"""Decodes single pictures of a dataset: PNG, JPEG, WebP and BMP, of limited size."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of gre
 
 
 def decode_picture(data: bytes, where: str, *, most_pixels: int = MOST_FRAME_PIXELS) -> np.ndarray:
-    """Decode a picture. Levels of 16 bits become the nearest of 8; transparency is dropped.
+    """Decode a picture. Levels of 16 bits are rounded to 8; transparency is dropped.
 
     Args:
         data: an encoded picture.
-        where: which picture, for errors ("image_0[3]").
-        most_pixels: a larger one is refused by its header, before it is decoded.
+        where: name of the picture, for errors ("image_0[3]").
+        most_pixels: a larger picture is refused by its header, before it is decoded.
 
     Returns:
         uint8 [H, W, 3] RGB.
 
     Raises:
-        EpisodeError: no bytes, another format, too large, or damaged.
+        EpisodeError: there are no bytes, or the picture has another format, is too large or damaged.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise EpisodeError(f"picture {where} is {type(data).__name__}, not bytes")

@@ -1,13 +1,13 @@
 """RLDS datasets (TFRecord shards described by features.json), read without TensorFlow.
 
 TensorFlow Datasets flattens an episode's steps into one Example: `steps/action` holds T x A floats in a row,
-`steps/observation/image_0` T encoded pictures, `episode_metadata/...` one value each. features.json says which of
-them are pictures, text or tensors, and of which shape.
+`steps/observation/image_0` T encoded pictures, `episode_metadata/...` one value each. features.json has their types
+(pictures, text or tensors) and shapes.
 
-An action that is a dictionary becomes one vector: its numeric leaves, truth values as 0 and 1, in features.json's
-order, under the leaves' own names (`known_actions` tells which data sets' numbers have better known ones).
+An action that is a dictionary becomes one vector: its numeric leaves, booleans as 0 and 1, in features.json's order,
+with the leaves' own names (`known_actions` has better names for the numbers of some data sets).
 
-RLDS records no frame rate and no robot. Both are known for the datasets in `KNOWN_DATASETS`; others must be told.
+RLDS has no frame rate and no robot. Both are known for the datasets in `KNOWN_DATASETS`; others need an option.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ from roboalign_ray.foundation.failures import UserError, printable, raise_if_hos
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What RLDS leaves out; what the actions are is told by `known_actions`."""
+    """Fields that RLDS lacks; `known_actions` has those of the actions."""
 
     fps: float
     embodiment: str
 
 
-# Control rates as the datasets' authors state them.
+# Control rates as stated by the datasets' authors.
 KNOWN_DATASETS: Mapping[str, KnownDataset] = {
     "bridge": KnownDataset(5.0, "widowx"),
     "fractal": KnownDataset(3.0, "google_robot"),
     "droid": KnownDataset(15.0, "franka"),
 }
 _ACTIONS = ("steps/action", "steps/actions")
-_SAMPLED = 10  # records whose actions are looked at before the first one is read
+_SAMPLED = 10  # number of records whose actions are examined before the first one is read
 
 
 class RldsSource:
     """Episodes of an RLDS dataset folder.
 
-    Every view that holds a picture is kept; a view that is one flat colour throughout (datasets fill absent cameras
-    so) is left out and named in the provenance. Success is known only where the metadata holds it: the reward of
-    demonstrations marks their end, not that the task was done.
+    Every view that holds a picture is kept; a view that is one flat colour throughout (how datasets fill absent
+    cameras) is left out and named in the provenance. Success is known only if the metadata holds it: the reward of
+    demonstrations marks their end, and not that the task was completed.
 
     Args:
         root: folder with features.json and `*.tfrecord*` shards, or the folder above one version of it.
-        fps: frames per second; None takes the known dataset's.
-        embodiment: robot name; "" takes the known dataset's.
+        fps: frames per second; None takes the rate of a known dataset.
+        embodiment: robot name; "" takes that of a known dataset.
         views: views to decode; None takes all.
-        shaping: what to keep of the frames while they are decoded.
+        shaping: which frames are kept during decoding.
 
     Raises:
-        UserError: no such dataset, or its frame rate is not known and not given.
+        UserError: there is no such dataset, or its frame rate is neither known nor given.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class RldsSource:
         known = KNOWN_DATASETS.get(key)
         self._assumed = []
         if known is not None and fps is None:
-            told = f"{known.fps:g} Hz and the robot {known.embodiment}, as published for {key}"
-            self._assumed.append(f"{told}; another rate is given with --source-fps")
+            published = f"{known.fps:g} Hz and the robot {known.embodiment}, as published for {key}"
+            self._assumed.append(f"{published}; another rate is given with --source-fps")
         if fps is None and known is None:
             raise UserError(
                 f"RLDS holds no frame rate and '{self.name}' is not a dataset whose rate is known",
@@ -125,7 +125,7 @@ class RldsSource:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the dataset as a whole, a line each."""
+        """Notes for the user about the whole dataset, one line each."""
         return self._assumed + dataset_notes(
             self.features, self._shards, self._action, self._texts, self._labels
         )
@@ -152,7 +152,7 @@ class RldsSource:
         return read_or_quarantine(
             episode_id,
             lambda: self._episode(episode_id, shard.path, index, parse_example(record)),
-            told=lambda reason: f"{shard.path.name} record {index}: {reason}",
+            reword=lambda reason: f"{shard.path.name} record {index}: {reason}",
         )
 
     def _episode(self, episode_id: str, shard: Path, index: int, example: dict[str, FeatureValue]) -> Episode:
@@ -185,9 +185,9 @@ class RldsSource:
 
     @cached_property
     def action_findings(self) -> ActionFindings:
-        """What is known of the actions, told by features.json and by the first records."""
+        """Findings about the actions, from features.json and from the first records."""
         samples = [self._sample(example) for example in islice(self._readable(), _SAMPLED)]
-        if not samples:  # no record is usable, and features.json alone is not believed
+        if not samples:  # no record is usable, and features.json alone is not trusted
             return ActionFindings((), (), ())
         leaves = [
             ActionLeaf(key.removeprefix(self._action).lstrip("/"), max(0, prod(self.features[key].shape)))
@@ -196,7 +196,7 @@ class RldsSource:
         return rlds_findings(self.name, leaves, samples)
 
     def _readable(self) -> Iterator[dict[str, FeatureValue]]:
-        """Records whose actions and state can be read; the others are told where the episode itself is read."""
+        """Records whose actions and state can be read; errors of others are reported later."""
         for shard in self._shards.present:
             for record in read_records(shard.path):
                 if isinstance(record, CorruptRecord):
@@ -272,7 +272,7 @@ class RldsSource:
         return metadata
 
     def _instruction(self, example: dict[str, FeatureValue]) -> str:
-        """The first text that is not empty; "" where there is none."""
+        """The first text that is not empty; "" if there is none."""
         for key in self._texts:
             value, feature = example.get(key, []), self.features[key]
             if not len(value):
@@ -286,7 +286,7 @@ class RldsSource:
 
 
 def _pictures(name: str, encoded: list[bytes], shaping: Shaping) -> np.ndarray | None:
-    """The pictures of a view, as an `Episode` takes them; None where all of them are of one flat colour."""
+    """The pictures of a view for an `Episode`; None if all of them are of one flat colour."""
     frames, flat = FrameCollector(shaping, len(encoded), where=f"view '{name}'"), True
     for t, raw in enumerate(encoded):
         picture = decode_picture(raw, f"{name}[{t}]")

@@ -1,4 +1,4 @@
-"""features.json of an RLDS dataset: which flattened feature is a picture, a text or a tensor, and of which shape."""
+"""features.json of an RLDS dataset: types and shapes of flattened features."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Feature:
     """One leaf of features.json.
 
     Attributes:
-        kind: "image", "text", "tensor", "label" (a number that stands for a name), or "other", which is not read.
-        shape: of one step; a size that is not fixed is -1.
-        dtype, encoding: as TensorFlow Datasets names them.
-        ragged: a sequence inside the steps: each step may hold another number of items.
+        kind: "image", "text", "tensor", "label" (a number of a name), or "other", which is not read.
+        shape: shape of one step; a variable size is -1.
+        dtype, encoding: TensorFlow Datasets' names.
+        ragged: whether it is a sequence inside the steps: steps may hold different numbers of items.
     """
 
     kind: str
@@ -34,12 +34,12 @@ class Feature:
 
     @property
     def is_numeric(self) -> bool:
-        """Numbers or truth values (0 and 1), fit for an action or state vector."""
+        """Whether it holds numbers or booleans (0 and 1), for an action or state vector."""
         return self.kind in ("tensor", "label")
 
     @property
     def is_camera(self) -> bool:
-        """A colour picture of 8 bits. Depth maps and masks (one channel, or other numbers) are none."""
+        """Whether it is a colour picture of 8 bits, and not a depth map or a mask (one channel, or other numbers)."""
         return (
             self.kind == "image"
             and not self.ragged
@@ -60,7 +60,7 @@ def read_features(path: Path) -> dict[str, Feature]:
             leaves[name] = leaf
             if len(leaves) > _MOST_LEAVES:
                 raise ValueError(f"more than {_MOST_LEAVES} features")
-    except Exception as error:  # whatever a damaged tree leads to
+    except Exception as error:  # a damaged tree may raise anything
         raise opened("RLDS features", path, error) from error
     if not any(name.startswith("steps/") for name in leaves):
         raise UserError("describes no 'steps': not an RLDS dataset", where=str(path))
@@ -70,7 +70,7 @@ def read_features(path: Path) -> dict[str, Feature]:
 def view_keys(features: Mapping[str, Feature]) -> dict[str, str]:
     """View name -> feature, of every camera picture of the steps.
 
-    A view is named by the last part of its key; pictures that would share a name take as many parts as tell them apart.
+    A view is named by the last part of its key; pictures that would share a name use as many parts as needed.
     """
     keys = sorted(key for key, feature in features.items() if feature.is_camera and key.startswith("steps/"))
     names: dict[str, str] = {}
@@ -87,7 +87,7 @@ def view_keys(features: Mapping[str, Feature]) -> dict[str, str]:
 
 
 def _leaves(node: Mapping[str, Any], name: str, *, depth: int) -> Iterator[tuple[str, Feature]]:
-    """Leaves below a node; `depth` counts the sequences around it, of which the steps are the first."""
+    """Leaves below a node; `depth` is the number of sequences around it, of which the steps are the first."""
     if "featuresDict" in node:
         for key, child in node["featuresDict"]["features"].items():
             yield from _leaves(child, f"{name}/{key}" if name else key, depth=depth)

@@ -1,4 +1,4 @@
-"""What the user should know of an RLDS dataset as a whole: shards that are missing, and what of it is not read."""
+"""Notes for the user about a whole RLDS dataset: missing shards, and features that are not read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def dataset_notes(
     texts: Collection[str],
     labels: Collection[str],
 ) -> list[str]:
-    """A line for each.
+    """One line per note.
 
     Args:
         features: of features.json.
         shards: those present and missing.
-        action: feature that is the action.
+        action: name of the action feature.
         texts: features that may hold the instruction.
         labels: those of them whose numbers a file explains.
     """
@@ -40,12 +40,12 @@ def dataset_notes(
         if key.startswith(f"{action}/") and not feature.is_numeric
     ]
     lines += [
-        f"{key}: holds numbers, and the dataset does not tell their sentences; instructions stay empty"
+        f"{key}: holds numbers, and the dataset has no sentences for them; instructions stay empty"
         for key in texts
         if is_number(features[key]) and key not in labels
     ]
     if not texts:
         others = [key for key, feature in features.items() if feature.kind == "text"]
-        told = f"; texts by other names are not read: {listed(others)}" if others else ""
-        lines.append(f"no feature is named as an instruction, instructions stay empty{told}")
+        rest = f"; texts by other names are not read: {listed(others)}" if others else ""
+        lines.append(f"no feature is named as an instruction, instructions stay empty{rest}")
     return lines

@@ -1,4 +1,4 @@
-"""Shards of an RLDS dataset: which files there are, which are missing, and how many records each should hold."""
+"""Shards of an RLDS dataset: present and missing files, and their expected numbers of records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from roboalign_ray.foundation.failures import UserError, raise_if_host
 
 # <dataset>-<split>.tfrecord-<shard>-of-<shards>: the default of TensorFlow Datasets.
 _NUMBERED = re.compile(r"(?P<split>.+)\.tfrecord-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})")
-_MOST_MISSING = 1000  # that are listed one by one
+_MOST_MISSING = 1000  # limit on missing shards that are listed one by one
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Shard:
 
     Attributes:
         path: where it is.
-        label: its part of the episodes' ids, such as "train-00000-of-00004".
-        records: how many it should hold; None where dataset_info.json does not tell.
+        label: its part in the episodes' ids, such as "train-00000-of-00004".
+        records: expected number; None if dataset_info.json does not have it.
     """
 
     path: Path
@@ -40,10 +40,10 @@ class Shards:
     """The shards of a dataset.
 
     Attributes:
-        name: of the dataset.
-        present: in the order of their names.
-        missing: labels of shards that the others' names count, but that are not there.
-        absent_splits: splits that dataset_info.json names and that have no shard here.
+        name: name of the dataset.
+        present: present shards, in the order of their names.
+        missing: labels of missing shards, by the numbers in the others' names.
+        absent_splits: splits of dataset_info.json that have no shard here.
     """
 
     name: str
@@ -56,7 +56,7 @@ def find_shards(folder: DatasetFolder) -> Shards:
     """The shards of a folder.
 
     Raises:
-        UserError: none, a compressed one, or one that leads out of the folder.
+        UserError: there is no shard, one is compressed, or one leads out of the folder.
     """
     names = sorted(path.name for path in folder.root.iterdir() if ".tfrecord" in path.name)
     if not names:
@@ -86,7 +86,7 @@ def _label(name: str, dataset: str) -> str:
 
 
 def _missing(names: list[str]) -> Iterator[str]:
-    """Names of shards that should be there, by the numbers of the others."""
+    """Names of missing shards, by the numbers of the others."""
     found: dict[tuple[str, str], set[int]] = defaultdict(set)
     for match in filter(None, map(_NUMBERED.fullmatch, names)):
         found[match["split"], match["count"]].add(int(match["number"]))
@@ -102,10 +102,10 @@ def _missing(names: list[str]) -> Iterator[str]:
 
 
 def _stated_lengths(path: Path) -> dict[str, list[int]]:
-    """Records of every shard by split, as dataset_info.json tells them; {} without such a file.
+    """Number of records of every shard by split, from dataset_info.json; {} without such a file.
 
     Raises:
-        UserError: it is there and is not JSON of that layout.
+        UserError: the file is not JSON of that layout.
     """
     if not path.is_file():
         return {}
@@ -113,7 +113,7 @@ def _stated_lengths(path: Path) -> dict[str, list[int]]:
         return {
             str(split["name"]): _counts(split) for split in json.loads(read_small(path)).get("splits", [])
         }
-    except Exception as error:  # whatever damaged JSON leads to
+    except Exception as error:  # damaged JSON may raise anything
         raise_if_host(error, where=str(path))
         raise opened("an RLDS dataset_info", path, error) from error
 

@@ -1,8 +1,8 @@
-"""Tensors of RLDS records as arrays: every number type and encoding that TensorFlow Datasets writes.
+"""Tensors of RLDS records as arrays, for all number types and encodings of TensorFlow Datasets.
 
-Without an encoding, integers and truth values stand in a list of int64, all floats in a list of float32. With encoding
-"bytes" or "zlib" every step holds the raw little-endian bytes of its tensor. What a step must unpack to is known from
-features.json, so a compressed field never grows beyond it.
+Without an encoding, integers and booleans are a list of int64, all floats a list of float32. With encoding "bytes" or
+"zlib", every step holds the raw little-endian bytes of its tensor. The size of a step is known from features.json, so a
+compressed field is never unpacked beyond it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.rlds_features import Feature
 from roboalign_ray.episodes.sources.tfrecord import FeatureValue
 
-_MOST_NUMBERS = 1 << 26  # of one feature in one episode: 256 MB as float32
+_MOST_NUMBERS = 1 << 26  # limit on one feature in one episode: 256 MB as float32
 _NUMBERS = {
     **{
         name: np.dtype(f"<{code}") for name, code in (("float16", "f2"), ("float32", "f4"), ("float64", "f8"))
@@ -35,15 +35,15 @@ def tensor_rows(value: FeatureValue, feature: Feature, key: str) -> np.ndarray:
     """The numbers of a feature, step by step.
 
     Args:
-        value: as the record holds it.
-        feature: what features.json says of it.
+        value: value in the record.
+        feature: its description in features.json.
         key: its name, for errors.
 
     Returns:
-        float32 [T, D]; truth values are 0 and 1.
+        float32 [T, D]; booleans are 0 and 1.
 
     Raises:
-        EpisodeError: a type or shape that is not read, or the record holds something else.
+        EpisodeError: the type or shape is not supported, or the record holds something else.
     """
     if feature.ragged or any(size < 0 for size in feature.shape):
         raise EpisodeError(f"'{key}' has no fixed shape, its steps cannot be put side by side")
@@ -80,7 +80,7 @@ def _from_bytes(chunks: list[bytes], feature: Feature, key: str, size: int) -> n
 
 
 def _inflated(chunk: bytes, expected: int, key: str) -> bytes:
-    """A zlib stream that must unpack to `expected` bytes; never unpacks more than one byte beyond them."""
+    """Unpack a zlib stream of `expected` bytes; at most one byte more is unpacked."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(chunk, expected + 1)

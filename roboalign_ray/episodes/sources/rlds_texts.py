@@ -1,4 +1,4 @@
-"""Instructions and marks of RLDS records: texts, codes of characters, and numbers that a file of labels explains."""
+"""Instructions and success marks of RLDS records: texts, character codes, and numbers of a file of labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from roboalign_ray.episodes.sources.rlds_features import Feature
 from roboalign_ray.episodes.sources.rlds_tensors import tensor_rows
 from roboalign_ray.episodes.sources.tfrecord import FeatureValue
 
-# language_instruction, natural_language_instruction, instruction; language_instruction_2 is another wording.
+# language_instruction, natural_language_instruction, instruction; language_instruction_2 is a paraphrase.
 _INSTRUCTION = re.compile(r"(?:.*_)?(?:language_instruction(?:_\d)?|instruction)")
 _TRUE, _FALSE = ("true", "1", "yes", "success"), ("false", "0", "no", "failure")
 
@@ -73,7 +73,7 @@ def read_labels(
 
 
 def truth(value: Any) -> bool | None:
-    """A mark of success: a truth value, a number, or a word for one; None for anything else."""
+    """A success mark: a boolean, a number, or a word for one; None for anything else."""
     if isinstance(value, str):
         word = value.strip().lower()
         return True if word in _TRUE else False if word in _FALSE else None
@@ -85,7 +85,7 @@ def text_of(value: FeatureValue, feature: Feature, key: str) -> str:
     zeros.
 
     Raises:
-        EpisodeError: integers that are no characters.
+        EpisodeError: the integers are not characters.
     """
     if isinstance(value, list):
         if feature.kind == "text":

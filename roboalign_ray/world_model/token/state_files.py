@@ -89,7 +89,7 @@ def _read(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], layout: S
     samples = len(actions) // groups
     before = actions[::samples, :past]
     return TokenState(
-        prompts=tuple((str(name), str(told)) for name, told in header["prompts"]),
+        prompts=tuple((str(name), str(instruction)) for name, instruction in header["prompts"]),
         seeds=seeds,
         actions=actions,
         first=first,
@@ -111,7 +111,7 @@ def _segment(entry: Mapping[str, Any], number: int, arrays: Mapping[str, np.ndar
 
 
 def _with_memory(
-    state: TokenState, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray], packed: PackedTransformer
+    state: TokenState, counts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], packed: PackedTransformer
 ) -> TokenState:
     own = _tensor(arrays["memory_own"], packed)
     shape = (len(packed.layers), 2, state.rows, packed.kv_heads)
@@ -122,14 +122,14 @@ def _with_memory(
     room[..., 1:, :] = own
     cache = KeyValueCache(shared, room, state.samples)
     cache.length = own.shape[4]
-    memory = Memory(packed, cache, int(told["kept"]), int(told["lead"]))
+    memory = Memory(packed, cache, int(counts["kept"]), int(counts["lead"]))
     return TokenState(**{**vars(state), "memory": memory})
 
 
 def _check_version(begun: int, version: int) -> None:
     if begun != version:
         raise UserError(
-            f"its segment under way was begun with weight version {begun}, the world model holds {version}",
+            f"its current segment was begun with weight version {begun}, the world model holds {version}",
             where=_WHERE,
             remedy="load the weights of that version first",
         )

@@ -1,8 +1,8 @@
 """Compiles decode.c for this machine, once per user, and loads it.
 
-The library is cached in $ROBOALIGN_CACHE or ~/.cache/roboalign, under a name that hashes all that it is made of: the
-sources, the compiler, the flags and the processor, so machines of several kinds may share a home folder. It is written
-under another name and then renamed, so processes that compile at the same time do not meet half a file.
+The library is cached in $ROBOALIGN_CACHE or ~/.cache/roboalign. Its name is a hash of its inputs (sources, compiler,
+flags and processor), so machines of several kinds may share a home folder. It is written under another name and then
+renamed, so that concurrent processes never read an incomplete file.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 SWITCH = "ROBOALIGN_NATIVE"
 SOURCES = ("decode.c", "team.h", "vectors.h")
 COMMON_FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-pthread", "-shared", "-fPIC")
-MACHINE_FLAGS = ("-march=native", "-mcpu=native")  # tried in turn: compilers name the processor differently
+MACHINE_FLAGS = ("-march=native", "-mcpu=native")  # tried in turn: compilers use different names
 SECONDS = 600
 
 logger = logging.getLogger(__name__)
 
 
 def native_library(dtype: torch.dtype, device: torch.device, head_dim: int) -> ctypes.CDLL | None:
-    """The compiled library where it can serve: on a CPU, in float32, heads a multiple of eight wide; else None."""
+    """The compiled library if it supports the model: on a CPU, in float32, head size a multiple of eight; else None."""
     if os.environ.get(SWITCH, "1").lower() in ("0", "false", "no", "off"):
         return None
     if device.type != "cpu" or dtype != torch.float32 or head_dim % 8:
@@ -42,7 +42,7 @@ def native_library(dtype: torch.dtype, device: torch.device, head_dim: int) -> c
 
 @functools.cache
 def _library(path: str) -> ctypes.CDLL | None:
-    """Compiled at most once per process and search path; says so in one line where that fails."""
+    """The library, compiled at most once per process and search path; a failure is logged in one line."""
     try:
         return _opened(_built(_compiler(path)))
     except OSError as error:
@@ -57,7 +57,7 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries live."""
+    """Folder of compiled libraries."""
     chosen = os.environ.get("ROBOALIGN_CACHE")
     return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "roboalign") / "native"
 
@@ -72,7 +72,7 @@ def _compiler(path: str) -> list[str]:
 
 
 def _built(compiler: list[str]) -> Path:
-    """The library's path; compiles where it is not there yet. Raises OSError with the compiler's last words."""
+    """The library's path; compiles it if it is missing. Raises OSError with the compiler's last lines."""
     package = resources.files(__package__)
     sources = {name: package.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
     parts = (sources, compiler, COMMON_FLAGS, MACHINE_FLAGS, _processor())
@@ -88,7 +88,7 @@ def _built(compiler: list[str]) -> Path:
 
 
 def _compiled(compiler: list[str], folder: Path) -> Path:
-    """The sources of a folder, compiled there."""
+    """Compile the sources of a folder there."""
     made, words = folder / "decode.so", ""
     for flag in MACHINE_FLAGS:
         command = [*compiler, *COMMON_FLAGS, flag, str(folder / SOURCES[0]), "-o", str(made), "-lm"]
@@ -103,7 +103,7 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """The properties of the processor that determine -march=native."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

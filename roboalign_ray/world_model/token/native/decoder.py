@@ -1,4 +1,4 @@
-"""Weights packed for decode.c, and the call."""
+"""Weights in the format of decode.c, and its calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.token.cache import KeyValueCache
 from roboalign_ray.world_model.token.native.thread_choice import ThreadChoice
 
-# A forked child has none of the threads that its parent's pool counts on, and would wait for them for ever.
+# A forked child has no threads of its parent's pool, and would wait for them forever.
 _forked = False
 
 
@@ -29,12 +29,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Panels:
-    """One weight matrix as decode.c reads it: panels of outputs, each [in, width].
+    """One weight matrix in decode.c's format: panels of outputs, each [in, width].
 
     Args:
         matrix_OI: float32 [out, in].
-        width: outputs per panel, the library's `panel_width()`.
-        paired: the matrix is a gate's and an up projection's, stacked: each panel takes half its outputs from either.
+        width: number of outputs per panel, the library's `panel_width()`.
+        paired: whether the matrix is a gate's and an up projection's, stacked: each panel has half its outputs from
+            either.
     """
 
     def __init__(self, matrix_OI: Tensor, width: int, paired: bool = False) -> None:
@@ -91,8 +92,8 @@ class NativeDecoder:
     Args:
         library: from `build.native_library`.
         embedding: float32 [vocabulary, H].
-        layers, head: packed matrices; they are kept alive here.
-        heads, kv_heads: of attention.
+        layers, head: packed matrices; this object keeps them alive.
+        heads, kv_heads: number of attention heads, and of key-value heads.
         norm_floor: H times the RMS norm's epsilon.
     """
 
@@ -128,7 +129,7 @@ class NativeDecoder:
         self._choices: dict[tuple[int, int], ThreadChoice] = {}
 
     def _choice(self, rows: int) -> ThreadChoice | None:
-        """Who decides on the threads of passes with so many rows; None where there is but one."""
+        """The thread choice for passes with this number of rows; None if there is only one thread."""
         most = 1 if _forked else torch.get_num_threads()
         return None if most < 2 else self._choices.setdefault((rows, most), ThreadChoice(most))
 
@@ -152,7 +153,9 @@ class NativeDecoder:
         call.ids, call.phases, call.logits = ids.data_ptr(), phases.data_ptr(), logits.data_ptr()
         began = time.perf_counter()
         failure = self._library.forward(ctypes.byref(self._model), ctypes.byref(call))
-        if choice is not None and chunk == 1:  # passes of one token are alike; a prompt's are not
+        if (
+            choice is not None and chunk == 1
+        ):  # passes of one token have equal costs; those of a prompt do not
             choice.took(call.threads, time.perf_counter() - began)
         if failure == 1:
             raise UserError("a token id is outside the vocabulary", where="rollout engine")

@@ -1,29 +1,29 @@
-"""How many threads a decode pass runs on: all that the process has, or one, whichever took less time lately.
+"""Chooses the number of threads of a decode pass: all threads of the process, or one, by recent times.
 
-Alone on its cores an engine is fastest on all of them. Where another program takes a core, every stage of a pass waits
-for the thread that lost it, and one thread can be faster. Nobody tells a process which of the two holds, so passes are
-timed and the other number is tried now and then. The tokens do not depend on it.
+If no other program uses the cores, all threads are fastest. If another program uses a core, every stage of a pass waits
+for the preempted thread, and one thread can be faster. A process cannot query this, so passes are timed, and the other
+number is tried now and then. The tokens do not depend on it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-TRIED = 12  # passes of a trial; their mean counts, since a lost time slice costs what it costs
+TRIED = 12  # passes of a trial; their mean counts, which includes lost time slices
 FIRST = 24  # passes before the first trial
 SHORTEST, LONGEST = 192, 1024  # passes between trials; doubled by every trial that changes nothing
 MARGIN = 0.05  # share by which the other number must be faster
 SLOWER, FASTER = (
     1.4,
     0.87,
-)  # passes whose time has changed by such a factor since the last trial start the next one
+)  # a change of the pass time by this factor since the last trial starts the next trial
 
 
 class ThreadChoice:
-    """Decides from pass times alone. Holds no clock.
+    """Decides from pass times only, without a clock.
 
     Args:
-        most: threads of the process, at least 2.
+        most: number of threads of the process, at least 2.
     """
 
     def __init__(self, most: int) -> None:
@@ -35,15 +35,15 @@ class ThreadChoice:
         self._trying = False
 
     def threads(self) -> int:
-        """For the next pass."""
+        """Number of threads for the next pass."""
         return self._other if self._trying else self.current
 
     def took(self, threads: int, seconds: float) -> None:
-        """A pass on so many threads is over."""
+        """Record the time of a pass with this number of threads."""
         if self._trying:
             if threads == self._other:
                 self._tried.append(seconds)
-            # A trial that has taken as long as all of it would have on the present number is lost already.
+            # Stop a trial that already took as long as a whole trial on the present number would.
             if len(self._tried) >= TRIED or sum(self._tried) >= TRIED * _mean(self._recent):
                 self._decide()
             return
@@ -57,7 +57,7 @@ class ThreadChoice:
         return 1 if self.current == self.most else self.most
 
     def _changed(self) -> bool:
-        """Whether passes take clearly another time than after the last trial."""
+        """Whether pass times differ clearly from those after the last trial."""
         return self._usual > 0 and not FASTER < _mean(self._recent) / self._usual < SLOWER
 
     def _decide(self) -> None:
