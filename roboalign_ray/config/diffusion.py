@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig, check_warm_up
+
+# A folder from somebody else must not ask for a network that no machine can count.
+Channels = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class DenoiserConfig(FrozenConfig):
@@ -30,20 +33,20 @@ class DenoiserConfig(FrozenConfig):
         largest_motion: pixels by which a part of the newest frame may move within one clip.
     """
 
-    views: PositiveInt = 1
-    height: PositiveInt = 64
-    width: PositiveInt = 64
-    patch: PositiveInt = 4
-    channels: tuple[PositiveInt, ...] = Field((64, 128, 256), min_length=1, max_length=8)
+    views: int = Field(1, ge=1, le=64)
+    height: int = Field(64, ge=1, le=8192)
+    width: int = Field(64, ge=1, le=8192)
+    patch: int = Field(4, ge=1, le=64)
+    channels: tuple[Channels, ...] = Field((64, 128, 256), min_length=1, max_length=8)
     blocks: int = Field(2, ge=1, le=64)
-    heads: PositiveInt = 4
-    attention_levels: NonNegativeInt = 2
+    heads: int = Field(4, ge=1, le=1024)
+    attention_levels: int = Field(2, ge=0, le=8)
     history: tuple[NonNegativeInt, ...] = Field((0, 1, 2, 5), min_length=1, max_length=64)
     reference: bool = True
-    clip_frames: PositiveInt = 1
-    past_actions: NonNegativeInt = 2
-    action_dims: PositiveInt = 4
-    largest_motion: float = Field(16.0, gt=0)
+    clip_frames: int = Field(1, ge=1, le=256)
+    past_actions: int = Field(2, ge=0, le=1024)
+    action_dims: int = Field(4, ge=1, le=4096)
+    largest_motion: float = Field(16.0, gt=0, le=8192)
 
     @field_validator("history")
     @classmethod

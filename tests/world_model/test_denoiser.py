@@ -117,6 +117,8 @@ def test_states_and_clips_are_inverse_and_one_step_is_the_first_prediction() -> 
     [
         ({"height": 20}, "height 20 is not a multiple of 8"),
         ({"heads": 3}, "8 channels do not divide among 3 heads"),
+        ({"channels": (8, 2**40)}, "less than or equal to 65536"),
+        ({"largest_motion": float("inf")}, "less than or equal to 8192"),
         ({"history": (0, 2, 2)}, "ascends"),
         ({"history": (1, 2)}, "begins with 0"),
     ],
