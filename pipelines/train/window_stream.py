@@ -67,7 +67,7 @@ class WindowStream(BurstStream):
             "rank": rank,
             "world_size": world_size,
             "shuffle_buffer": episodes_config.shuffle_buffer,
-            "spec": asdict(spec),
+            "spec": _plain(spec),
         }
         path = resolve_store(store_path).absolute()
         super().__init__(identity, batch_size, _ChunkReader(path, spec), burst=decoders, at_once=decoders)
@@ -159,6 +159,13 @@ class _ChunkReader:
 
 
 _opened = cache(open_store)  # opened once per process
+
+
+def _plain(spec: WindowSpec) -> dict[str, Any]:
+    """A spec as JSON types; of one view it is what earlier versions saved, so their positions stay valid."""
+    fields = asdict(spec)
+    views = list(fields.pop("views"))
+    return {**fields, "views": views} if views else fields
 
 
 def _stacked(windows: list[Window]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def test_positions_are_plain_values(store_path: Path) -> None:
 
     state = _stream(store_path).state_dict()
     assert json.loads(json.dumps(state)) == state
+    from roboalign_ray.pipelines.train.window_stream import WindowStream
+
+    views = WindowSpec(frames=5, context_range=3, views=("front", "hand"))
+    several = WindowStream(store_path, CONFIG, views, 4, seed=7)
+    told = json.loads(json.dumps(several.state_dict()))
+    several.load_state_dict(told)  # nothing differs
+    other = WindowStream(store_path, CONFIG, replace(views, views=("hand", "front")), 4, seed=7)
+    with pytest.raises(UserError, match="has spec"):
+        other.load_state_dict(told)
 
 
 def test_bad_streams_are_told_before_ray_is_asked(store_path: Path, tmp_path: Path) -> None:
