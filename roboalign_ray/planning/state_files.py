@@ -185,7 +185,8 @@ def _generator(state: Mapping[str, Any]) -> np.random.Generator:
     if state.get("bit_generator") != "PCG64":
         raise ValueError("a generator of another kind than PCG64")
     bits = np.random.PCG64()
-    bits.state = {**state, "state": {name: int(value) for name, value in state["state"].items()}}
+    told: Any = {**state, "state": {name: int(value) for name, value in state["state"].items()}}
+    bits.state = told
     return np.random.Generator(bits)
 
 
