@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,12 +172,11 @@ def _of_size(batches: Sequence[ClipBatch], size: int) -> list[ClipBatch]:
     """The same rows, `size` a batch."""
     if not batches:
         return []
-    whole = ClipBatch(
-        **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS},
-        inputs=Inputs(
-            **{name: torch.cat([getattr(batch.inputs, name) for batch in batches]) for name in _INPUTS}
-        ),
-    )
+    tensors: dict[str, Any] = {
+        name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS
+    }
+    inputs = {name: torch.cat([getattr(batch.inputs, name) for batch in batches]) for name in _INPUTS}
+    whole = ClipBatch(**tensors, inputs=Inputs(**inputs))
     return [_taken(whole, slice(start, start + size)) for start in range(0, len(whole.time), size)]
 
 
