@@ -76,9 +76,7 @@ def convert(
     ] = None,
     fit: Annotated[
         str,
-        typer.Option(
-            help="If the aspect changes: stretch (all is visible), crop (centre) or pad (black bars)."
-        ),
+        typer.Option(help="If the aspect changes: stretch (keeps all), crop (centre) or pad (black bars)."),
     ] = "stretch",
     stride: Annotated[
         int,
