@@ -45,8 +45,10 @@ def diffusion_job(folder: Path, objective: str, winner: str, **diffusion: Any) -
 
 @pytest.fixture(
     scope="module",
-    params=[("diffusion_nft", LORA, "sampled"), ("softmax_contrastive", {"rank": 0}, "best")],
-    ids=["nft lora", "contrastive"],
+    params=[
+        pytest.param(("diffusion_nft", LORA, "sampled"), id="nft lora"),
+        pytest.param(("softmax_contrastive", {"rank": 0}, "best"), id="contrastive", marks=pytest.mark.slow),
+    ],
 )
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
     objective, lora, winner = request.param

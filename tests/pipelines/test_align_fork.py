@@ -62,6 +62,7 @@ def test_with_the_same_settings_a_fork_does_what_its_parent_did(job, parent, tmp
     assert updates_in_journal(parent) == [0] * 4 + [1] * 4  # the parent is left as it is
 
 
+@pytest.mark.slow
 def test_a_fork_with_other_settings_goes_another_way_and_can_be_resumed(job, parent, tmp_path):
     """Of a run's folder the newest checkpoint is taken; other groups, another learning rate."""
     out = tmp_path / "fork"

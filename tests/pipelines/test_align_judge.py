@@ -153,6 +153,7 @@ def test_a_resumed_run_asks_the_teacher_for_no_label_twice(ray_cluster, job, fin
     assert_same_model(again.model, result.model)
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_is_gone_goes_on_with_the_student_of_its_checkpoint(
     ray_cluster, job, finished, copies, tmp_path
 ):
