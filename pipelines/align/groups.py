@@ -18,8 +18,7 @@ from roboalign_ray.alignment.advantages import rewards_of
 from roboalign_ray.alignment.records.scored import GroupRecord, reward_scalars
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.window_names import PromptName
-from roboalign_ray.foundation.failures import Failed
-from roboalign_ray.pipelines.cluster.runtime import RoleFailure
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.scheduling.experience_buffer import ExperienceBuffer
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 from roboalign_ray.scheduling.staleness_ledger import Outcome, StalenessLedger
@@ -154,7 +153,9 @@ class TrainingGroups:
         found = iter(numbers)
         first = next(found, None)
         if first is None:
-            raise RoleFailure("every prompt is set aside: none could be rolled out and scored")
+            raise UserError(
+                "every prompt is set aside: none could be rolled out and scored", where="alignment"
+            )
         if first in self._alone:
             return [first]
         update, place = divmod(first, self.ledger.batch)
@@ -189,7 +190,7 @@ class TrainingGroups:
         """Queue the group for another attempt, or set its prompt aside.
 
         Raises:
-            RoleFailure: as many prompts were set aside in a row as an update has groups.
+            UserError: as many prompts were set aside in a row as an update has groups.
         """
         outcome = self.ledger.fail(ticket.number, ticket.attempt)
         if outcome in (Outcome.LATE, Outcome.DUPLICATE):
@@ -200,7 +201,8 @@ class TrainingGroups:
             self._alone.discard(ticket.number)
             self._barren += 1
             if self._barren >= self.ledger.batch:
-                raise RoleFailure(f"no rollout could be scored; the last reason: {failed.reason}")
+                reason = failed.reason
+                raise UserError(f"no rollout could be scored; the last reason: {reason}", where="alignment")
 
     def begin_update(self) -> list[Finished] | None:
         """Groups of the next update, in the ledger's order; None if it has to wait."""
@@ -291,11 +293,11 @@ class HeldOutGroups:
         """Rewards and failures, by the names of their curves.
 
         Raises:
-            RoleFailure: nothing could be scored.
+            UserError: nothing could be scored.
         """
         if not self._finished:
             reason = next(iter(self._failed.values())).reason
-            raise RoleFailure(f"no held-out rollout could be scored; first reason: {reason}")
+            raise UserError(f"no held-out rollout could be scored; first reason: {reason}", where="alignment")
         records = [finished.record for finished in self.groups]
         values = {**reward_scalars(records), "failed_groups": float(len(self._failed))}
         return {f"held_out/{name}": value for name, value in values.items()}

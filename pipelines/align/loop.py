@@ -118,7 +118,8 @@ class AlignmentLoop:
         Raises:
             Interrupted: `stopped` was set.
             RoleLost: the learner was lost, or its weights arrived damaged; both are in the last checkpoint.
-            RoleFailure: a role has no worker left, a deadline passed, or nothing can be scored.
+            RoleFailure: a role has no worker left, or a deadline passed.
+            UserError: nothing can be scored.
             UserError: bad input found by a worker.
         """
         self._mark = time.monotonic()

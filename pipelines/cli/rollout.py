@@ -63,7 +63,7 @@ def rollout(
     [bold]Examples[/bold]
       roboalign rollout --episode metaworld/drawer-open/0/expert --samples 4 --out runs/rollout
       roboalign rollout --image start.png --actions actions.csv -i "open the drawer" --out runs/mine
-      roboalign rollout mine.yaml --episode ID --set world_model_weights=runs/mine/aligned --out runs/after
+      roboalign rollout mine.yaml --episode ID --set world_model_weights=runs/mine_aligned/aligned --out runs/after
     """
     config, folder = job_and_folder(profile, overrides, out)
     folder = folder if out is not None else folder / "rollout"

@@ -42,7 +42,8 @@ class WeightedReward:
         frames: list[np.ndarray | None] = []
         for name, score in scores.items():
             if isinstance(score, Failed):
-                return Failed(f"{name}: {score.reason}", score.kind)
+                named = score.reason.startswith(f"{name}: ")  # a reward of an extension gives its own name
+                return score if named else Failed(f"{name}: {score.reason}", score.kind)
             weight = self.parts[name][1]
             total += weight * score.total
             version = max(version, score.version)

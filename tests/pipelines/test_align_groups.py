@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from roboalign_ray.alignment.records.scored import GroupRecord
 from roboalign_ray.config import JobConfig, RolloutConfig
-from roboalign_ray.foundation.failures import Failed
+from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.pipelines.align.groups import Finished, HeldOutGroups, TrainingGroups, split_evenly
-from roboalign_ray.pipelines.cluster.runtime import RoleFailure
 from roboalign_ray.rewards.protocol import Scored
 from roboalign_ray.scheduling.prompt_schedule import PromptSchedule
 
@@ -132,7 +131,7 @@ def test_a_job_that_can_score_nothing_ends_and_says_why():
             for ticket in tickets:
                 groups.fail(ticket, FAILED)
 
-    with pytest.raises(RoleFailure, match="no rollout could be scored; the last reason: gone"):
+    with pytest.raises(UserError, match="no rollout could be scored; the last reason: gone"):
         fail_all()
 
 

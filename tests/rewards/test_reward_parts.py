@@ -269,6 +269,8 @@ def test_a_weighted_sum_fails_with_its_parts_and_adds_their_frames(inputs: Rewar
     assert isinstance(second, Scored)
     assert second.per_frame is None  # the judge tells no frames apart
     assert third == Failed("judge: unreadable", "decode")
+    named = Fixed([Failed("mine: ValueError: no", "extension")] * 3)  # an extension gives its own name
+    assert WeightedReward({"mine": (named, 1.0)}).score(inputs) == named.scores
     alone = WeightedReward({"a": (fidelity, 2.0), "b": (fidelity, 1.0)}).score(inputs)[0]
     np.testing.assert_array_equal(alone.per_frame, 3 * frames)
     with pytest.raises(UserError, match="no parts"):
