@@ -8,27 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from roboalign_ray.config.planning import CemConfig
-from roboalign_ray.planning.protocol import ActionPlan, Problem
 from roboalign_ray.planning.search import Search, SearchPlanner, drawn, given_knots
 
 
-class CemPlanner(SearchPlanner):
+class CemPlanner(SearchPlanner[CemConfig]):
     """Implements `Planner`. `elites` of the settings are those that the mean and the deviation are taken from."""
 
     Config = CemConfig
 
-    def plan(
-        self,
-        problem: Problem,
-        *,
-        seed: int = 0,
-        warm: np.ndarray | None = None,
-        proposals: np.ndarray | None = None,
-    ) -> ActionPlan:
-        """See `Planner.plan`. A warm start is the first mean; it and the proposals are candidates of the first set."""
+    def run(self, search: Search, warm: np.ndarray | None, proposals: np.ndarray | None) -> None:
+        """A warm start is the first mean. It and the proposals are candidates of the first set."""
         config = self.config
-        assert isinstance(config, CemConfig)
-        search = Search(problem, config, seed, self.clock)
         shape = search.shape
         given = given_knots(shape, warm, proposals)
         mean = given[0] if len(given) else shape.centre
@@ -47,4 +37,3 @@ class CemPlanner(SearchPlanner):
             std = np.maximum(config.momentum * std + (1 - config.momentum) * elites.std(axis=0), least)
             kept, kept_costs = pool[order[: config.kept]], costs[order[: config.kept]]
             given = mean[None]
-        return search.plan()

@@ -9,27 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from roboalign_ray.config.planning import MppiConfig
-from roboalign_ray.planning.protocol import ActionPlan, Problem
 from roboalign_ray.planning.search import Search, SearchPlanner, drawn, given_knots
 
 
-class MppiPlanner(SearchPlanner):
-    """Implements `Planner`. The plan is the best candidate, not the last mean, whose cost nobody asked for."""
+class MppiPlanner(SearchPlanner[MppiConfig]):
+    """Implements `Planner`. The plan is the best candidate, not the last mean, whose cost is unknown."""
 
     Config = MppiConfig
 
-    def plan(
-        self,
-        problem: Problem,
-        *,
-        seed: int = 0,
-        warm: np.ndarray | None = None,
-        proposals: np.ndarray | None = None,
-    ) -> ActionPlan:
-        """See `Planner.plan`. A warm start is the first mean; it and the proposals are candidates of the first set."""
+    def run(self, search: Search, warm: np.ndarray | None, proposals: np.ndarray | None) -> None:
+        """A warm start is the first mean. It and the proposals are candidates of the first set."""
         config = self.config
-        assert isinstance(config, MppiConfig)
-        search = Search(problem, config, seed, self.clock)
         given = given_knots(search.shape, warm, proposals)
         mean = given[0] if len(given) else search.shape.centre
         std = config.spread * search.shape.half
@@ -40,7 +30,6 @@ class MppiPlanner(SearchPlanner):
                 mean = weights @ candidates
                 given = mean[None]
             std = config.decay * std
-        return search.plan()
 
 
 def path_weights(costs: np.ndarray, temperature: float) -> np.ndarray | None:
@@ -49,9 +38,9 @@ def path_weights(costs: np.ndarray, temperature: float) -> np.ndarray | None:
     Args:
         temperature: in standard deviations of the finite costs.
     """
-    told = costs[np.isfinite(costs)]
-    if not len(told):
+    finite = costs[np.isfinite(costs)]
+    if not len(finite):
         return None
-    scale = temperature * told.std() or 1.0  # equal costs have equal weights
-    weights = np.exp(-(costs - told.min()) / scale)
+    scale = temperature * finite.std() or 1.0  # equal costs have equal weights
+    weights = np.exp(-(costs - finite.min()) / scale)
     return weights / weights.sum()

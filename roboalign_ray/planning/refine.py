@@ -8,29 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from roboalign_ray.config.planning import RefineConfig
-from roboalign_ray.planning.protocol import ActionPlan, Problem
 from roboalign_ray.planning.search import Search, SearchPlanner, drawn, given_knots
 
 _FIFTH, _GROW, _SHRINK = 0.2, 1.5, 0.6
 
 
-class RefinePlanner(SearchPlanner):
+class RefinePlanner(SearchPlanner[RefineConfig]):
     """Implements `Planner`. Starts from warm start and proposals; without any, from the middle of the bounds."""
 
     Config = RefineConfig
 
-    def plan(
-        self,
-        problem: Problem,
-        *,
-        seed: int = 0,
-        warm: np.ndarray | None = None,
-        proposals: np.ndarray | None = None,
-    ) -> ActionPlan:
-        """See `Planner.plan`. What it is given are candidates of the first set, so the plan is never worse than it."""
+    def run(self, search: Search, warm: np.ndarray | None, proposals: np.ndarray | None) -> None:
+        """Warm start and proposals are candidates of the first set, so the plan is never worse than they are."""
         config = self.config
-        assert isinstance(config, RefineConfig)
-        search = Search(problem, config, seed, self.clock)
         shape = search.shape
         given = given_knots(shape, warm, proposals)
         given = given if len(given) else shape.centre[None]
@@ -46,4 +36,3 @@ class RefinePlanner(SearchPlanner):
                 spread *= _GROW if helped > _FIFTH else _SHRINK
             spread = max(spread, config.least_spread)
             given = given[:0]
-        return search.plan()

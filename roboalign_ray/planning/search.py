@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from roboalign_ray.planning.candidates import CandidateShape
 from roboalign_ray.planning.protocol import ActionPlan, Iteration, Problem
 
 Clock = Callable[[], float]
+Settings = TypeVar("Settings", bound=PlannerConfig)
 
 
 class Search:
@@ -100,14 +103,36 @@ class Search:
         self._mark = now
 
 
-class SearchPlanner:
-    """What the planners of this room inherit: settings, a clock, and what they start from."""
+class SearchPlanner(ABC, Generic[Settings]):
+    """Base class of the planners of this room; implements `Planner`.
+
+    Attributes:
+        Config: class of the settings.
+        clock: seconds; for the time budget and the history.
+    """
 
     Config: type[PlannerConfig] = SearchConfig
     clock: Clock = staticmethod(time.monotonic)
 
-    def __init__(self, config: PlannerConfig | None = None) -> None:
-        self.config = self.Config() if config is None else config
+    def __init__(self, config: Settings | None = None) -> None:
+        self.config = cast(Settings, self.Config() if config is None else config)
+
+    def plan(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        warm: np.ndarray | None = None,
+        proposals: np.ndarray | None = None,
+    ) -> ActionPlan:
+        """See `Planner.plan`."""
+        search = Search(problem, self.config, seed, self.clock)
+        self.run(search, warm, proposals)
+        return search.plan()
+
+    @abstractmethod
+    def run(self, search: Search, warm: np.ndarray | None, proposals: np.ndarray | None) -> None:
+        """Ask `search` for the costs of sets of candidates. The plan is the best of all candidates."""
 
 
 def given_knots(shape: CandidateShape, warm: np.ndarray | None, proposals: np.ndarray | None) -> np.ndarray:

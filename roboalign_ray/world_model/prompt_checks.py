@@ -35,6 +35,18 @@ def check_prompts(
         raise UserError("prompts of one batch want equally many given frames and seeds", where="begin")
 
 
+def check_branch(rows: Sequence[int], seeds: Sequence[tuple[int, ...]], count: int) -> None:
+    """Check rows and seeds of a branch; `count` is the number of rows of the state.
+
+    Raises:
+        UserError: a row is not there, or seeds and rows do not match.
+    """
+    if not len(rows) or len(rows) != len(seeds) or len({len(s) for s in seeds}) != 1 or not seeds[0]:
+        raise UserError(f"{len(seeds)} tuples of seeds for {len(rows)} rows", where="branch")
+    if min(rows) < 0 or max(rows) >= count:
+        raise UserError(f"row {max(rows, key=abs)} is not one of the {count}", where="branch")
+
+
 def _check_frame(where: str, name: str, frame: np.ndarray, card: ModelCard) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 4 or frame.shape[-1] != 3:
         raise UserError(f"{name} is {frame.dtype} {frame.shape}, not uint8 [V, H, W, 3]", where=where)

@@ -67,14 +67,23 @@ class WholeRollouts(ABC, Generic[State]):
         The model has the last of these weights afterwards.
         """
         actions, plan = whole_actions(prompts), self.plan(prompts[0].horizon)
-        if len(plan) != len(weights):
-            raise UserError(f"{len(weights)} weight versions for {len(plan)} segments", where="rollout")
+        check_weights_of_segments(weights, plan)
         state, done = self.begin(prompts, seeds), 0
         for (version, values), frames in zip(weights, plan, strict=True):
             self.load_weights(values, version)
             state = self.step(state, actions[:, done : done + frames])
             done += frames
         return self.rollouts(state)
+
+
+def check_weights_of_segments(weights: Sequence[Any], plan: Sequence[int]) -> None:
+    """Check that there are weights for each segment of a plan.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    if len(weights) != len(plan):
+        raise UserError(f"{len(weights)} weight versions for {len(plan)} segments", where="rollout")
 
 
 def whole_actions(prompts: Sequence[Prompt]) -> np.ndarray:

@@ -34,7 +34,7 @@ from roboalign_ray.world_model.prompt_checks import check_prompts, given_frames
 from roboalign_ray.world_model.protocol import ModelCard, Prompt, Rollout
 from roboalign_ray.world_model.refresh import RefreshPlan, check_clips, check_refresh
 from roboalign_ray.world_model.seeds import check_seeds
-from roboalign_ray.world_model.whole_rollouts import WholeRollouts, whole_actions
+from roboalign_ray.world_model.whole_rollouts import WholeRollouts, check_weights_of_segments, whole_actions
 
 
 class DiffusionEngine(WholeRollouts[DiffusionState]):
@@ -180,9 +180,7 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
 
         The engine's own weights are left alone.
         """
-        segments = len(self.plan(prompts[0].horizon))
-        if segments != len(weights):
-            raise UserError(f"{len(weights)} weight versions for {segments} segments", where="rollout")
+        check_weights_of_segments(weights, self.plan(prompts[0].horizon))
         made = {version: self._weights(values, version) for version, values in dict(weights).items()}
         order = iter(weights)
         state = self.begin(prompts, seeds)

@@ -19,6 +19,7 @@ from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.world_model.diffusion.network import Denoiser
 from roboalign_ray.world_model.diffusion.packed_frames import PackedFrames
 from roboalign_ray.world_model.diffusion.rollout import DiffusionPayload, DiffusionSegment, Sampling
+from roboalign_ray.world_model.prompt_checks import check_branch
 from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 
 
@@ -132,10 +133,7 @@ class DiffusionState:
         Raises:
             UserError: a row is not there, or seeds and rows do not match.
         """
-        if not len(rows) or len(rows) != len(seeds) or len({len(s) for s in seeds}) != 1 or not seeds[0]:
-            raise UserError(f"{len(seeds)} tuples of seeds for {len(rows)} rows", where="branch")
-        if min(rows) < 0 or max(rows) >= self.rows:
-            raise UserError(f"row {max(rows, key=abs)} is not one of the {self.rows}", where="branch")
+        check_branch(rows, seeds, self.rows)
         chosen = np.asarray(rows)
         groups = chosen // self.samples
         return replace(

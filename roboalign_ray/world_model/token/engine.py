@@ -36,7 +36,7 @@ from roboalign_ray.world_model.token.sampling import Sampler
 from roboalign_ray.world_model.token.state import SharedPrefix, TokenState
 from roboalign_ray.world_model.token.state_files import state_arrays, state_from_arrays
 from roboalign_ray.world_model.token.stepping import EngineCounters, Parts, Step
-from roboalign_ray.world_model.whole_rollouts import WholeRollouts, whole_actions
+from roboalign_ray.world_model.whole_rollouts import WholeRollouts, check_weights_of_segments, whole_actions
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -195,9 +195,7 @@ class RolloutEngine(WholeRollouts[TokenState]):
 
         The engine's own weights do not change.
         """
-        segments = len(self.plan(prompts[0].horizon))
-        if segments != len(weights):
-            raise UserError(f"{len(weights)} weight versions for {segments} segments", where="rollout")
+        check_weights_of_segments(weights, self.plan(prompts[0].horizon))
         packed: dict[int, PackedTransformer] = {}
         for version, values in weights:
             if version not in packed:

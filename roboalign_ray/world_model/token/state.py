@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.world_model.prompt_checks import check_branch
 from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.cache import KeyValueCache
 from roboalign_ray.world_model.token.packed import PackedTransformer
@@ -155,10 +156,7 @@ class TokenState:
         Raises:
             UserError: a row does not exist, or the numbers of seeds and rows differ.
         """
-        if not len(rows) or len(rows) != len(seeds) or len({len(s) for s in seeds}) != 1 or not seeds[0]:
-            raise UserError(f"{len(seeds)} tuples of seeds for {len(rows)} rows", where="branch")
-        if min(rows) < 0 or max(rows) >= self.rows:
-            raise UserError(f"row {max(rows, key=abs)} is not one of the {self.rows}", where="branch")
+        check_branch(rows, seeds, self.rows)
         chosen, samples = np.asarray(rows), len(seeds[0])
         groups = chosen // self.samples
         segments = tuple(
