@@ -60,10 +60,10 @@ class Search:
 
     def costs_of(self, actions: np.ndarray) -> np.ndarray:
         """As `costs`, of actions float32 [N, H, A]."""
-        told = np.asarray(self._problem.cost(self._problem.state, actions, self._seed), np.float64)
-        if told.shape != (len(actions),):
-            raise UserError(f"gives {told.shape} for {len(actions)} candidates, not one each", where="cost")
-        costs = np.where(np.isnan(told), np.inf, told)
+        values = np.asarray(self._problem.cost(self._problem.state, actions, self._seed), np.float64)
+        if values.shape != (len(actions),):
+            raise UserError(f"gives {values.shape} for {len(actions)} candidates, not one each", where="cost")
+        costs = np.where(np.isnan(values), np.inf, values)
         if self._config.smoothness:
             costs = costs + self._config.smoothness * self.shape.roughness(actions)
         self._add(actions, costs)

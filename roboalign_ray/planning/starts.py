@@ -145,8 +145,8 @@ def store_starts(
     if not names:
         raise UserError("holds no start state", where=str(opened.path), remedy=f"no episode is in '{split}'")
     reader = _Reader(EpisodesConfig(store=str(store)), card, instruction)
-    told = {opened.instructions[numbers[name.episode_id]] for name in names}
-    return PromptStarts(names, reader, sorted(told) if instruction is None else [instruction])
+    known = {opened.instructions[numbers[name.episode_id]] for name in names}
+    return PromptStarts(names, reader, sorted(known) if instruction is None else [instruction])
 
 
 def picture_start(card: ModelCard, picture: Picture, instruction: str | None) -> PictureStart:
@@ -163,14 +163,14 @@ class _Reader(PromptReader):
 
     def __init__(self, config: EpisodesConfig, card: ModelCard, instruction: str | None) -> None:
         super().__init__(config, card.height, card.width, card.views)
-        self._said = instruction
+        self._instruction = instruction
 
     def prompt(self, name: PromptName, longest: int) -> Prompt:
         """See `PromptReader.prompt`."""
         found = super().prompt(name, longest)
-        if self._said is None:
+        if self._instruction is None:
             return found
-        return Prompt(found.prompt_id, found.context, found.start, found.actions, self._said)
+        return Prompt(found.prompt_id, found.context, found.start, found.actions, self._instruction)
 
 
 def _window(text: str, numbers: Mapping[str, int], lengths: Sequence[int]) -> PromptName:
