@@ -135,8 +135,12 @@ class Rollouts:
         finally:
             torch.set_num_threads(before)
 
-    @torch.inference_mode()
     def kept(self) -> np.ndarray:
+        """`kept_tokens` on the CPU."""
+        return self.kept_tokens().numpy()
+
+    @torch.inference_mode()
+    def kept_tokens(self) -> torch.Tensor:
         """Hugging Face forward with a kept cache; sampling restricted to the dynamics range, as the engine's."""
         from transformers import DynamicCache
 
@@ -148,7 +152,7 @@ class Rollouts:
                 tokens.append(chunk)
             if frame + 1 < self.frames:
                 chunk = torch.cat([chunk, self.actions[frame + 1].expand(self.samples, -1)], dim=1)
-        return torch.cat(tokens, dim=1).reshape(self.samples, self.frames, -1).numpy()
+        return torch.cat(tokens, dim=1).reshape(self.samples, self.frames, -1)
 
     @torch.inference_mode()
     def generate(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from roboalign_ray.episodes.action_kinds import UNKNOWN, ActionKind, names_of
 from roboalign_ray.episodes.action_names import as_target, kind_from_name
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS
-from roboalign_ray.episodes.video import decode_video, encode_video
+from roboalign_ray.episodes.stored_video import decode_stored_video
 from roboalign_ray.foundation.storage.readers import parse_json
 
 SCHEMA_VERSION = 1
@@ -66,6 +66,8 @@ def episode_to_row(episode: Episode, *, crf: int, pixel_format: str) -> dict[str
     Raises:
         EpisodeError: the frames cannot be encoded, or the provenance is not JSON.
     """
+    from roboalign_ray.episodes.video import encode_video  # needs PyAV, which reading does not
+
     try:
         provenance = json.dumps(dict(episode.provenance))
     except TypeError as error:
@@ -106,7 +108,7 @@ def row_to_episode(row: Mapping[str, Any]) -> Episode:
     """
     try:
         frames = {
-            view["name"]: decode_video(view["video"], most_pixels=MOST_EPISODE_PIXELS)
+            view["name"]: decode_stored_video(view["video"], most_pixels=MOST_EPISODE_PIXELS)
             for view in row["views"]
         }
     except EpisodeError as error:

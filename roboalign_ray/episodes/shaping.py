@@ -10,6 +10,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.shaped_frames import ShapedFrames, as_array
 from roboalign_ray.episodes.transforms import Fit, resize_frames, target_size
 
+MOST_FRAME_PIXELS = 4096 * 2304  # limit on one frame; decoders hold up to 17 frames
 MOST_PIXELS = 2**28  # limit on the kept frames of an untrusted video; 800 MB
 MOST_EPISODE_PIXELS = 2**30  # limit on the kept frames of one view of an episode; 3 GB
 

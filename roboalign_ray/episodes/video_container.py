@@ -18,6 +18,7 @@ import av
 
 from roboalign_ray.episodes.container_checks import check_container
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.shaping import MOST_FRAME_PIXELS
 from roboalign_ray.foundation.failures import raise_if_host
 
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
@@ -27,7 +28,6 @@ CODECS = (
     *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v2", "mjpeg", "theora"),
     *("ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "prores", "dnxhd"),
 )
-MOST_FRAME_PIXELS = 4096 * 2304  # limit on one frame; decoders hold up to 17 frames
 _MOST_STREAMS = 64
 
 # Exceptions for damaged data: OSError if FFmpeg seeks to a place before the file, AttributeError if a stream has no

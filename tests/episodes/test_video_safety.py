@@ -18,9 +18,9 @@ from made_videos import film, numbers, picture
 from PIL import Image
 
 from roboalign_ray.episodes.episode import EpisodeError
+from roboalign_ray.episodes.shaping import MOST_FRAME_PIXELS
 from roboalign_ray.episodes.sources.pictures import decode_picture
 from roboalign_ray.episodes.video import decode_video, video_rate
-from roboalign_ray.episodes.video_container import MOST_FRAME_PIXELS
 from roboalign_ray.episodes.video_frames import read_frames
 
 FRAMES = [picture(0, t) for t in range(20)]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from roboalign_ray.episodes.episode import EpisodeError
-from roboalign_ray.episodes.video_container import MOST_FRAME_PIXELS
+from roboalign_ray.episodes.shaping import MOST_FRAME_PIXELS
 from roboalign_ray.foundation.failures import raise_if_host
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")

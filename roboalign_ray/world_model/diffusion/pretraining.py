@@ -61,6 +61,19 @@ class _Window:
     own: Tensor
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """Generators of one step.
+
+    Attributes:
+        choices: of rows, times and levels, always on the CPU, so that they are the same on every device.
+        noise: on the training's device: noise of a large batch takes a CPU longer than a GPU takes for the whole step.
+    """
+
+    choices: torch.Generator
+    noise: torch.Generator
+
+
 class DiffusionTrainer(AveragedTrainer[Denoiser]):
     """Trains a denoiser; `step` takes one batch of windows.
 
@@ -114,8 +127,8 @@ class DiffusionTrainer(AveragedTrainer[Denoiser]):
             schedule=training.schedule,
             floor=_COSINE_FLOOR,
         )
-        draws = self._generator()
-        window = self._window(context, frames, actions, draws)
+        draws = self._draws()
+        window = self._window(context, frames, actions, draws.choices)
         length, clips = own_clips(training, self.steps_done), training.clips_per_window
         self.optimizer.zero_grad(set_to_none=True)
         figures = []
@@ -152,9 +165,7 @@ class DiffusionTrainer(AveragedTrainer[Denoiser]):
             own=own.to(self.device),
         )
 
-    def _clip(
-        self, window: _Window, number: int, continued: Tensor, draws: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _clip(self, window: _Window, number: int, continued: Tensor, draws: _Draws) -> tuple[Tensor, Tensor]:
         """Train on one clip; loss, and figures [4].
 
         Args:
@@ -174,7 +185,7 @@ class DiffusionTrainer(AveragedTrainer[Denoiser]):
         drifted = (window.shown[:, :known] != window.real[:, :known]).flatten(1).any(1)
         inputs = self._noisy_history(inputs, ~window.own, draws)
         target = clip_of(window.real[:, known : known + size])
-        time = self._times(continued, draws)
+        time = self._times(continued, draws.choices)
         clean = residual_of(target, inputs, scale)
         state = noisy(clean, self._normal(clean, draws), time)
         device_type = torch.device(self.device).type
@@ -215,17 +226,21 @@ class DiffusionTrainer(AveragedTrainer[Denoiser]):
         time = torch.where(pure, 1.0, any_time).to(self.device)
         return torch.where(continued, 1.0, time)
 
-    def _noisy_history(self, inputs: Inputs, real: Tensor, draws: torch.Generator) -> Inputs:
+    def _noisy_history(self, inputs: Inputs, real: Tensor, draws: _Draws) -> Inputs:
         """Noise on the history of a share of the rows, never on own histories, whose errors are real ones."""
         noise, rows = self.config.noise, len(real)
-        level = noise.history_noise * torch.rand(rows, generator=draws)
-        kept = torch.rand(rows, generator=draws) >= noise.history_clean
+        level = noise.history_noise * torch.rand(rows, generator=draws.choices)
+        kept = torch.rand(rows, generator=draws.choices) >= noise.history_clean
         level = torch.where(kept.to(self.device) & real, level.to(self.device), 0.0)
         return inputs.with_noise(level, self._normal(inputs.history, draws)) if level.any() else inputs
 
-    def _normal(self, like: Tensor, draws: torch.Generator) -> Tensor:
-        return torch.randn(like.shape, generator=draws).to(self.device)
+    def _normal(self, like: Tensor, draws: _Draws) -> Tensor:
+        return torch.randn(like.shape, generator=draws.noise, device=self.device)
 
-    def _generator(self) -> torch.Generator:
+    def _draws(self) -> _Draws:
         entropy = np.random.SeedSequence([self._seed, self._rank, self.steps_done])
-        return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        seed = int(entropy.generate_state(1, np.uint64)[0] >> 1)
+        choices = torch.Generator().manual_seed(seed)
+        if torch.device(self.device).type == "cpu":
+            return _Draws(choices, choices)
+        return _Draws(choices, torch.Generator(self.device).manual_seed(seed))
