@@ -17,6 +17,7 @@ from roboalign_ray.pipelines.cli.options import (
     Profile,
     Quiet,
     Resume,
+    command_line,
     job_and_folder,
     show,
 )
@@ -33,13 +34,15 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align a world model and report what changed: before, GRPO, after, one HTML file.
+    """Align a world model and report what changed: before, alignment, after, one HTML file.
 
-    The report has curves, tables and videos side by side; TensorBoard has the same.
+    The report has curves, tables and videos side by side; TensorBoard has the same. With --resume, a run of
+    'roboalign align' in OUT gets its report: a complete one is only measured.
 
     \b
     [bold]Examples[/bold]
       roboalign demo
+      roboalign demo mine.yaml --out runs/mine_aligned --resume
       roboalign demo --out runs/longer --set alignment.updates=60
     """
     quiet = quiet or as_json
@@ -154,6 +157,9 @@ def align(
 
     result = run_align(config, folder, resume=resume, fork=fork, quiet=quiet)
     show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+    if not as_json:
+        again = command_line("demo", profile, overrides, folder, "--resume")
+        typer.echo(f"before and after in one HTML file: {again}")
     return 0
 
 
