@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,6 +89,26 @@ def pretrain(
 
     summary = run_pretrain(config, folder, stage, quiet=quiet)
     show(summary, as_json)
+    if not as_json:
+        _print_next(config, profile, overrides, folder, list(summary))
+
+
+def _print_next(
+    config: JobConfig, profile: str, overrides: Sequence[str] | None, folder: Path, stages: Sequence[str]
+) -> None:
+    """The folders that pre-training wrote, and the command that goes on from them."""
+    made = {stage: folder.absolute() / stage for stage in ("tokenizer", "world_model")}
+    for stage in stages:
+        typer.echo(f"{stage} folder: {made[stage]}")
+    if "world_model" not in stages:
+        follow = command_line("pretrain", profile, overrides, folder, "--stage", "world_model")
+    else:
+        weights = {f"{stage}_weights": place for stage, place in made.items() if place.is_dir()}
+        sets = [f"{key}={place}" for key, place in weights.items() if Path(getattr(config, key)) != place]
+        follow = command_line(
+            "align", profile, [*(overrides or ()), *sets], folder.with_name(f"{folder.name}_aligned")
+        )
+    typer.echo(f"next: {follow}")
 
 
 def align(

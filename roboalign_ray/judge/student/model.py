@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.module_files import load_module
 from roboalign_ray.foundation.storage.readers import parse_json
 from roboalign_ray.judge.rubric import DIMENSIONS, denormalise, names
@@ -296,7 +297,9 @@ class Student(nn.Module):
             student.learn_words(map(str, told.get("words", ())))
         except FileNotFoundError as error:
             raise UserError(
-                f"no student judge here: {Path(error.filename or WEIGHTS).name} is missing",
+                folder_fault(
+                    folder, f"no student judge here: {Path(error.filename or WEIGHTS).name} is missing"
+                ),
                 where=str(folder),
                 remedy="give a folder written by 'roboalign distill'",
             ) from error
@@ -375,7 +378,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         known, rubric = told["format"], told["dimensions"]
     except FileNotFoundError as error:
         raise UserError(
-            f"no student judge here: {DESCRIPTION} is missing",
+            folder_fault(folder, f"no student judge here: {DESCRIPTION} is missing"),
             where=str(folder),
             remedy="give a folder written by 'roboalign distill'",
         ) from error
