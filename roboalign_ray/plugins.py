@@ -160,8 +160,8 @@ def _import_fault(module: str, error: BaseException, where: str) -> UserError:
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     if missing and f"{module}.".startswith(f"{missing}."):
         return UserError(f"there is no module '{missing}'", where=where, remedy=_ON_THE_PATH)
-    told = f"{type(error).__name__}: {first_line(error)}"
-    return UserError(f"module '{module}' cannot be imported ({told[:300]})", where=where)
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return UserError(f"module '{module}' cannot be imported ({reason[:300]})", where=where)
 
 
 def _package_of(entry: EntryPoint) -> str:

@@ -37,7 +37,7 @@ JUDGE_TITLES = {
     "vlm": "VLM teacher",
     PRIVILEGED: PRIVILEGED,
 }  # titles of the built-in judges of `evaluation.judges`; other judges are shown by their names
-_TOLD = {
+_EXPLANATIONS = {
     "student": "The student is the one that the run began with.",
     "vlm": "The VLM teacher is shown the rollout alone.",
     PRIVILEGED: "“Privileged” measures against the real continuation and the simulator's state.",
@@ -155,7 +155,7 @@ def judged_section(
     first = next(iter(before.values()))
     note = f"Rubric points on {judged_scope(config, first)}, {config.evaluation.judged_samples} rollouts each, same "
     note += f"seeds. {resampling(len(first.scores), len(set(first.episodes)))}"
-    note += "".join(f" {_TOLD[name]}" for name, title in JUDGE_TITLES.items() if title in before)
+    note += "".join(f" {_EXPLANATIONS[name]}" for name, title in JUDGE_TITLES.items() if title in before)
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),
