@@ -66,7 +66,7 @@ class Preflight:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Workers run elsewhere; whoever calls a job from Python may have named relative paths.
+        # Workers run in other folders, and a caller in Python may name relative paths.
         object.__setattr__(self, "config", with_absolute_paths(self.config))
 
     @cached_property
