@@ -7,12 +7,21 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_job import make_tiny_job
+from toy_world_model import write_toy
 
+from roboalign_ray.config import JobConfig
 from roboalign_ray.config.loading import dump_yaml
+from roboalign_ray.evaluation.protocols import EvaluationWindow
+from roboalign_ray.metrics.perceptual import load_lpips
 from roboalign_ray.pipelines.cli.main import run
+from roboalign_ray.pipelines.evaluate.demo import _notes
+from roboalign_ray.pipelines.evaluate.job import Bench
+from roboalign_ray.world_model.protocol import Prompt
+from roboalign_ray.world_model.registry import open_decoder
 
 BRIGHTNESS = """
 def brightness(inputs):
@@ -58,3 +67,15 @@ def test_a_finished_run_gets_its_report_by_the_command_that_align_prints(
     assert 'data-metric="Reward: house_rewards:brightness"' in page
     assert "aligned by GRPO" in page
     assert (out / "aligned/model.safetensors").read_bytes() == weights  # measured, not trained again
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_report_says_what_of_several_views_it_shows(views: int, tmp_path: Path) -> None:
+    write_toy(tmp_path / "toy", views)
+    frames = np.zeros((4, views, 32, 32, 3), np.uint8)
+    prompt = Prompt("e@0", frames[0], frames[0], np.zeros((4, 2), np.float32))
+    window = EvaluationWindow(prompt, frames, ("front", "wrist")[:views])
+    decoder, config = open_decoder(tmp_path / "toy", kind="toy_world_model:ToyKind"), JobConfig()
+    notes = _notes(config, Bench(config, decoder, [window], load_lpips("random-alex"), "cpu"))
+    [said] = [note for note in notes if "views" in note] or [""]
+    assert ("front, wrist" in said and "FVD and judges see the first one alone" in said) is (views == 2)

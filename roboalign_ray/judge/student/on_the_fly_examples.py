@@ -46,9 +46,9 @@ OF_ORDER = (
     "rush",
 )
 _OFTENER, _OFTENEST = 2, 4
-# What runs backwards or is shuffled for a few frames can hardly be distinguished from a sound clip in which an arm turns
-# round: unless such clips are as frequent in training as sound ones that look like them, a median (Huber) calls both
-# sound.
+# What runs backwards or is shuffled for a few frames can hardly be distinguished from a sound clip in which an arm
+# turns round: unless such clips are as frequent in training as sound ones that look like them, a median (Huber) calls
+# both sound.
 _HARDEST = ("local_reverse", "reverse_from", "local_shuffle")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # the gate tries a judge at full strength
 _CONTRADICTED = 0.75  # of those asked for something else: by the pair's own sentence, turned round
