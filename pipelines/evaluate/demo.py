@@ -46,11 +46,6 @@ from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 REPORT, SUMMARY = "report.html", "summary.json"
 _OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, JUDGE, RUN_FILE, "checkpoints", "logs"}
 _CLIPS = 6
-_OBJECTIVES = {
-    "grpo": "GRPO",
-    "diffusion_nft": "DiffusionNFT",
-    "softmax_contrastive": "the softmax-contrastive objective",
-}
 _PACKAGES = ("roboalign-ray", "torch", "ray", "deepspeed", "transformers")
 _LEARNING = (
     "held_out/reward_mean",
@@ -211,8 +206,7 @@ def _subject(config: JobConfig, bench: Bench) -> str:
     settings = config.alignment
     card = bench.decoder.card
     return (
-        f"A {card.kind} world model at {card.height}×{card.width}, aligned by "
-        f"{_OBJECTIVES.get(settings.objective, settings.objective)}, rewarded for {_rewarded(config)}: "
+        f"A {card.kind} world model at {card.height}×{card.width}, aligned by GRPO, rewarded for {_rewarded(config)}: "
         f"{settings.updates} updates of {settings.prompts_per_update} prompts × {settings.group_size} rollouts, "
         f"{config.rollout.horizon} frames each."
     )
