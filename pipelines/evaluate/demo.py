@@ -40,7 +40,7 @@ from roboalign_ray.pipelines.align.launch import JUDGE
 from roboalign_ray.pipelines.align.run_checkpoints import RUN_FILE
 from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
 from roboalign_ray.pipelines.evaluate.job import Bench, make_bench, run_one_step, run_policies, run_rollouts
-from roboalign_ray.pipelines.evaluate.own_rewards import own_reward_scorer
+from roboalign_ray.pipelines.evaluate.reward_parts import part_scorer
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 
 REPORT, SUMMARY = "report.html", "summary.json"
@@ -109,7 +109,7 @@ def run_demo(
     prepare_folder(out, fresh=fresh)
     base = world_model_folder(config)
     bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=base)
-    scorer = own_reward_scorer(bench)
+    scorer = part_scorer(bench)
     aligned = run_align(config, out, resume=resume, quiet=quiet)
     before = run_rollouts(bench, base, "before", keep=_CLIPS, scorer=scorer, quiet=quiet)
     after = run_rollouts(bench, aligned.model, "after", keep=_CLIPS, scorer=scorer, quiet=quiet)
@@ -159,7 +159,7 @@ def run_demo(
 
 
 def _rewards(config: JobConfig, before: PolicyResult, after: PolicyResult) -> dict[str, ScorePair]:
-    """Parts of the reward without their weights: fidelity from measured curves, then those that are not built in."""
+    """Parts of the reward without their weights: fidelity from measured curves, then the others."""
     weights, episodes = config.reward.fidelity, before.metrics.episodes
 
     def fidelity(metrics: MetricCurves) -> np.ndarray:

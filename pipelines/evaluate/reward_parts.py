@@ -1,11 +1,14 @@
-"""Rewards from outside this package in a report: their scores of the rollouts before and after alignment."""
+"""Parts of the reward in a report: their scores of the rollouts before and after alignment.
+
+Fidelity follows from the measured curves, and the judges of the report score as the student does. All other parts, such
+as those from outside this package, are built and called here.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from roboalign_ray.config.rewards import ExtensionRewardConfig
 from roboalign_ray.evaluation.protocols import Scorer
 from roboalign_ray.judge.student.model import Student
 from roboalign_ray.pipelines.cluster.weight_folders import student_folder
@@ -16,17 +19,17 @@ from roboalign_ray.rewards.registry import build_part
 from roboalign_ray.world_model.prompts import PromptReader
 from roboalign_ray.world_model.protocol import Rollout
 
+_SHOWN_OTHERWISE = ("fidelity", "judged")
 
-def own_reward_scorer(bench: Bench) -> Scorer | None:
-    """Scores samples with every part of the reward that is not built in, without its weight; None if all are.
+
+def part_scorer(bench: Bench) -> Scorer | None:
+    """Scores samples with the other parts of the reward, without their weights; None if there are none.
 
     Raises:
         UserError: a part cannot be found or made.
     """
     config, card = bench.config, bench.decoder.card
-    parts = {
-        name: part for name, part in config.reward.parts.items() if isinstance(part, ExtensionRewardConfig)
-    }
+    parts = {name: part for name, part in config.reward.parts.items() if name not in _SHOWN_OTHERWISE}
     if not parts:
         return None
     device = torch.device(bench.device)
