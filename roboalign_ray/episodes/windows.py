@@ -249,9 +249,11 @@ def empty_split(store: EpisodeStore, split: str, fraction: float | None = None) 
         fraction: share of groups held out; None takes the store's.
     """
     share = store.statistics["held_out_fraction"] if fraction is None else fraction
-    held_out, size = split == "held_out", "larger" if split == "held_out" else "smaller"
+    what, size = "no episode is left to train on at a share of", "smaller"
+    if split == "held_out":
+        what, size = "no episode is held out at a share of", "larger"
     return UserError(
-        f"no episode is {'held out' if held_out else 'left to train on'} at a share of {float(share):g}",
+        f"{what} {float(share):g}",
         where=str(store.path),
         remedy=f"convert with a {size} --held-out and set episodes.held_out_fraction to the same, or add episodes",
     )
