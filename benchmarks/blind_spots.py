@@ -112,10 +112,12 @@ def interval(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float, f
     return float(values.mean()), float(low), float(high)
 
 
-def row(name: str, asked: Sequence[tuple[int, Question]], told: np.ndarray, exact: np.ndarray, clips) -> str:
+def row(
+    name: str, asked: Sequence[tuple[int, Question]], totals: np.ndarray, exact: np.ndarray, clips
+) -> str:
     """A line of the table."""
     at = np.array([n for n, _ in asked])
-    lost, groups = exact[at] - told, np.array([clips[n].group_id for n in at])
+    lost, groups = exact[at] - totals, np.array([clips[n].group_id for n in at])
     if is_paraphrase(name):
         mean, low, high = interval(np.abs(lost), groups)
         return f"| {name} | {len(at)} | {mean:.2f} [{low:.2f}, {high:.2f}] points | | | |"
@@ -159,9 +161,9 @@ def main() -> None:
     clips = gate_clips(pairs, held_out, config.judge.gate.model_copy(update={"clips": args.clips}))
     if args.agreement:
         shares, std = student.raw_shares(clip_batches(pairs, held_out, student.config))
-        told = student.calibrated(shares, std).scores
-        groups_told = [pairs.group_ids[n] for n in held_out]
-        found = agreement("student", told, pairs.scores[held_out].astype(float), groups_told)
+        calibrated = student.calibrated(shares, std).scores
+        their_groups = [pairs.group_ids[n] for n in held_out]
+        found = agreement("student", calibrated, pairs.scores[held_out].astype(float), their_groups)
         print(f"{len(held_out)} pairs\n\n{agreement_table([found])}")
 
     def scored(asked: Sequence[Question]) -> np.ndarray:

@@ -162,8 +162,8 @@ def main() -> None:
     if args.training:
         network, scaling, scale = trained(args.folder, args.store, episodes, args.profile)
     else:
-        network, told = load_denoiser(args.folder)
-        scaling, scale = told.scaling, told.noise.residual_scale
+        network, described = load_denoiser(args.folder)
+        scaling, scale = described.scaling, described.noise.residual_scale
     model = Model(network, scaling, scale, args.steps)
     spec = WindowSpec(args.horizon + 1, stride=episodes.frame_stride, views=episodes.views)
     windows = held_out_windows(open_store(args.store), spec, args.windows, completing=0.5)

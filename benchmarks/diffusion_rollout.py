@@ -159,19 +159,19 @@ def main() -> None:
     seconds = measure(ways, given)
     candidates, history, frames = given.candidates, given.history, given.frames
     count = given.prompts * candidates * frames
-    told: dict[str, object] = {"settings": vars(given)}
-    told["frames/s"] = {
+    result: dict[str, object] = {"settings": vars(given)}
+    result["frames/s"] = {
         name: round(count / seconds[name], 1) for name in ways if name not in ("shared", "separate")
     }
     if not given.passes:
         bare = seconds[f"bare {all_ways.engine.rows_per_pass}"]
-        told["engine against bare passes"] = round(bare / seconds["engine"], 3)
-        told["shared against separate"] = round(seconds["separate"] / seconds["shared"], 2)
-        told["at most"] = round(candidates * (history + frames) / (history + candidates * frames), 2)
+        result["engine against bare passes"] = round(bare / seconds["engine"], 3)
+        result["shared against separate"] = round(seconds["separate"] / seconds["shared"], 2)
+        result["at most"] = round(candidates * (history + frames) / (history + candidates * frames), 2)
         rollout = all_ways.separate()[0]
-        told["bytes of a payload"] = sum(v.nbytes for v in rollout.payload.to_arrays()[1].values())
-        told["bytes of its frames"] = rollout.payload.packed.size  # type: ignore[attr-defined]
-    print(json.dumps(told, indent=1))
+        result["bytes of a payload"] = sum(v.nbytes for v in rollout.payload.to_arrays()[1].values())
+        result["bytes of its frames"] = rollout.payload.packed.size  # type: ignore[attr-defined]
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

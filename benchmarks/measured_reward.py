@@ -49,9 +49,10 @@ def measuring(config: JobConfig) -> type[ScorerActor]:
 
         def _scores(self, group: Rollout, reward: Reward) -> Sequence[Score]:
             self._annotator = self._annotator or self._opened()
-            told = self._annotator.annotate([group], [range(len(group.seeds))])
+            outcomes = self._annotator.annotate([group], [range(len(group.seeds))])
             return [
-                one.pair if isinstance(one.pair, Failed) else Scored(float(one.scores.sum())) for one in told
+                one.pair if isinstance(one.pair, Failed) else Scored(float(one.scores.sum()))
+                for one in outcomes
             ]
 
     return MeasuringScorer

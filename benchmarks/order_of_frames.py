@@ -48,7 +48,7 @@ class Recording:
 
     Attributes:
         apart: float [kinds, T, T], as `pair_distances` gives them.
-        differ: float [T, T], how well one can be told from the other (`parts.seen`).
+        differ: float [T, T], how well one can be distinguished from the other (`parts.seen`).
         starts: of clips that show the task being done; empty where there is none.
         stride: frames from one of a clip to the next.
     """
@@ -66,7 +66,7 @@ class Recording:
         return start + self.stride * np.arange(FRAMES)
 
     def seen(self, frames: np.ndarray, spoiled: np.ndarray) -> float:
-        """How well a spoiled clip can be told from the clip that it was."""
+        """How well a spoiled clip can be distinguished from the clip that it was."""
         length = min(len(frames), len(spoiled))
         return float(self.differ[frames[:length], spoiled[:length]].max())
 

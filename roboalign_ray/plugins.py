@@ -88,7 +88,7 @@ class Registry(Generic[Plugin]):
         raise UserError(f"unknown {self.noun} '{name}'", where=where, remedy=remedy)
 
     def _checked(self, name: str, path: str, where: str) -> Plugin:
-        plugin = import_attribute(path, where)
+        plugin = import_attribute(path, where, lambda found: self.fault(found) is None)
         if (fault := self.fault(plugin)) is not None:
             raise UserError(f"'{name}' is no {self.noun}: it {fault}", where=where)
         return cast(Plugin, plugin)
@@ -107,8 +107,12 @@ def is_import_path(name: str) -> bool:
     return _IMPORT_PATH.fullmatch(name) is not None
 
 
-def import_attribute(path: str, where: str = "") -> Any:
+def import_attribute(path: str, where: str = "", fits: Callable[[Any], bool] = callable) -> Any:
     """What "module:attribute" names. Runs the module's code.
+
+    Args:
+        where: the setting or option that the path stands in, for messages.
+        fits: which of the module's own classes and functions could be meant, where the attribute is missing.
 
     Raises:
         UserError: the text has another form, the module is not found or fails, or it has no such attribute.
@@ -126,8 +130,12 @@ def import_attribute(path: str, where: str = "") -> Any:
         raise_if_host(error, where=module)
         raise _import_fault(module, error, where) from error
     if not hasattr(loaded, attribute):
-        public = [name for name in vars(loaded) if not name.startswith("_")]
-        remedy = nearest_key(attribute, public) if public else ""
+        own = [
+            name
+            for name, value in vars(loaded).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == module and fits(value)
+        ]
+        remedy = nearest_key(attribute, own, known="it has") if own else "nothing in it would fit"
         raise UserError(f"module '{module}' has no '{attribute}'", where=where, remedy=remedy)
     return getattr(loaded, attribute)
 
@@ -152,8 +160,8 @@ def _import_fault(module: str, error: BaseException, where: str) -> UserError:
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     if missing and f"{module}.".startswith(f"{missing}."):
         return UserError(f"there is no module '{missing}'", where=where, remedy=_ON_THE_PATH)
-    told = f"{type(error).__name__}: {first_line(error)}"
-    return UserError(f"module '{module}' cannot be imported ({told[:300]})", where=where)
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return UserError(f"module '{module}' cannot be imported ({reason[:300]})", where=where)
 
 
 def _package_of(entry: EntryPoint) -> str:

@@ -156,12 +156,12 @@ BAD = {
     "limit zero": Bad(lerobot, f"{CONVERT} --limit 0", "limit is 0"),
     "held out more than all": Bad(lerobot, f"{CONVERT} --held-out 1.5", "between 0 and 1"),
     "unknown option": Bad(lerobot, f"{CONVERT} --hieght 8", "--hieght"),
-    "store exists": Bad(beside_a_folder, CONVERT, "already exists"),
+    "store exists": Bad(beside_a_folder, CONVERT, "already exists; choose another place, or add --overwrite"),
     "overwriting what is no store": Bad(beside_a_folder, f"{CONVERT} --overwrite", "not an episode store"),
     "store is a file": Bad(beside_a_file, f"{CONVERT} --overwrite", "store"),
     "store below a file": Bad(beside_a_file, "convert {}/set {}/store/deep -q", "is a file, not a folder"),
     "inspect no store": Bad(strangers, "inspect {}/set", "no episode store here"),
-    "inspect nothing": Bad(nothing, "inspect {}/set", "no episode store here"),
+    "inspect nothing": Bad(nothing, "inspect {}/set", "no such folder"),
     "inspect a newer store": Bad(newer_store, "inspect {}/store", "schema version 99"),
     "inspect a damaged shard": Bad(damaged_store, "inspect {}/store", "shard-00000.parquet"),
     "inspect a foreign shard": Bad(foreign_shard, "inspect {}/store", "Parquet file cannot be read"),
@@ -193,6 +193,20 @@ def test_unknown_simulation_names_are_told_the_nearest(tmp_path, capfd, argument
     pytest.importorskip("metaworld")
     words = ["episodes", "generate", str(tmp_path / "store"), *arguments.split()]
     assert clue in refused(words, tmp_path, capfd)
+
+
+@pytest.mark.parametrize(("share", "warned"), [("1e-9", True), ("0.999999", False)])
+def test_a_store_without_a_held_out_episode_is_warned_of(share, warned, tmp_path, capfd):
+    lerobot(tmp_path)
+    words = ["convert", str(tmp_path / "set"), str(tmp_path / "store"), "--held-out", share]
+    assert run(["episodes", *words]) == 0
+    out, _ = capfd.readouterr()
+    assert f"{0 if warned else 2} held out, 0 quarantined" in out
+    assert ("warning: no episode is held out" in " ".join(out.split())) is warned
+    assert run(["episodes", "inspect", str(tmp_path / "store")]) == 0
+    assert ("held_out: 0" in capfd.readouterr().out) is warned
+    assert run(["episodes", *words, "--overwrite", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["held_out"] == (0 if warned else 2)
 
 
 def test_a_bad_episode_is_no_bad_input(tmp_path, capfd):

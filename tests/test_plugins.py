@@ -74,6 +74,8 @@ MODULES = {
     "plug_exits": "import sys\nsys.exit(3)\n",
     "plug_needs": "import plug_nowhere\n",
     "plug_wrong": "Mine = 3\nclass Other:\n    pass\n",
+    "plug_crowded": "import os\nfrom pathlib import Path\nfrom plug_good import Mine as Foreign\nLIMIT = 3\n"
+    "class Helper:\n    pass\nclass Steady:\n    def score(self): ...\nclass Fast:\n    def score(self): ...\n",
     "plug_abstract": "import abc\nclass Mine(abc.ABC):\n    @abc.abstractmethod\n    def score(self): ...\n",
 }
 MISTAKES = {
@@ -82,6 +84,8 @@ MISTAKES = {
     "plug_nowhere:Mine": "no module 'plug_nowhere'; install its package, or put its folder on PYTHONPATH",
     "plug_good.sub:Mine": "reward.x: there is no module 'plug_good.sub'",
     "plug_good:Mime": "reward.x: module 'plug_good' has no 'Mime'; did you mean 'Mine'?",
+    "plug_crowded:Nope": "reward.x: module 'plug_crowded' has no 'Nope'; it has Fast, Steady",
+    "plug_wrong:Nope": "module 'plug_wrong' has no 'Nope'; nothing in it would fit",
     "plug_syntax:Mine": "reward.x: module 'plug_syntax' cannot be imported (SyntaxError: invalid syntax",
     "plug_raises:Mine": "cannot be imported (RuntimeError: no such device)",
     "plug_exits:Mine": "module 'plug_exits' cannot be imported (SystemExit: 3)",

@@ -31,7 +31,12 @@ from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.foundation.telemetry.metrics import MetricsWriter, read_curves
 from roboalign_ray.foundation.telemetry.tracking import check_tracking
 from roboalign_ray.pipelines.align.fork import begin_fork, open_parent
-from roboalign_ray.pipelines.align.journal_files import TOLD, cut_journal, write_events, write_journal
+from roboalign_ray.pipelines.align.journal_files import (
+    WRITTEN_AFTER,
+    cut_journal,
+    write_events,
+    write_journal,
+)
 from roboalign_ray.pipelines.align.launch import JUDGE, crew_of, replace_learner
 from roboalign_ray.pipelines.align.learner import Weights
 from roboalign_ray.pipelines.align.loop import AlignmentLoop, Crew, Interrupted, Stopped, Update
@@ -219,7 +224,7 @@ class _Job:
         else:
             self.counts, self._row = restore(found, self.crew, loop)
         cut_journal(self.out / JOURNAL, loop.version)
-        cut_journal(self.out / EVENTS, self._next_update_row(loop), TOLD)
+        cut_journal(self.out / EVENTS, self._next_update_row(loop), WRITTEN_AFTER)
 
     def _next_update_row(self, loop: AlignmentLoop) -> int:
         """The first update whose row is not written: one that waits for its evaluation, or else the next one."""

@@ -11,7 +11,7 @@ from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.foundation.storage.readers import pick, read_lines
 from roboalign_ray.pipelines.align.loop import Update
 
-TOLD = "told"  # key of the judge's events: the update after which the event was written
+WRITTEN_AFTER = "written_after"  # key of the judge's events: the update after which the event was written
 
 
 def write_journal(path: Path, update: Update) -> None:
@@ -36,7 +36,9 @@ def write_events(path: Path, update: int, events: Sequence[Mapping[str, Any]]) -
     if events:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"update": update, **event, TOLD: update}) + "\n" for event in events)
+            file.writelines(
+                json.dumps({"update": update, **event, WRITTEN_AFTER: update}) + "\n" for event in events
+            )
 
 
 def cut_journal(path: Path, updates_done: int, key: str = "update") -> None:

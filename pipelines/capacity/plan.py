@@ -144,7 +144,7 @@ _SIZES = {"token": _token_sizes, "diffusion": _diffusion_sizes}  # by kind of wo
 
 
 def _actions(job: Preflight) -> dict[str, str]:
-    """What the actions of a job's store and world model mean; what is wrong with them is told as a fault."""
+    """What the actions of a job's store and world model mean; an error in them is a fault of the plan."""
     cards: dict[str, Callable[[], ActionCard | None]] = {
         "store": lambda: job.store_card,
         "world model": lambda: job.card.actions,

@@ -37,6 +37,10 @@ A store is a folder of Parquet shards with encoded video, statistics and a card.
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 
 SHOWN_REASONS = 10
+NONE_HELD_OUT = (
+    "warning: no episode is held out, so nothing can be evaluated or aligned on this store; write it again with a "
+    "larger --held-out (and --overwrite), and set episodes.held_out_fraction to the same"
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars (implied by --json).")]
@@ -202,7 +206,9 @@ def generate(
         {key: value for key, value in given.items() if value is not None}, override or (), profile
     )
     if out.exists() and not overwrite:  # checked before processes start
-        raise UserError("already exists", where=str(out), remedy="choose another place or allow --overwrite")
+        from roboalign_ray.foundation.storage.shards import already_exists
+
+        raise already_exists(out)
     from roboalign_ray.pipelines.episodes.generate import generate as run
 
     summary = run(config, out, held_out_fraction=held_out, overwrite=overwrite, show_progress=not quiet)
@@ -380,17 +386,20 @@ def _report(summary: StoreSummary, as_json: bool) -> None:
     quarantined = [{"episode_id": item.episode_id, "reason": item.reason} for item in summary.quarantined]
     if as_json:
         figures = {"store": str(summary.path), "episodes": summary.episodes, "frames": summary.frames}
-        figures |= {"bytes": summary.bytes, "quarantined": quarantined, "notes": list(summary.notes)}
+        figures |= {"held_out": summary.held_out, "bytes": summary.bytes}
+        figures |= {"quarantined": quarantined, "notes": list(summary.notes)}
         typer.echo(json.dumps(figures, indent=2))
         return
     console = Console(markup=False)  # names in data are text, not markup
     count = f"{summary.episodes} episode" + "s" * (summary.episodes != 1)
     console.print(
         f"{summary.path}: {count}, {summary.frames} frames, {summary.bytes / 1e6:.1f} MB, "
-        f"{len(quarantined)} quarantined",
+        f"{summary.held_out} held out, {len(quarantined)} quarantined",
         markup=False,
         soft_wrap=True,
     )
+    if not summary.held_out:
+        console.print(NONE_HELD_OUT, markup=False, soft_wrap=True)
     for note in summary.notes:
         console.print(note, markup=False, soft_wrap=True)
     _print_quarantined(console, quarantined, summary.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from roboalign_ray.pipelines.cli.options import (
     Profile,
     Quiet,
     Resume,
+    command_line,
     job_and_folder,
     show,
 )
@@ -33,13 +35,15 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align a world model and report what changed: before, GRPO, after, one HTML file.
+    """Align a world model and report what changed: before, alignment, after, one HTML file.
 
-    The report has curves, tables and videos side by side; TensorBoard has the same.
+    The report has curves, tables and videos side by side; TensorBoard has the same. With --resume, a run of
+    'roboalign align' in OUT gets its report: a complete one is only measured.
 
     \b
     [bold]Examples[/bold]
       roboalign demo
+      roboalign demo mine.yaml --out runs/mine_aligned --resume
       roboalign demo --out runs/longer --set alignment.updates=60
     """
     quiet = quiet or as_json
@@ -85,6 +89,26 @@ def pretrain(
 
     summary = run_pretrain(config, folder, stage, quiet=quiet)
     show(summary, as_json)
+    if not as_json:
+        _print_next(config, profile, overrides, folder, list(summary))
+
+
+def _print_next(
+    config: JobConfig, profile: str, overrides: Sequence[str] | None, folder: Path, stages: Sequence[str]
+) -> None:
+    """The folders that pre-training wrote, and the command that goes on from them."""
+    made = {stage: folder.absolute() / stage for stage in ("tokenizer", "world_model")}
+    for stage in stages:
+        typer.echo(f"{stage} folder: {made[stage]}")
+    if "world_model" not in stages:
+        follow = command_line("pretrain", profile, overrides, folder, "--stage", "world_model")
+    else:
+        weights = {f"{stage}_weights": place for stage, place in made.items() if place.is_dir()}
+        sets = [f"{key}={place}" for key, place in weights.items() if Path(getattr(config, key)) != place]
+        follow = command_line(
+            "align", profile, [*(overrides or ()), *sets], folder.with_name(f"{folder.name}_aligned")
+        )
+    typer.echo(f"next: {follow}")
 
 
 def align(
@@ -154,6 +178,9 @@ def align(
 
     result = run_align(config, folder, resume=resume, fork=fork, quiet=quiet)
     show({"model": result.model, "logs": result.logs, **result.counts}, as_json)
+    if not as_json:
+        again = command_line("demo", profile, overrides, folder, "--resume")
+        typer.echo(f"before and after in one HTML file: {again}")
     return 0
 
 

@@ -224,7 +224,8 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.TyperException as error:
         if not error.format_message():  # called without arguments: Typer has printed the help
             return EXIT_BAD_INPUT
-        return _report(f"{error.format_message()}; see 'roboalign --help'")
+        command = getattr(getattr(error, "ctx", None), "command_path", "") or "roboalign"
+        return _report(f"{error.format_message()}; see '{command} --help'")
     except BrokenPipeError:
         return 0
     except Exception as error:

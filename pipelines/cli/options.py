@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +64,14 @@ def job_and_folder(profile: str, overrides: Sequence[str] | None, out: Path | No
 def run_folder(config: JobConfig, out: Path | None) -> Path:
     """The folder of --out, or the one that the profile names."""
     return (out or Path(config.output) / config.name).expanduser()
+
+
+def command_line(
+    command: str, profile: str, overrides: Sequence[str] | None, folder: Path, *options: str
+) -> str:
+    """A command for a user to copy: the same job in the same folder."""
+    sets = [word for override in overrides or () for word in ("--set", override)]
+    return shlex.join(["roboalign", command, profile, *sets, "--out", str(folder), *options])
 
 
 def show(summary: Mapping[str, Any], as_json: bool, prefix: str = "") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.world_model.registry import DESCRIPTION
 
 SHIPPED = "shipped"
@@ -68,7 +69,7 @@ def _folder(named: str, kind: str, *files: str, remedy: str = "") -> Path:
     )
     if not any((folder / file).is_file() for file in files):
         raise UserError(
-            f"no {kind.replace('_', ' ')} here: {files[0]} is missing",
+            folder_fault(folder, f"no {kind.replace('_', ' ')} here: {files[0]} is missing"),
             where=str(folder),
             remedy=remedy or f"set {kind}_weights to a folder written by 'roboalign pretrain'",
         )

@@ -133,7 +133,7 @@ def _actions(source: FolderSource, options: ConvertOptions, where: Path) -> Acti
     if isinstance(source, LeRobotSource | RldsSource):  # other sources have a rate per episode
         try:
             shaping = shaping.of_rate(source.fps, str(where))
-        except EpisodeError:  # told of each episode
+        except EpisodeError:  # reported for each episode
             return findings
     check_stride(findings.names, findings.kinds, shaping.stride, where=str(where))
     return findings

@@ -19,6 +19,7 @@ import numpy as np
 from roboalign_ray.config import JobConfig
 from roboalign_ray.evaluation.protocols import standard_policies
 from roboalign_ray.evaluation.report.assemble import (
+    ScorePair,
     compare,
     episode_clips,
     frame_curves,
@@ -39,6 +40,7 @@ from roboalign_ray.pipelines.align.launch import JUDGE
 from roboalign_ray.pipelines.align.run_checkpoints import RUN_FILE
 from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
 from roboalign_ray.pipelines.evaluate.job import Bench, make_bench, run_one_step, run_policies, run_rollouts
+from roboalign_ray.pipelines.evaluate.reward_parts import part_scorer
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 
 REPORT, SUMMARY = "report.html", "summary.json"
@@ -107,10 +109,11 @@ def run_demo(
     prepare_folder(out, fresh=fresh)
     base = world_model_folder(config)
     bench = make_bench(config, horizon=settings.horizon, episodes=settings.episodes, model=base)
+    scorer = part_scorer(bench)
     aligned = run_align(config, out, resume=resume, quiet=quiet)
-    before = run_rollouts(bench, base, "before", keep=_CLIPS, quiet=quiet)
-    after = run_rollouts(bench, aligned.model, "after", keep=_CLIPS, quiet=quiet)
-    rewards, judged = _rewards(config, before.metrics, after.metrics), None
+    before = run_rollouts(bench, base, "before", keep=_CLIPS, scorer=scorer, quiet=quiet)
+    after = run_rollouts(bench, aligned.model, "after", keep=_CLIPS, scorer=scorer, quiet=quiet)
+    rewards, judged = _rewards(config, before, after), None
     if config.reward.needs_judge:
         judged, totals = _judged(config, bench, aligned, out, quiet=quiet)
         rewards = totals | rewards
@@ -126,7 +129,8 @@ def run_demo(
         title=f"Alignment report: {config.name}",
         subject=_subject(config, bench),
         comparisons=comparisons,
-        episodes=len(bench.windows),
+        windows=len(bench.windows),
+        episodes=bench.episodes,
         horizon=settings.horizon,
         lpips_label=bench.lpips.label,
         lpips_real=bench.lpips.real,
@@ -154,33 +158,42 @@ def run_demo(
     return _write_summary(out, path, comparisons, aligned, report.seconds, steps, rivals)
 
 
-def _rewards(
-    config: JobConfig, before: MetricCurves, after: MetricCurves
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The fidelity reward [E] of both, from measured curves, if the reward uses it."""
-    weights = config.reward.fidelity
-    if not weights.weight:
-        return {}
+def _rewards(config: JobConfig, before: PolicyResult, after: PolicyResult) -> dict[str, ScorePair]:
+    """Parts of the reward without their weights: fidelity from measured curves, then the others."""
+    weights, episodes = config.reward.fidelity, before.metrics.episodes
 
-    def reward(metrics: MetricCurves) -> np.ndarray:
+    def fidelity(metrics: MetricCurves) -> np.ndarray:
         lpips, ssim = metrics.per_episode("lpips"), metrics.per_episode("ssim")
         return weights.ssim_weight * ssim - weights.lpips_weight * lpips
 
-    return {"Reward": (reward(before), reward(after))}
+    found = {}
+    if weights.weight:
+        found["Reward: fidelity"] = ScorePair(fidelity(before.metrics), fidelity(after.metrics), episodes)
+    for name, values in before.scores.items():
+        found[f"Reward: {name}"] = ScorePair(values, after.scores[name], episodes)
+    return found
 
 
 def _judged(
     config: JobConfig, bench: Bench, aligned: AlignResult, out: Path, *, quiet: bool
-) -> tuple[JudgedSection, dict[str, tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[JudgedSection, dict[str, ScorePair]]:
     """The judges' section of the report, and every judge's totals before and after, for its first table."""
-    from roboalign_ray.pipelines.evaluate.judge_panel import SHOWN, judged_section, make_panel, run_judged
+    from roboalign_ray.pipelines.evaluate.judge_panel import (
+        SHOWN,
+        judged_scope,
+        judged_section,
+        make_panel,
+        run_judged,
+    )
 
     panel = make_panel(config, bench)
     before, _ = run_judged(panel, bench, world_model_folder(config), "before", quiet=quiet)
     after, clips = run_judged(panel, bench, aligned.model, "after", show=SHOWN, quiet=quiet)
     totals = {
-        f"{name[0].upper()}{name[1:]}'s total": (before[name].per_window(), after[name].per_window())
-        for name in before
+        f"{name[0].upper()}{name[1:]}'s total": ScorePair(
+            result.per_window(), after[name].per_window(), result.episodes, judged_scope(config, result)
+        )
+        for name, result in before.items()
     }
     return judged_section(config, aligned, out, before, after, clips), totals
 
@@ -207,14 +220,19 @@ def _rewarded(config: JobConfig) -> str:
 
 
 def _notes(config: JobConfig, bench: Bench) -> list[str]:
-    refresh = config.rollout.refresh
+    refresh, card = config.rollout.refresh, bench.decoder.card
     notes = [
         f"Before and after are sampled with the same seeds, temperature {config.rollout.sampling.temperature:g} and "
         f"refresh policy “{refresh.policy}”, W = {refresh.window}; frame 0 is its own context.",
         f"ROI-LPIPS is LPIPS over the pixels whose temporal standard deviation in the real clip exceeds "
         f"{config.evaluation.roi_threshold:g}.",
-        "Intervals are 95 % bootstrap intervals over held-out windows.",
     ]
+    if card.views > 1:
+        views = bench.windows[0].names
+        notes.append(
+            f"The model predicts the views {', '.join(views)}. Metrics are means over them. FVD and judges see the "
+            "first one alone."
+        )
     if not bench.lpips.real:
         notes.append(
             "The LPIPS backbone was not available: distances come from random features and are no LPIPS. "

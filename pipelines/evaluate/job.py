@@ -18,8 +18,10 @@ from roboalign_ray.config import JobConfig, RefreshConfig
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.episodes.windows import held_out_windows
+from roboalign_ray.evaluation.bootstrap import resampling
 from roboalign_ray.evaluation.protocols import (
     EvaluationWindow,
+    Scorer,
     evaluate_rollouts,
     long_horizon,
     one_step,
@@ -56,6 +58,11 @@ class Bench:
     windows: list[EvaluationWindow]
     lpips: PerceptualDistance
     device: str
+
+    @property
+    def episodes(self) -> int:
+        """Number of the episodes that the windows are of."""
+        return len({window.episode for window in self.windows})
 
     def model(
         self, folder: Path, refresh: RefreshConfig | None = None, *, temperature: float | None = None
@@ -126,6 +133,8 @@ def run_evaluate(
     result: dict[str, Any] = {
         "lpips": bench.lpips.label,
         "windows": len(bench.windows),
+        "episodes": bench.episodes,
+        "intervals": resampling(len(bench.windows), bench.episodes),
         "horizon": settings.horizon,
         "model": str(model) if model else config.world_model_weights,
         "headline": {},
@@ -170,7 +179,9 @@ def run_policies(
         )
 
 
-def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bool = False) -> PolicyResult:
+def run_rollouts(
+    bench: Bench, folder: Path, label: str, *, keep: int, scorer: Scorer | None = None, quiet: bool = False
+) -> PolicyResult:
     """One model with the job's own refresh policy on the bench's windows: one side of before/after."""
     with Progress(label, len(bench.windows), unit="window", quiet=quiet) as progress:
         return evaluate_rollouts(
@@ -182,6 +193,7 @@ def run_rollouts(bench: Bench, folder: Path, label: str, *, keep: int, quiet: bo
             seed=bench.config.seed,
             keep=keep,
             advance=progress.advance,
+            scorer=scorer,
         )
 
 

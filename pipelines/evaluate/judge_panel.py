@@ -13,6 +13,7 @@ from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
 from roboalign_ray.episodes.windows import held_out_windows
+from roboalign_ray.evaluation.bootstrap import extent, resampling
 from roboalign_ray.evaluation.judge_scores import JudgedResult, ShownClip, judge_rollouts, judged_table
 from roboalign_ray.evaluation.report.data import JudgedClip, JudgedSection
 from roboalign_ray.foundation.failures import Failed, UserError
@@ -36,7 +37,7 @@ JUDGE_TITLES = {
     "vlm": "VLM teacher",
     PRIVILEGED: PRIVILEGED,
 }  # titles of the built-in judges of `evaluation.judges`; other judges are shown by their names
-_TOLD = {
+_EXPLANATIONS = {
     "student": "The student is the one that the run began with.",
     "vlm": "The VLM teacher is shown the rollout alone.",
     PRIVILEGED: "“Privileged” measures against the real continuation and the simulator's state.",
@@ -136,6 +137,12 @@ def run_judged(
     return found
 
 
+def judged_scope(config: JobConfig, result: JudgedResult) -> str:
+    """What the judges scored."""
+    windows = extent(len(result.scores), len(set(result.episodes)))
+    return f"{windows}, {config.rollout.horizon} frames each"
+
+
 def judged_section(
     config: JobConfig,
     aligned: AlignResult,
@@ -145,12 +152,10 @@ def judged_section(
     clips: Sequence[ShownClip],
 ) -> JudgedSection:
     """The report's section: scores by dimension, student and teacher over the run, and rollouts with reasons."""
-    windows, samples = len(next(iter(before.values())).scores), config.evaluation.judged_samples
-    note = (
-        f"Rubric points on {windows} held-out windows × {samples} rollouts of {config.rollout.horizon} frames, same "
-        "seeds; changes with 95 % bootstrap intervals over windows."
-    )
-    note += "".join(f" {_TOLD[name]}" for name, title in JUDGE_TITLES.items() if title in before)
+    first = next(iter(before.values()))
+    note = f"Rubric points on {judged_scope(config, first)}, {config.evaluation.judged_samples} rollouts each, same "
+    note += f"seeds. {resampling(len(first.scores), len(set(first.episodes)))}"
+    note += "".join(f" {_EXPLANATIONS[name]}" for name, title in JUDGE_TITLES.items() if title in before)
     return JudgedSection(
         table=judged_table(before, after, title="Scores by dimension", note=note),
         drift=_drift(aligned),

@@ -27,7 +27,7 @@ from roboalign_ray.episodes.store import open_store, resolve_store
 from roboalign_ray.episodes.windows import WindowSpec
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.folder_lock import one_writer
-from roboalign_ray.foundation.storage.shards import StoreCard
+from roboalign_ray.foundation.storage.shards import StoreCard, already_exists
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.judge.bench.generated import find_generated, generated_pairs
 from roboalign_ray.judge.bench.pair_maker import HELD_OUT_FRACTION, PairMaker
@@ -132,7 +132,7 @@ def build_bench(
         UserError: bad input, or no pair of any family could be made.
     """
     if out.exists() and not overwrite:
-        raise UserError("already exists", where=str(out), remedy="choose another place or allow --overwrite")
+        raise already_exists(out)
     config = check_ready(Preflight("bench", config, rollouts=rollouts))
     source = bench_source(config, rollouts=rollouts)
     maker = source.maker()

@@ -20,6 +20,7 @@ import numpy as np
 
 from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import Failed, UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.foundation.storage.readers import read_object
 from roboalign_ray.judge.data.label_store import DistillationSet
@@ -120,7 +121,8 @@ def run_agree(labels: Path, pairs: Path) -> Agreement:
         UserError: labels or pairs cannot be read, or they share no video.
     """
     if not labels.is_dir():
-        raise UserError("no labels here", where=str(labels), remedy="write them with: roboalign judge label")
+        lacks = folder_fault(labels, "no labels here")
+        raise UserError(lacks, where=str(labels), remedy="write them with: roboalign judge label")
     given, store = DistillationSet(labels), open_pairs(pairs)
     scores = dict(zip(given.ids, given.scores, strict=True))
     report = labels / REPORT

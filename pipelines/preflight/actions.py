@@ -37,7 +37,7 @@ def compare_actions(
         model_card: its card, where it has one.
 
     Returns:
-        what stops nothing but should be told, a line each.
+        notes for the user, one line each; they stop nothing.
 
     Raises:
         UserError: a field contradicts; it is named, with both values and what to do.

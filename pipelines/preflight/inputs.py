@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 
 from roboalign_ray.alignment.objectives.registry import build_objective
-from roboalign_ray.config import JobConfig, TokenizerConfig
+from roboalign_ray.config import JobConfig, SimulationConfig, TokenizerConfig
 from roboalign_ray.config.job import BUILT_IN_JUDGES
+from roboalign_ray.config.loading import profile_names
 from roboalign_ray.config.paths import absolute_path, with_absolute_paths
 from roboalign_ray.episodes import store as stores
 from roboalign_ray.episodes.action_card import ActionCard
@@ -65,13 +66,22 @@ class Preflight:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Workers run elsewhere; whoever calls a job from Python may have named relative paths.
+        # Workers run in other folders, and a caller in Python may name relative paths.
         object.__setattr__(self, "config", with_absolute_paths(self.config))
 
     @cached_property
     def store(self) -> EpisodeStore:
         """The episode store's index."""
-        return open_store(self.config.episodes.store)
+        store, simulation = self.config.episodes.store, self.config.simulation
+        try:
+            return open_store(store)
+        except UserError as error:
+            if simulation == SimulationConfig() or Path(store).exists():
+                raise
+            # A profile that describes a simulation is about a store that is to be simulated.
+            profile = self.config.name if self.config.name in profile_names() else "PROFILE"
+            remedy = f"make one with: roboalign episodes generate {store} --profile {profile}"
+            raise UserError(error.what, where=error.where, remedy=remedy) from None
 
     @cached_property
     def store_card(self) -> ActionCard:

@@ -99,7 +99,7 @@ _PARTS = {
 def check_ready(job: Preflight, *, room: bool = True) -> JobConfig:
     """Every check of a job, then whether its workers find room; the job's config, with absolute paths.
 
-    What the checks found that stops nothing is told on the terminal.
+    Notes of the checks are printed; they stop nothing.
 
     Args:
         room: whether the cluster that the job runs on is there already, or is this machine.

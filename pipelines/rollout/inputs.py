@@ -34,7 +34,8 @@ class RolloutStart:
         real: uint8 [T, V, H, W, 3], the real continuation, where there is one.
         fps: frames per second of the actions; None where nothing tells.
         embodiment: robot name; "" where nothing tells.
-        action_names, action_kinds: of the episode; () where nothing tells.
+        action_names, action_kinds: of the episode; () if unknown.
+        views: names of the views; () if unknown.
         notes: what was changed on the way, one line each.
     """
 
@@ -44,6 +45,7 @@ class RolloutStart:
     embodiment: str = ""
     action_names: tuple[str, ...] = ()
     action_kinds: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -80,6 +82,7 @@ def start_from_episode(
         real.embodiment,
         real.action_names,
         real.action_kinds,
+        real.views,
         tuple(notes),
     )
 
@@ -119,7 +122,8 @@ def start_from_picture(
     if actions_card is None:
         return RolloutStart(prompt, notes=notes)
     robot = actions_card.embodiments[0] if len(actions_card.embodiments) == 1 else ""
-    return RolloutStart(prompt, None, card.fps, robot, actions_card.labels, actions_card.kinds, notes)
+    names, kinds = actions_card.labels, actions_card.kinds
+    return RolloutStart(prompt, None, card.fps, robot, names, kinds, notes=notes)
 
 
 def read_actions(path: Path, dims: int) -> np.ndarray:

@@ -189,7 +189,7 @@ def _episodes(start: RolloutStart, frames: np.ndarray, fps: float) -> list[Episo
     )
     padded = np.concatenate([actions, last[None].astype(np.float32)])
     whole = [np.concatenate([start.prompt.start[None], sample]) for sample in frames]
-    views = [f"view_{number}" for number in range(frames.shape[2])]
+    views = _view_names(start.views, frames.shape[2])
     return [
         Episode(
             episode_id=f"rollout/{number}",
@@ -204,6 +204,13 @@ def _episodes(start: RolloutStart, frames: np.ndarray, fps: float) -> list[Episo
         )
         for number, clip in enumerate(whole)
     ]
+
+
+def _view_names(names: Sequence[str], views: int) -> list[str]:
+    """Names as they can name folders; view_0, view_1, … if there are none, or if two would become the same."""
+    usable = [name.replace("/", "_").lstrip(".") for name in names]
+    alike = len(set(usable)) != views or not all(usable)
+    return [f"view_{number}" for number in range(views)] if alike else usable
 
 
 def _description(

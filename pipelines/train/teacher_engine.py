@@ -93,11 +93,11 @@ class DeepSpeedTeacher:
         total, parts = 0.0, []
         for number, batch in enumerate(batches):
             if settings.regression_weight:
-                told_loss, read_loss, metrics = reading_loss(self.engine, batch, settings.huber_delta)
-                loss = told_loss / weight + settings.regression_weight * read_loss / len(pairs)
+                answer_part, read_loss, metrics = reading_loss(self.engine, batch, settings.huber_delta)
+                loss = answer_part / weight + settings.regression_weight * read_loss / len(pairs)
             else:
-                told_loss, metrics = answer_loss(self.engine, batch)
-                loss = told_loss / weight
+                answer_part, metrics = answer_loss(self.engine, batch)
+                loss = answer_part / weight
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             self.engine.backward(loss)
             total += float(loss.detach())

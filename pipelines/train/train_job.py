@@ -15,6 +15,7 @@ again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import threading
@@ -262,7 +263,7 @@ def _loop(job: TrainJob, logs: Path, seconds: float, profile: str, *, leads: boo
         recent.append(job.step(batch))
         step = job.trainer.steps_done
         if step % job.log_every == 0 or step == job.steps:
-            last = {key: sum(m.get(key, 0.0) for m in recent) / len(recent) for key in recent[-1]}
+            last = _means(recent)
             last["seconds"] = time.monotonic() - began
             recent = []
             if writer is not None:
@@ -272,6 +273,16 @@ def _loop(job: TrainJob, logs: Path, seconds: float, profile: str, *, leads: boo
     if writer is not None:
         writer.close()
     return last
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every figure over the rows in which it is finite; a figure that no row has is left out."""
+    known: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if math.isfinite(value):
+                known.setdefault(key, []).append(value)
+    return {key: sum(values) / len(values) for key, values in known.items()}
 
 
 def _remaining_batches(job: TrainJob) -> Iterator[dict[str, Any]]:

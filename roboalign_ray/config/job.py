@@ -31,7 +31,7 @@ class EvaluationConfig(FrozenConfig):
     """Evaluation: metrics and protocols.
 
     Attributes:
-        episodes: number of held-out windows per protocol.
+        episodes: number of held-out windows per protocol, of as many episodes where there are so many.
         history: number of real frames before the start frame that the model sees in the one-step protocol.
         one_step_temperature: sampling temperature of the one-step protocol; 0 takes the most likely token.
         horizon: number of frames of the long-horizon protocol.
@@ -42,7 +42,7 @@ class EvaluationConfig(FrozenConfig):
         roi_threshold: a pixel belongs to the region of interest if the real clip's temporal standard deviation there
             (mean over channels, [0, 1] scale) exceeds this.
         freeze_threshold: a frame counts as frozen if its mean absolute change is below this share of the real one's.
-        bootstrap_resamples: resamples of the 95 % interval over episodes.
+        bootstrap_resamples: resamples of the 95 % intervals.
         judged_windows, judged_samples: number of held-out windows of a rollout's length that the judges score, and of
             rollouts of each.
         judges: judges of these rollouts: "student" (the job's first one), "vlm" (the teacher of section `teacher`),

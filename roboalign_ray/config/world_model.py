@@ -126,7 +126,7 @@ class DiffusionSamplingConfig(FrozenConfig):
             but not to those that are recorded. Its unit is half the range between the 1st and the 99th percentile of
             the model's action card. 0 is off. The clip's own noise hardly makes samples differ. [ours]
         history_noise: standard deviation of noise on the history, drawn per sample and clip, on the scale [-1, 1]; the
-            network is told it. 0 is off.
+            network gets it as input. 0 is off.
         rows_per_pass: samples that one forward pass denoises. Smaller batches are padded to it, so that a sample does
             not depend on the batch; results may differ in their last bit between two values. null takes 4 on a CPU and
             64 elsewhere.

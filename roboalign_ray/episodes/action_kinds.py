@@ -41,6 +41,7 @@ ActionKind = Literal[
 ]
 ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 UNKNOWN: ActionKind = "unknown"
+KINDS_KEY = "action_kinds"  # in the description of a data set's action, where this package wrote it
 OPTION = "--action-kind"
 EXAMPLE = f"{OPTION} x=delta,gripper=hold or {OPTION} 'delta*6,hold'"
 _SUMMED = ("delta", "delta_angle")

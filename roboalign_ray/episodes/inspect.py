@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from roboalign_ray.episodes.action_card_of_store import action_card_of
 from roboalign_ray.episodes.actions import unwrap_angles
 from roboalign_ray.episodes.episode import Episode
+from roboalign_ray.episodes.splits import SPLITS
 from roboalign_ray.episodes.store import EpisodeStore
 from roboalign_ray.foundation.failures import UserError, first_line
 from roboalign_ray.foundation.storage.readers import read_json
@@ -55,7 +56,8 @@ def store_figures(store: EpisodeStore) -> dict[str, Any]:
         "hours": float((lengths / rates).sum() / 3600),
         "fps": {f"{rate:g}": int(count) for rate, count in sorted(Counter(rates.tolist()).items())},
         "embodiments": dict(Counter(columns["embodiment"].to_pylist())),
-        **{key: statistics[key] for key in ("views", "splits", "success", "length", "instructions")},
+        **{key: statistics[key] for key in ("views", "success", "length", "instructions")},
+        "splits": {split: statistics["splits"].get(split, 0) for split in SPLITS},
         "actions": {
             str(dims): {
                 **statistics["actions"][str(dims)],

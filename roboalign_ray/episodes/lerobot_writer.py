@@ -7,7 +7,8 @@
     data/chunk-000/file-000.parquet                one row per frame
     videos/KEY/chunk-CCC/file-FFF.mp4              one file per episode and view, yuv420p for LeRobot's viewers
 
-The format has no units and kinds of actions: names carry the units in brackets, as `Episode.action_names`.
+The format has no units and kinds of actions. Names carry the units in brackets, as `Episode.action_names`; the kinds
+stand in info.json below the feature `action`, as `info: {action_kinds: [...]}`, which other readers ignore.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from roboalign_ray.episodes.action_kinds import KINDS_KEY
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.video import encode_video
 from roboalign_ray.foundation.failures import UserError
@@ -90,7 +92,14 @@ def _even(frames: np.ndarray) -> np.ndarray:
 
 def _features(episode: Episode) -> dict[str, Any]:
     names = list(episode.action_names) or [f"action_{dim}" for dim in range(episode.actions.shape[1])]
-    features: dict[str, Any] = {"action": {"dtype": "float32", "shape": [len(names)], "names": names}}
+    features: dict[str, Any] = {
+        "action": {
+            "dtype": "float32",
+            "shape": [len(names)],
+            "names": names,
+            "info": {KINDS_KEY: list(episode.action_kinds)},
+        }
+    }
     if episode.state is not None:
         width = episode.state.shape[1]
         states = [f"state_{dim}" for dim in range(width)]

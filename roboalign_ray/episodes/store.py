@@ -37,6 +37,7 @@ from roboalign_ray.episodes.splits import positions_in
 from roboalign_ray.episodes.statistics_form import StatisticsForm
 from roboalign_ray.episodes.store_statistics import StoreStatistics, common_kind
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.readers import read_object, validated
 from roboalign_ray.foundation.storage.shards import (
     STATISTICS,
@@ -60,6 +61,7 @@ class StoreSummary:
         path: the store.
         episodes, frames, bytes: totals; bytes of all files.
         quarantined: episodes left out, each with its reason.
+        held_out: number of episodes that are held out.
         notes: findings during writing, one line each.
     """
 
@@ -68,6 +70,7 @@ class StoreSummary:
     frames: int
     bytes: int
     quarantined: tuple[Quarantined, ...]
+    held_out: int
     notes: tuple[str, ...] = ()
 
 
@@ -122,7 +125,8 @@ def write_store(
         figures = statistics.as_json() | {"quarantined": len(quarantined)}
         write_json(folder / "quarantine.json", [asdict(item) for item in quarantined])
         size = writer.finish(figures, (card or StoreCard("Robot episodes")).text(_card_lines(figures)))
-    return StoreSummary(path, figures["episodes"], figures["frames"], size, tuple(quarantined))
+    held_out = figures["splits"].get("held_out", 0)
+    return StoreSummary(path, figures["episodes"], figures["frames"], size, tuple(quarantined), held_out)
 
 
 def _is_store(path: Path) -> bool:
@@ -159,9 +163,8 @@ def resolve_store(path: str | Path) -> Path:
     )
     remedy = "make one with: roboalign episodes generate, or roboalign episodes convert"
     if not _is_store(folder):
-        raise UserError(
-            "no episode store here (statistics.json is missing)", where=str(folder), remedy=remedy
-        )
+        lacks = folder_fault(folder, "no episode store here (statistics.json is missing)")
+        raise UserError(lacks, where=str(folder), remedy=remedy)
     version = read_object(folder / STATISTICS, "store statistics").get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(f"schema version {version}, this version reads {SCHEMA_VERSION}", where=str(folder))

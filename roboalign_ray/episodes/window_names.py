@@ -33,3 +33,8 @@ class PromptName:
         window, _, shared = window.partition("~")
         start, _, horizon = window.partition("+")
         return cls(episode_id, int(start), int(horizon or 0), int(shared or 0))
+
+
+def episode_of(prompt_id: str) -> str:
+    """The episode of the window that `prompt_id` names; the whole id where it names no window."""
+    return prompt_id.rpartition("@")[0] or prompt_id

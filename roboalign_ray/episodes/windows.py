@@ -226,10 +226,13 @@ def long_enough(
     """Numbers of the split's episodes that hold at least one window.
 
     Raises:
-        UserError: there is none, or the stride skips frames of actions of unknown kinds.
+        UserError: there is none, the split is empty, or the stride skips frames of actions of unknown kinds.
     """
     check_action_kinds(store, spec.stride)
-    numbers = [number for number in store.split(split, fraction) if store.lengths[number] >= spec.span]
+    members = store.split(split, fraction)
+    if not members:
+        raise empty_split(store, split, fraction)
+    numbers = [number for number in members if store.lengths[number] >= spec.span]
     if not numbers:
         raise UserError(
             f"no episode of split '{split}' has the {spec.span} frames of a window",
@@ -237,6 +240,23 @@ def long_enough(
             remedy="use shorter windows, a smaller stride, or more episodes",
         )
     return numbers
+
+
+def empty_split(store: EpisodeStore, split: str, fraction: float | None = None) -> UserError:
+    """The error for a split without an episode.
+
+    Args:
+        fraction: share of groups held out; None takes the store's.
+    """
+    share = store.statistics["held_out_fraction"] if fraction is None else fraction
+    what, size = "no episode is left to train on at a share of", "smaller"
+    if split == "held_out":
+        what, size = "no episode is held out at a share of", "larger"
+    return UserError(
+        f"{what} {float(share):g}",
+        where=str(store.path),
+        remedy=f"convert with a {size} --held-out and set episodes.held_out_fraction to the same, or add episodes",
+    )
 
 
 def held_out_windows(

@@ -31,10 +31,12 @@ class JudgedResult:
     Attributes:
         judge: name of the judge.
         scores: float64 [E, S, 6], rubric points per window and sample; NaN where there is no score.
+        episodes: the episode of every window, E names; if empty, every window has one of its own.
     """
 
     judge: str
     scores: np.ndarray
+    episodes: tuple[str, ...] = ()
 
     def per_window(self, dimension: int | None = None) -> np.ndarray:
         """Float64 [E]: mean over samples of a dimension, or of the total by default; NaN if no sample has a score."""
@@ -111,7 +113,8 @@ def judge_rollouts(
                 title = f"“{group.instruction}” ({group.prompt_id})"
                 firsts = {name: outcomes[0] for name, outcomes in judged.items()}
                 shown.append(ShownClip(title, videos[0], firsts))
-    return {name: JudgedResult(name, values) for name, values in scores.items()}, shown
+    episodes = tuple(source.window.episode_id for source in sources)
+    return {name: JudgedResult(name, values, episodes) for name, values in scores.items()}, shown
 
 
 def _judge_samples(
@@ -126,7 +129,8 @@ def compare_judged(
     before: JudgedResult, after: JudgedResult, dimension: int | None = None, *, resamples: int = 2000
 ) -> PairedDifference:
     """After minus before over the same windows, of a dimension or of the total."""
-    return paired_difference(before.per_window(dimension), after.per_window(dimension), resamples=resamples)
+    values = before.per_window(dimension), after.per_window(dimension)
+    return paired_difference(*values, resamples=resamples, episodes=before.episodes)
 
 
 def judged_table(

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from roboalign_ray.config import EvaluationConfig, RefreshConfig
+from roboalign_ray.episodes.window_names import episode_of
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.validation.selection import mean_known
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS, ClipMetrics, clip_metrics
 from roboalign_ray.metrics.perceptual import PerceptualDistance
 from roboalign_ray.world_model.protocol import ALL_POLICIES, Prompt, Rollout, WorldModel, first_view
@@ -29,6 +31,9 @@ POLICY_NAMES = {
     "reference_recent": "reference + recent",
 }
 Advance = Callable[[int], None]
+Scorer = Callable[
+    [Rollout, np.ndarray], Mapping[str, np.ndarray]
+]  # of frames [G, T, V, H, W, 3]: name -> [G]
 ViewMetrics = Mapping[str, ClipMetrics]  # by the views' names, in their order
 
 
@@ -51,6 +56,11 @@ class EvaluationWindow:
     def start(self) -> np.ndarray:
         """Uint8 [V, H, W, 3], the frame before `real`."""
         return self.prompt.start
+
+    @property
+    def episode(self) -> str:
+        """The episode's name, as the prompt's name has it."""
+        return episode_of(self.prompt.prompt_id)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -131,9 +141,9 @@ def one_step(
             sink.append(_view_metrics(frames_T[None], real_T, window, lpips, config))
         copied.append(_view_metrics(before_T[None], real_T, window, lpips, config))
     return OneStepResult(
-        predicted=_stack(predicted, config),
-        shuffled=_stack(misled, config),
-        copy_last=_stack(copied, config),
+        predicted=_stack(predicted, windows, config),
+        shuffled=_stack(misled, windows, config),
+        copy_last=_stack(copied, windows, config),
         lpips_label=lpips.label,
         frames_seen=1 + min(config.history, max(window.prompt.horizon for window in windows) - 1),
     )
@@ -207,7 +217,7 @@ def long_horizon(
     ]
     return LongHorizonResult(
         policies=tuple(results),
-        copy_first=_stack(baseline, config),
+        copy_first=_stack(baseline, windows, config),
         lpips_label=lpips.label,
         horizon=horizons.pop(),
         windows=len(windows),
@@ -226,10 +236,12 @@ def evaluate_rollouts(
     batch: int = 16,
     keep: int = 4,
     advance: Advance | None = None,
+    scorer: Scorer | None = None,
 ) -> PolicyResult:
     """Evaluate one model's rollouts over held-out windows: one row of `long_horizon`, or one side of before/after.
 
-    The arguments are those of `long_horizon`; `refresh` is the model's refresh policy and names the result.
+    The arguments are those of `long_horizon`; `refresh` is the model's refresh policy and names the result. `scorer`
+    gives further scores of the samples of each window, NaN for a sample without one.
     """
     prompts = [window.prompt for window in windows]
     seeds = tuple(seed + sample for sample in range(config.samples))
@@ -238,8 +250,10 @@ def evaluate_rollouts(
     groups = _rollout(model, prompts, [seeds] * len(prompts), batch, advance)
     metrics: list[ViewMetrics] = []
     first_samples: list[np.ndarray] = []
+    scores: list[Mapping[str, np.ndarray]] = []
     for window, group in zip(windows, groups, strict=True):
         frames_GTVHWC = model.decode(group)
+        scores.append(scorer(group, frames_GTVHWC) if scorer else {})
         metrics.append(_view_metrics(frames_GTVHWC, window.real, window, lpips, config))
         if config.fvd or len(first_samples) < keep:
             first_samples.append(first_view(frames_GTVHWC)[0])
@@ -248,13 +262,14 @@ def evaluate_rollouts(
     return PolicyResult(
         name=policy_name(refresh),
         refresh=refresh,
-        metrics=_stack(metrics, config),
+        metrics=_stack(metrics, windows, config),
         seconds_per_frame=seconds_BT.mean(axis=0),
         seconds=float(seconds_BT.sum()),
         peak_sequence=max(group.cost.peak_sequence for group in groups),
         cache_bytes=max(group.cost.cache_bytes for group in groups),
         frames=np.stack(first_samples)[:keep] if keep else np.empty(0, np.uint8),
         fvd=_fvd(np.stack(first_samples), windows) if config.fvd else None,
+        scores={name: mean_known(np.stack([found[name] for found in scores])) for name in scores[0]},
     )
 
 
@@ -304,15 +319,22 @@ def _view_metrics(
     }
 
 
-def _stack(results: Sequence[ViewMetrics], config: EvaluationConfig) -> MetricCurves:
+def _stack(
+    results: Sequence[ViewMetrics], windows: Sequence[EvaluationWindow], config: EvaluationConfig
+) -> MetricCurves:
     """One row per window, samples and views averaged."""
+    episodes = tuple(window.episode for window in windows)
     names = list(results[0])
     # Views of an episode may have names of their own; what counts is their place.
     by_view = [[list(result.values())[place] for result in results] for place in range(len(names))]
-    return MetricCurves.over({name: _curves(of, config) for name, of in zip(names, by_view, strict=True)})
+    return MetricCurves.over(
+        {name: _curves(of, episodes, config) for name, of in zip(names, by_view, strict=True)}
+    )
 
 
-def _curves(results: Sequence[ClipMetrics], config: EvaluationConfig) -> MetricCurves:
+def _curves(
+    results: Sequence[ClipMetrics], episodes: tuple[str, ...], config: EvaluationConfig
+) -> MetricCurves:
     """Those of one view."""
     return MetricCurves(
         per_frame={
@@ -321,6 +343,7 @@ def _curves(results: Sequence[ClipMetrics], config: EvaluationConfig) -> MetricC
         },
         freeze_rate=np.array([result.freeze_rate.mean() for result in results]),
         resamples=config.bootstrap_resamples,
+        episodes=episodes,
     )
 
 

@@ -23,7 +23,7 @@ class ReconstructionResult:
     """Reconstruction of held-out windows.
 
     Attributes:
-        figures: branch -> metric ("psnr" dB, "ssim", "lpips") -> mean with its interval over windows.
+        figures: branch -> metric ("psnr" dB, "ssim", "lpips") -> mean with its interval.
         codes_used: branch -> distinct codes over all windows.
         perplexity: branch -> exp of the entropy of the codes.
         codes: size of the codebook.
@@ -74,9 +74,12 @@ def reconstruct(
         codes["context"].append(context_codes.cpu().numpy().ravel())
         codes["dynamics"].append(video_codes.cpu().numpy().ravel())
     counts = {b: np.bincount(np.concatenate(codes[b]), minlength=tokenizer.config.codes) for b in BRANCHES}
+    episodes = [window.episode for window in windows]
     return ReconstructionResult(
         figures={
-            branch: {metric: bootstrap_mean(np.array(v), resamples) for metric, v in per.items()}
+            branch: {
+                metric: bootstrap_mean(np.array(v), resamples, episodes=episodes) for metric, v in per.items()
+            }
             for branch, per in values.items()
         },
         codes_used={branch: int((count > 0).sum()) for branch, count in counts.items()},

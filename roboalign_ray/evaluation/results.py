@@ -21,12 +21,14 @@ class MetricCurves:
         freeze_rate: float64 [E].
         resamples: bootstrap resamples.
         views: the same of each camera view by its name, where there are several.
+        episodes: the episode of every window, E names; if empty, every window has one of its own.
     """
 
     per_frame: Mapping[str, np.ndarray]
     freeze_rate: np.ndarray
     resamples: int = 2000
     views: Mapping[str, MetricCurves] = field(default_factory=dict)
+    episodes: tuple[str, ...] = ()
 
     @classmethod
     def over(cls, views: Mapping[str, MetricCurves]) -> MetricCurves:
@@ -38,7 +40,7 @@ class MetricCurves:
             name: np.mean([one.per_frame[name] for one in curves], axis=0) for name in curves[0].per_frame
         }
         freeze_rate = np.mean([one.freeze_rate for one in curves], axis=0)
-        return cls(per_frame, freeze_rate, curves[0].resamples, dict(views))
+        return cls(per_frame, freeze_rate, curves[0].resamples, dict(views), curves[0].episodes)
 
     def by_view(self) -> dict[str, dict[str, float]]:
         """View to metric to mean over windows and frames; empty where there is one view."""
@@ -59,20 +61,23 @@ class MetricCurves:
         return self.per_frame[metric][:, first:last].mean(axis=1)
 
     def total(self, metric: str) -> Interval:
-        """Mean over all frames, with its interval over windows."""
-        return bootstrap_mean(self.per_episode(metric), self.resamples)
+        """Mean over all frames, with its interval."""
+        return self._interval(self.per_episode(metric))
 
     def first(self, metric: str, frames: int = 10) -> Interval:
         """Mean over the first frames."""
-        return bootstrap_mean(self.per_episode(metric, 0, frames), self.resamples)
+        return self._interval(self.per_episode(metric, 0, frames))
 
     def last(self, metric: str, frames: int = 10) -> Interval:
         """Mean over the last frames."""
-        return bootstrap_mean(self.per_episode(metric, max(0, self.horizon - frames)), self.resamples)
+        return self._interval(self.per_episode(metric, max(0, self.horizon - frames)))
 
     def beyond(self, metric: str, frame: int) -> Interval:
         """Mean over the frames from `frame` on, for example those beyond the training window."""
-        return bootstrap_mean(self.per_episode(metric, frame), self.resamples)
+        return self._interval(self.per_episode(metric, frame))
+
+    def _interval(self, values: np.ndarray) -> Interval:
+        return bootstrap_mean(values, self.resamples, episodes=self.episodes)
 
     def curve(self, metric: str) -> np.ndarray:
         """Mean over windows [T]; windows on which the metric is undefined are left out."""
@@ -115,6 +120,7 @@ class PolicyResult:
         frames: uint8 [K, T, H, W, 3], the first K windows' first samples, first view.
         fvd: Fréchet video distance to the real clips over all windows' first samples, first view; None if not
             requested.
+        scores: name of a further score -> float64 [E], mean over the samples that have one; NaN if none has.
     """
 
     name: str
@@ -126,6 +132,7 @@ class PolicyResult:
     cache_bytes: int
     frames: np.ndarray
     fvd: float | None = None
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,10 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def nearest_key(key: str, known: list[str]) -> str:
-    """A remedy that names the nearest known key, or lists them all when none is near."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+def nearest_key(key: str, names: list[str], known: str = "known keys:") -> str:
+    """A remedy that names the nearest of the known names, or lists them all, behind `known`, when none is near."""
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"{known} {', '.join(sorted(names))}"
 
 
 _SPACE = "free space there, or choose another folder (TMPDIR sets the temporary one)"

@@ -45,24 +45,24 @@ class ExtensionJudge:
             raise
         except Exception as error:
             raise_if_host(error, where=name)
-            told = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"the judge {name} cannot be made ({told[:300]})", where=where) from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"the judge {name} cannot be made ({reason[:300]})", where=where) from error
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
         """One outcome per request, in order."""
         return judge_each(requests, self._judged)
 
     def _judged(self, requests: Sequence[JudgeRequest]) -> list[Judgement | Failed]:
-        told = list(self._judge.judge(requests))
-        if len(told) != len(requests):
-            raise ValueError(f"{len(told)} judgements of {len(requests)} videos")
-        return [self._checked(one) for one in told]
+        outcomes = list(self._judge.judge(requests))
+        if len(outcomes) != len(requests):
+            raise ValueError(f"{len(outcomes)} judgements of {len(requests)} videos")
+        return [self._checked(one) for one in outcomes]
 
-    def _checked(self, told: Judgement | Failed) -> Judgement | Failed:
-        if isinstance(told, Failed):
-            return told
-        if not isinstance(told, Judgement):
-            return Failed(f"{self.name}: a judgement is of type {type(told).__name__}", BROKEN)
-        if np.shape(told.scores) != (len(DIMENSIONS),) or not np.isfinite(told.scores).all():
+    def _checked(self, outcome: Judgement | Failed) -> Judgement | Failed:
+        if isinstance(outcome, Failed):
+            return outcome
+        if not isinstance(outcome, Judgement):
+            return Failed(f"{self.name}: a judgement is of type {type(outcome).__name__}", BROKEN)
+        if np.shape(outcome.scores) != (len(DIMENSIONS),) or not np.isfinite(outcome.scores).all():
             return Failed(f"{self.name}: the scores are not {len(DIMENSIONS)} finite numbers", BROKEN)
-        return told
+        return outcome

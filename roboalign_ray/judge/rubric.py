@@ -1,7 +1,7 @@
 """The rubric: six dimensions, their maxima, and what each score level means.
 
 Order and maxima are those of RoboAlign-R1 (arXiv 2605.03821); they sum to ten, which is what a real video of a task
-well done gets. The wording of the levels is ours. Whoever needs a dimension's name, place or maximum asks here.
+well done gets. The wording of the levels is ours. A dimension's name, place and maximum are defined here alone.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from roboalign_ray.episodes.action_card_check import check_cards
 from roboalign_ray.episodes.action_card_of_store import action_card_of
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.episodes.window_names import PromptName
+from roboalign_ray.episodes.windows import empty_split
 from roboalign_ray.foundation.failures import UserError, nearest_key
 from roboalign_ray.planning.pictures import Picture, read_picture
 from roboalign_ray.planning.rows import Cohort, Rows
@@ -139,11 +140,13 @@ def store_starts(
     numbers = {name: place for place, name in enumerate(opened.ids)}
     if windows is None:
         names = [PromptName(opened.ids[place], 0) for place in opened.split(split)]
+        if not names:
+            raise empty_split(opened, split)
     else:
         listed = [windows] if isinstance(windows, str) else list(windows)
         names = [_window(text, numbers, opened.lengths) for text in listed]
     if not names:
-        raise UserError("holds no start state", where=str(opened.path), remedy=f"no episode is in '{split}'")
+        raise UserError("names no start state", where="windows", remedy="write episode@frame")
     reader = _Reader(EpisodesConfig(store=str(store)), card, instruction)
     known = {opened.instructions[numbers[name.episode_id]] for name in names}
     return PromptStarts(names, reader, sorted(known) if instruction is None else [instruction])

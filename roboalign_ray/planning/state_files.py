@@ -99,10 +99,10 @@ def state_arrays(
 ) -> dict[str, np.ndarray]:
     """The arrays by name; "environment" is JSON text as uint8."""
     arrays: dict[str, np.ndarray] = {}
-    told = []
+    described = []
     for number, cohort in enumerate(cohorts):
         saved = model.save(cohort.state)
-        told.append({"age": cohort.age, "members": cohort.members, "arrays": sorted(saved)})
+        described.append({"age": cohort.age, "members": cohort.members, "arrays": sorted(saved)})
         arrays |= {f"cohort{number}_{name}": values for name, values in saved.items()}
     for number, episode in enumerate(episodes):
         clip = episode.clip()
@@ -112,7 +112,7 @@ def state_arrays(
     header = {
         "format": FORMAT,
         **vars(identity),
-        "cohorts": told,
+        "cohorts": described,
         "episodes": [{name: getattr(episode, name) for name in plain} for episode in episodes],
         "generators": [_plain(generator.bit_generator.state) for generator in generators],
     }
@@ -185,8 +185,8 @@ def _generator(state: Mapping[str, Any]) -> np.random.Generator:
     if state.get("bit_generator") != "PCG64":
         raise ValueError("a generator of another kind than PCG64")
     bits = np.random.PCG64()
-    told: Any = {**state, "state": {name: int(value) for name, value in state["state"].items()}}
-    bits.state = told
+    whole: Any = {**state, "state": {name: int(value) for name, value in state["state"].items()}}
+    bits.state = whole
     return np.random.Generator(bits)
 
 

@@ -27,15 +27,15 @@ class StepReward:
     score: Scored | None
 
     def info(self) -> dict[str, Any]:
-        """What the environment tells of it."""
+        """Entries of the environment's info: the score and, of a judge, its six scores and its uncertainty."""
         if self.score is None:
             return {}
-        told: dict[str, Any] = {"score": self.score.total}
+        info: dict[str, Any] = {"score": self.score.total}
         if (six := judged_scores(self.score)) is not None:
-            told["judged"] = dict(zip(names(), map(float, six), strict=True))
+            info["judged"] = dict(zip(names(), map(float, six), strict=True))
             parts = self.score.components
-            told[UNCERTAINTY] = parts.get(UNCERTAINTY, parts.get(f"{PART}/{UNCERTAINTY}", 0.0))
-        return told
+            info[UNCERTAINTY] = parts.get(UNCERTAINTY, parts.get(f"{PART}/{UNCERTAINTY}", 0.0))
+        return info
 
 
 def step_rewards(scorer: ClipScorer | None, episodes: Mapping[int, EpisodeSoFar]) -> dict[int, StepReward]:

@@ -320,9 +320,9 @@ class WorldModelVectorEnv(VectorEnv):
     def _infos(self, numbers: Sequence[int], scored: Mapping[int, StepReward]) -> dict[str, Any]:
         infos: dict[str, Any] = {}
         for number in numbers:
-            told: dict[str, Any] = {"frames_since_refresh": self._rows.since_refresh(number)}
-            told |= scored[number].info() if number in scored else {}
-            infos = self._add_info(infos, told, number)
+            info: dict[str, Any] = {"frames_since_refresh": self._rows.since_refresh(number)}
+            info |= scored[number].info() if number in scored else {}
+            infos = self._add_info(infos, info, number)
         return infos
 
     def _show(self, number: int) -> None:

@@ -22,12 +22,24 @@ def score_rollout(
     Raises:
         UserError: the episode cannot be read.
     """
+    return reward.score(reward_input(rollout, decoder.decode(rollout), reader))
+
+
+def reward_input(rollout: Rollout, generated: np.ndarray, reader: PromptReader) -> RewardInput:
+    """A rollout beside the recorded episode, as rewards take it.
+
+    Args:
+        generated: uint8 [G, T, V, H, W, 3], the rollout's frames.
+
+    Raises:
+        UserError: the episode cannot be read.
+    """
     first, last = rollout.start, rollout.start + rollout.horizon
     real = reader.recorded(PromptName.parse(rollout.prompt_id), last)
-    inputs = RewardInput(
+    return RewardInput(
         instruction=rollout.instruction,
         start=real.frames[first],
-        generated=decoder.decode(rollout),
+        generated=generated,
         real=real.frames[first + 1 :],
         views=real.views,
         actions=real.actions[first:],
@@ -37,7 +49,6 @@ def score_rollout(
         embodiment=real.embodiment,
         proprioception=None if real.state is None else real.state[first:],
     )
-    return reward.score(inputs)
 
 
 def choose_best(decoder: Decoder, reader: PromptReader, reward: Reward) -> Choose:

@@ -40,7 +40,7 @@ def build_reward(
         UserError: the reward needs a student and there is none, or an extension cannot be found or made.
     """
     context = RewardContext(torch.device(device), student)
-    parts = {name: (_part(name, part, context), part.weight) for name, part in config.parts.items()}
+    parts = {name: (build_part(name, part, context), part.weight) for name, part in config.parts.items()}
     if len(parts) == 1:
         [(only, weight)] = parts.values()
         if weight == 1.0 and not isinstance(only, ExtensionReward):
@@ -60,7 +60,12 @@ def check_rewards(config: RewardConfig) -> None:
             extension_settings(name, REWARDS.load(name, where), part, where)
 
 
-def _part(name: str, part: RewardPartConfig, context: RewardContext) -> Reward:
+def build_part(name: str, part: RewardPartConfig, context: RewardContext) -> Reward:
+    """One part alone, without its weight.
+
+    Raises:
+        UserError: as `build_reward`.
+    """
     where = f"reward.{name}"
     extension = REWARDS.load(name, where)
     if isinstance(part, ExtensionRewardConfig):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from roboalign_ray.config import TokenizerConfig
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.module_files import load_module
 from roboalign_ray.foundation.storage.readers import parse_json
 from roboalign_ray.tokenizer.fsq import FSQ
@@ -181,7 +182,7 @@ class DualBranchTokenizer(nn.Module):
             tokenizer = load_module(lambda: cls(config), folder / WEIGHTS)
         except FileNotFoundError as error:
             raise UserError(
-                f"no tokenizer here: {Path(error.filename or WEIGHTS).name} is missing",
+                folder_fault(folder, f"no tokenizer here: {Path(error.filename or WEIGHTS).name} is missing"),
                 where=str(folder),
                 remedy="give a folder written by pretraining, or 'shipped'",
             ) from error
@@ -244,7 +245,7 @@ def read_config(folder: Path) -> TokenizerConfig:
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"no tokenizer here: {CONFIG} is missing",
+            folder_fault(folder, f"no tokenizer here: {CONFIG} is missing"),
             where=str(folder),
             remedy="give a folder written by pretraining, or 'shipped'",
         ) from error

@@ -47,8 +47,8 @@ def branched_rollouts(
             frames are no whole number of clips.
     """
     if not len(prompts) == len(shared) == len(seeds):
-        told = f"{len(shared)} shared lengths and {len(seeds)} tuples of seeds for {len(prompts)} prompts"
-        raise UserError(told, where="rollout")
+        counts = f"{len(shared)} shared lengths and {len(seeds)} tuples of seeds for {len(prompts)} prompts"
+        raise UserError(counts, where="rollout")
     batches: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
     for index, (prompt, frames) in enumerate(zip(prompts, shared, strict=True)):
         if not 0 <= frames < prompt.horizon:

@@ -85,6 +85,8 @@ def test_figures_are_those_of_the_episodes_written(tmp_path):
     assert figures["embodiments"] == {"arm": 4}
     assert figures["success"] == {"true": 2, "false": 2}
     assert sum(figures["splits"].values()) == 4
+    write_store(episodes, tmp_path / "all", held_out_fraction=1e-9)
+    assert store_figures(open_store(tmp_path / "all"))["splits"] == {"train": 4, "held_out": 0}
     assert figures["quarantined"] == [{"episode_id": "test/9", "reason": "no such video file"}]
     store = open_store(tmp_path / "store")
     train = np.concatenate([episodes[position].actions for position in store.split("train")])

@@ -11,9 +11,11 @@ import pandas
 import pytest
 from made_episodes import made_episode
 
+from roboalign_ray.episodes.action_kinds import ActionKind
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.lerobot_writer import write_lerobot
 from roboalign_ray.episodes.sources.folder import open_folder
+from roboalign_ray.episodes.sources.lerobot import LeRobotSource
 from roboalign_ray.foundation.failures import UserError
 
 
@@ -121,3 +123,21 @@ def test_what_a_dataset_cannot_hold_is_refused_and_leaves_nothing(
     folder.mkdir()
     with pytest.raises(UserError, match="exists already"):
         write_lerobot(episodes, folder)
+
+
+def test_kinds_of_actions_come_back(episodes: list[Episode], tmp_path: Path) -> None:
+    dims = episodes[0].actions.shape[1]
+    kinds: tuple[ActionKind, ...] = ("event", "velocity", "unknown", "toggle")[:dims]
+    written = [replace(one, state=None, action_kinds=kinds, action_names=()) for one in episodes]
+    write_lerobot(written, tmp_path / "kinds")
+    source = LeRobotSource(tmp_path / "kinds")
+    assert source.action_findings.kinds == kinds
+    assert source.action_findings.reasons[0] == "info.json says so"
+    info = tmp_path / "kinds/meta/info.json"
+    content = json.loads(info.read_text())
+    for wrong in (["delta"], "delta", ["sideways"] * dims, {}):
+        content["features"]["action"]["info"]["action_kinds"] = wrong
+        info.write_text(json.dumps(content))
+        found = LeRobotSource(tmp_path / "kinds").action_findings
+        assert set(found.kinds) == {"unknown"}
+        assert f"the action_kinds of 'action' are not kinds of its {dims} numbers" in found.notes[0]

@@ -8,7 +8,13 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
+from roboalign_ray.evaluation.bootstrap import (
+    LEAST_EPISODES,
+    bootstrap_mean,
+    extent,
+    paired_difference,
+    resampling,
+)
 
 
 def test_equals_scipy_percentile_bootstrap() -> None:
@@ -39,7 +45,57 @@ def test_interval_holds_the_mean_stays_inside_the_values_and_repeats(values: lis
     assert bootstrap_mean(np.array(values), resamples=200, seed=seed) == interval
 
 
-def test_undefined_episodes_are_left_out_and_counted() -> None:
+def test_copies_of_a_window_make_no_interval_narrower() -> None:
+    values = np.random.default_rng(3).normal(size=LEAST_EPISODES)
+    names = [f"e{number}" for number in range(LEAST_EPISODES)]
+    alone = bootstrap_mean(values, episodes=names)
+    copied = bootstrap_mean(np.tile(values, 4), episodes=names * 4)
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+    assert copied.n == 4 * alone.n
+    windows = bootstrap_mean(np.tile(values, 4))
+    assert windows.high - windows.low < 0.7 * (copied.high - copied.low)  # half as wide, as over 32 values
+    paired = paired_difference(np.zeros(4 * LEAST_EPISODES), np.tile(values, 4), episodes=names * 4)
+    assert paired.difference == copied
+
+
+def test_whole_episodes_are_drawn_whatever_their_number_of_windows() -> None:
+    rng = np.random.default_rng(4)
+    names = [f"e{number}" for number in range(10) for _ in range(1 + number % 3)]
+    values = rng.normal(size=len(names)) + np.array([int(name[1:]) for name in names])
+    by_name = {name: values[[other == name for other in names]] for name in dict.fromkeys(names)}
+    drawn = rng.integers(10, size=(20_000, 10))
+    groups = list(by_name.values())
+    means = [np.concatenate([groups[number] for number in row]).mean() for row in drawn]
+    found = bootstrap_mean(values, resamples=20_000, episodes=names)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=0.02)
+
+
+def test_one_window_of_each_episode_gives_the_interval_over_windows() -> None:
+    values = np.random.default_rng(5).normal(size=16)
+    values[3] = np.nan
+    assert bootstrap_mean(values, episodes=[str(n) for n in range(16)]) == bootstrap_mean(values)
+
+
+def test_few_episodes_are_not_resampled() -> None:
+    values = np.random.default_rng(6).normal(size=4 * (LEAST_EPISODES - 1))
+    names = [f"e{number % (LEAST_EPISODES - 1)}" for number in range(len(values))]
+    assert bootstrap_mean(values, episodes=names) == bootstrap_mean(values)
+    with pytest.raises(ValueError, match="episodes for"):
+        bootstrap_mean(values, episodes=names[1:])
+
+
+def test_words_say_what_was_resampled() -> None:
+    assert extent(16, 2) == "16 windows of 2 held-out episodes"
+    assert extent(1, 1) == "1 window of 1 held-out episode"
+    dependent = "Windows of one episode are not independent"
+    assert "over episodes" in resampling(16, LEAST_EPISODES)
+    assert dependent not in resampling(16, LEAST_EPISODES)
+    assert "over windows" in resampling(16, LEAST_EPISODES - 1)
+    assert dependent in resampling(16, LEAST_EPISODES - 1)
+    assert dependent not in resampling(3, 3)
+
+
+def test_undefined_windows_are_left_out_and_counted() -> None:
     interval = bootstrap_mean(np.array([1.0, np.nan, 1.0]))
     assert (interval.mean, interval.low, interval.high, interval.n) == (1.0, 1.0, 1.0, 2)
     assert bootstrap_mean(np.array([np.nan])).n == 0

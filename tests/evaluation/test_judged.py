@@ -38,6 +38,16 @@ def test_a_change_is_taken_window_by_window() -> None:
     assert change.wins == 1.0
 
 
+def test_a_change_counts_episodes_not_their_windows() -> None:
+    rng = np.random.default_rng(1)
+    before, after = scores(0.5, 8), scores(0.5, 8) + rng.uniform(-0.1, 0.2, (8, 1, 1))
+    names = tuple(map(str, range(8)))
+    once = compare_judged(JudgedResult("a", before, names), JudgedResult("a", after, names)).difference
+    twice = [JudgedResult("a", np.tile(one, (2, 1, 1)), names * 2) for one in (before, after)]
+    again = compare_judged(*twice).difference
+    assert (again.low, again.high) == pytest.approx((once.low, once.high))
+
+
 def test_the_table_has_a_row_per_dimension_and_the_total() -> None:
     before = {"student": JudgedResult("student", scores(0.5)), "privileged": JudgedResult("p", scores(0.4))}
     after = {"student": JudgedResult("student", scores(0.6)), "privileged": JudgedResult("p", scores(0.2))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,42 @@ def test_one_step_separates_knowing_from_copying_and_from_wrong_actions(
     before = np.concatenate([window.start[None], window.real[:-1]])
     expected = ((before / 255.0 - window.real / 255.0) ** 2).mean(axis=(1, 2, 3, 4))
     np.testing.assert_allclose(result.copy_last.per_frame["mse"][2], expected, atol=1e-6)
+
+
+def test_windows_keep_the_episodes_of_their_names(
+    lpips: PerceptualDistance, config: EvaluationConfig
+) -> None:
+    windows = [
+        replace(window, prompt=replace(window.prompt, prompt_id=f"lab/{number // 2}@{number}"))
+        for number, window in enumerate(_windows())
+    ]
+    names = ("lab/0", "lab/0", "lab/1", "lab/1")
+    result = protocols.one_step(SquareWorld(), windows, lpips, config, every=5)
+    assert result.predicted.episodes == result.copy_last.episodes == names
+    assert [window.episode for window in _windows(2)] == ["w0", "w1"]  # names without a window
+
+
+def test_further_scores_are_means_over_the_samples_that_have_one(
+    lpips: PerceptualDistance, config: EvaluationConfig
+) -> None:
+    seen = []
+
+    def scorer(rollout: Rollout, frames: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append((rollout.prompt_id, frames.shape[:3]))
+        number = int(rollout.prompt_id[1:])
+        return {"mine": np.array([number, np.nan if number < 2 else 3.0]), "none": np.full(2, np.nan)}
+
+    result = protocols.evaluate_rollouts(
+        SquareWorld(),
+        _windows(),
+        lpips,
+        config.model_copy(update={"samples": 2}),
+        RefreshConfig(),
+        scorer=scorer,
+    )
+    assert seen == [(f"w{number}", (2, 12, 1)) for number in range(4)]
+    np.testing.assert_allclose(result.scores["mine"], [0, 1, 2.5, 3])
+    assert np.isnan(result.scores["none"]).all()
 
 
 def test_one_step_may_skip_frames(lpips: PerceptualDistance, config: EvaluationConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from roboalign_ray.evaluation.report import (
     Comparison,
     EpisodeClip,
     ReportData,
+    ScorePair,
     Table,
     compare,
     episode_clips,
@@ -99,8 +101,12 @@ def _data(**changes) -> ReportData:
         "title": "align demo",
         "subject": "GRPO on Meta-World.",
         "comparisons": compare(
-            before, after, rewards={"Reward": (np.full(EPISODES, 0.5), np.full(EPISODES, 0.6))}, resamples=200
+            before,
+            after,
+            rewards={"Reward": ScorePair(np.full(EPISODES, 0.5), np.full(EPISODES, 0.6), scope="5 windows")},
+            resamples=200,
         ),
+        "windows": EPISODES,
         "episodes": EPISODES,
         "horizon": FRAMES,
         "lpips_label": "LPIPS-alex",
@@ -175,7 +181,13 @@ def test_table_holds_the_numbers_given(written: tuple[ReportData, str], page: Pa
         assert page.rows[comparison.name] == expected
     assert page.rows["SWR, W = 6"] == [21.5, 2_500_000]
     words = " ".join(page.text)
-    for shown in ("0.6000", "was 0.5000", "better by 20.0 %", "±0.75", "2.5", "27.50", "3 min 20 s"):
+    for shown in (
+        *("0.6000", "was 0.5000", "better by 20.0 %", "±0.75", "2.5", "27.50", "3 min 20 s"),
+        "Windows won",
+        "8 windows of 8 held-out episodes",
+        "bootstrap intervals over episodes",
+        "5 windows",
+    ):
         assert shown in words, shown
 
 
@@ -239,6 +251,40 @@ def test_verdict_follows_the_intervals(gains: tuple[float, float], headline: str
         after = MetricCurves(dict.fromkeys(METRICS, 1 + noise + gain), np.full(EPISODES, 0.1))
         comparisons += [c for c in compare(_curves(0.0), after, resamples=500) if c.name == "SSIM"]
     assert _data(comparisons=comparisons).verdict()[1] == headline
+
+
+def test_windows_of_few_episodes_are_called_weak_evidence(tmp_path: Path) -> None:
+    many = _data(windows=2 * EPISODES)
+    few = _data(windows=2 * EPISODES, episodes=2)
+    assert many.verdict()[2].endswith(
+        "on 16 windows of 8 held-out episodes, 12 frames each (Reward: 5 windows)."
+    )
+    assert "16 windows of 2 held-out episodes" in few.verdict()[2]
+    assert "weak evidence: fewer than 8 episodes" in few.verdict()[2]
+    assert "weak" not in replace(few, comparisons=[]).verdict()[2]  # nothing is claimed
+    page = " ".join(Page(write_report(few, tmp_path / "r.html").read_text()).text)
+    assert "bootstrap intervals over windows" in page
+    assert "Windows of one episode are not independent" in page
+
+
+def test_a_metric_is_compared_by_the_episodes_of_its_windows() -> None:
+    """Twice the same windows: over episodes the interval stays, and a change is no clearer than before."""
+    names = tuple(f"e{number}" for number in range(EPISODES))
+    before, after = _curves(0.0), _curves(0.2)
+    after.per_frame["psnr"][:] += np.linspace(-1, 1, EPISODES)[:, None]
+
+    def twice(curves: MetricCurves) -> MetricCurves:
+        return MetricCurves(
+            {name: np.tile(values, (2, 1)) for name, values in curves.per_frame.items()},
+            np.tile(curves.freeze_rate, 2),
+            episodes=names * 2,
+        )
+
+    once = compare(replace(before, episodes=names), replace(after, episodes=names))[0]
+    again = compare(twice(before), twice(after))[0]
+    limits = [(one.low, one.high) for one in (again.change.difference, again.before, again.after)]
+    expected = [(one.low, one.high) for one in (once.change.difference, once.before, once.after)]
+    np.testing.assert_allclose(limits, expected)
 
 
 def test_lower_is_better_turns_the_gain_around() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_job import make_tiny_job
 
-from roboalign_ray.config.loading import load_job
+from roboalign_ray.config.loading import dump_yaml, load_job
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.action_card_of_store import fitted_action_card
 from roboalign_ray.episodes.actions import ActionBinner
@@ -20,8 +23,10 @@ from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.run_record import read_record
 from roboalign_ray.foundation.telemetry.metrics import read_curves
+from roboalign_ray.pipelines.cli import main as cli
 from roboalign_ray.pipelines.evaluate.job import run_evaluate
 from roboalign_ray.pipelines.release.pack_assets import pack
+from roboalign_ray.pipelines.train.train_job import _means
 from roboalign_ray.pipelines.train.world_model import run_pretrain
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.registry import check_world_model, open_world_model, read_description
@@ -125,6 +130,35 @@ def test_a_complete_run_is_not_trained_again(run):
     again = run_pretrain(config, out)
     assert again == summary
     assert (out / "tokenizer" / "tokenizer.safetensors").stat().st_mtime_ns == weights
+
+
+def test_the_command_line_ends_with_the_folders_and_the_next_command(run, tmp_path, capsys):
+    config, out, _ = run
+    profile = tmp_path / "job.yaml"
+    profile.write_text(dump_yaml(config))
+    assert cli.run(["pretrain", str(profile), "--out", str(out), "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folders = {name: str((out / name).absolute()) for name in ("tokenizer", "world_model")}
+    assert [f"{name} folder: {folder}" for name, folder in folders.items()] == lines[-3:-1]
+    words = shlex.split(lines[-1].removeprefix("next: "))
+    assert words[:3] == ["roboalign", "align", str(profile)]
+    sets = [word for flag, word in itertools.pairwise(words) if flag == "--set"]
+    assert sets == [f"{name}_weights={folder}" for name, folder in folders.items()]
+    assert words[-2:] == ["--out", f"{out}_aligned"]
+
+    pointed = config.model_copy(update={f"{name}_weights": folder for name, folder in folders.items()})
+    profile.write_text(dump_yaml(pointed))
+    only = ["pretrain", str(profile), "--stage", "tokenizer", "--set", "seed=0", "--out", str(out), "--quiet"]
+    assert cli.run(only) == 0
+    follow = f"next: roboalign pretrain {profile} --set seed=0 --out {out} --stage world_model"
+    assert capsys.readouterr().out.splitlines()[-1] == follow
+    assert cli.run(["pretrain", str(profile), "--out", str(out), "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: roboalign align {profile} --out {out}_aligned"
+
+
+def test_means_leave_out_what_is_not_finite():
+    rows = [{"loss": 1.0, "own": math.nan, "never": math.nan}, {"loss": 3.0, "own": 5.0, "never": math.inf}]
+    assert _means(rows) == {"loss": 2.0, "own": 5.0}
 
 
 def test_packed_weights_are_the_trained_ones_rounded_to_bfloat16(run, tmp_path):

@@ -18,6 +18,7 @@ from roboalign_ray.episodes.transforms import resize_frames
 from roboalign_ray.episodes.video import decode_video
 from roboalign_ray.pipelines.cli.main import run
 from roboalign_ray.pipelines.rollout.inputs import read_actions
+from roboalign_ray.pipelines.rollout.job import _view_names
 from roboalign_ray.world_model.protocol import Prompt
 from roboalign_ray.world_model.registry import open_world_model
 
@@ -69,12 +70,14 @@ def test_an_episode_is_rolled_out_beside_its_real_continuation(episode: Episode,
     samples = read_dataset(out / "dataset")
     assert len(samples) == 2
     for sample, frames in zip(samples, expected, strict=True):
+        assert list(sample.frames) == list(episode.frames)
         [seen] = sample.frames.values()
         assert close(seen, np.concatenate([first[None], frames]))
         np.testing.assert_allclose(sample.actions[:-1], moved, atol=1e-6)
         np.testing.assert_allclose(sample.actions[-1], [0, 0, 0, moved[-1, 3]], atol=1e-6)
         assert (sample.instruction, sample.fps, sample.embodiment) == (episode.instruction, 5.0, "sawyer")
         assert sample.action_names == episode.action_names
+        assert sample.action_kinds == episode.action_kinds == ("delta", "delta", "delta", "hold")
     film = decode_video(out / "rollout.mp4")
     assert film.shape == (6, 256, 3 * 256 + 2 * 4, 3)
     real = episode.view()[4:15:2].repeat(4, axis=1).repeat(4, axis=2)
@@ -150,6 +153,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest
         assert said in refused(["rollout", *words, "--out", out], tmp_path, capsys)
     words = ["rollout", *image, "--actions", str(good), "--out", str(tmp_path / "full")]
     assert "is not empty" in refused(words, tmp_path, capsys)
+
+
+def test_views_keep_the_names_that_can_name_folders() -> None:
+    assert _view_names(["front", "wrist/left"], 2) == ["front", "wrist_left"]
+    assert _view_names((), 2) == _view_names(["a/b", "a_b"], 2) == ["view_0", "view_1"]
 
 
 def test_actions_of_many_forms_are_read_alike(tmp_path: Path) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tiny_job import SIZE, square_episode
 
 from roboalign_ray.episodes.action_card_of_store import action_card_of
-from roboalign_ray.episodes.store import open_store
+from roboalign_ray.episodes.store import open_store, write_store
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.planning import starts
+from roboalign_ray.world_model.protocol import ModelCard
 from roboalign_ray.world_model.registry import open_world_model
+
+
+def test_a_split_without_an_episode_names_the_options_that_fill_it(tmp_path):
+    store = tmp_path / "store"
+    write_store((square_episode(number) for number in range(2)), store, held_out_fraction=1e-9)
+    card = ModelCard("toy", 1, SIZE, SIZE, 2)
+    options = {"store": store, "windows": None, "instruction": None}
+    assert starts.store_starts(card, split="train", **options)
+    with pytest.raises(UserError, match=r"no episode is held out .*--held-out .*held_out_fraction"):
+        starts.store_starts(card, split="held_out", **options)
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def _none_twice(record: RunRecord) -> Finding:
 
 def _reasons(record: RunRecord) -> Finding:
     """Check that a prompt was set aside only after failures that are in the journal."""
-    told_of = {line["prompt"] for line in record.journal if line.get("failed")}
-    silent = sorted(set(record.ledger["set_aside"]) - told_of)
+    explained = {line["prompt"] for line in record.journal if line.get("failed")}
+    silent = sorted(set(record.ledger["set_aside"]) - explained)
     aside, failed = len(record.ledger["set_aside"]), sum("failed" in line for line in record.journal)
     detail = f"{failed} attempts failed, {aside} prompts set aside"
     return Finding(

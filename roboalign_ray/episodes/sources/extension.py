@@ -77,7 +77,7 @@ class ExtensionSource:
             if isinstance(item, Episode):
                 kinds = item.action_kinds
                 names = names_of(item.action_names, len(kinds))
-                return ActionFindings(names, kinds, (f"told by {self._format}",) * len(kinds))
+                return ActionFindings(names, kinds, (f"declared by {self._format}",) * len(kinds))
         return ActionFindings((), (), ())
 
     def _items(self) -> Iterator[Episode | Quarantined]:

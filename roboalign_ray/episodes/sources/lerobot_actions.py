@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from roboalign_ray.episodes.action_evidence import ActionSample
-from roboalign_ray.episodes.action_kinds import ActionFindings
+from roboalign_ray.episodes.action_kinds import ACTION_KINDS, KINDS_KEY, UNKNOWN, ActionFindings
 from roboalign_ray.episodes.action_names import flat_names
-from roboalign_ray.episodes.action_resolution import resolve_actions
+from roboalign_ray.episodes.action_resolution import Decision, resolve_actions
 
 _WHOLE = ("action", "actions")
 _PART = "action."
@@ -24,6 +24,7 @@ class NamedFeature(Protocol):
 
     dtype: str
     names: Any
+    info: dict[str, Any] | None
 
 
 def action_keys(features: Mapping[str, NamedFeature]) -> tuple[str, ...]:
@@ -54,7 +55,9 @@ def lerobot_findings(
     """
     names: list[str] = []
     notes: list[str] = []
+    declared: dict[int, Decision] = {}
     for key, size in sizes.items():
+        declared |= _declared_kinds(key, features[key], size, len(names), notes)
         given = features[key].names
         own = flat_names(given, size)
         if given is not None and not own:
@@ -67,7 +70,20 @@ def lerobot_findings(
     state_names: Sequence[str] = ()
     if state_key in features and samples and samples[0].state is not None:
         state_names = flat_names(features[state_key].names, samples[0].state.shape[1])
-    return resolve_actions(names, samples, state_names=state_names, notes=notes)
+    return resolve_actions(names, samples, published=declared, state_names=state_names, notes=notes)
+
+
+def _declared_kinds(
+    key: str, feature: NamedFeature, size: int, first: int, notes: list[str]
+) -> dict[int, Decision]:
+    """Kinds that info.json declares for a feature's numbers, by dimension from `first` on; adds a note if unusable."""
+    kinds = (feature.info or {}).get(KINDS_KEY)
+    if kinds is None:
+        return {}
+    if not isinstance(kinds, list) or len(kinds) != size or any(kind not in ACTION_KINDS for kind in kinds):
+        notes.append(f"the {KINDS_KEY} of '{key}' are not kinds of its {size} numbers, so they are not used")
+        return {}
+    return {first + dim: (kind, "info.json says so") for dim, kind in enumerate(kinds) if kind != UNKNOWN}
 
 
 def _prefixed(key: str, names: Sequence[str], size: int, *, alone: bool) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML file that shows whether alignment helped."""
 
 from roboalign_ray.evaluation.report.assemble import (
+    ScorePair,
     compare,
     episode_clips,
     frame_curves,
@@ -14,6 +15,7 @@ __all__ = [
     "Comparison",
     "EpisodeClip",
     "ReportData",
+    "ScorePair",
     "Table",
     "compare",
     "episode_clips",

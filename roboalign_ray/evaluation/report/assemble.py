@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,40 +25,58 @@ _TITLES = {
 }
 
 
+@dataclass(frozen=True)
+class ScorePair:
+    """A score of the same windows before and after.
+
+    Attributes:
+        before, after: float64 [E], one value per window.
+        episodes: the episode of every window, E names; if empty, every window has one of its own.
+        scope: what was scored, where these are not the report's windows; see `Comparison`.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    episodes: tuple[str, ...] = ()
+    scope: str = ""
+
+
 def compare(
     before: MetricCurves,
     after: MetricCurves,
     *,
-    rewards: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    rewards: Mapping[str, ScorePair] | None = None,
     resamples: int = 2000,
 ) -> list[Comparison]:
     """Rewards first, then every metric, in the order that the report shows.
 
     Args:
         before, after: over the same windows.
-        rewards: by name, the reward per window [E] before and after; these windows may differ from the metrics'.
+        rewards: by name; these windows may differ from the metrics'.
         resamples: bootstrap resamples.
     """
-    comparisons = [
-        _comparison(name, *sides, False, "", 4, resamples) for name, sides in (rewards or {}).items()
-    ]
+    comparisons = [_comparison(name, pair, False, "", 4, resamples) for name, pair in (rewards or {}).items()]
     for metric, (name, unit, digits) in _TITLES.items():
-        values = before.per_episode(metric), after.per_episode(metric)
-        comparisons.append(_comparison(name, *values, metric in LOWER_IS_BETTER, unit, digits, resamples))
+        pair = ScorePair(before.per_episode(metric), after.per_episode(metric), before.episodes)
+        comparisons.append(_comparison(name, pair, metric in LOWER_IS_BETTER, unit, digits, resamples))
     return comparisons
 
 
 def _comparison(
-    name: str, before: np.ndarray, after: np.ndarray, lower: bool, unit: str, digits: int, resamples: int
+    name: str, pair: ScorePair, lower: bool, unit: str, digits: int, resamples: int
 ) -> Comparison:
+    before, after, episodes = pair.before, pair.after, pair.episodes
     return Comparison(
         name=name,
-        before=bootstrap_mean(before, resamples),
-        after=bootstrap_mean(after, resamples),
-        change=paired_difference(before, after, lower_is_better=lower, resamples=resamples),
+        before=bootstrap_mean(before, resamples, episodes=episodes),
+        after=bootstrap_mean(after, resamples, episodes=episodes),
+        change=paired_difference(
+            before, after, lower_is_better=lower, resamples=resamples, episodes=episodes
+        ),
         lower_is_better=lower,
         unit=unit,
         digits=digits,
+        scope=pair.scope,
     )
 
 

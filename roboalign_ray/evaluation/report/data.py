@@ -8,20 +8,28 @@ from typing import Any, Literal
 
 import numpy as np
 
-from roboalign_ray.evaluation.bootstrap import Interval, PairedDifference
+from roboalign_ray.evaluation.bootstrap import (
+    LEAST_EPISODES,
+    Interval,
+    PairedDifference,
+    extent,
+    resampling,
+)
 
 Change = Literal["better", "worse", "unclear"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric before and after, over the same episodes.
+    """One metric before and after, over the same windows.
 
     Attributes:
         name, unit, digits: how it is shown.
-        before, after: means with intervals over episodes.
-        change: after - before, episode by episode.
+        before, after: means with intervals.
+        change: after - before, window by window.
         lower_is_better: its direction.
+        scope: what was measured, where that is not what the report names at its top: "16 windows of 16 held-out
+            episodes, 12 frames each".
     """
 
     name: str
@@ -31,6 +39,7 @@ class Comparison:
     lower_is_better: bool = False
     unit: str = ""
     digits: int = 4
+    scope: str = ""
 
     @property
     def verdict(self) -> Change:
@@ -117,7 +126,7 @@ class ReportData:
         title: title of the page.
         subject: one sentence: which model was aligned, by which method, on which data.
         comparisons: before and after, in the order of the table; the first four are also shown as tiles.
-        episodes: number of held-out windows.
+        windows, episodes: number of held-out windows, and of the episodes that they are of.
         horizon: frames of a rollout.
         lpips_label, lpips_real: which LPIPS backbone was used.
         settings: the resolved config as a tree of plain values.
@@ -137,6 +146,7 @@ class ReportData:
     title: str
     subject: str
     comparisons: Sequence[Comparison]
+    windows: int
     episodes: int
     horizon: int
     lpips_label: str
@@ -159,11 +169,30 @@ class ReportData:
     fps: float = 6.0
     notes: Sequence[str] = ()
 
+    @property
+    def extent(self) -> str:
+        """How much was measured."""
+        return extent(self.windows, self.episodes)
+
+    @property
+    def resampling(self) -> str:
+        """What the intervals resample."""
+        return resampling(self.windows, self.episodes)
+
     def verdict(self) -> tuple[Change, str, str]:
-        """Overall change, a headline of two or three words, and the sentence that supports it."""
+        """Overall change, a headline of two or three words, and the sentences that support it."""
+        change, headline, sentence = self._verdict()
+        if change != "unclear" and self.episodes < LEAST_EPISODES:
+            sentence += f" This is weak evidence: fewer than {LEAST_EPISODES} episodes say little about other episodes."
+        return change, headline, sentence
+
+    def _verdict(self) -> tuple[Change, str, str]:
         kinds = [comparison.verdict for comparison in self.comparisons]
         better, worse, total = kinds.count("better"), kinds.count("worse"), len(kinds)
-        where = f"on {self.episodes} held-out episodes, {self.horizon} frames each"
+        where = f"on {self.extent}, {self.horizon} frames each"
+        for scope in dict.fromkeys(comparison.scope for comparison in self.comparisons if comparison.scope):
+            names = [comparison.name for comparison in self.comparisons if comparison.scope == scope]
+            where += f" ({', '.join(names)}: {scope})"
         if better and not worse:
             return (
                 "better",

@@ -26,7 +26,7 @@ from typing import Any
 
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.confined import UnsafeName, check_names, plain_files
-from roboalign_ray.foundation.storage.files import flush
+from roboalign_ray.foundation.storage.files import flush, folder_fault
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -157,9 +157,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
-        raise CheckpointError(
-            f"holds no {MANIFEST}", where=str(folder), remedy="give a checkpoint's directory"
-        )
+        lacks = folder_fault(folder, f"holds no {MANIFEST}")
+        raise CheckpointError(lacks, where=str(folder), remedy="give a checkpoint's directory")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise CheckpointError("is too large for a checkpoint's manifest", where=str(path), remedy=_REMEDY)
     try:

@@ -13,6 +13,13 @@ from roboalign_ray.foundation.failures import HostError
 from roboalign_ray.foundation.storage.confined import check_names, plain_files
 
 
+def folder_fault(folder: Path, lacks: str) -> str:
+    """What a message says of a folder that is not what was asked for: it does not exist, it is a file, or `lacks`."""
+    if folder.is_dir():
+        return lacks
+    return "is a file, not a folder" if folder.exists() else "no such folder"
+
+
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """A folder to write in. When the block ends without an error, it replaces what is at `path`."""

@@ -58,6 +58,15 @@ class StoreCard:
         return front + "\n".join(lines) + "\n"
 
 
+def already_exists(path: Path) -> UserError:
+    """The error for a store that is written where something stands."""
+    return UserError(
+        "already exists",
+        where=str(path),
+        remedy="choose another place, or add --overwrite to replace a store",
+    )
+
+
 @contextmanager
 def new_store(path: Path, what: str, is_one: Callable[[Path], bool], *, overwrite: bool) -> Iterator[Path]:
     """A folder to write a store in. It appears at `path` when the block ends without an error.
@@ -72,7 +81,7 @@ def new_store(path: Path, what: str, is_one: Callable[[Path], bool], *, overwrit
         UserError: the path exists and may not be replaced.
     """
     if path.exists() and not overwrite:
-        raise UserError("already exists", where=str(path), remedy="choose another place or allow overwriting")
+        raise already_exists(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_one(path))):
         raise UserError(f"is not {what}, so it is not overwritten", where=str(path))
     with store_lock(path), complete_or_absent(path) as folder:

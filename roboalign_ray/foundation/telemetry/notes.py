@@ -13,5 +13,5 @@ def tell(line: str) -> None:
 
 @cache
 def tell_once(line: str) -> None:
-    """As `tell`; a line that this process has told already is not told again."""
+    """As `tell`; a line that this process has printed is not printed again."""
     tell(line)

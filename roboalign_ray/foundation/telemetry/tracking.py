@@ -19,7 +19,7 @@ _IDENTITY = "wandb.id"
 
 
 def check_tracking(project: str | None) -> None:
-    """Whether runs can be told to a project at all; None is always fine.
+    """Check that runs can be tracked in a project; None always passes.
 
     Raises:
         UserError: the package is not installed.

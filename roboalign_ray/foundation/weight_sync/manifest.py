@@ -80,8 +80,8 @@ class Manifest:
 
     def expected_seal(self) -> str:
         """What `seal` must be."""
-        told = repr((self.version, self.entries, self.buckets))
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        content = repr((self.version, self.entries, self.buckets))
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.splits import positions_in, split_of
 from roboalign_ray.episodes.video import decode_video, encode_video
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.readers import parse_json, pick, read_object
 from roboalign_ray.foundation.storage.shards import (
     STATISTICS,
@@ -311,7 +312,7 @@ class PairStore(PairRows):
         folder = Path(path)
         remedy = "make one with: roboalign bench build"
         if not _is_store(folder):
-            raise UserError("no judged pairs here", where=str(folder), remedy=remedy)
+            raise UserError(folder_fault(folder, "no judged pairs here"), where=str(folder), remedy=remedy)
         self.statistics: dict[str, Any] = read_object(
             folder / STATISTICS, "pair statistics", keys=("schema_version", "pairs", "held_out_fraction")
         )

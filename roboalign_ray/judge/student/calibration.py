@@ -72,17 +72,17 @@ class Calibration:
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Calibration:
+    def from_json(cls, content: Mapping[str, Any]) -> Calibration:
         """What `as_json` gave.
 
         Raises:
             KeyError: a dimension is missing.
         """
         knots = tuple(
-            (np.asarray(told["knots"][name][0], float), np.asarray(told["knots"][name][1], float))
+            (np.asarray(content["knots"][name][0], float), np.asarray(content["knots"][name][1], float))
             for name in names()
         )
-        return cls(knots, np.asarray(told["std_factors"], float), told["method"], int(told["pairs"]))
+        return cls(knots, np.asarray(content["std_factors"], float), content["method"], int(content["pairs"]))
 
 
 def fit_calibration(

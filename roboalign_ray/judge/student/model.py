@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from roboalign_ray.config.judge import StudentConfig
 from roboalign_ray.foundation.failures import UserError, first_line
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.module_files import load_module
 from roboalign_ray.foundation.storage.readers import parse_json
 from roboalign_ray.judge.rubric import DIMENSIONS, denormalise, names
@@ -286,17 +287,19 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         try:
-            told = read_description(folder)
+            stored = read_description(folder)
             before = {"intervals": False, "order_places": False}  # where a student is older than these
-            settings = before | told["config"]
+            settings = before | stored["config"]
             config = StudentConfig.model_validate(settings)
             student = load_module(lambda: cls(config, encoders=folder), folder / WEIGHTS)
-            student.calibration = told["calibration"] and Calibration.from_json(told["calibration"])
-            student.version = int(told["version"])
-            student.learn_words(map(str, told.get("words", ())))
+            student.calibration = stored["calibration"] and Calibration.from_json(stored["calibration"])
+            student.version = int(stored["version"])
+            student.learn_words(map(str, stored.get("words", ())))
         except FileNotFoundError as error:
             raise UserError(
-                f"no student judge here: {Path(error.filename or WEIGHTS).name} is missing",
+                folder_fault(
+                    folder, f"no student judge here: {Path(error.filename or WEIGHTS).name} is missing"
+                ),
                 where=str(folder),
                 remedy="give a folder written by 'roboalign distill'",
             ) from error
@@ -371,11 +374,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / DESCRIPTION
     try:
-        told = parse_json(path.read_bytes(), where=str(path), what="student")
-        known, rubric = told["format"], told["dimensions"]
+        stored = parse_json(path.read_bytes(), where=str(path), what="student")
+        known, rubric = stored["format"], stored["dimensions"]
     except FileNotFoundError as error:
         raise UserError(
-            f"no student judge here: {DESCRIPTION} is missing",
+            folder_fault(folder, f"no student judge here: {DESCRIPTION} is missing"),
             where=str(folder),
             remedy="give a folder written by 'roboalign distill'",
         ) from error
@@ -389,7 +392,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"student of format {known}, this version reads {FORMAT}", where=str(folder))
     if rubric != list(names()):
         raise UserError("was trained for another rubric", where=str(folder), remedy="distil it again")
-    return told
+    return stored
 
 
 def _check_questions(videos: Any, instructions: Sequence[str]) -> None:

@@ -46,8 +46,9 @@ OF_ORDER = (
     "rush",
 )
 _OFTENER, _OFTENEST = 2, 4
-# What runs backwards or is shuffled for a few frames can hardly be told from a sound clip in which an arm turns round:
-# unless such clips are as frequent in training as sound ones that look like them, a median (Huber) calls both sound.
+# What runs backwards or is shuffled for a few frames can hardly be distinguished from a sound clip in which an arm
+# turns round: unless such clips are as frequent in training as sound ones that look like them, a median (Huber) calls
+# both sound.
 _HARDEST = ("local_reverse", "reverse_from", "local_shuffle")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # the gate tries a judge at full strength
 _CONTRADICTED = 0.75  # of those asked for something else: by the pair's own sentence, turned round
@@ -89,15 +90,15 @@ class FreshExamples:
     def __init__(self, shares: FreshShares, pairs: LabelledPairs, seed: int) -> None:
         self._shares, self._seed = shares, seed
         sentences: dict[str, set[str]] = {}
-        for told, group, kind in zip(pairs.instructions, pairs.group_ids, pairs.kinds, strict=True):
+        for sentence, group, kind in zip(pairs.instructions, pairs.group_ids, pairs.kinds, strict=True):
             if kind != _ASKED_ELSE_KIND:  # those sentences are other tasks'
-                sentences.setdefault(_task(group), set()).add(told)
-        self._sentences = {task: sorted(told) for task, told in sorted(sentences.items())}
+                sentences.setdefault(_task(group), set()).add(sentence)
+        self._sentences = {task: sorted(known) for task, known in sorted(sentences.items())}
 
     def words(self) -> frozenset[str]:
         """All words of the sentences that a student may be asked here."""
-        told = {sentence for sentences in self._sentences.values() for sentence in sentences}
-        return words_of([*told, *taught_phrases()])
+        known = {sentence for sentences in self._sentences.values() for sentence in sentences}
+        return words_of([*known, *taught_phrases()])
 
     def batch(self, pairs: Sequence[JudgedPair], step: int) -> list[JudgedPair]:
         """The pairs of a training step, some of them changed. The draws follow from seed, step and place; what is cut
@@ -121,14 +122,14 @@ class FreshExamples:
         # Whether a pair's own sentence is its clip's is not known of one that was asked for something else before.
         if pair.kind == _ASKED_ELSE_KIND:
             return pair
-        told = self._contradicted(pair, rng) if rng.random() < _CONTRADICTED else None
+        sentence = self._contradicted(pair, rng) if rng.random() < _CONTRADICTED else None
         others = [task for task in self._sentences if task != _task(pair.group_id)]
-        if told is None and others:
+        if sentence is None and others:
             sentences = self._sentences[others[rng.integers(len(others))]]
-            told = sentences[rng.integers(len(sentences))]
-        if told is None:
+            sentence = sentences[rng.integers(len(sentences))]
+        if sentence is None:
             return pair
-        return replace(pair, instruction=told, scores=_ASKED_ELSE.scores(pair.scores, 1.0))
+        return replace(pair, instruction=sentence, scores=_ASKED_ELSE.scores(pair.scores, 1.0))
 
     def _contradicted(self, pair: JudgedPair, rng: np.random.Generator) -> str | None:
         done = pair.scores[0] >= _DONE * maxima()[0]

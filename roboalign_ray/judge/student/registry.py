@@ -72,9 +72,9 @@ class StudentRegistry:
 
         def unpack(folder: Path) -> None:
             unpack_folder(files, folder)
-            if (told := checkpoints.read_manifest(folder)["step"]) != version:
+            if (found := checkpoints.read_manifest(folder)["step"]) != version:
                 raise UserError(
-                    f"the files are those of student version {told}, not {version}", where=str(self.folder)
+                    f"the files are those of student version {found}, not {version}", where=str(self.folder)
                 )
 
         checkpoints.adopt(self.folder, unpack)

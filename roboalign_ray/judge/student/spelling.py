@@ -1,7 +1,7 @@
 """Typing errors mended before an instruction is read: a word that nobody knows becomes the known one next to it.
 
 A student that has learned from some hundred words knows nothing of a word with a slip in it, and no amount of training
-on slips shows it all of them. Which word was meant can mostly be told from the list of known words.
+on slips shows it all of them. The list of known words mostly shows which word was meant.
 """
 
 from __future__ import annotations

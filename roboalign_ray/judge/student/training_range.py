@@ -94,7 +94,7 @@ class TrainingRange:
 
     def save(self, folder: Path) -> None:
         """Write it beside a judge's weights."""
-        told = {
+        content = {
             "format": _FORMAT,
             "pairs": self.pairs,
             "bound": self.bound,
@@ -103,7 +103,7 @@ class TrainingRange:
             "precision": [_rounded(row) for row in self.precision],
         }
         with whole_file(folder / FILE) as draft:
-            draft.write_text(json.dumps(told) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TrainingRange | None:
@@ -114,15 +114,16 @@ class TrainingRange:
         """
         path = Path(folder) / FILE
         try:
-            told = parse_json(path.read_bytes(), where=str(path), what="training range")
-            mean, precision = np.array(told["mean"], float), np.array(told["precision"], float)
+            content = parse_json(path.read_bytes(), where=str(path), what="training range")
+            mean, precision = np.array(content["mean"], float), np.array(content["precision"], float)
             ranges = {
-                name: (float(told["ranges"][name][0]), float(told["ranges"][name][1])) for name in _NAMES
+                name: (float(content["ranges"][name][0]), float(content["ranges"][name][1]))
+                for name in _NAMES
             }
-            found = cls(mean, precision, float(told["bound"]), ranges, int(told["pairs"]))
+            found = cls(mean, precision, float(content["bound"]), ranges, int(content["pairs"]))
             sizes = mean.shape == (STATISTICS,) and precision.shape == (STATISTICS, STATISTICS)
             numbers = [mean, precision, np.array([found.bound, *sum(ranges.values(), ())])]
-            if told["format"] != _FORMAT or not sizes or not all(np.isfinite(n).all() for n in numbers):
+            if content["format"] != _FORMAT or not sizes or not all(np.isfinite(n).all() for n in numbers):
                 raise ValueError("unexpected contents")
             if not found.bound > 0:
                 raise ValueError("the bound is not positive")

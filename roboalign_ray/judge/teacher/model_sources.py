@@ -9,6 +9,7 @@ from pathlib import Path
 
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.model_folders import check_model_folder
 from roboalign_ray.foundation.storage.readers import read_object
 from roboalign_ray.judge.student.training_range import TrainingRange
@@ -28,7 +29,7 @@ def model_source(model: str) -> str:
     folder = _folder(model)
     if folder is not None and not (folder / "config.json").is_file():
         raise UserError(
-            "no model here: config.json is missing",
+            folder_fault(folder, "no model here: config.json is missing"),
             where=str(folder),
             remedy="set teacher.model to a model's name or to a folder written by 'roboalign judge train'",
         )
@@ -70,7 +71,7 @@ def check_adapter(adapter: str, model: str) -> None:
     """
     folder = Path(adapter)
     if not (folder / _ADAPTER_FILE).is_file():
-        raise UserError(f"no adapter here: {_ADAPTER_FILE} is missing", where=adapter)
+        raise UserError(folder_fault(folder, f"no adapter here: {_ADAPTER_FILE} is missing"), where=adapter)
     check_model_folder(folder, adapter)
     if (folder / "adapter_model.bin").is_file() and not (folder / "adapter_model.safetensors").is_file():
         raise UserError(

@@ -24,6 +24,7 @@ from torch import Tensor
 from roboalign_ray.config.diffusion import DenoiserConfig, NoiseConfig
 from roboalign_ray.episodes.action_card import ACTION_CARD, ActionCard
 from roboalign_ray.foundation.failures import ReportedError, UserError, first_line, raise_if_host
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.readers import read_object, validated
 from roboalign_ray.foundation.weight_sync.files import check_weights_file
 from roboalign_ray.world_model.diffusion.action_scaling import ActionScaling
@@ -145,9 +146,8 @@ def read_denoiser(folder: Path) -> DenoiserFolder:
     """
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise UserError(
-            f"holds no {DESCRIPTION}", where=str(folder), remedy="give the folder of a diffusion world model"
-        )
+        lacks = folder_fault(folder, f"holds no {DESCRIPTION}")
+        raise UserError(lacks, where=str(folder), remedy="give the folder of a diffusion world model")
     try:
         described = validated(read_object(path, _WHAT), DenoiserDescription, _WHAT, where=str(path))
     except ReportedError as error:

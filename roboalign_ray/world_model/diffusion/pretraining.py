@@ -215,8 +215,8 @@ class DiffusionTrainer(AveragedTrainer[Denoiser]):
             loss = loss + training.perceptual_weight * lpips
         decibels = -10 * (error.detach() / 4).clamp_min(1e-10).log10()
         pure = time == 1
-        told = [decibels[pure & ~drifted].mean(), decibels[pure & drifted].mean()]
-        return loss, torch.stack([loss.detach(), lpips.detach(), *told])
+        by_history = [decibels[pure & ~drifted].mean(), decibels[pure & drifted].mean()]
+        return loss, torch.stack([loss.detach(), lpips.detach(), *by_history])
 
     def _times(self, continued: Tensor, draws: torch.Generator) -> Tensor:
         """Times [B]: 1 for a fixed share of the rows and for `continued` ones, else uniform in (0, 1)."""

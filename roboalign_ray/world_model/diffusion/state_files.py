@@ -73,7 +73,7 @@ def state_from_arrays(
 def _read(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], card: ModelCard) -> DiffusionState:
     clips = sum(name.startswith("clip") for name in arrays)
     state = DiffusionState(
-        prompts=tuple((str(name), str(told)) for name, told in header["prompts"]),
+        prompts=tuple((str(name), str(instruction)) for name, instruction in header["prompts"]),
         seeds=tuple(tuple(map(int, own)) for own in header["seeds"]),
         clips=tuple(arrays[f"clip{number}"] for number in range(clips)),
         segments=tuple(_segment(entry) for entry in header["segments"]),

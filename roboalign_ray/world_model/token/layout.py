@@ -16,6 +16,7 @@ import numpy as np
 
 from roboalign_ray.config import TokenizerConfig, WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.readers import read_object
 
 LAYOUT_FILE = "layout.json"
@@ -156,7 +157,8 @@ def read_layout(folder: Path) -> SequenceLayout:
     """
     path = folder / LAYOUT_FILE
     if not path.is_file():
-        raise UserError(f"holds no {LAYOUT_FILE}", where=str(folder), remedy="give a world model folder")
+        lacks = folder_fault(folder, f"holds no {LAYOUT_FILE}")
+        raise UserError(lacks, where=str(folder), remedy="give a world model folder")
     try:
         return SequenceLayout(**read_object(path, "sequence layout"))
     except TypeError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from roboalign_ray.config import WorldModelConfig
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.files import folder_fault
 from roboalign_ray.foundation.storage.model_folders import check_model_folder
 from roboalign_ray.world_model.token.layout import LAYOUT_FILE, SequenceLayout, check_same_layout, read_layout
 from roboalign_ray.world_model.token.rollout import TokenSegment
@@ -139,7 +140,8 @@ def _read_model(folder: Path):
 
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"holds no {name}", where=str(folder), remedy="give a world model folder")
+            lacks = folder_fault(folder, f"holds no {name}")
+            raise UserError(lacks, where=str(folder), remedy="give a world model folder")
     check_model_folder(folder, str(folder))
     _quiet_transformers()
     try:
