@@ -34,8 +34,8 @@ def world_model_folder(config: JobConfig) -> Path:
     remedy = "set world_model_weights to a folder written by 'roboalign pretrain'"
     if named == "shipped_diffusion":
         remedy = (
-            "train it with: roboalign pretrain demo_diffusion --out runs/diffusion, and set "
-            "world_model_weights=runs/diffusion/world_model"
+            "train it with: roboalign pretrain demo_diffusion --out runs/diffusion --set "
+            "episodes.store=runs/two_views, and set world_model_weights=runs/diffusion/world_model"
         )
     return _checked(folder_of(named), "world_model", _WORLD_MODEL_FILES, remedy)
 
