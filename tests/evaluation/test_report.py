@@ -393,10 +393,10 @@ def test_views_have_curves_and_rows_of_their_own(tmp_path: Path) -> None:
 
     pairs = paired_table({"after against before": (before, after)}, "Pairs")
     told = {(row[1], row[2]): row for row in pairs.rows}
-    assert told["front", "LPIPS"][3].startswith("-0.2000 [")
+    assert told["front", "LPIPS"][3].startswith("-0.2000\u00a0[")
     assert told["front", "LPIPS"][4:7] == [f"{EPISODES} of {EPISODES}", 100.0, 2 / 2**EPISODES]
     assert told["wrist", "PSNR, dB"][4:7] == [f"0 of {EPISODES}", 0.0, 2 / 2**EPISODES]
-    assert told["wrist", "PSNR, dB"][7:] == ["0.100 → 0.100", "0.900 → 0.900"]
+    assert told["wrist", "PSNR, dB"][7:] == ["0.100\u00a0→\u00a00.100", "0.900\u00a0→\u00a00.900"]
 
     data = _data(frame_curves=curves, tables=[methods, pairs], clips=[])
     words = " ".join(Page(write_report(data, tmp_path / "r.html").read_text()).text)

@@ -126,7 +126,8 @@ def paired_table(pairs: Mapping[str, tuple[MetricCurves, MetricCurves]], title: 
     for name, (rival, method) in pairs.items():
         for (view, before), (_, after) in zip(_views(rival), _views(method), strict=True):
             beside = [
-                f"{before.total(metric).mean:.3f} → {after.total(metric).mean:.3f}" for metric in CLIP_METRICS
+                _unbroken(f"{before.total(metric).mean:.3f} → {after.total(metric).mean:.3f}")
+                for metric in CLIP_METRICS
             ]
             for metric in COMPARED:
                 found, (label, unit, digits) = paired(before, after, metric), _TITLES[metric]
@@ -138,7 +139,7 @@ def paired_table(pairs: Mapping[str, tuple[MetricCurves, MetricCurves]], title: 
                         name,
                         view,
                         f"{label}, {unit}" if unit else label,
-                        f"{change.mean:+.{digits}f} {limits}",
+                        _unbroken(f"{change.mean:+.{digits}f} {limits}"),
                         won,
                         100 * found.change.wins,
                         test.p,
@@ -150,6 +151,11 @@ def paired_table(pairs: Mapping[str, tuple[MetricCurves, MetricCurves]], title: 
         *("Frozen", "Motion"),
     ]
     return Table(title, columns, rows, note, digits=[*[None] * 5, 1, None, None, None])
+
+
+def _unbroken(text: str) -> str:
+    """A cell's text that stays on one line."""
+    return text.replace(" ", "\u00a0")
 
 
 def _views(curves: MetricCurves) -> list[tuple[str, MetricCurves]]:
