@@ -190,17 +190,20 @@ def pack_teacher(
 @app.command()
 def pack(
     run: Annotated[Path, typer.Argument(help="Folder of a complete 'roboalign pretrain' run.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder that receives tokenizer/ and world_model/.")],
+    to: Annotated[
+        Path, typer.Option("--to", help="Folder that receives tokenizer/ and world_model/, or diffusion/.")
+    ],
     evaluation: Annotated[
         Path | None, typer.Option("--evaluation", help="evaluation.json of these weights, for the cards.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sizes as JSON.")] = False,
 ) -> None:
-    """Pack a pre-training run for shipping: weights as bfloat16, and a card for each model.
+    """Pack a pre-training run for shipping: weights in half precision, and a card for each model.
 
     \b
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
       roboalign assets pack runs/shipped --to roboalign_ray/assets --evaluation runs/shipped/evaluation.json
+      roboalign assets pack runs/diffusion --to roboalign_ray/assets --evaluation runs/diffusion/evaluation.json
     """
     from roboalign_ray.pipelines.release.pack_assets import pack as pack_run
 

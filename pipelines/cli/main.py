@@ -45,8 +45,8 @@ MATERIAL = "Material"
 HELP = """Robot video world models, aligned with reinforcement learning on Ray.
 
 A job is described by a [bold]profile[/bold]: the name of a shipped profile (demo, demo_diffusion, single_gpu, \
-node_8gpu, mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, chaos) or the path of a YAML file, \
-which may extend another profile. \
+node_8gpu, mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, persistence, chaos) or the path of a \
+YAML file, which may extend another profile. \
 [bold]--set[/bold] changes single values.
 
 \b

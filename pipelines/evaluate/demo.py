@@ -6,11 +6,9 @@ held-out windows ─► before ─► run_align ─► after ─► report.html,
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +21,44 @@ from roboalign_ray.evaluation.report.assemble import (
     compare,
     episode_clips,
     frame_curves,
+    method_table,
     one_step_table,
+    paired_table,
     policy_curves,
 )
-from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, JudgedSection, ReportData
+from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, JudgedSection, ReportData, Table
 from roboalign_ray.evaluation.report.html import write_report
 from roboalign_ray.evaluation.report.tiles import tile
 from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
-from roboalign_ray.foundation.environment import hardware, versions
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.foundation.secrets import masked
 from roboalign_ray.foundation.storage.folder_lock import LOCK, folder_lock, one_job
 from roboalign_ray.foundation.telemetry.metrics import MetricsWriter
 from roboalign_ray.pipelines.align.job import ALIGNED, JOURNAL, AlignResult, run_align
 from roboalign_ray.pipelines.align.launch import JUDGE
 from roboalign_ray.pipelines.align.run_checkpoints import RUN_FILE
 from roboalign_ray.pipelines.cluster.weight_folders import world_model_folder
-from roboalign_ray.pipelines.evaluate.job import Bench, make_bench, run_one_step, run_policies, run_rollouts
+from roboalign_ray.pipelines.evaluate.job import (
+    Bench,
+    make_bench,
+    run_one_step,
+    run_policies,
+    run_rollouts,
+    usual_protocols,
+)
+from roboalign_ray.pipelines.evaluate.report_parts import learning_curves, origin_of, titles_of
 from roboalign_ray.pipelines.evaluate.reward_parts import part_scorer
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
+from roboalign_ray.rewards.fidelity import fidelity
+from roboalign_ray.world_model.protocol import ModelCard
 
 REPORT, SUMMARY = "report.html", "summary.json"
 _OWN = {REPORT, SUMMARY, JOURNAL, ALIGNED, JUDGE, RUN_FILE, "checkpoints", "logs"}
 _CLIPS = 6
-_PACKAGES = ("roboalign-ray", "torch", "ray", "deepspeed", "transformers")
-_LEARNING = (
-    "held_out/reward_mean",
-    "reward_mean",
-    "reward_std",
-    "reference_kl",
-    "clip_fraction",
-    "entropy",
-    "ratio_max",
-    "grad_norm",
-    "seconds",
-)
+_OBJECTIVES = {
+    "grpo": "GRPO",
+    "diffusion_nft": "DiffusionNFT",
+    "softmax_contrastive": "softmax-contrastive weights",
+}
 
 
 def prepare_folder(out: Path, *, fresh: bool) -> None:
@@ -119,12 +120,14 @@ def run_demo(
         rewards = totals | rewards
     policies = standard_policies(settings, config.rollout.refresh, bench.decoder.card.policies)
     rivals = run_policies(bench, base, policies, quiet=quiet)
-    steps = run_one_step(bench, base, quiet=quiet)
+    steps = (
+        run_one_step(bench, base, quiet=quiet) if "one_step" in usual_protocols(bench.decoder.card) else None
+    )
 
     comparisons = compare(
         before.metrics, after.metrics, rewards=rewards, resamples=settings.bootstrap_resamples
     )
-    clips = episode_clips(bench.windows, before, after, [_title(window.prompt) for window in bench.windows])
+    clips = episode_clips(bench.windows, {"before": before, "after": after}, titles_of(bench))
     report = ReportData(
         title=f"Alignment report: {config.name}",
         subject=_subject(config, bench),
@@ -132,23 +135,18 @@ def run_demo(
         windows=len(bench.windows),
         episodes=bench.episodes,
         horizon=settings.horizon,
-        lpips_label=bench.lpips.label,
-        lpips_real=bench.lpips.real,
-        settings=config.public(),
-        command=masked(shlex.join(command)),
-        seed=config.seed,
-        versions=versions(_PACKAGES),
-        hardware=hardware(),
-        seconds=time.monotonic() - began,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        learning_curves={name: aligned.curves[name] for name in _LEARNING if name in aligned.curves},
+        **origin_of(bench, command, began),
+        learning_curves=learning_curves(aligned.curves),
         frame_curves=frame_curves(
             {"before": before.metrics, "after": after.metrics, "copy first frame": rivals.copy_first}
         ),
         policy_curves=policy_curves(rivals),
         training_frames=config.window_frames,
         policies=rivals.rows(),
-        tables=[one_step_table(steps)],
+        tables=[
+            *_view_tables(before.metrics, after.metrics, rivals.copy_first),
+            *([one_step_table(steps)] if steps else []),
+        ],
         clips=clips,
         judged=judged,
         notes=_notes(config, bench),
@@ -158,17 +156,27 @@ def run_demo(
     return _write_summary(out, path, comparisons, aligned, report.seconds, steps, rivals)
 
 
+def _view_tables(before: MetricCurves, after: MetricCurves, still: MetricCurves) -> list[Table]:
+    """Figures of each view and the windows won; of one view alone, the first table of the report has them."""
+    if not before.views:
+        return []
+    methods = {"before": before, "after": after, "copy first frame": still}
+    return [
+        method_table(methods, "View by view"),
+        paired_table({"after against before": (before, after)}, "Windows won, view by view"),
+    ]
+
+
 def _rewards(config: JobConfig, before: PolicyResult, after: PolicyResult) -> dict[str, ScorePair]:
     """Parts of the reward without their weights: fidelity from measured curves, then the others."""
     weights, episodes = config.reward.fidelity, before.metrics.episodes
 
-    def fidelity(metrics: MetricCurves) -> np.ndarray:
-        lpips, ssim = metrics.per_episode("lpips"), metrics.per_episode("ssim")
-        return weights.ssim_weight * ssim - weights.lpips_weight * lpips
+    def measured(metrics: MetricCurves) -> np.ndarray:
+        return fidelity(weights, *(metrics.per_episode(name) for name in ("lpips", "ssim", "psnr")))
 
     found = {}
     if weights.weight:
-        found["Reward: fidelity"] = ScorePair(fidelity(before.metrics), fidelity(after.metrics), episodes)
+        found["Reward: fidelity"] = ScorePair(measured(before.metrics), measured(after.metrics), episodes)
     for name, values in before.scores.items():
         found[f"Reward: {name}"] = ScorePair(values, after.scores[name], episodes)
     return found
@@ -198,18 +206,27 @@ def _judged(
     return judged_section(config, aligned, out, before, after, clips), totals
 
 
-def _title(prompt: Any) -> str:
-    return f"“{prompt.instruction}” ({prompt.prompt_id})" if prompt.instruction else prompt.prompt_id
-
-
 def _subject(config: JobConfig, bench: Bench) -> str:
     settings = config.alignment
     card = bench.decoder.card
+    objective = _OBJECTIVES.get(settings.objective, settings.objective)
     return (
-        f"A {card.kind} world model at {card.height}×{card.width}, aligned by GRPO, rewarded for {_rewarded(config)}: "
+        f"A {card.kind} world model {_seen(card)}, aligned by {objective}, rewarded for {_rewarded(config)}: "
         f"{settings.updates} updates of {settings.prompts_per_update} prompts × {settings.group_size} rollouts, "
-        f"{config.rollout.horizon} frames each."
+        f"{_lengths(config)}."
     )
+
+
+def _seen(card: ModelCard) -> str:
+    return f"at {card.height}×{card.width}" + (f", {card.views} views" if card.views > 1 else "")
+
+
+def _lengths(config: JobConfig) -> str:
+    branching = config.rollout.branching
+    if not branching.most:
+        return f"{config.rollout.horizon} frames each"
+    longest = (branching.most - 1) * branching.clip_frames
+    return f"{branching.clip_frames} frames each, after up to {longest} self-generated frames"
 
 
 def _rewarded(config: JobConfig) -> str:
@@ -221,9 +238,13 @@ def _rewarded(config: JobConfig) -> str:
 
 def _notes(config: JobConfig, bench: Bench) -> list[str]:
     refresh, card = config.rollout.refresh, bench.decoder.card
+    sampled = ""
+    if "logprobs" in card.capabilities:
+        sampled = f", temperature {config.rollout.sampling.temperature:g}"
+    window = f", W = {refresh.window}" if refresh.policy != "none" else ""
     notes = [
-        f"Before and after are sampled with the same seeds, temperature {config.rollout.sampling.temperature:g} and "
-        f"refresh policy “{refresh.policy}”, W = {refresh.window}; frame 0 is its own context.",
+        f"Before and after are sampled with the same seeds{sampled} and refresh policy “{refresh.policy}”{window}; "
+        "frame 0 is its own context.",
         f"ROI-LPIPS is LPIPS over the pixels whose temporal standard deviation in the real clip exceeds "
         f"{config.evaluation.roi_threshold:g}.",
     ]
@@ -266,7 +287,7 @@ def _write_summary(
     comparisons: Sequence[Comparison],
     aligned: AlignResult,
     seconds: float,
-    steps: OneStepResult,
+    steps: OneStepResult | None,
     rivals: LongHorizonResult,
 ) -> dict[str, Any]:
     summary = {
@@ -281,11 +302,14 @@ def _write_summary(
                 "change": c.change.difference.mean,
                 "low": c.change.difference.low,
                 "high": c.change.difference.high,
+                "wins": c.change.wins,
                 "verdict": c.verdict,
             }
             for c in comparisons
         },
-        "one_step_psnr": {
+        "one_step_psnr": {}
+        if steps is None
+        else {
             "predicted": steps.predicted.total("psnr").mean,
             "shuffled_actions": steps.shuffled.total("psnr").mean,
             "copy_last": steps.copy_last.total("psnr").mean,

@@ -38,6 +38,7 @@ from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader, prompt_spec
 from roboalign_ray.world_model.protocol import Decoder, ModelCard, WorldModel
+from roboalign_ray.world_model.refresh import check_clips
 from roboalign_ray.world_model.registry import open_decoder, open_world_model
 
 Protocol = Literal["reconstruction", "one_step", "long_horizon"]
@@ -67,8 +68,12 @@ class Bench:
     def model(
         self, folder: Path, refresh: RefreshConfig | None = None, *, temperature: float | None = None
     ) -> WorldModel:
-        """The world model in `folder` with the job's refresh policy and sampling, or these arguments."""
+        """The world model in `folder` with the job's refresh policy and sampling, or these arguments.
+
+        What only makes the samples of a training group differ (`rollout.diffusion.action_noise`) is left out.
+        """
         rollout = self.config.rollout
+        rollout = rollout.model_copy(update={"diffusion": rollout.diffusion.without_exploration()})
         if refresh is not None:
             rollout = rollout.model_copy(update={"refresh": refresh})
         if temperature is not None:
@@ -85,13 +90,15 @@ def make_bench(config: JobConfig, *, horizon: int, episodes: int, model: Path) -
         model: world model folder, which determines the frame size.
 
     Raises:
-        UserError: weights or store cannot be read, or no held-out episode is long enough.
+        UserError: weights or store cannot be read, no held-out episode is long enough, or `horizon` is no whole number
+            of the world model's clips.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = open_decoder(model, tokenizer=tokenizer_folder(config), device=device)
     card = decoder.card
+    check_clips(horizon, card, "evaluation.horizon")
     spec = prompt_spec(config.episodes, horizon, card.height, card.width)
     store = open_store(config.episodes.store)
     cut = held_out_windows(store, spec, episodes, fraction=config.episodes.held_out_fraction)

@@ -65,7 +65,7 @@ HACKING_ARMS: Mapping[str, Change] = {
 }
 
 
-_MAY_CHANGE = {
+MAY_CHANGE = {
     *("name", "output", "cluster", "serving", "telemetry"),
     *("alignment.checkpoint_every", "alignment.checkpoints", "evaluation.judges"),
     *("teacher.labelling", "teacher.engine", "teacher.server"),
@@ -82,7 +82,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return f"{self.arm.replace(' ', '_')}-{self.seed}"
+        return f"{self.arm.replace(',', '').replace(' ', '_')}-{self.seed}"
 
 
 @one_job
@@ -164,7 +164,7 @@ def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: s
     asked = config.judge.relabel.teacher == "vlm" or JUDGE_TITLES["vlm"] in _read(
         Path(where) / f"{BASE}.json"
     )
-    check_settings(before, config, where, _MAY_CHANGE | (set() if asked else {"teacher"}))
+    check_settings(before, config, where, MAY_CHANGE | (set() if asked else {"teacher"}))
 
 
 def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:

@@ -17,7 +17,7 @@ from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.config import JobConfig, SimulationConfig, TokenizerConfig
 from roboalign_ray.config.job import BUILT_IN_JUDGES
 from roboalign_ray.config.loading import profile_names
-from roboalign_ray.config.paths import absolute_path, with_absolute_paths
+from roboalign_ray.config.paths import SHIPPED_STORES, absolute_path, with_absolute_paths
 from roboalign_ray.episodes import store as stores
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.episodes.store import EpisodeStore, open_store
@@ -134,7 +134,7 @@ def check_out(job: Preflight) -> None:
 
 def _folders_read(job: Preflight) -> Iterable[Path]:
     named = (job.config.episodes.store, job.config.judge.weights, job.config.judge.replay)
-    return (Path(folder) for folder in named if folder != "shipped")
+    return (Path(folder) for folder in named if folder not in SHIPPED_STORES)
 
 
 # --- episodes ----------------------------------------------------------------------------------------------------
@@ -147,8 +147,7 @@ def check_store(job: Preflight) -> None:
 
 def check_view(job: Preflight) -> None:
     """The views that the job names are in the store."""
-    episodes, counts = job.config.episodes, job.store.statistics.get("views") or {}
-    views = {name.rpartition(" ")[0] for name in counts}  # "front 64x64"
+    episodes, views = job.config.episodes, _views_in(job.store)
     named = [("episodes.view", episodes.view)] if episodes.view is not None else []
     for where, view in (*named, *(("episodes.views", view) for view in episodes.views)):
         if views and view not in views:
@@ -195,6 +194,11 @@ def _check_splits(job: Preflight, horizon: int, splits: tuple[str, ...]) -> None
         long_enough(job.store, spec, split, job.config.episodes.held_out_fraction)
 
 
+def _views_in(store: EpisodeStore) -> set[str]:
+    """Names of the store's views; empty where they are not known."""
+    return {name.rpartition(" ")[0] for name in store.statistics.get("views") or {}}  # "front 64x64"
+
+
 def _action_dims(store: EpisodeStore) -> list[int]:
     return sorted(int(dims) for dims in store.statistics.get("actions") or {})
 
@@ -222,6 +226,24 @@ def check_stage_tokenizer(job: Preflight) -> None:
 def check_world_model(job: Preflight) -> None:
     """The folder holds a world model, made for this tokenizer."""
     _ = job.card
+
+
+def check_model_views(job: Preflight) -> None:
+    """The job names as many views as the world model predicts, or the store has so many."""
+    named, wanted = job.config.episodes.views, job.card.views
+    if named and len(named) < wanted:
+        raise UserError(
+            f"names {len(named)} {'views' if len(named) > 1 else 'view'}, and the world model predicts {wanted}",
+            where="episodes.views",
+            remedy="name the views that it was trained on, in their order",
+        )
+    if not named and 0 < len(views := _views_in(job.store)) < wanted:
+        raise UserError(
+            f"has {len(views)} {'views' if len(views) > 1 else 'view'} ({', '.join(sorted(views))}), and the world "
+            f"model predicts {wanted}",
+            where=str(job.store.path),
+            remedy="take a store with all views of the world model",
+        )
 
 
 def check_configured_layout(job: Preflight) -> None:
@@ -275,6 +297,31 @@ def check_trained_actions(job: Preflight) -> None:
             dims, setting = stage.action_dims(job.config)
             found = " or ".join(map(str, _action_dims(job.store)))
             _check_dims(job.store, dims, "the world model", f"set {setting} to {found}")
+
+
+def check_training_start(job: Preflight) -> None:
+    """A diffusion world model that is trained further is the one that the job describes, and knows the store's actions.
+
+    Raises:
+        UserError: it is another one; its noise has another scale; or its actions mean something else.
+    """
+    config = job.config
+    start = config.diffusion.training.start if config.world_model_kind == "diffusion" else None
+    if start is None:
+        return
+    folder = registry.folder_of(start)
+    if registry.read_description(folder).kind != config.world_model_kind:
+        raise UserError(
+            "holds no diffusion world model",
+            where=str(folder),
+            remedy="set diffusion.training.start to one, or to null for new weights",
+        )
+    card = registry.check_world_model(folder, config=config)
+    _check_dims(
+        job.store, card.action_dims, "the world model", "continue one that was trained on its actions"
+    )
+    stride = config.episodes.frame_stride
+    job.notes.extend(compare_actions(job.store, job.store_card, folder, card.actions, stride))
 
 
 def _stages(job: Preflight) -> list[Stage]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from roboalign_ray.config import JobConfig, JudgeConfig, TeacherConfig
+from roboalign_ray.config.paths import SHIPPED_WORLD_MODELS
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.files import complete_or_absent
 from roboalign_ray.foundation.storage.readers import read_object
@@ -26,45 +29,97 @@ from roboalign_ray.pipelines.train.student import ASSESSED
 from roboalign_ray.pipelines.train.teacher import TEACHER
 from roboalign_ray.pipelines.train.teacher_engine import MERGED
 from roboalign_ray.pipelines.train.train_job import SUMMARY
+from roboalign_ray.world_model.registry import read_description
 
 STUDENT, PAIRS = "student", "pairs"
-_TITLES: dict[StageName, str] = {
-    "tokenizer": "Dual-branch FSQ tokenizer",
-    "world_model": "Token world model, pre-trained",
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model that ships.
+
+    Attributes:
+        folder: its name among the shipped folders.
+        title: of its card.
+        dtype: torch's name of the type that its weights are stored in.
+        recipe: the commands that made it.
+    """
+
+    folder: str
+    title: str
+    dtype: str
+    recipe: str
+
+
+_TOKEN_RECIPE = "`roboalign episodes generate`, `roboalign pretrain shipped`, `roboalign assets pack`"
+_PARTS: Mapping[str, Mapping[StageName, Part]] = {
+    "token": {
+        "tokenizer": Part("tokenizer", "Dual-branch FSQ tokenizer", "bfloat16", _TOKEN_RECIPE),
+        "world_model": Part("world_model", "Token world model, pre-trained", "bfloat16", _TOKEN_RECIPE),
+    },
+    "diffusion": {
+        # Finer than bfloat16; a denoiser's weights stay far below the largest number of float16.
+        "world_model": Part(
+            SHIPPED_WORLD_MODELS["shipped_diffusion"],
+            "Diffusion world model of two camera views, pre-trained",
+            "float16",
+            "`roboalign episodes generate runs/two_views --profile demo_diffusion`, `roboalign pretrain demo_diffusion "
+            "--out runs/diffusion --set episodes.store=runs/two_views`, `roboalign assets pack runs/diffusion`",
+        ),
+    },
 }
 
 
 def pack(run: Path, target: Path, evaluation: Path | None = None) -> dict[str, int]:
-    """Copy both models of `run` into `target/tokenizer` and `target/world_model`, weights as bfloat16.
+    """Copy the models of `run` to where they ship, weights in half precision: a tokenizer and a token world model into
+    `target/tokenizer` and `target/world_model`, or a diffusion world model into `target/diffusion`.
 
     Args:
         run: output folder of `run_pretrain`.
-        target: folder for both models.
+        target: folder for the models.
         evaluation: `evaluation.json` of `roboalign evaluate` on these weights, for the cards' figures.
 
     Returns:
         bytes per model.
 
     Raises:
-        UserError: a stage is not complete, or the evaluation cannot be read.
+        UserError: a stage is not complete, its model is of a kind that does not ship, a weight is too large for half
+            precision, or the evaluation cannot be read; the target is then not changed.
     """
-    for stage in _TITLES:
+    kind = read_description(run / "world_model").kind
+    if (parts := _PARTS.get(kind)) is None:
+        raise UserError(f"a world model of kind '{kind}' does not ship", where=str(run))
+    for stage in parts:
         if not (run / stage / SUMMARY).is_file():
             raise UserError(
                 f"stage '{stage}' is not complete", where=str(run), remedy="run 'roboalign pretrain'"
             )
     figures = _read_figures(evaluation)
-    sizes: dict[str, int] = {}
-    for stage in _TITLES:
-        folder = target / stage
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(run / stage, folder)
-        for weights in folder.glob("*.safetensors"):
-            _halve(weights)
-        summary = read_object(folder / SUMMARY, "training summary")
-        (folder / "README.md").write_text(_card(stage, summary, figures))
-        sizes[stage] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target, prefix=".packing-") as made:
+        sizes = {
+            part.folder: _packed(run / stage, Path(made) / part.folder, part, figures)
+            for stage, part in parts.items()
+        }
+        _replace(Path(made), target, list(sizes))
     return sizes
+
+
+def _packed(model: Path, folder: Path, part: Part, figures: Mapping[str, Any]) -> int:
+    """Copy one model, with a card; its bytes."""
+    shutil.copytree(model, folder)
+    for weights in folder.glob("*.safetensors"):
+        _halve(weights, part.dtype)
+    summary = read_object(folder / SUMMARY, "training summary")
+    (folder / "README.md").write_text(_card(part, summary, figures), encoding="utf-8")
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _replace(made: Path, target: Path, names: Sequence[str]) -> None:
+    """Put complete folders in the place of those that stand in `target`."""
+    for name in names:
+        shutil.rmtree(target / name, ignore_errors=True)
+        (made / name).rename(target / name)
 
 
 def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: int) -> dict[str, int]:
@@ -89,9 +144,7 @@ def pack_judge(run: Path, pairs: Path, target: Path, config: JobConfig, count: i
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target, prefix=".packing-") as made:
         sizes = _pack_judge(run, pairs, Path(made), config, count)
-        for name in (STUDENT, PAIRS):
-            shutil.rmtree(target / name, ignore_errors=True)
-            (Path(made) / name).rename(target / name)
+        _replace(Path(made), target, (STUDENT, PAIRS))
     return sizes
 
 
@@ -210,8 +263,12 @@ def _read_figures(evaluation: Path | None) -> dict[str, Any]:
     return read_object(evaluation, "evaluation").get("headline", {})
 
 
-def _halve(weights: Path) -> None:
-    """Cast floating-point tensors to bfloat16 in place; they are loaded into float32 models."""
+def _halve(weights: Path, dtype: str) -> None:
+    """Cast floating-point tensors to a shorter type in place; they are loaded into float32 models.
+
+    Raises:
+        UserError: a weight is not finite in this type.
+    """
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -219,9 +276,11 @@ def _halve(weights: Path) -> None:
     with safe_open(weights, framework="pt") as reader:
         metadata = reader.metadata()
     state = {
-        name: value.to(torch.bfloat16) if value.is_floating_point() else value
+        name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value
         for name, value in load_file(weights).items()
     }
+    if wrong := next((name for name, value in state.items() if not value.isfinite().all()), None):
+        raise UserError(f"weight '{wrong}' has values that {dtype} cannot hold", where=str(weights))
     save_file(state, weights, metadata=metadata)
 
 
@@ -241,16 +300,16 @@ _TEACHER_CARD = (
 )
 
 
-def _card(stage: StageName, summary: dict[str, Any], figures: dict[str, Any]) -> str:
+def _card(part: Part, summary: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     rows = [f"| {key} | {_shown(value)} |" for key, value in summary.items()]
     measured = [f"| {key} | {_shown(value)} |" for key, value in figures.items()]
     lines = [
-        f"# {_TITLES[stage]}",
+        f"# {part.title}",
         "",
         "Small weights that ship with roboalign_ray, so that the first run needs no hub, GPU or simulator.",
         "Data: simulated Meta-World episodes (train split of the recipe's store; the held-out split was not seen).",
-        "Recipe: `roboalign episodes generate`, `roboalign pretrain shipped`, `roboalign assets pack`; the README",
-        "gives the full lines. Weights are stored as bfloat16. Licence: Apache-2.0, as the code.",
+        f"Recipe: {part.recipe}; docs/pretrain.md gives the full lines. Weights are stored as {part.dtype}.",
+        "Licence: Apache-2.0, as the code.",
         "",
         "| training, last log line | |",
         "|---|---|",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig, check_warm_up
+from roboalign_ray.config.paths import WorldModelOrNone
 
 # A folder from somebody else must not ask for a network that no machine can count.
 Channels = Annotated[int, Field(ge=1, le=65_536)]
@@ -52,7 +53,11 @@ class DenoiserConfig(FrozenConfig):
     @classmethod
     def _check_history(cls, history: tuple[int, ...]) -> tuple[int, ...]:
         if history[0] != 0 or any(a >= b for a, b in pairwise(history)):
-            raise ValueError("begins with 0, the newest frame, and ascends")
+            raise ConfigError(
+                f"{list(history)} does not begin with 0, the newest frame, and ascend",
+                where="diffusion.denoiser.history",
+                remedy="sort the frames, counted back from the newest: [0, 1, 2, 5]",
+            )
         return history
 
     @model_validator(mode="after")
@@ -105,6 +110,8 @@ class DiffusionTrainingConfig(FrozenConfig):
     """Pre-training. Each window is predicted clip by clip, and every clip is trained.
 
     Attributes:
+        start: folder of a diffusion world model whose weights and action card the training begins with; null begins
+            with new weights.
         steps: optimizer steps.
         windows_per_step: windows over all workers.
         clips_per_window: clips that are predicted in a window, one after the other.
@@ -126,6 +133,7 @@ class DiffusionTrainingConfig(FrozenConfig):
         log_every, checkpoint_every: steps between rows of the metrics, and between checkpoints.
     """
 
+    start: WorldModelOrNone = None
     steps: PositiveInt = 20_000
     windows_per_step: PositiveInt = 8
     clips_per_window: PositiveInt = 4

@@ -7,14 +7,15 @@ from typing import Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
-from roboalign_ray.config.paths import ShippedOrFolder
+from roboalign_ray.config.paths import StoreOrFolder
 
 
 class EpisodesConfig(FrozenConfig):
     """Reading episodes from a store.
 
     Attributes:
-        store: path of an episode store, or "shipped" for the one inside the package.
+        store: path of an episode store; "shipped" for the one inside the package, "shipped_two_views" for the one of
+            two camera views at 5 Hz.
         view: camera view; None takes each episode's first one.
         views: camera views of a world model of several views, in its order; () for a world model of one view.
         frame_stride: keep every n-th frame; the actions in between are accumulated, not dropped. Above 1, the store
@@ -24,7 +25,7 @@ class EpisodesConfig(FrozenConfig):
         shuffle_buffer: number of windows in the shuffle buffer while streaming.
     """
 
-    store: ShippedOrFolder = "shipped"
+    store: StoreOrFolder = "shipped"
     view: str | None = None
     views: tuple[str, ...] = ()
     frame_stride: PositiveInt = 1

@@ -14,7 +14,7 @@ from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.diffusion import DiffusionConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
-from roboalign_ray.config.paths import ShippedOrFolder
+from roboalign_ray.config.paths import ShippedOrFolder, WorldModelOrFolder
 from roboalign_ray.config.rewards import FidelityRewardConfig, RewardConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import TeacherConfig
@@ -82,7 +82,8 @@ class JobConfig(FrozenConfig):
         name: name of the profile; the default run directory is output/name.
         seed: seed of every random stream of the job.
         output: folder of run directories.
-        tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package.
+        tokenizer_weights, world_model_weights: directories, or "shipped" for those inside the package;
+            "shipped_diffusion" is the diffusion world model of two camera views there.
         world_model_kind: kind of world model that pre-training makes: "token" reads the sections `tokenizer`,
             `tokenizer_training`, `world_model` and `pretraining`, "diffusion" reads the section `diffusion`. What a
             finished world model is, its folder says.
@@ -95,7 +96,7 @@ class JobConfig(FrozenConfig):
     seed: Seed = 0
     output: str = "runs"
     tokenizer_weights: ShippedOrFolder = "shipped"
-    world_model_weights: ShippedOrFolder = "shipped"
+    world_model_weights: WorldModelOrFolder = "shipped"
     world_model_kind: Literal["token", "diffusion"] = "token"
     episodes: EpisodesConfig = EpisodesConfig()
     simulation: SimulationConfig = SimulationConfig()

@@ -6,7 +6,9 @@ the command was started, wherever it was written: on the command line, in a prof
 
 from __future__ import annotations
 
+import importlib.resources
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -34,6 +36,12 @@ class PathKind:
 Place = Annotated[str, PathKind()]
 PlaceOrNone = Annotated[str | None, PathKind()]
 ShippedOrFolder = Annotated[str, PathKind(frozenset({"shipped"}))]
+# What stands inside the package, by the name that settings give it: folders of `roboalign_ray/assets`.
+SHIPPED_WORLD_MODELS = {"shipped": "world_model", "shipped_diffusion": "diffusion"}
+SHIPPED_STORES = {"shipped": "episodes", "shipped_two_views": "episodes_two_views"}
+WorldModelOrFolder = Annotated[str, PathKind(frozenset(SHIPPED_WORLD_MODELS))]
+WorldModelOrNone = Annotated[str | None, PathKind(frozenset(SHIPPED_WORLD_MODELS))]
+StoreOrFolder = Annotated[str, PathKind(frozenset(SHIPPED_STORES))]
 ModelOrFolder = Annotated[str, PathKind(frozenset({"shipped", "hashed", "patches"}), or_name=True)]
 
 
@@ -71,6 +79,13 @@ def absolute_path(text: str | Path, where: str = "") -> Path:
         raise ConfigError(
             "the current folder has been removed", where=where, remedy="change into another folder"
         ) from None
+
+
+def shipped_or_folder(name: str | Path, shipped: Mapping[str, str]) -> Path:
+    """The folder that a setting names: inside the package where `shipped` has the name."""
+    if (asset := shipped.get(str(name))) is None:
+        return Path(name)
+    return Path(str(importlib.resources.files("roboalign_ray") / "assets" / asset))
 
 
 def is_uri(text: str) -> bool:

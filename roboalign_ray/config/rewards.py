@@ -28,17 +28,19 @@ class RewardPartConfig(FrozenConfig):
 
 
 class FidelityRewardConfig(RewardPartConfig):
-    """-lpips_weight*LPIPS + ssim_weight*SSIM against the real continuation, mean over frames and views.
+    """-lpips_weight*LPIPS + ssim_weight*SSIM + psnr_weight*PSNR to the real continuation, mean over frames and views.
 
     Attributes:
         weight: weight of the part in the sum; a part of weight 0 is left out.
         lpips_weight, ssim_weight: weights of the two terms.
+        psnr_weight: weight of a decibel of PSNR.
         lpips_network: backbone of LPIPS. "random-alex" and "random-vgg" have no pre-trained weights: their distance is
             not LPIPS, and is used only if it is named here.
     """
 
     lpips_weight: float = Field(1.0, ge=0)
     ssim_weight: float = Field(1.0, ge=0)
+    psnr_weight: float = Field(0.0, ge=0)
     lpips_network: Literal["alex", "vgg", "random-alex", "random-vgg"] = "alex"
 
 

@@ -137,6 +137,10 @@ class DiffusionSamplingConfig(FrozenConfig):
     history_noise: float = Field(0.0, ge=0)
     rows_per_pass: PositiveInt | None = None
 
+    def without_exploration(self) -> DiffusionSamplingConfig:
+        """How a model is measured: every sample's network sees the true actions."""
+        return self.model_copy(update={"action_noise": 0.0})
+
 
 class HorizonsConfig(FrozenConfig):
     """Distribution of the length of a training group's rollouts. Evaluations always use the longest length.

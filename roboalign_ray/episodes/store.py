@@ -11,7 +11,6 @@ A store is written beside its place and moved there when complete, so readers ne
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from roboalign_ray.config.paths import SHIPPED_STORES, shipped_or_folder
 from roboalign_ray.episodes.action_card import Bounds
 from roboalign_ray.episodes.action_kinds import ActionKind, check_stride, names_of
 from roboalign_ray.episodes.episode import Episode, EpisodeError
@@ -151,17 +151,18 @@ def _card_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def resolve_store(path: str | Path) -> Path:
-    """The folder of a store; "shipped" is the one inside the package.
+    """The folder of a store; `SHIPPED_STORES` names those inside the package.
 
     Raises:
         UserError: there is no store, or this version does not read its schema.
     """
-    folder = (
-        Path(str(importlib.resources.files("roboalign_ray") / "assets" / "episodes"))
-        if str(path) == "shipped"
-        else Path(path)
-    )
+    folder = shipped_or_folder(path, SHIPPED_STORES)
     remedy = "make one with: roboalign episodes generate, or roboalign episodes convert"
+    if str(path) == "shipped_two_views":
+        remedy = (
+            "make it with: roboalign episodes generate runs/two_views --profile demo_diffusion, and set "
+            "episodes.store=runs/two_views"
+        )
     if not _is_store(folder):
         lacks = folder_fault(folder, "no episode store here (statistics.json is missing)")
         raise UserError(lacks, where=str(folder), remedy=remedy)
@@ -273,5 +274,5 @@ def check_action_kinds(store: EpisodeStore, stride: int) -> None:
 
 
 def open_store(path: str | Path) -> EpisodeStore:
-    """The store at `path`; "shipped" opens the one inside the package."""
+    """The store at `path`; `SHIPPED_STORES` names those inside the package."""
     return EpisodeStore(path)

@@ -210,19 +210,26 @@ def long_horizon(
         )
         for refresh in policies
     ]
-    still = [np.broadcast_to(window.start, window.real.shape)[None] for window in windows]
-    baseline = [
-        _view_metrics(frames, window.real, window, lpips, config)
-        for frames, window in zip(still, windows, strict=True)
-    ]
     return LongHorizonResult(
         policies=tuple(results),
-        copy_first=_stack(baseline, windows, config),
+        copy_first=copied_first(windows, lpips, config),
         lpips_label=lpips.label,
         horizon=horizons.pop(),
         windows=len(windows),
         samples=config.samples,
     )
+
+
+def copied_first(
+    windows: Sequence[EvaluationWindow], lpips: PerceptualDistance, config: EvaluationConfig
+) -> MetricCurves:
+    """The baseline of doing nothing: the start frame stays for the whole window."""
+    still = [np.broadcast_to(window.start, window.real.shape)[None] for window in windows]
+    measured = [
+        _view_metrics(frames, window.real, window, lpips, config)
+        for frames, window in zip(still, windows, strict=True)
+    ]
+    return _stack(measured, windows, config)
 
 
 def evaluate_rollouts(
@@ -256,7 +263,7 @@ def evaluate_rollouts(
         scores.append(scorer(group, frames_GTVHWC) if scorer else {})
         metrics.append(_view_metrics(frames_GTVHWC, window.real, window, lpips, config))
         if config.fvd or len(first_samples) < keep:
-            first_samples.append(first_view(frames_GTVHWC)[0])
+            first_samples.append(frames_GTVHWC[0])
     # All groups of a batch have the same times: use one group per batch.
     seconds_BT = np.stack([group.cost.seconds_per_frame for group in groups[::batch]])
     return PolicyResult(
@@ -273,10 +280,11 @@ def evaluate_rollouts(
     )
 
 
-def _fvd(frames_ETHWC: np.ndarray, windows: Sequence[EvaluationWindow]) -> float:
+def _fvd(frames_ETVHWC: np.ndarray, windows: Sequence[EvaluationWindow]) -> float:
     from roboalign_ray.metrics.fvd import fvd, load_i3d
 
-    return fvd(frames_ETHWC, np.stack([first_view(window.real) for window in windows]), load_i3d())
+    real_ETHWC = np.stack([first_view(window.real) for window in windows])
+    return fvd(first_view(frames_ETVHWC), real_ETHWC, load_i3d())
 
 
 def _rollout(
@@ -342,6 +350,7 @@ def _curves(
             for name in FRAME_METRICS
         },
         freeze_rate=np.array([result.freeze_rate.mean() for result in results]),
+        motion=np.array([result.motion.mean() for result in results]),
         resamples=config.bootstrap_resamples,
         episodes=episodes,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from roboalign_ray.config import RefreshConfig
 from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS
+
+CLIP_METRICS = ("freeze_rate", "motion")  # one value per clip, in the order of `MetricCurves`
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class MetricCurves:
     Attributes:
         per_frame: metric name -> float64 [E, T], mean over samples and views; NaN where undefined.
         freeze_rate: float64 [E].
+        motion: float64 [E], as a share of the real clip's; neither more nor less is better than 1.
         resamples: bootstrap resamples.
         views: the same of each camera view by its name, where there are several.
         episodes: the episode of every window, E names; if empty, every window has one of its own.
@@ -26,6 +29,7 @@ class MetricCurves:
 
     per_frame: Mapping[str, np.ndarray]
     freeze_rate: np.ndarray
+    motion: np.ndarray
     resamples: int = 2000
     views: Mapping[str, MetricCurves] = field(default_factory=dict)
     episodes: tuple[str, ...] = ()
@@ -34,18 +38,27 @@ class MetricCurves:
     def over(cls, views: Mapping[str, MetricCurves]) -> MetricCurves:
         """The mean over views, at least one."""
         curves = list(views.values())
-        if len(curves) == 1:
-            return curves[0]
+        return curves[0] if len(curves) == 1 else cls._mean(curves, views)
+
+    @classmethod
+    def averaged(cls, runs: Sequence[MetricCurves]) -> MetricCurves:
+        """The mean over runs on the same windows, view by view: one value per window and frame remains."""
+        views = {view: cls._mean([run.views[view] for run in runs], {}) for view in runs[0].views}
+        return cls._mean(runs, views)
+
+    @classmethod
+    def _mean(cls, curves: Sequence[MetricCurves], views: Mapping[str, MetricCurves]) -> MetricCurves:
         per_frame = {
             name: np.mean([one.per_frame[name] for one in curves], axis=0) for name in curves[0].per_frame
         }
-        freeze_rate = np.mean([one.freeze_rate for one in curves], axis=0)
-        return cls(per_frame, freeze_rate, curves[0].resamples, dict(views), curves[0].episodes)
+        per_clip = [np.mean([getattr(one, name) for one in curves], axis=0) for name in CLIP_METRICS]
+        first = curves[0]
+        return cls(per_frame, *per_clip, first.resamples, dict(views), first.episodes)
 
     def by_view(self) -> dict[str, dict[str, float]]:
         """View to metric to mean over windows and frames; empty where there is one view."""
         return {
-            view: {name: curves.total(name).mean for name in (*FRAME_METRICS, "freeze_rate")}
+            view: {name: curves.total(name).mean for name in (*FRAME_METRICS, *CLIP_METRICS)}
             for view, curves in self.views.items()
         }
 
@@ -56,8 +69,8 @@ class MetricCurves:
 
     def per_episode(self, metric: str, first: int = 0, last: int | None = None) -> np.ndarray:
         """One value per window [E]: the mean over frames [first, last)."""
-        if metric == "freeze_rate":
-            return self.freeze_rate
+        if metric in CLIP_METRICS:
+            return getattr(self, metric)
         return self.per_frame[metric][:, first:last].mean(axis=1)
 
     def total(self, metric: str) -> Interval:
@@ -117,7 +130,7 @@ class PolicyResult:
         seconds: wall time of all rollouts without decoding the results.
         peak_sequence: tokens of the longest prompt.
         cache_bytes: most bytes of keys and values held at once for one window.
-        frames: uint8 [K, T, H, W, 3], the first K windows' first samples, first view.
+        frames: uint8 [K, T, V, H, W, 3], the first K windows' first samples.
         fvd: Fréchet video distance to the real clips over all windows' first samples, first view; None if not
             requested.
         scores: name of a further score -> float64 [E], mean over the samples that have one; NaN if none has.
@@ -166,7 +179,7 @@ class LongHorizonResult:
 
 def _figures(metrics: MetricCurves, edge: int) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for name in (*FRAME_METRICS, "freeze_rate"):
+    for name in (*FRAME_METRICS, *CLIP_METRICS):
         total = metrics.total(name)
         figures |= {name: total.mean, f"{name}_low": total.low, f"{name}_high": total.high}
     for name in ("psnr", "ssim", "lpips"):

@@ -1,4 +1,4 @@
-"""Distances between predicted and real frames: MSE, PSNR, SSIM, LPIPS, LPIPS of the moving region, and freeze rate.
+"""Distances between predicted and real frames: MSE, PSNR, SSIM, LPIPS, LPIPS of what moves; freeze rate and motion.
 
 All metrics are batched torch functions on images in [0, 1]; uint8 frames are first divided by 255. Protocols and
 reports call `clip_metrics`; each metric can also be used alone.
@@ -17,7 +17,7 @@ from torch.nn import functional
 from roboalign_ray.config import EvaluationConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.metrics.perceptual import PerceptualDistance
-from roboalign_ray.metrics.regions import freeze_rate, masked_mean, motion_region
+from roboalign_ray.metrics.regions import freeze_rate, masked_mean, motion_region, relative_motion
 
 MSE_FLOOR = 1e-10  # equal images give 100 dB, so that means stay finite
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
@@ -94,10 +94,12 @@ class ClipMetrics:
     Attributes:
         per_frame: metric name -> float64 [G, T]; "roi_lpips" is NaN where nothing moves in the real clip.
         freeze_rate: float64 [G]; NaN where the real clip never moves.
+        motion: float64 [G], as `relative_motion`; NaN where the real clip never moves.
     """
 
     per_frame: Mapping[str, np.ndarray]
     freeze_rate: np.ndarray
+    motion: np.ndarray
 
 
 @torch.no_grad()
@@ -136,6 +138,7 @@ def clip_metrics(
     return ClipMetrics(
         per_frame={name: _array(value).reshape(samples, frames) for name, value in values.items()},
         freeze_rate=_array(freeze_rate(predicted_GTCHW, real_TCHW, start_CHW, config.freeze_threshold)),
+        motion=_array(relative_motion(predicted_GTCHW, real_TCHW, start_CHW)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The region of a clip that moves, and the share of predicted frames that are frozen while the real ones move."""
+"""The region of a clip that moves, how much a predicted clip moves, and how often it is wrongly frozen."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def freeze_rate(predicted_GTCHW: Tensor, real_TCHW: Tensor, start_CHW: Tensor, t
     moving_T = real_T >= STILL
     frozen_GT = (predicted_GT < threshold * real_T) & moving_T
     return frozen_GT.sum(dim=1).float() / moving_T.sum()
+
+
+def relative_motion(predicted_GTCHW: Tensor, real_TCHW: Tensor, start_CHW: Tensor) -> Tensor:
+    """Mean absolute change from frame to frame as a share of the real clip's: 1 moves as much, 0 is a still.
+
+    Returns:
+        Shares [G]; NaN where the real clip never moves.
+    """
+    real = _changes(real_TCHW[None], start_CHW).mean()
+    moved_G = _changes(predicted_GTCHW, start_CHW).mean(dim=1)
+    return moved_G / real if real > 0 else torch.full_like(moved_G, torch.nan)
 
 
 def _changes(frames_GTCHW: Tensor, start_CHW: Tensor) -> Tensor:

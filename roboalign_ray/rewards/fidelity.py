@@ -1,4 +1,4 @@
-"""Fidelity to the real continuation: -w LPIPS + w SSIM, mean over frames and views, one score per sample.
+"""Fidelity to the real continuation: -w LPIPS + w SSIM + w PSNR, mean over frames and views, one score per sample.
 
 The reward of the thin alignment loop (cf. RLVR-World, arXiv 2505.13934, whose verifiable video reward is pixel and
 perceptual distance to the ground truth). A sample that cannot be compared is `Failed` with its reason.
@@ -18,8 +18,15 @@ from roboalign_ray.metrics.perceptual import SMALLEST_SIDE, PerceptualDistance, 
 from roboalign_ray.rewards.protocol import RewardContext, RewardInput, Score, Scored
 
 
+def fidelity(
+    config: FidelityRewardConfig, lpips: np.ndarray, ssim: np.ndarray, psnr: np.ndarray
+) -> np.ndarray:
+    """The weighted sum of the three metrics, any shape alike; PSNR in dB."""
+    return config.ssim_weight * ssim - config.lpips_weight * lpips + config.psnr_weight * psnr
+
+
 class FidelityReward:
-    """Implements `Reward`. Components: "lpips", "ssim" and "psnr" (dB, for curves; it carries no weight).
+    """Implements `Reward`. Components: "lpips", "ssim" and "psnr" (dB).
 
     Args:
         config: weights and LPIPS network.
@@ -76,7 +83,7 @@ class FidelityReward:
 
     def _total(self, parts: dict[str, np.ndarray]) -> Score:
         """One sample's score from its metrics per frame [T]."""
-        rewards_T = self.config.ssim_weight * parts["ssim"] - self.config.lpips_weight * parts["lpips"]
+        rewards_T = fidelity(self.config, parts["lpips"], parts["ssim"], parts["psnr"])
         total = float(rewards_T.mean())
         if not np.isfinite(total):
             return Failed(f"reward came out as {total}", "nan")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from roboalign_ray.config import JobConfig, RolloutConfig
+from roboalign_ray.config.paths import SHIPPED_WORLD_MODELS, shipped_or_folder
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.readers import read_object
 from roboalign_ray.plugins import Registry, lacks
@@ -123,7 +124,7 @@ def open_world_model(
     """Open the world model in a folder, of any kind.
 
     Args:
-        folder: folder from pre-training or alignment; "shipped" for the model inside the package.
+        folder: folder from pre-training or alignment; "shipped" and "shipped_diffusion" are models inside the package.
         rollout: refresh policy, sampling and precision; None takes the defaults.
         tokenizer: folder of its tokenizer; None takes the one in the folder's description, or the folder beside it.
         device: device of the model; None takes a GPU if there is one.
@@ -268,8 +269,8 @@ def _weights_digest(tokenizer: Path) -> str:
 
 
 def folder_of(folder: str | Path) -> Path:
-    """The folder that a name stands for: "shipped" is the one inside the package."""
-    return _asset("world_model") if str(folder) == _SHIPPED else Path(folder)
+    """The folder that a name stands for; `SHIPPED_WORLD_MODELS` names those inside the package."""
+    return shipped_or_folder(folder, SHIPPED_WORLD_MODELS)
 
 
 def _asset(name: str) -> Path:

@@ -24,6 +24,7 @@ SHIPPED = (
     "mixed_64",
     "node_8gpu",
     "paper_rt1",
+    "persistence",
     "reproduce",
     "shipped",
     "single_gpu",

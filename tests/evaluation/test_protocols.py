@@ -193,7 +193,7 @@ def test_long_horizon_compares_policies_over_the_same_windows(
     assert plain.metrics.beyond("psnr", 8).mean == pytest.approx(plain.metrics.last("psnr", 4).mean)
     assert (plain.peak_sequence, swr.cache_bytes) == (50, 20_000)
     assert plain.seconds == pytest.approx(2 * 12 * 0.01)  # two batches, times counted once each
-    assert swr.frames.shape == (2, 12, SIDE, SIDE, 3)
+    assert swr.frames.shape == (2, 12, 1, SIDE, SIDE, 3)
     assert sum(counted) == 8
     rows = result.rows(edge=4)
     assert [row["policy"] for row in rows] == ["plain autoregression", "SWR, W = 4", "copy first frame"]
@@ -212,6 +212,8 @@ def test_copying_the_first_frame_is_the_baseline(lpips: PerceptualDistance, conf
     np.testing.assert_allclose(result.copy_first.per_frame["psnr"][1], expected, rtol=1e-5)
     assert (result.copy_first.freeze_rate == 1).all()
     assert (result.policies[0].metrics.freeze_rate == 0).all()
+    assert (result.copy_first.motion == 0).all()
+    np.testing.assert_allclose(result.policies[0].metrics.motion, 1)
 
 
 def test_standard_policies_hold_every_rival(config: EvaluationConfig) -> None:

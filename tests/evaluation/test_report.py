@@ -22,7 +22,10 @@ from roboalign_ray.evaluation.report import (
     Table,
     compare,
     episode_clips,
+    frame_curves,
+    method_table,
     one_step_table,
+    paired_table,
     policy_curves,
     write_report,
 )
@@ -83,15 +86,22 @@ def _curves(gain: float) -> MetricCurves:
     noise = rng.normal(0, 0.01, (EPISODES, FRAMES))
     signs = {"psnr": 1, "ssim": 1, "lpips": -1, "roi_lpips": -1, "mse": -1}
     return MetricCurves(
-        {name: 1.0 + noise + signs[name] * gain for name in METRICS}, np.full(EPISODES, 0.1), resamples=200
+        {name: 1.0 + noise + signs[name] * gain for name in METRICS},
+        np.full(EPISODES, 0.1),
+        np.full(EPISODES, 0.9),
+        resamples=200,
     )
 
 
 def _clip(seed: int) -> EpisodeClip:
     rng = np.random.default_rng(seed)
     shades = rng.integers(0, 256, (4, FRAMES, 1, 1, 3), dtype=np.uint8)
-    context, real, before, after = (np.broadcast_to(s, (FRAMES, 32, 48, 3)).copy() for s in shades)
-    return EpisodeClip(f"episode <{seed}>", context[0], real, before, after, "PSNR & more")
+    names = ("context", "real", "before", "after")
+    panels = {
+        name: np.broadcast_to(s[:, None], (FRAMES, 1, 32, 48, 3))
+        for name, s in zip(names, shades, strict=True)
+    }
+    return EpisodeClip(f"episode <{seed}>", panels, "PSNR & more")
 
 
 def _data(**changes) -> ReportData:
@@ -212,12 +222,20 @@ def test_videos_decode_with_four_panels_in_order(written: tuple[ReportData, str]
         frames = decode_video(base64.b64decode(payload))
         scale = 8  # 32 pixels high, enlarged to about 256
         assert frames.shape == (FRAMES, 32 * scale, (4 * 48 + 3) * scale + (4 * 48 + 3) * scale % 2, 3)
-        for panel, source in enumerate(
-            (clip.context[None].repeat(FRAMES, 0), clip.real, clip.before, clip.after)
-        ):
+        for panel, source in enumerate(clip.panels.values()):
             middle = (panel * 49 + 24) * scale
             shown = frames[:, 128, middle].astype(int)
-            assert np.abs(shown - source[:, 16, 24].astype(int)).max() <= 24  # lossy, 4:2:0
+            assert np.abs(shown - source[:, 0, 16, 24].astype(int)).max() <= 24  # lossy, 4:2:0
+
+
+def test_views_stand_one_below_the_other() -> None:
+    rng = np.random.default_rng(0)
+    panels = {name: rng.integers(0, 256, (3, 2, 4, 6, 3), dtype=np.uint8) for name in ("real", "a", "b")}
+    tiled = tile(EpisodeClip("both", panels))
+    assert tiled.shape == (3, 2 * 4 + 1, 3 * 6 + 2, 3)
+    np.testing.assert_array_equal(tiled[:, :4, 7:13], panels["a"][:, 0])
+    np.testing.assert_array_equal(tiled[:, 5:, 14:], panels["b"][:, 1])
+    assert (tiled[:, 4] == tiled[0, 0, 6]).all()
 
 
 def test_titles_are_escaped(written: tuple[ReportData, str]) -> None:
@@ -248,7 +266,8 @@ def test_verdict_follows_the_intervals(gains: tuple[float, float], headline: str
     for gain in gains:
         noise = rng.normal(0, 0.05, (EPISODES, FRAMES))
         noise -= noise.mean()
-        after = MetricCurves(dict.fromkeys(METRICS, 1 + noise + gain), np.full(EPISODES, 0.1))
+        frozen = np.full(EPISODES, 0.1)
+        after = MetricCurves(dict.fromkeys(METRICS, 1 + noise + gain), frozen, 1 - frozen)
         comparisons += [c for c in compare(_curves(0.0), after, resamples=500) if c.name == "SSIM"]
     assert _data(comparisons=comparisons).verdict()[1] == headline
 
@@ -298,7 +317,7 @@ def test_lower_is_better_turns_the_gain_around() -> None:
 
 def test_panels_must_fit() -> None:
     clip = _clip(0)
-    short = EpisodeClip("short", clip.context, clip.real, clip.before[:-1], clip.after)
+    short = EpisodeClip("short", {**clip.panels, "before": clip.panels["before"][:-1]})
     with pytest.raises(UserError, match="short: panels have the shapes"):
         tile(short)
 
@@ -340,7 +359,7 @@ def test_numbers_are_written_for_people(value: float, digits: int | None, text: 
 def test_results_become_curves_clips_and_tables() -> None:
     """What the protocols answer, rearranged: nothing is lost, averaged twice or put in another's place."""
     rng = np.random.default_rng(3)
-    frames = rng.integers(0, 256, (2, FRAMES, 32, 48, 3), dtype=np.uint8)
+    frames = rng.integers(0, 256, (2, FRAMES, 2, 32, 48, 3), dtype=np.uint8)
     before, after = (
         PolicyResult(
             "SWR, W = 6", RefreshConfig(), _curves(gain), np.zeros(FRAMES), 0.0, 1, 1, frames + shift
@@ -353,10 +372,12 @@ def test_results_become_curves_clips_and_tables() -> None:
         )
         for i in range(EPISODES)
     ]
-    clips = episode_clips(windows, before, after)
+    clips = episode_clips(windows, {"before": before, "after": after})
     assert [clip.title for clip in clips] == ["w0", "w1"]  # as many as both kept
-    np.testing.assert_array_equal(clips[1].before, frames[1])
-    np.testing.assert_array_equal(clips[1].after, frames[1] + 1)
+    assert list(clips[1].panels) == ["context", "real", "before", "after"]
+    np.testing.assert_array_equal(clips[1].panels["real"], frames[1] // 2)
+    np.testing.assert_array_equal(clips[1].panels["before"], frames[1])
+    np.testing.assert_array_equal(clips[1].panels["after"], frames[1] + 1)
     first = before.metrics.per_frame["psnr"][0].mean(), after.metrics.per_frame["psnr"][0].mean()
     assert clips[0].caption.startswith(f"PSNR {first[0]:.2f} → {first[1]:.2f} dB")
 
@@ -399,3 +420,31 @@ def test_a_judged_section_shows_scores_drift_and_reasons(tmp_path: Path) -> None
     shown = decode_video(base64.b64decode(page.videos[-1].split(",", 1)[1]))
     assert len(shown) == FRAMES
     assert "judged" not in Page(write_report(_data(), tmp_path / "plain.html").read_text()).sections
+
+
+def test_views_have_curves_and_rows_of_their_own(tmp_path: Path) -> None:
+    """Front gains, wrist loses; their mean would show neither."""
+    before = MetricCurves.over({"front": _curves(0.0), "wrist": _curves(0.0)})
+    after = MetricCurves.over({"front": _curves(0.2), "wrist": _curves(-0.3)})
+    curves = frame_curves({"before": before, "after": after}, ("psnr",))
+    assert list(curves) == ["psnr/front", "psnr/wrist"]
+    np.testing.assert_allclose(curves["psnr/wrist"]["after"] - curves["psnr/wrist"]["before"], -0.3)
+
+    methods = method_table({"before": before, "after": after}, "All methods")
+    assert [row[:2] for row in methods.rows] == [
+        ["before", "front"], ["before", "wrist"], ["after", "front"], ["after", "wrist"],
+    ]  # fmt: skip
+    assert methods.rows[2][2] - methods.rows[0][2] == pytest.approx(0.2)
+    assert methods.rows[0][-2:] == pytest.approx([0.1, 0.9])
+
+    pairs = paired_table({"after against before": (before, after)}, "Pairs")
+    told = {(row[1], row[2]): row for row in pairs.rows}
+    assert told["front", "LPIPS"][3].startswith("-0.2000\u00a0[")
+    assert told["front", "LPIPS"][4:7] == [f"{EPISODES} of {EPISODES}", 100.0, 2 / 2**EPISODES]
+    assert told["wrist", "PSNR, dB"][4:7] == [f"0 of {EPISODES}", 0.0, 2 / 2**EPISODES]
+    assert told["wrist", "PSNR, dB"][7:] == ["0.100\u00a0→\u00a00.100", "0.900\u00a0→\u00a00.900"]
+
+    data = _data(frame_curves=curves, tables=[methods, pairs], clips=[])
+    words = " ".join(Page(write_report(data, tmp_path / "r.html").read_text()).text)
+    for shown in ("PSNR, dB ↑, wrist", "after against before", "Frozen ↓", f"0 of {EPISODES}"):
+        assert shown in words, shown

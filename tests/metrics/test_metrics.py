@@ -103,6 +103,7 @@ def test_still_clip_has_no_region_and_no_freeze_rate(lpips: PerceptualDistance) 
     result = metrics.clip_metrics(still[None], still, still[0], lpips, EvaluationConfig())
     assert np.isnan(result.per_frame["roi_lpips"]).all()
     assert np.isnan(result.freeze_rate).all()
+    assert np.isnan(result.motion).all()
     np.testing.assert_allclose(result.per_frame["lpips"], 0)
 
 
@@ -114,6 +115,8 @@ def test_freeze_rate_counts_frames_that_stop(moves: int, rate: float) -> None:
     predicted = ramp.clamp_max(moves * 0.05 + 1e-9).view(1, 10, 1, 1, 1).expand(1, 10, 3, 16, 16)
     found = regions.freeze_rate(predicted, real, torch.zeros(3, 16, 16), threshold=0.1)
     assert found.item() == pytest.approx(rate)
+    moved = regions.relative_motion(predicted, real, torch.zeros(3, 16, 16))
+    assert moved.item() == pytest.approx(moves / 10, abs=1e-6)
 
 
 def test_frames_where_the_real_clip_rests_do_not_count_as_frozen() -> None:

@@ -98,12 +98,15 @@ def test_every_frame_of_every_sample_is_worth_what_the_references_say(reward, in
         assert score.components["lpips"] == pytest.approx(lpips.mean(), abs=1e-5)
 
 
-def test_psnr_is_told_beside_them_and_has_no_weight(reward, inputs) -> None:
+def test_psnr_is_told_beside_them_and_weighs_what_it_is_given(reward, inputs) -> None:
     worse = np.broadcast_to(inputs.real, inputs.generated.shape) // 2 + 10
     [first, *_] = scored(reward, replace(inputs, generated=worse))
     errors = ((worse[0].astype(np.float64) - inputs.real) ** 2).mean(axis=(2, 3, 4))
     assert first.components["psnr"] == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-4)
     assert set(first.components) == {"lpips", "ssim", "psnr"}
+    weighed = FidelityReward(reward.config.model_copy(update={"psnr_weight": 0.02}), reward.lpips)
+    [more, *_] = scored(weighed, replace(inputs, generated=worse))
+    assert more.total - first.total == pytest.approx(0.02 * first.components["psnr"], abs=1e-5)
 
 
 def test_a_copy_gets_the_weight_of_ssim_and_each_disturbance_costs_more(reward, inputs) -> None:

@@ -5,7 +5,9 @@ from roboalign_ray.evaluation.report.assemble import (
     compare,
     episode_clips,
     frame_curves,
+    method_table,
     one_step_table,
+    paired_table,
     policy_curves,
 )
 from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, ReportData, Table
@@ -20,7 +22,9 @@ __all__ = [
     "compare",
     "episode_clips",
     "frame_curves",
+    "method_table",
     "one_step_table",
+    "paired_table",
     "policy_curves",
     "write_report",
 ]

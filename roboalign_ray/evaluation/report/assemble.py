@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
+from roboalign_ray.evaluation.pairs import COMPARED, paired
 from roboalign_ray.evaluation.protocols import EvaluationWindow
 from roboalign_ray.evaluation.report.data import Comparison, EpisodeClip, Table
-from roboalign_ray.evaluation.results import LongHorizonResult, MetricCurves, OneStepResult, PolicyResult
+from roboalign_ray.evaluation.results import CLIP_METRICS, LongHorizonResult, MetricCurves, OneStepResult
 from roboalign_ray.metrics.frame_metrics import LOWER_IS_BETTER
-from roboalign_ray.world_model.protocol import first_view
 
 SHOWN_CURVES = ("psnr", "ssim", "lpips")
+_BESIDE = (*SHOWN_CURVES, "roi_lpips", *CLIP_METRICS)
 _TITLES = {
     "psnr": ("PSNR", "dB", 2),
     "ssim": ("SSIM", "", 4),
@@ -97,48 +99,124 @@ def one_step_table(result: OneStepResult) -> Table:
 
 
 def frame_curves(
-    series: Mapping[str, MetricCurves], metrics: Sequence[str] = SHOWN_CURVES
+    series: Mapping[str, MetricCurves], metrics: Sequence[str] = SHOWN_CURVES, *, by_view: bool = True
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Per-frame curves for `ReportData.frame_curves`: metric -> series label -> mean over windows [T]."""
-    return {metric: {label: curves.curve(metric) for label, curves in series.items()} for metric in metrics}
+    """Per-frame curves for `ReportData.frame_curves`: metric -> series label -> mean over windows [T].
+
+    Args:
+        by_view: where there are several views, give each one's curves as "metric/view", not those of their mean.
+    """
+    views = list(next(iter(series.values())).views) if by_view else []
+    if not views:
+        return {
+            metric: {label: curves.curve(metric) for label, curves in series.items()} for metric in metrics
+        }
+    return {
+        f"{metric}/{view}": {label: curves.views[view].curve(metric) for label, curves in series.items()}
+        for metric in metrics
+        for view in views
+    }
 
 
 def policy_curves(result: LongHorizonResult) -> dict[str, dict[str, np.ndarray]]:
     """Per-frame curves of every refresh policy and of copying the first frame."""
     series = {policy.name: policy.metrics for policy in result.policies}
-    return frame_curves({**series, "copy first frame": result.copy_first})
+    return frame_curves({**series, "copy first frame": result.copy_first}, by_view=False)
+
+
+def method_table(methods: Mapping[str, MetricCurves], title: str, note: str = "") -> Table:
+    """Every method's figures over all frames, a row for each view: fidelity, and freezing and motion beside it."""
+    rows: list[list[float | int | str]] = [
+        [name, view, *(curves.total(metric).mean for metric in _BESIDE)]
+        for name, whole in methods.items()
+        for view, curves in _views(whole)
+    ]
+    columns = ["method", "view", "PSNR ↑", "SSIM ↑", "LPIPS ↓", "ROI-LPIPS ↓", "Frozen ↓", "Motion"]
+    return Table(title, columns, rows, note, digits=[None, None, 2, 4, 4, 4, 3, 3])
+
+
+def paired_table(pairs: Mapping[str, tuple[MetricCurves, MetricCurves]], title: str, note: str = "") -> Table:
+    """Paired changes, windows won and the sign test, a row for each view and metric.
+
+    Args:
+        pairs: by what is compared, such as "after against before": the rival's curves, then the method's.
+    """
+    rows: list[list[float | int | str]] = []
+    for name, (rival, method) in pairs.items():
+        for (view, before), (_, after) in zip(_views(rival), _views(method), strict=True):
+            beside = [
+                _unbroken(f"{before.total(metric).mean:.3f} → {after.total(metric).mean:.3f}")
+                for metric in CLIP_METRICS
+            ]
+            for metric in COMPARED:
+                found, (label, unit, digits) = paired(before, after, metric), _TITLES[metric]
+                change, test = found.change.difference, found.test
+                limits = f"[{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
+                won = f"{test.wins} of {test.wins + test.losses}"
+                rows.append(
+                    [
+                        name,
+                        view,
+                        f"{label}, {unit}" if unit else label,
+                        _unbroken(f"{change.mean:+.{digits}f} {limits}"),
+                        won,
+                        100 * found.change.wins,
+                        test.p,
+                        *beside,
+                    ]
+                )
+    columns = [
+        *("comparison", "view", "metric", "change, 95 % interval", "windows won", "won, %", "sign test, p"),
+        *("Frozen", "Motion"),
+    ]
+    return Table(title, columns, rows, note, digits=[*[None] * 5, 1, None, None, None])
+
+
+def _unbroken(text: str) -> str:
+    """A cell's text that stays on one line."""
+    return text.replace(" ", "\u00a0")
+
+
+def _views(curves: MetricCurves) -> list[tuple[str, MetricCurves]]:
+    """Each view with its curves; where there is one alone, its name is not known here."""
+    return list(curves.views.items()) or [("–", curves)]
+
+
+class Shown(Protocol):
+    """A result with videos, such as `PolicyResult`."""
+
+    @property
+    def metrics(self) -> MetricCurves: ...
+
+    @property
+    def frames(self) -> np.ndarray: ...
 
 
 def episode_clips(
-    windows: Sequence[EvaluationWindow],
-    before: PolicyResult,
-    after: PolicyResult,
-    titles: Sequence[str] | None = None,
+    windows: Sequence[EvaluationWindow], results: Mapping[str, Shown], titles: Sequence[str] | None = None
 ) -> list[EpisodeClip]:
-    """One clip for each window whose frames both results kept, with the window's figures as caption.
+    """One clip for each window whose frames all results kept, with the window's figures as caption.
 
     Args:
         windows: in the order of the evaluation.
-        before, after: results over these windows.
+        results: results over these windows, by the name of their panel.
         titles: one per window; None uses the prompt ids.
     """
-    psnr = before.metrics.per_episode("psnr"), after.metrics.per_episode("psnr")
-    lpips = before.metrics.per_episode("lpips"), after.metrics.per_episode("lpips")
+    shown = min(len(windows), *(len(result.frames) for result in results.values()))
     clips = []
-    for index in range(min(len(before.frames), len(after.frames), len(windows))):
-        window = windows[index]
-        figures = (
-            f"PSNR {psnr[0][index]:.2f} → {psnr[1][index]:.2f} dB",
-            f"LPIPS {lpips[0][index]:.4f} → {lpips[1][index]:.4f}",
+    for index, window in enumerate(windows[:shown]):
+        panels = {
+            "context": np.broadcast_to(window.prompt.context, window.real.shape),
+            "real": window.real,
+            **{name: result.frames[index] for name, result in results.items()},
+        }
+        psnr, lpips = (
+            [result.metrics.per_episode(metric)[index] for result in results.values()]
+            for metric in ("psnr", "lpips")
         )
-        clips.append(
-            EpisodeClip(
-                title=titles[index] if titles else window.prompt.prompt_id,
-                context=first_view(window.prompt.context),
-                real=first_view(window.real),
-                before=before.frames[index],
-                after=after.frames[index],
-                caption=", ".join(figures),
-            )
+        caption = (
+            f"PSNR {' → '.join(f'{value:.2f}' for value in psnr)} dB, "
+            f"LPIPS {' → '.join(f'{value:.4f}' for value in lpips)}"
         )
+        clips.append(EpisodeClip(titles[index] if titles else window.prompt.prompt_id, panels, caption))
     return clips

@@ -59,13 +59,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EpisodeClip:
-    """The frames of one episode in the report: uint8 context [H, W, 3]; real, before, after [T, H, W, 3]."""
+    """Videos of one episode, side by side.
+
+    Attributes:
+        title, caption: what stands beside them.
+        panels: name -> frames uint8 [T, V, H, W, 3], alike in shape, from left to right. Views stand one below the
+            other.
+    """
 
     title: str
-    context: np.ndarray
-    real: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+    panels: Mapping[str, np.ndarray]
     caption: str = ""
 
 
@@ -131,8 +134,8 @@ class ReportData:
         lpips_label, lpips_real: which LPIPS backbone was used.
         settings: the resolved config as a tree of plain values.
         learning_curves: name -> (steps [N], values [N]).
-        frame_curves: metric name ("psnr") -> series label -> values [T]. "before" and "after" are drawn in the
-            colours of the table, other series (baselines) dashed.
+        frame_curves: metric name ("psnr", or "psnr/front" of one view) -> series label -> values [T]. "before" and
+            "after" are drawn in the colours of the table, copying baselines dashed.
         policy_curves: the same for refresh policies, under the policies table.
         training_frames: frames of a training window; marked in per-frame curves.
         policies: rows as returned by `LongHorizonResult.rows`.

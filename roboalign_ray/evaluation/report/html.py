@@ -17,7 +17,7 @@ import numpy as np
 
 from roboalign_ray.evaluation.plots import Series, interval_bar, line_chart
 from roboalign_ray.evaluation.report.data import Comparison, JudgedSection, ReportData, Table
-from roboalign_ray.evaluation.report.tiles import PANELS, frames_uri, video_uri
+from roboalign_ray.evaluation.report.tiles import frames_uri, video_uri
 from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.foundation.telemetry.progress import seconds
 from roboalign_ray.judge.rubric import DIMENSIONS
@@ -39,6 +39,7 @@ _POLICY_COLUMNS: tuple[tuple[str, str, int, int], ...] = (
     ("lpips", "LPIPS ↓", 4, -1),
     ("roi_lpips", "ROI-LPIPS ↓", 4, -1),
     ("freeze_rate", "Frozen ↓", 3, -1),
+    ("motion", "Motion", 3, 0),
     ("fvd", "FVD ↓", 0, -1),
     ("ms_per_frame", "ms a frame", 1, -1),
     ("peak_sequence", "Peak tokens", 0, -1),
@@ -80,7 +81,6 @@ def render(data: ReportData) -> str:
         duration=seconds(data.seconds),
         comparisons=[_comparison_view(one, _reach(data.comparisons)) for one in data.comparisons],
         reach=f"{_reach(data.comparisons):g}",
-        panels=PANELS,
         videos=[{"clip": clip, "uri": Markup(video_uri(clip, data.fps))} for clip in data.clips],
         learning=[_learning_view(name, *curve, common) for name, curve in data.learning_curves.items()],
         frames=[_frames_view(name, curves, data) for name, curves in data.frame_curves.items()],
@@ -197,7 +197,8 @@ def _frames_view(metric: str, curves: Mapping[str, np.ndarray], data: ReportData
         series.append(Series(label, key, frames, np.asarray(values, float), dashed=key == "baseline"))
     series.sort(key=lambda one: (one.key == "after", one.key == "before"))
     marker = (data.training_frames - 1, "training window") if data.training_frames else None
-    title = _METRIC_TITLES.get(metric, metric)
+    metric, _, view = metric.partition("/")
+    title = _METRIC_TITLES.get(metric, metric) + (f", {view}" if view else "")
     chart = line_chart(series, marker=marker, description=f"{title} per predicted frame")
     return {"title": title, "chart": Markup(chart)}
 
@@ -214,7 +215,7 @@ def _policy_view(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key, _, _, direction in columns:
         compared = [row.get(key, math.nan) for row in rows if not str(row["policy"]).startswith("copy")]
         values = [value for value in compared if math.isfinite(value)]
-        if len(values) > 1 and min(values) < max(values):
+        if direction and len(values) > 1 and min(values) < max(values):
             best[key] = max(values) if direction > 0 else min(values)
     body = [
         {"name": row["policy"], "cells": [_policy_cell(row, column, best) for column in columns]}

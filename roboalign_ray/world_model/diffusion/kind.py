@@ -39,16 +39,18 @@ class DiffusionKind:
         del tokenizer
         found = check_denoiser_files(folder)
         pretrains = config is not None and config.world_model_kind == DiffusionPayload.kind
-        if config is not None and pretrains and found.denoiser != config.diffusion.denoiser:
-            had, wanted = found.denoiser.public(), config.diffusion.denoiser.public()
-            differing = ", ".join(
-                f"{key} {had[key]} != {wanted[key]}" for key in had if had[key] != wanted[key]
+        if config is not None and pretrains:
+            had, wanted = (
+                {**part.denoiser.public(), "residual_scale": part.noise.residual_scale}
+                for part in (found, config.diffusion)
             )
-            raise UserError(
-                f"holds another denoiser ({differing})",
-                where=str(folder / DESCRIPTION),
-                remedy="set diffusion.denoiser to what the model was trained with",
-            )
+            differing = [f"{key} {had[key]} != {wanted[key]}" for key in had if had[key] != wanted[key]]
+            if differing:
+                raise UserError(
+                    f"holds another denoiser ({', '.join(differing)})",
+                    where=str(folder / DESCRIPTION),
+                    remedy="set diffusion.denoiser and diffusion.noise to what the model was trained with",
+                )
         return diffusion_card(found)
 
     @classmethod
