@@ -17,7 +17,7 @@ from toy_objective import ToyObjective, toy_folder, toy_group
 
 from roboalign_ray.alignment.advantages import group_advantages
 from roboalign_ray.alignment.objectives.diffusion_batch import clip_batches
-from roboalign_ray.alignment.objectives.protocol import Objective, PolicyModel, merge_metrics
+from roboalign_ray.alignment.objectives.protocol import Objective, PolicyModel, Share, merge_metrics
 from roboalign_ray.alignment.objectives.registry import build_objective
 from roboalign_ray.alignment.records.scored import ScoredGroup
 from roboalign_ray.alignment.update import UpdateResult, policy_update
@@ -28,6 +28,7 @@ from roboalign_ray.episodes.actions import ActionBinner
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.state_files import read_state, write_state
 from roboalign_ray.rewards.protocol import Scored
+from roboalign_ray.world_model.diffusion.noise_schedule import fresh_deviation, step_mean
 from roboalign_ray.world_model.protocol import Rollout, RolloutCost
 from roboalign_ray.world_model.token.layout import SequenceLayout
 from roboalign_ray.world_model.token.rollout import TokenPayload, TokenSegment, token_payload
@@ -249,6 +250,59 @@ def clip_regulariser(model: Any, objective: Any, groups: list[ScoredGroup]) -> d
     return found
 
 
+def step_regulariser(model: Any, objective: Any, groups: list[ScoredGroup]) -> dict[str, torch.Tensor]:
+    """c times the mean KL of the steps to the base's, each from the means of both steps."""
+    policy, total, count = Probe(model), torch.zeros(()), 0
+    advantages, level = [group_advantages(group.scores) for group in groups], FRESH["fresh_noise"]
+    for item in objective.prepare(policy, groups, advantages, Share(version=NOW)).items:
+        row, times = item.clips, [1.0, 2 / 3, 1 / 3]
+        now = min(times, key=lambda t: abs(t - float(row.time[0])))
+        following = now - 1 / 3
+        deviation = fresh_deviation(now, following, level)
+        trained = model(*model.inputs(row, "cpu"))
+        base = model.clean_with(objective.base, row, "cpu")
+        means = [step_mean(clean, row.state, now, following, deviation) for clean in (trained, base)]
+        total = total + ((means[0] - means[1]) ** 2 / (2 * deviation**2)).flatten(1).mean(1).sum()
+        count += len(row.time)
+    (objective.config.kl_coefficient * total / count).backward()
+    found = gradients_of(model)
+    model.zero_grad()
+    objective.sampled.weights.clear()
+    return found
+
+
+class Probe:
+    """A policy that is asked for nothing but its model."""
+
+    device, passes = torch.device("cpu"), 0
+
+    def __init__(self, model: PolicyModel) -> None:
+        self.model = model
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[PolicyModel]:
+        yield self.model
+
+
+FRESH: dict[str, Any] = {"steps": 3, "fresh_noise": 0.7}
+
+
+def stepped_group(seed: int, rewards: Sequence[float | None]) -> ScoredGroup:
+    return diffusion_group(seed, rewards, **FRESH)
+
+
+def of_steps(**diffusion: Any) -> Case:
+    common = {"micro_batch_clips": 100, **diffusion}
+    return Case(
+        "flow_grpo",
+        diffusion_folder,
+        stepped_group,
+        step_regulariser,
+        small={"diffusion": common | {"micro_batch_clips": 1}},
+        settings={"diffusion": common},
+    )
+
+
 def follow(run: Run) -> None:
     """The old policy, which NFT's terms pull to, becomes the trained one."""
     for name, value in run.model.weights().items():
@@ -277,6 +331,8 @@ CASES = {
     "nft": of_clips("diffusion_nft", clips_per_rollout=1, lora={"rank": 0}),
     "nft lora": of_clips("diffusion_nft", times="uniform", times_per_clip=2, lora=LORA),
     "contrastive": of_clips("softmax_contrastive", lora=LORA),
+    "flow": of_steps(clips_per_rollout=1, lora={"rank": 0}),
+    "flow lora": of_steps(lora=LORA),
 }
 
 
