@@ -145,7 +145,8 @@ def test_good_samples_become_likelier_and_bad_ones_less(folder: Path, lora: Any,
     step = learner.objective.prepare(learner, [group], [group_advantages(group.scores)], Share(version=5))
     with torch.no_grad():
         grown = [
-            log_ratio(learner.predict(item.clips), item.clips.old, item.fresh, item.slope) * item.clips.weights
+            log_ratio(learner.predict(item.clips), item.clips.old, item.fresh, item.slope)
+            * item.clips.weights
             for item in step.items
         ]
     assert float(torch.cat(grown).sum()) > 0
