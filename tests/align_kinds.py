@@ -74,15 +74,19 @@ def denoiser_job(
         }
         for name, value in changes.items():
             sections[name] = {**sections.get(name, {}), **value}
-        config = make_tiny_job(folder, **sections)
-        card = ActionCard.load(folder / "world_model")
-        assert card is not None
-        place = folder / "denoiser"
-        sizes = tiny_sizes(views=1, height=SIZE, width=SIZE)
-        save_denoiser(place, tiny_network(sizes), NoiseConfig(steps=2), card)
-        return config.model_copy(update={"world_model_weights": str(place)})
+        return with_denoiser(make_tiny_job(folder, **sections), folder)
 
     return make
+
+
+def with_denoiser(config: JobConfig, folder: Path) -> JobConfig:
+    """The job with a denoiser in the place of its token model in the same folder."""
+    card = ActionCard.load(folder / "world_model")
+    assert card is not None
+    place = folder / "denoiser"
+    sizes = tiny_sizes(views=1, height=SIZE, width=SIZE)
+    save_denoiser(place, tiny_network(sizes), NoiseConfig(steps=2), card)
+    return config.model_copy(update={"world_model_weights": str(place)})
 
 
 _CLIP_CURVES = frozenset({"base_velocity_distance", "reward_deviation", "equal_rewards", "policy_loss"})
