@@ -349,8 +349,8 @@ def _flipped_number(value: Any) -> Any | None:
         for place, part in enumerate(value):
             if (changed := _flipped_number(part)) is not None:
                 return (*value[:place], changed, *value[place + 1 :])
-    elif is_dataclass(value):
+    elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             if (changed := _flipped_number(getattr(value, field.name))) is not None:
-                return replace(value, **{field.name: changed})  # type: ignore[type-var]
+                return replace(value, **{field.name: changed})
     return None
