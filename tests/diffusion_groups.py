@@ -51,7 +51,11 @@ def diffusion_folder(folder: Path) -> Path:
 
 
 def diffusion_group(
-    seed: int, rewards: Sequence[float | None], versions: Sequence[int] = (0, 1), steps: int = 2
+    seed: int,
+    rewards: Sequence[float | None],
+    versions: Sequence[int] = (0, 1),
+    steps: int = 2,
+    fresh_noise: float = 0.0,
 ) -> ScoredGroup:
     """A segment of one clip per version; None is a sample that could not be scored."""
     generator, samples = np.random.default_rng(seed), len(rewards)
@@ -66,7 +70,7 @@ def diffusion_group(
         known=PackedFrames.of(known),
         actions=generator.uniform(-1, 1, (1 + horizon, ACTIONS)).astype(np.float32),
         packed=PackedFrames.of(frames(samples, horizon), before=known[0, -1]),
-        sampling=Sampling(steps),
+        sampling=Sampling(steps, fresh_noise=fresh_noise),
     )
     seeds = tuple(range(10 * seed, 10 * seed + samples))
     rollout = Rollout(f"p{seed}", "", seeds, payload, RolloutCost(np.zeros(horizon)))

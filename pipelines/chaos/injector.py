@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -328,12 +328,29 @@ def _flipped(reference: Any, seed: int) -> np.ndarray:
 def _with_invalid_payload(rollouts: list[Any]) -> list[Any]:
     """The rollouts with a corrupted first one: bit 6 of the last byte of its payload's first number is flipped.
 
-    A token becomes a code outside any vocabulary; a float gets another order of magnitude.
+    A token becomes a code outside any vocabulary, the head of packed frames one of no format; a float gets another
+    order of magnitude. The payload is not read again here: the scorer must notice.
     """
     first, *others = rollouts
-    header, arrays = first.payload.to_arrays()
-    name, values = next((name, values) for name, values in arrays.items() if values.size)
-    values = values.copy()
-    values.reshape(-1)[:1].view(np.uint8)[-1] ^= 0x40
-    payload = type(first.payload).from_arrays(header, {**arrays, name: values})
+    payload = _flipped_number(first.payload)
+    assert payload is not None  # a payload holds arrays
     return [replace(first, payload=payload), *others]
+
+
+def _flipped_number(value: Any) -> Any | None:
+    """A dataclass, tuple or array with its first number flipped; None if it holds no array."""
+    if isinstance(value, np.ndarray):
+        if not value.size:
+            return None
+        values = value.copy()
+        values.reshape(-1)[:1].view(np.uint8)[-1] ^= 0x40
+        return values
+    if isinstance(value, tuple):
+        for place, part in enumerate(value):
+            if (changed := _flipped_number(part)) is not None:
+                return (*value[:place], changed, *value[place + 1 :])
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            if (changed := _flipped_number(getattr(value, field.name))) is not None:
+                return replace(value, **{field.name: changed})
+    return None

@@ -44,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
     "distiller": Kind("kill", ("distiller",), "busy distiller killed"),
     "hang": Kind("hang", ("rollout", "scorer", "learner"), "worker stopped (SIGSTOP)"),
     "weights": Kind("corrupt", (), "bit of new weights flipped in transit"),
-    "tokens": Kind("corrupt", (), "token of a rollout corrupted on the way to the scorer"),
+    "tokens": Kind("corrupt", (), "number of a payload corrupted on the way to the scorer"),
     "scores": Kind("corrupt", (), "seed in a scorer's reply corrupted"),
     "quota": Kind("quota", ("learner",), "disk quota reached during a checkpoint"),
     "journal": Kind("quota", (), "disk quota reached within a journal line"),

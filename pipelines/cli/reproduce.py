@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from roboalign_ray.config.loading import resolve_job
+from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.pipelines.cli.options import Json, Out, Overrides, Profile, Quiet, run_folder
 
 HELP = """Repeat an experiment: several alignment runs and their scores. An interrupted experiment resumes.
@@ -20,6 +21,8 @@ HELP = """Repeat an experiment: several alignment runs and their scores. An inte
   roboalign reproduce persistence
 """
 
+OF_MODEL = {"token": "reproduce", "diffusion": "reproduce_diffusion"}  # profiles of the world models
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help=HELP)
 
 Seeds = Annotated[
@@ -29,7 +32,22 @@ Seeds = Annotated[
 
 @app.command()
 def alignment(
-    profile: Profile = "reproduce",
+    profile: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROFILE",
+            help="A profile's name, or the path of a .yaml file.",
+            show_default="of --model",
+        ),
+    ] = None,
+    model: Annotated[
+        Literal["token", "diffusion"] | None,
+        typer.Option(
+            "--model",
+            help="World model of the experiment, with a profile of its own: 'reproduce', or 'reproduce_diffusion'.",
+            show_default="token",
+        ),
+    ] = None,
     seeds: Seeds = 3,
     single: Annotated[int, typer.Option("--single", min=1, help="Runs on each single metric.")] = 1,
     overrides: Overrides = None,
@@ -46,9 +64,14 @@ def alignment(
     [bold]Examples[/bold]
       roboalign reproduce alignment
       roboalign reproduce alignment --seeds 5 --single 5 --out runs/five
+      roboalign reproduce alignment --model diffusion
     """
     quiet = quiet or as_json
-    config = resolve_job(profile, overrides or ())
+    if profile and model:
+        raise UserError(
+            "a profile says which world model it is of", where="--model", remedy="give one of the two"
+        )
+    config = resolve_job(profile or OF_MODEL[model or "token"], overrides or ())
     from roboalign_ray.pipelines.evaluate.reproduce import alignment_table, run_alignment
 
     folder = run_folder(config, out)

@@ -226,7 +226,11 @@ class _Measure:
         """A world model on the windows; what was measured before is read."""
         path = self._out / f"{name}.npz"
         if path.is_file():
-            return load_measured(path, self._config.evaluation.bootstrap_resamples)
+            return load_measured(
+                path,
+                self._config.evaluation.bootstrap_resamples,
+                tuple(window.episode for window in self.bench.windows),
+            )
         found = run_rollouts(self.bench, folder, name, keep=_CLIPS, quiet=self._quiet)
         measured = Measured(found.metrics, found.frames)
         save_measured(measured, path)
@@ -243,8 +247,11 @@ def save_measured(measured: Measured, path: Path) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def load_measured(path: Path, resamples: int) -> Measured:
+def load_measured(path: Path, resamples: int, episodes: tuple[str, ...] = ()) -> Measured:
     """Read what `save_measured` wrote.
+
+    Args:
+        episodes: see `MetricCurves`.
 
     Raises:
         UserError: the file is damaged.
@@ -257,6 +264,7 @@ def load_measured(path: Path, resamples: int) -> Measured:
                 {name: arrays[f"{view}/{name}"] for name in FRAME_METRICS},
                 *(arrays[f"{view}/{name}"] for name in CLIP_METRICS),
                 resamples,
+                episodes=episodes,
             )
             for view in dict.fromkeys(name.rpartition("/")[0] for name in arrays)
         }

@@ -44,6 +44,7 @@ from roboalign_ray.pipelines.evaluate.judge_panel import (
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 
 BASE = "base"
+MOTION = "motion / real"  # beside the judges in a file of scores
 Change = Mapping[str, Any]
 # The changes of an arm to the profile: dotted keys and values.
 ALIGNMENT_ARMS: Mapping[str, Change] = {
@@ -252,16 +253,23 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
     missing = Panel(panel.sources, panel.prompts, judges)
     found, _ = run_judged(missing, bench, model, scores.stem, quiet=quiet)
     known |= found
-    _write(scores, json.dumps({name: result.scores.tolist() for name, result in known.items()}) + "\n")
-    return {name: known[name] for name in panel.judges}
+    content = {name: result.scores.tolist() for name, result in known.items()}
+    for result in found.values():
+        if result.motion is not None:
+            content[MOTION] = result.motion.tolist()
+    _write(scores, json.dumps(content) + "\n")
+    told = _read(scores)
+    return {name: told[name] for name in panel.judges}
 
 
 def _read(path: Path) -> dict[str, JudgedResult]:
-    """Every judge's scores in a file; empty if there is no file."""
+    """Every judge's scores in a file, and the motion of the rollouts if it was measured; empty if there is no file."""
     if not path.is_file():
         return {}
     content = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
-    return {name: JudgedResult(name, np.array(values, np.float64)) for name, values in content.items()}
+    told = {name: np.array(values, np.float64) for name, values in content.items()}
+    motion = told.pop(MOTION, None)
+    return {name: JudgedResult(name, values, motion=motion) for name, values in told.items()}
 
 
 def _write(path: Path, text: str) -> None:
@@ -278,18 +286,21 @@ def _of(results: Mapping[Run, Mapping[str, JudgedResult]], arm: str, judge: str)
 
 
 def _summary(result: JudgedResult) -> dict[str, Any]:
-    """Mean per dimension and of the total."""
+    """Mean per dimension, of the total, and of the rollouts' motion as a share of the real clips', if it is known."""
+    known = result.motion is not None and bool(np.isfinite(result.motion).any())
     return {
         **{d.name: float(np.nanmean(result.per_window(n))) for n, d in enumerate(DIMENSIONS)},
         "total": float(np.nanmean(result.per_window())),
         "failed": result.failed,
+        **({"motion": float(np.nanmean(result.motion))} if known else {}),
     }
 
 
 def total_gain(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, Any]:
     """Means over seeds and windows, and the total's gain over the base with its interval over windows."""
     means = [_summary(result) for result in arms]
-    summary: dict[str, Any] = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
+    names = [name for name in means[0] if all(name in mean for mean in means)]
+    summary: dict[str, Any] = {name: float(np.mean([mean[name] for mean in means])) for name in names}
     change = np.mean([result.per_window() - base.per_window() for result in arms], axis=0)
     interval = bootstrap_mean(change, 2000)
     before = float(np.nanmean(base.per_window()))
@@ -302,27 +313,34 @@ def total_gain(base: JudgedResult, arms: Sequence[JudgedResult]) -> dict[str, An
 
 
 def alignment_table(result: Mapping[str, Any]) -> str:
-    """Markdown: a table per judge."""
+    """Markdown: a table per judge, with the motion of the rollouts beside the scores: a still model may score well."""
     names = [d.name for d in DIMENSIONS]
     lines: list[str] = []
     for judge, base in result["base"].items():
         titles = [f"{d.title} /{d.maximum}" for d in DIMENSIONS]
         lines += [f"Scores by the {judge} judge:" if judge == PRIVILEGED else f"Scores by the {judge}:", ""]
         lines += [
-            "| Aligned on | seeds | " + " | ".join([*titles, "Total /10", "gain, 95 % interval"]) + " |"
+            "| Aligned on | seeds | "
+            + " | ".join([*titles, "Total /10", "gain, 95 % interval", "motion (real: 1)"])
+            + " |"
         ]
-        lines += ["|---" * (len(titles) + 4) + "|"]
+        lines += ["|---" * (len(titles) + 5) + "|"]
         cells = [f"{base[name]:.3f}" for name in [*names, "total"]]
-        lines.append(f"| nothing (base) | | {' | '.join(cells)} | |")
+        lines.append(f"| nothing (base) | | {' | '.join(cells)} | | {_motion(base)} |")
         for arm, judges in result["arms"].items():
             row, gain = judges[judge], judges[judge]["gain"]
             cells = [f"{row[name]:.3f}" for name in [*names, "total"]]
             change = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
             if row["gain_percent"] is not None:
                 change += f", {row['gain_percent']:+.1f} %"
-            lines.append(f"| {arm} | {result['seeds'][arm]} | {' | '.join(cells)} | {change} |")
+            cells += [change, _motion(row)]
+            lines.append(f"| {arm} | {result['seeds'][arm]} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _motion(summary: Mapping[str, Any]) -> str:
+    return f"{summary['motion']:.2f}" if "motion" in summary else ""
 
 
 # --- hacking's curves --------------------------------------------------------------------------------------------

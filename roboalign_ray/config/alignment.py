@@ -6,7 +6,12 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from roboalign_ray.config.alignment_diffusion import ContrastiveConfig, DiffusionAlignmentConfig, NftConfig
+from roboalign_ray.config.alignment_diffusion import (
+    ContrastiveConfig,
+    DiffusionAlignmentConfig,
+    FlowGrpoConfig,
+    NftConfig,
+)
 from roboalign_ray.config.base import FrozenConfig, check_warm_up
 from roboalign_ray.config.paths import Place
 
@@ -46,6 +51,7 @@ class AlignmentConfig(FrozenConfig):
         diffusion: settings that the objectives of a diffusion world model share.
         nft: settings of the objective "diffusion_nft".
         contrastive: settings of the objective "softmax_contrastive".
+        flow_grpo: settings of the objective "flow_grpo", which takes its weight of the KL from `kl_coefficient`.
     """
 
     objective: str = "grpo"
@@ -75,6 +81,7 @@ class AlignmentConfig(FrozenConfig):
     diffusion: DiffusionAlignmentConfig = DiffusionAlignmentConfig()
     nft: NftConfig = NftConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    flow_grpo: FlowGrpoConfig = FlowGrpoConfig()
 
     @model_validator(mode="after")
     def _check_warm_up(self) -> AlignmentConfig:

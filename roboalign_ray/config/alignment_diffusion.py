@@ -92,6 +92,20 @@ class NftConfig(FrozenConfig):
     loss_scale: float = Field(5.0, gt=0)
 
 
+class FlowGrpoConfig(FrozenConfig):
+    """Flow-GRPO. The clip and the bound are those of its public code, which is about pictures.
+
+    Attributes:
+        clip: epsilon of the clipped ratio. Log-probabilities are means over a clip's values, so ratios stay near 1.
+        advantage_bound: advantages beyond it count as it.
+        policies: versions of the weights whose rollouts can be trained on; more than `asynchrony.staleness`. [ours]
+    """
+
+    clip: float = Field(1e-4, gt=0, lt=1)
+    advantage_bound: float = Field(5.0, gt=0)
+    policies: PositiveInt = 4
+
+
 class ContrastiveConfig(FrozenConfig):
     """Softmax-contrastive weights.
 

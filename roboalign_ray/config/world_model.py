@@ -127,6 +127,9 @@ class DiffusionSamplingConfig(FrozenConfig):
             the model's action card. 0 is off. The clip's own noise hardly makes samples differ. [ours]
         history_noise: standard deviation of noise on the history, drawn per sample and clip, on the scale [-1, 1]; the
             network gets it as input. 0 is off.
+        fresh_noise: level a of the noise that every denoising step but the last adds, s_t = a sqrt(t / (1 - t)) in the
+            stochastic differential equation of Flow-GRPO, whose marginals are those of the plain sampler. Its public
+            code takes 0.7. 0 is off; at most sqrt(2), where a step forgets as much noise as it can.
         rows_per_pass: samples that one forward pass denoises. Smaller batches are padded to it, so that a sample does
             not depend on the batch; results may differ in their last bit between two values. null takes 4 on a CPU and
             64 elsewhere.
@@ -135,11 +138,12 @@ class DiffusionSamplingConfig(FrozenConfig):
     steps: Annotated[int, Field(ge=1, le=64)] | None = None
     action_noise: float = Field(0.0, ge=0)
     history_noise: float = Field(0.0, ge=0)
+    fresh_noise: float = Field(0.0, ge=0, le=1.4142)
     rows_per_pass: PositiveInt | None = None
 
     def without_exploration(self) -> DiffusionSamplingConfig:
-        """How a model is measured: every sample's network sees the true actions."""
-        return self.model_copy(update={"action_noise": 0.0})
+        """How a model is measured: without what only makes the samples of a group differ."""
+        return self.model_copy(update={"action_noise": 0.0, "history_noise": 0.0, "fresh_noise": 0.0})
 
 
 class HorizonsConfig(FrozenConfig):

@@ -18,6 +18,7 @@ from roboalign_ray.judge.bench.pair_maker import SourceClip
 from roboalign_ray.judge.protocol import Judgement, JudgeRequest, TeacherJudge
 from roboalign_ray.judge.rubric import DIMENSIONS
 from roboalign_ray.judge.student.model import with_start
+from roboalign_ray.judge.validation.alarms import motion_share
 from roboalign_ray.judge.validation.selection import mean_known
 from roboalign_ray.world_model.protocol import Prompt, WorldModel, first_view
 
@@ -32,11 +33,14 @@ class JudgedResult:
         judge: name of the judge.
         scores: float64 [E, S, 6], rubric points per window and sample; NaN where there is no score.
         episodes: the episode of every window, E names; if empty, every window has one of its own.
+        motion: float64 [E, S], motion of the rollouts as a share of the real clips'; NaN where nothing real moves.
+            The same for every judge. None where it was not measured.
     """
 
     judge: str
     scores: np.ndarray
     episodes: tuple[str, ...] = ()
+    motion: np.ndarray | None = None
 
     def per_window(self, dimension: int | None = None) -> np.ndarray:
         """Float64 [E]: mean over samples of a dimension, or of the total by default; NaN if no sample has a score."""
@@ -88,7 +92,7 @@ def judge_rollouts(
         show: number of windows whose first sample is kept, with the judgements.
 
     Returns:
-        results by judge, and the kept clips.
+        results by judge, with the motion of the rollouts' first view, and the kept clips.
 
     Raises:
         UserError: there is no window.
@@ -97,6 +101,7 @@ def judge_rollouts(
         raise UserError("no held-out window to judge", where="evaluation")
     seeds = np.random.default_rng([seed, len(sources)]).integers(2**31, size=(len(sources), samples)).tolist()
     scores = {name: np.full((len(sources), samples, len(DIMENSIONS)), np.nan) for name in judges}
+    motion = np.full((len(sources), samples), np.nan)
     shown: list[ShownClip] = []
     for first in range(0, len(sources), batch):
         part = list(sources[first : first + batch])
@@ -104,6 +109,7 @@ def judge_rollouts(
         groups = model.rollout(some, [tuple(row) for row in seeds[first : first + batch]])
         for place, (source, group) in enumerate(zip(part, groups, strict=True), start=first):
             videos = with_start(source.window.frames[0], first_view(model.decode(group)))
+            motion[place] = [motion_share(video, source.window.frames) for video in videos]
             judged = _judge_samples(source, videos, judges)
             for name, outcomes in judged.items():
                 for sample, outcome in enumerate(outcomes):
@@ -114,7 +120,7 @@ def judge_rollouts(
                 firsts = {name: outcomes[0] for name, outcomes in judged.items()}
                 shown.append(ShownClip(title, videos[0], firsts))
     episodes = tuple(source.window.episode_id for source in sources)
-    return {name: JudgedResult(name, values, episodes) for name, values in scores.items()}, shown
+    return {name: JudgedResult(name, values, episodes, motion) for name, values in scores.items()}, shown
 
 
 def _judge_samples(

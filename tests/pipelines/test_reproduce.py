@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from align_kinds import LORA, with_denoiser
 from judged_job import make_judged_job
 
 from roboalign_ray.config.loading import load_job
 from roboalign_ray.evaluation.judge_scores import JudgedResult
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.judge.rubric import maxima
 from roboalign_ray.pipelines.cli.main import run
 from roboalign_ray.pipelines.evaluate import reproduce
 from roboalign_ray.pipelines.evaluate.reproduce import (
@@ -62,6 +64,95 @@ def test_the_command_asks_for_as_many_runs_as_it_was_told(monkeypatch, tmp_path:
     words = ["reproduce", "alignment", "--seeds", "2", "--single", "4", "--out", str(tmp_path), "--json"]
     assert run(words) == 0
     assert (asked["seeds"], asked["single"], asked["out"]) == (2, 4, tmp_path)
+
+
+def test_the_experiment_of_a_diffusion_model_has_a_profile_of_its_own(
+    monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(reproduce, "run_alignment", lambda config, out, **_: asked.append(config.name))
+    words = ["reproduce", "alignment", "--out", str(tmp_path), "--json"]
+    for more in ((), ("--model", "token"), ("--model", "diffusion")):
+        assert run([*words, *more]) == 0
+    assert asked == ["reproduce", "reproduce", "reproduce_diffusion"]
+    assert run([*words, "mine.yaml", "--model", "diffusion"]) == 2
+    assert "error: --model: a profile says which world model it is of" in capsys.readouterr().err
+    config = changed(load_job("reproduce_diffusion"), ALIGNMENT_ARMS["judged"], 0)
+    assert (config.world_model_kind, config.alignment.objective) == ("diffusion", "diffusion_nft")
+    assert config.reward.needs_judge
+
+
+def test_motion_stands_beside_every_judges_scores() -> None:
+    scores = np.broadcast_to(0.5 * maxima(), (4, 2, 6)).copy()
+    moving, still = np.full((4, 2), 0.8), np.full((4, 2), 0.1)
+    moving[0, 0] = np.nan  # nothing real moves
+    base = JudgedResult("j", scores, motion=moving)
+    told = total_gain(base, [JudgedResult("j", scores, motion=moving), JudgedResult("j", scores, motion=still)])
+    assert told["motion"] == pytest.approx(0.45)
+    result = {
+        "base": {"j": {**reproduce._summary(base)}},
+        "arms": {"judged": {"j": told}},
+        "seeds": {"judged": 2},
+    }
+    lines = alignment_table(result).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| ")] == [
+        "motion (real: 1)",
+        "0.80",
+        "0.45",
+    ]
+    del result["base"]["j"]["motion"]  # a file of before motion was measured
+    assert "| |  |" in alignment_table(result)
+
+
+def judged_diffusion_job(folder: Path):
+    alignment = {
+        "objective": "diffusion_nft",
+        "updates": 2,
+        "evaluate_every": 2,
+        "learning_rate": 1e-2,
+        "diffusion": {"lora": LORA, "clips_per_rollout": 2},
+    }
+    job = make_judged_job(
+        folder,
+        alignment=alignment,
+        rollout={"refresh": {"policy": "none"}, "diffusion": {"action_noise": 0.3}},
+        evaluation={"judged_windows": 3, "judged_samples": 2},
+    )
+    return with_denoiser(job, folder)
+
+
+def test_a_diffusion_model_is_judged_on_held_out_windows(tmp_path: Path) -> None:
+    """Scores of every judge, and motion against the model's own rollouts by hand; kept in one file."""
+    job = judged_diffusion_job(tmp_path / "job")
+    judges, model = reproduce._Judges(job), Path(job.world_model_weights)
+    found = reproduce._judged(judges, model, tmp_path / "base.json", True)
+    assert list(found) == ["student", "privileged"]
+    bench, panel = judges()
+    seeds = np.random.default_rng([job.seed, 3]).integers(2**31, size=(3, 2)).tolist()
+    rollouts = bench.model(model).rollout(list(panel.prompts), [tuple(row) for row in seeds])
+    for number, (source, rollout) in enumerate(zip(panel.sources, rollouts, strict=True)):
+        real = np.abs(np.diff(source.window.frames.astype(float), axis=0)).mean()
+        for sample, frames in enumerate(bench.decoder.decode(rollout)[:, :, 0]):
+            clip = np.concatenate([source.window.frames[:1], frames]).astype(float)
+            share = np.abs(np.diff(clip, axis=0)).mean() / real
+            for result in found.values():
+                assert np.isfinite(result.scores).all()
+                assert result.motion[number, sample] == pytest.approx(share)
+    again = reproduce._judged(judges, tmp_path / "gone", tmp_path / "base.json", True)
+    np.testing.assert_array_equal(again["student"].motion, found["student"].motion)
+
+
+@pytest.mark.slow
+def test_a_diffusion_model_is_aligned_on_the_judge_and_on_single_metrics(ray_cluster, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = run_alignment(judged_diffusion_job(tmp_path / "job"), out, seeds=1, quiet=True)
+    assert told["seeds"] == {"judged": 1, "LPIPS only": 1, "SSIM only": 1}
+    for arm in told["arms"].values():
+        for name, row in arm.items():
+            assert row["motion"] > 0
+            assert row["total"] != told["base"][name]["total"]
+            assert np.isfinite(row["gain_percent"])
+    assert (out / "judged-0" / "judge" / "events.jsonl").is_file()
 
 
 @pytest.mark.slow
@@ -134,7 +225,7 @@ def test_without_a_teacher_nothing_can_be_compared(tmp_path: Path) -> None:
 
 
 def test_the_witness_of_an_experiment_labels_nothing_in_it() -> None:
-    for profile in ("reproduce", "hacking"):
+    for profile in ("reproduce", "reproduce_diffusion", "hacking"):
         config = load_job(profile)
         assert config.judge.relabel.teacher == "privileged"
         assert "vlm" in config.evaluation.judges

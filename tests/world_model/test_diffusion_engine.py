@@ -71,6 +71,40 @@ def test_one_step_is_the_networks_answer_to_pure_noise(clip_frames) -> None:
     assert np.abs(frames - expected).max() < 0.51
 
 
+def test_fresh_noise_of_a_step_follows_from_seed_frame_and_step() -> None:
+    """Two steps by hand, from times 1 and 1/2: x_{1/2} = x_0 / 2 + sqrt(1/4 - d^2) e + d z, d = 0.7 / sqrt(2) / 2."""
+    model = sampled(DiffusionSamplingConfig(steps=2, fresh_noise=0.7), past_actions=0)
+    start, rows = prompt(1), len(SEEDS)
+    made = model.rollout([start], [SEEDS])[0]
+    assert made.payload.sampling.fresh_noise == 0.7
+    frames = model.decode(made)[:, 0].astype(float)
+    network, scale = tiny_network(tiny_sizes(past_actions=0)), NoiseConfig().residual_scale
+    first = torch.from_numpy(start.start).movedim(-1, -3).float() / 127.5 - 1
+    reference = torch.from_numpy(start.context).movedim(-1, -3).float() / 127.5 - 1
+    newest = first[None, :, None].expand(rows, VIEWS, 1, 3, SIDE, SIDE)
+
+    def clean(state: torch.Tensor, time: float) -> torch.Tensor:
+        with torch.no_grad():
+            clip = network(
+                state,
+                torch.full((rows,), time),
+                newest.expand(rows, VIEWS, 3, 3, SIDE, SIDE),
+                reference.expand(rows, *reference.shape),
+                torch.from_numpy(start.actions[None] / 2).expand(rows, 1, 2),
+                torch.zeros(rows),
+            )
+        return (clip - newest) / scale
+
+    shape, d = (VIEWS, 1, 3, SIDE, SIDE), 0.7 / 2**0.5 / 2
+    noise, fresh = (torch.from_numpy(normals(SEEDS, shape, step=step)) for step in (0, 1))
+    middle = clean(noise, 1.0) / 2 + (0.25 - d**2) ** 0.5 * noise + d * fresh
+    clip = newest + scale * clean(middle, 0.5)
+    expected = ((clip + 1) * 127.5).clamp(0, 255).movedim(-3, -1)[:, :, 0].numpy()
+    assert np.abs(frames - expected).max() < 0.51
+    plain = sampled(DiffusionSamplingConfig(steps=2), past_actions=0)
+    assert np.abs(plain.decode(plain.rollout([start], [SEEDS])[0])[:, 0] - frames).max() > 2
+
+
 def test_more_steps_and_history_noise_change_the_frames() -> None:
     start, made = prompt(), []
     for config in (
@@ -78,6 +112,7 @@ def test_more_steps_and_history_noise_change_the_frames() -> None:
         DiffusionSamplingConfig(steps=2),
         DiffusionSamplingConfig(steps=1, history_noise=0.1),
         DiffusionSamplingConfig(steps=1, action_noise=0.3),
+        DiffusionSamplingConfig(steps=2, fresh_noise=0.7),
     ):
         made.append(sampled(config).rollout([start], [(1,)])[0])
         assert made[-1].payload.sampling.steps == config.steps

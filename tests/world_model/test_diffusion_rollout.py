@@ -171,5 +171,5 @@ def test_another_denoisers_payload_is_told() -> None:
 
 def test_exploration_is_recorded() -> None:
     payload = payload_of("none")
-    told = replace(payload, sampling=Sampling(3, 0.25, 0.125))
-    assert DiffusionPayload.from_arrays(*told.to_arrays()).sampling == Sampling(3, 0.25, 0.125)
+    told = replace(payload, sampling=Sampling(3, 0.25, 0.125, 0.5))
+    assert DiffusionPayload.from_arrays(*told.to_arrays()).sampling == Sampling(3, 0.25, 0.125, 0.5)

@@ -1,6 +1,8 @@
-"""The noise schedule: no signal at the end, the identity of its two forms, and diffusers' scheduler."""
+"""The noise schedule: no signal at the end, the identity of its two forms, diffusers' scheduler, and fresh noise."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,12 +10,17 @@ import torch
 
 from roboalign_ray.world_model.diffusion.noise_schedule import (
     clean_of,
+    denoising_steps,
+    fresh_deviation,
     loss_weight,
     noisy,
     sample,
+    step_mean,
     times,
     velocity_of,
 )
+
+LEVELS = (0.0, 0.7, 1.4142)
 
 
 def test_at_time_one_nothing_of_the_clip_is_left() -> None:
@@ -84,3 +91,90 @@ def test_loss_weight_in_closed_form() -> None:
     weights = loss_weight(ratios / (1 + ratios), limit=5.0)
     torch.testing.assert_close(weights, ((1 + ratios**2) / ratios**2).clamp_max(5.0))
     assert loss_weight(torch.tensor([1.0, 0.0]), 5.0).tolist() == [1.0, 5.0]
+
+
+# --- fresh noise in the steps ----------------------------------------------------------------------------------------
+
+
+def gaussian_marginals(level: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Largest errors of mean and variance over all times, of samples of x_0 ~ N(2, 0.3^2) by its exact denoiser.
+
+    Every step is affine in the state, so mean and variance go through it in closed form. On the path they are
+    (1 - t) 2 and (1 - t)^2 0.3^2 + t^2.
+    """
+    centre, variance = 2.0, 0.3**2
+
+    def denoise(state: torch.Tensor, t: float) -> torch.Tensor:
+        gain = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
+        return centre + gain * (state - (1 - t) * centre)
+
+    mean, spread, errors = 0.0, 1.0, []
+    schedule = times(steps)
+    for now, following in pairwise(schedule):
+        deviation = fresh_deviation(now, following, level)
+        at = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        offset, end = step_mean(denoise(at, now), at, now, following, deviation).tolist()
+        mean, spread = offset + (end - offset) * mean, (end - offset) ** 2 * spread + deviation**2
+        wanted = (1 - following) ** 2 * variance + following**2
+        errors.append((abs(mean - (1 - following) * centre), abs(spread - wanted)))
+    return np.max(errors, axis=0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_with_and_without_fresh_noise_the_marginals_are_those_of_the_path(level: float) -> None:
+    """The error of mean and variance goes to 0 with the steps' length, for the SDE as for the ODE."""
+    coarse, fine, finest = (gaussian_marginals(level, steps) for steps in (50, 200, 800))
+    assert (finest < 0.01).all()
+    assert (fine < 0.4 * coarse + 1e-9).all()
+    assert (finest < 0.4 * fine + 1e-9).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_known_clip_keeps_its_coefficients_in_steps_of_any_length(level: float) -> None:
+    """x_u = (1 - u) x_0 + u noise exactly, where the denoiser knows x_0: its variance is u^2."""
+    clean = torch.tensor([1.5], dtype=torch.float64)
+    for steps in (2, 3, 10):
+        mean, spread = torch.zeros(1, dtype=torch.float64), 1.0
+        schedule = times(steps)
+        for now, following in pairwise(schedule):
+            deviation = fresh_deviation(now, following, level)
+            moved = step_mean(clean, mean + 1, now, following, deviation)
+            mean = step_mean(clean, mean, now, following, deviation)
+            spread = float(moved - mean) ** 2 * spread + deviation**2
+            assert float(mean) == pytest.approx((1 - following) * 1.5)
+            assert spread == pytest.approx(following**2)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
+def test_short_steps_have_the_drift_and_the_noise_of_flow_grpos_equation(t: float) -> None:
+    level, length = 0.7, 1e-5
+    generator = np.random.default_rng(0)
+    state, clean = generator.normal(size=(2, 6))
+    velocity, squared = (state - clean) / t, level**2 * t / (1 - t)
+    drift = velocity + squared / (2 * t) * (state + (1 - t) * velocity)
+    deviation = fresh_deviation(t, t - length, level)
+    made = step_mean(torch.from_numpy(clean), torch.from_numpy(state), t, t - length, deviation).numpy()
+    np.testing.assert_allclose((made - state) / -length, drift, rtol=1e-2, atol=1e-3)
+    assert deviation**2 / length == pytest.approx(squared, rel=1e-3)
+
+
+def test_fresh_noise_is_finite_at_time_one_and_absent_from_the_last_step() -> None:
+    assert fresh_deviation(1.0, 0.5, 0.7) == pytest.approx(0.7 / 2**0.5 * 0.5)
+    assert fresh_deviation(0.5, 0.0, 0.7) == 0
+    assert fresh_deviation(1.0, 0.5, 0.0) == 0
+    asked: list[int] = []
+
+    def fresh(number: int) -> torch.Tensor:
+        asked.append(number)
+        return torch.zeros(2, 3)
+
+    steps = list(denoising_steps(lambda state, t: state / 2, torch.ones(2, 3), 4, level=0.7, fresh=fresh))
+    assert asked == [1, 2, 3]
+    assert [step.number for step in steps] == [1, 2, 3, 4]
+    assert [step.deviation > 0 for step in steps] == [True, True, True, False]
+
+
+def test_without_fresh_noise_a_step_is_eulers() -> None:
+    state, clean = torch.randn(2, 5).double()
+    euler = state + (0.25 - 0.75) * velocity_of(clean[None], state[None], torch.tensor([0.75]))[0]
+    torch.testing.assert_close(step_mean(clean, state, 0.75, 0.25, 0.0), euler)

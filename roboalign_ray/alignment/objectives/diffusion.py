@@ -1,7 +1,7 @@
 """Objectives of a diffusion world model: DiffusionNFT and softmax-contrastive weights, on its own rollouts.
 
-Both sample with the old policy, an average of the trained one, and are pulled to the frozen base: with adapters that is
-the network without them. Which of both a profile means, `alignment.objective` says.
+Both sample with the old policy, an average of the trained one. They and Flow-GRPO (`flow_objective`) are pulled to the
+frozen base: with adapters that is the network without them. `alignment.objective` names one of the three.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -43,16 +43,17 @@ class DiffusionTrainable(LearnerPolicy, Protocol):
         ...
 
 
-class DiffusionObjective(Objective[ClipBatch]):
-    """What both have in common.
+Item = TypeVar("Item")
+
+
+class DiffusionObjective(Objective[Item], Generic[Item]):
+    """What all objectives of a diffusion world model have in common.
 
     Attributes:
-        old: the policy that rollouts are sampled with; from `begin` on, as the next.
         base: weights of the frozen base that are not the network's own; empty with adapters.
     """
 
-    unit, trains = "clip", "diffusion"
-    old: OldPolicy
+    trains = "diffusion"
     base: dict[str, Tensor]
 
     def check(self, config: JobConfig) -> None:
@@ -74,12 +75,28 @@ class DiffusionObjective(Objective[ClipBatch]):
         return open_diffusion_policy(folder, self.config.diffusion.lora)
 
     def begin(self, policy: LearnerPolicy, folder: Path) -> None:
-        """The old policy and the base begin as the trained one."""
+        """The base begins as the trained policy."""
         with policy.whole_weights() as model:
             assert isinstance(model, DiffusionPolicy)
-            self.old = OldPolicy(model.weights(), self.config.diffusion.old_policy)
             trained = {} if model.adapters is not None else model.weights()
             self.base = {name: value.detach().clone() for name, value in trained.items()}
+
+
+class OldPolicyObjective(DiffusionObjective[ClipBatch]):
+    """Objectives whose samples come from an average of the trained policy.
+
+    Attributes:
+        old: the policy that rollouts are sampled with; from `begin` on, as the next.
+    """
+
+    unit = "clip"
+    old: OldPolicy
+
+    def begin(self, policy: LearnerPolicy, folder: Path) -> None:
+        """The old policy and the base begin as the trained one."""
+        super().begin(policy, folder)
+        with policy.whole_weights() as model:
+            self.old = OldPolicy(model.weights(), self.config.diffusion.old_policy)
 
     def prepare(
         self,
@@ -159,7 +176,7 @@ class DiffusionObjective(Objective[ClipBatch]):
         self.old.load_state_dict(state["old"])
 
 
-class DiffusionNftObjective(DiffusionObjective):
+class DiffusionNftObjective(OldPolicyObjective):
     """DiffusionNFT in clean clips; see `diffusion_nft`."""
 
     def _weigh(self, advantages: np.ndarray) -> np.ndarray:
@@ -179,7 +196,7 @@ class DiffusionNftObjective(DiffusionObjective):
         )
 
 
-class SoftmaxContrastiveObjective(DiffusionObjective):
+class SoftmaxContrastiveObjective(OldPolicyObjective):
     """A denoising loss weighted by a softmax of advantages; see `softmax_contrastive`."""
 
     def _weigh(self, advantages: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """From scored rollouts of a diffusion world model to micro-batches of noisy clips.
 
 A row is one clip of one sample at one noise level. Which clips, which levels and which noise are functions of the
-samples' seeds: every rank draws the same without talking, and a resumed run draws the same without a state.
+samples' seeds: every rank draws the same without talking, and a resumed run draws the same without a state. An
+objective that needs the noise that a clip was sampled from draws its rows itself (`Draw`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,23 @@ _INPUTS = ("history", "reference", "actions", "level")
 _CLIPS, _ROW = 1, 2  # streams of random numbers; those of the sampler are of another kind
 
 Weigh = Callable[[np.ndarray], np.ndarray]  # advantages [K] of a clip's valid samples to what the loss takes
+# A sample's seed and a clip to the noise level and the noise [V, n, 3, H, W] of its row.
+Draw = Callable[[int, TrainingClip], tuple[float, Tensor]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row comes from.
+
+    Attributes:
+        seed: of its sample.
+        first: number of its clip's first frame.
+        version: of the weights that generated the clip.
+    """
+
+    seed: int
+    first: int
+    version: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class ClipBatch:
         inputs: what the denoiser sees beside.
         weights: [B], of `Weigh`.
         live: [B], 0 for a row that only keeps the ranks in step.
+        origins: of each row.
         old, base: clean states of the old policy and of the base; empty until they were asked.
         figures: numbers of the whole step, which one micro-batch of all ranks carries.
     """
@@ -53,6 +72,7 @@ class ClipBatch:
     inputs: Inputs
     weights: Tensor
     live: Tensor
+    origins: tuple[Origin, ...] = ()
     old: Tensor = field(default_factory=lambda: torch.empty(0))
     base: Tensor = field(default_factory=lambda: torch.empty(0))
     figures: dict[str, float] = field(default_factory=dict)
@@ -69,6 +89,7 @@ def clip_batches(
     config: DiffusionAlignmentConfig,
     weigh: Weigh,
     *,
+    draw: Draw | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> tuple[list[ClipBatch], int]:
@@ -78,22 +99,23 @@ def clip_batches(
         groups: of one step, at least one sample of one group valid.
         folder: of the world model; how frames and actions become what its denoiser sees.
         weigh: see `Weigh`; asked per clip.
+        draw: None draws `times_per_clip` rows for each clip and sample, as the config says; otherwise it makes the one.
     """
     own: list[ClipBatch] = []
     first, count = None, 0
     for group, values in zip(groups, advantages, strict=True):
         for clip in _chosen_clips(group, values, folder, config):
             rows = [
-                (sample, weight, draw)
+                (sample, weight, number)
                 for sample, weight in _weights(clip, values, weigh)
-                for draw in range(config.times_per_clip)
+                for number in range(1 if draw else config.times_per_clip)
             ]
-            mine = [row for number, row in enumerate(rows, count) if number % ranks == rank]
+            mine = [row for place, row in enumerate(rows, count) if place % ranks == rank]
             count += len(rows)
             if mine:
-                own.append(_batch(group, clip, mine, folder, config))
+                own.append(_batch(group, clip, mine, folder, config, draw))
             elif first is None:
-                first = _batch(group, clip, rows[:1], folder, config).silenced()
+                first = _batch(group, clip, rows[:1], folder, config, draw).silenced()
     size = config.micro_batch_clips
     longest = math.ceil(math.ceil(count / ranks) / size)  # rank 0 has the most rows
     batches = _of_size(own, size)
@@ -133,13 +155,17 @@ def _batch(
     rows: Sequence[tuple[int, float, int]],
     folder: DenoiserFolder,
     config: DiffusionAlignmentConfig,
+    draw: Draw | None,
 ) -> ClipBatch:
-    """Rows (sample, weight, draw) of one clip."""
+    """Rows (sample, weight, number of the draw) of one clip."""
     samples = [sample for sample, _, _ in rows]
     inputs = _inputs(clip.inputs, samples)
     clean = residual_of(clip.clean[samples], inputs, folder.noise.residual_scale)
-    steps = diffusion_payload(group.rollout).sampling.steps
-    drawn = [_draw(group.rollout.seeds[s], clip, draw, steps, config) for s, _, draw in rows]
+    steps, seeds = diffusion_payload(group.rollout).sampling.steps, group.rollout.seeds
+    drawn = [
+        draw(seeds[sample], clip) if draw else _draw(seeds[sample], clip, number, steps, config)
+        for sample, _, number in rows
+    ]
     time = torch.tensor([moment for moment, _ in drawn])
     noise = torch.stack([values for _, values in drawn])
     return ClipBatch(
@@ -149,14 +175,15 @@ def _batch(
         inputs=inputs,
         weights=torch.tensor([weight for _, weight, _ in rows]),
         live=torch.ones(len(rows)),
+        origins=tuple(Origin(seeds[sample], clip.first, clip.version) for sample in samples),
     )
 
 
 def _draw(
-    seed: int, clip: TrainingClip, draw: int, steps: int, config: DiffusionAlignmentConfig
+    seed: int, clip: TrainingClip, number: int, steps: int, config: DiffusionAlignmentConfig
 ) -> tuple[float, Tensor]:
     """Noise level and noise of one row."""
-    generator = _generator(_ROW, seed, clip.first, draw)
+    generator = _generator(_ROW, seed, clip.first, number)
     if config.times == "sampler":
         time = times(steps)[int(generator.integers(steps))]
     else:
@@ -176,13 +203,14 @@ def _of_size(batches: Sequence[ClipBatch], size: int) -> list[ClipBatch]:
         name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS
     }
     inputs = {name: torch.cat([getattr(batch.inputs, name) for batch in batches]) for name in _INPUTS}
-    whole = ClipBatch(**tensors, inputs=Inputs(**inputs))
+    origins = tuple(origin for batch in batches for origin in batch.origins)
+    whole = ClipBatch(**tensors, inputs=Inputs(**inputs), origins=origins)
     return [_taken(whole, slice(start, start + size)) for start in range(0, len(whole.time), size)]
 
 
 def _taken(batch: ClipBatch, rows: slice) -> ClipBatch:
     some = {name: getattr(batch, name)[rows] for name in _TENSORS}
-    return replace(batch, **some, inputs=_inputs(batch.inputs, rows))
+    return replace(batch, **some, inputs=_inputs(batch.inputs, rows), origins=batch.origins[rows])
 
 
 def _inputs(inputs: Inputs, rows: slice | Sequence[int]) -> Inputs:

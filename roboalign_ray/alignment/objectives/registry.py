@@ -15,6 +15,7 @@ OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
     {
         "grpo": "roboalign_ray.alignment.objectives.grpo:GrpoObjective",
         "diffusion_nft": "roboalign_ray.alignment.objectives.diffusion:DiffusionNftObjective",
+        "flow_grpo": "roboalign_ray.alignment.objectives.flow_objective:FlowGrpoObjective",
         "softmax_contrastive": "roboalign_ray.alignment.objectives.diffusion:SoftmaxContrastiveObjective",
     },
     lacks("open_policy", "begin", "prepare", "loss", "finish", "published", "state_dict", "load_state_dict"),

@@ -7,6 +7,8 @@ is standard normal, so a state [B, V, n, 3, H, W] is of order 1, whatever the pi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -60,11 +62,17 @@ def sample_from(
     *,
     steps: int,
     scale: float,
+    fresh_noise: float = 0.0,
+    fresh: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """As `sample_clip`, with the known frames as `Denoiser.seen` gives them, and actions and level as in `Inputs`."""
+    """As `sample_clip`, with the known frames as `Denoiser.seen` gives them, and actions and level as in `Inputs`.
+
+    Args:
+        fresh_noise, fresh: `level` and `fresh` of `noise_schedule.sample`.
+    """
     newest = seen.newest.unflatten(0, noise.shape[:2]).unsqueeze(2)
 
     def denoise(state: Tensor, time: Tensor) -> Tensor:
         return (network.denoise(state, time, seen, actions, level) - newest) / scale
 
-    return newest + scale * sample(denoise, noise, steps)
+    return newest + scale * sample(denoise, noise, steps, level=fresh_noise, fresh=fresh)

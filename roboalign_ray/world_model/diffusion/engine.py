@@ -65,7 +65,9 @@ class DiffusionEngine(WholeRollouts[DiffusionState]):
         self._refresh = RefreshPlan.of(rollout_config.refresh)
         self._device = torch.device(device if device is not None else next(network.parameters()).device)
         asked = rollout_config.diffusion
-        self.sampling = Sampling(asked.steps or folder.noise.steps, asked.action_noise, asked.history_noise)
+        self.sampling = Sampling(
+            asked.steps or folder.noise.steps, asked.action_noise, asked.history_noise, asked.fresh_noise
+        )
         self._sampler = ClipSampler(folder, self.sampling, rollout_config, self._device)
         self._lock, self._running = threading.Lock(), False
         copy = deepcopy(network).to(self._device).eval()

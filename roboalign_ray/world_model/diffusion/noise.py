@@ -13,7 +13,7 @@ import numpy as np
 
 from roboalign_ray.world_model.seeds import generator
 
-# What numbers are for; each has streams of its own. A stochastic sampler's later steps would number from 1 on.
+# What numbers are for; each has streams of its own. The fresh noise of a stochastic sampler's steps numbers from 1 on.
 _STREAMS = {"clip": 0, "actions": 1, "history": 2}
 
 
@@ -30,7 +30,7 @@ def normals(
     Args:
         purpose: the clip's own noise, the offset of the actions, or the noise on the history.
         frame: number of the clip's first frame.
-        step: denoising step that the noise is added at.
+        step: denoising step, from 1 on, that the noise is added in; 0 is the noise that sampling begins with.
 
     Raises:
         UserError: a seed outside [0, 2**128).

@@ -45,11 +45,13 @@ class Sampling:
     Attributes:
         steps: denoising steps.
         action_noise, history_noise: standard deviations of what made the samples of a group differ, beside the noise.
+        fresh_noise: level of the noise that every step but the last added; 0: none did.
     """
 
     steps: int
     action_noise: float = 0.0
     history_noise: float = 0.0
+    fresh_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def _segment(entry: Mapping[str, Any]) -> DiffusionSegment:
 
 
 def _sampling(entry: Mapping[str, Any]) -> Sampling:
-    return Sampling(int(entry["steps"]), float(entry["action_noise"]), float(entry["history_noise"]))
+    fresh = float(entry.get("fresh_noise", 0.0))  # files of before there was any lack it
+    return Sampling(int(entry["steps"]), float(entry["action_noise"]), float(entry["history_noise"]), fresh)
 
 
 def _shape(entry: Any) -> tuple[int, int, int, int, int, int]:

@@ -81,6 +81,8 @@ class ClipSampler:
                 level,
                 steps=self._sampling.steps,
                 scale=self._scale,
+                fresh_noise=self._sampling.fresh_noise,
+                fresh=lambda step: self._tensor(normals(seeds, shape, frame=number, step=step)),
             )
         self.passes += self._sampling.steps
         return clip_to_bytes(clip).cpu().numpy()
