@@ -71,7 +71,7 @@ def score(place: Path, video: str, *more: str, instruction: str = "open the draw
         ("good.mp4", (), "  ", "the instruction is empty"),
         ("good.mp4", ("teacher.adapter={place}/adapter",), "open it", "this adapter belongs to 'Qwen/Other'"),
         ("good.mp4", ("teacher.adapter={place}",), "open it", "no adapter here"),
-        ("good.mp4", ("teacher.model={place}/nothing/here",), "open it", "config.json is missing"),
+        ("good.mp4", ("teacher.model={place}/nothing/here",), "open it", "here: no such folder"),
         (
             "good.mp4",
             ("teacher.backend=openai", "teacher.server.url=http://127.0.0.1:9/v1"),

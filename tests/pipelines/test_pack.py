@@ -68,7 +68,7 @@ def test_nothing_is_packed_without_a_model_or_labels(
     stood = {path: path.read_bytes() for path in assets.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="no trained teacher here"):
         pack_teacher(tmp_path / "bench", labels, pairs, assets)
-    with pytest.raises(UserError, match="no labels here"):
+    with pytest.raises(UserError, match="absent: no such folder"):
         pack_teacher(run, tmp_path / "absent", pairs, assets)
     write_pairs([judged(PAIRS + 1)], tmp_path / "others")
     with pytest.raises(UserError, match="share no video"):

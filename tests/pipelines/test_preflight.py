@@ -145,7 +145,7 @@ OTHER_CARDS: dict[str, tuple[dict[str, object], str]] = {
 
 # kind: (what is wrong in the folder, settings, what the line must say)
 CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
-    "a file as the store": (a_file, (), "no episode store here"),
+    "a file as the store": (a_file, (), "is a file, not a folder"),
     "an empty folder as the store": (an_empty_folder, (), "no episode store here"),
     "a store of a newer version": (statistics(schema_version=99), (), "schema version 99"),
     "pairs as the store": (replaced("store", "pairs"), (), "/store"),
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "a view that is not there": (nothing, ("episodes.view=wrist",), "no view 'wrist'; it has front"),
     "episodes too short": (nothing, ("rollout.horizon=10",), "has the 11 frames of a window"),
     "a stride too large": (nothing, ("episodes.frame_stride=3",), "has the 13 frames of a window"),
-    "no weights": (nothing, ("world_model_weights=absent",), "absent: no world model here"),
+    "no weights": (nothing, ("world_model_weights=absent",), "absent: no such folder"),
     "the tokenizer as the world model": (nothing, ("world_model_weights=tokenizer",), "no world model here"),
     "the world model as the tokenizer": (nothing, ("tokenizer_weights=world_model",), "no tokenizer here"),
     "a torn tokenizer": (torn("tokenizer/tokenizer.safetensors"), (), "cannot be read as weights"),
@@ -260,7 +260,11 @@ def test_align_and_plan_refuse_in_the_same_words(
 
 # command, settings, what the line must say
 OTHERS = [
-    ("pretrain job.yaml --quiet --out run", ("episodes.store=absent",), "absent: no episode store here"),
+    (
+        "pretrain job.yaml --quiet --out run",
+        ("episodes.store=absent",),
+        "absent: no such folder; make one with: roboalign episodes",
+    ),
     ("pretrain job.yaml --quiet --out run", ("episodes.view=wrist",), "no view 'wrist'"),
     (
         "pretrain job.yaml --quiet --out run",
@@ -403,7 +407,7 @@ def test_other_statistics_are_told_of_an_alignment(job: Path) -> None:
 def test_paper_rt1_as_it_comes_says_what_is_missing(job: Path) -> None:
     fault = find_fault(Preflight("pretrain", load_job("paper_rt1")))
     assert fault is not None
-    assert fault.line().startswith(f"{job}/runs/rt1_store: no episode store here")
+    assert fault.line().startswith(f"{job}/runs/rt1_store: no such folder")
 
 
 def test_one_core_is_too_few_for_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
