@@ -255,8 +255,9 @@ def load_measured(path: Path, resamples: int) -> Measured:
         views = {
             view: MetricCurves(
                 {name: arrays[f"{view}/{name}"] for name in FRAME_METRICS},
-                *(arrays[f"{view}/{name}"] for name in CLIP_METRICS),
-                resamples,
+                freeze_rate=arrays[f"{view}/freeze_rate"],
+                motion=arrays[f"{view}/motion"],
+                resamples=resamples,
             )
             for view in dict.fromkeys(name.rpartition("/")[0] for name in arrays)
         }
