@@ -195,9 +195,11 @@ def rolled_out(
     return {name: np.array(values) for name, values in found.items()}
 
 
-def better(new: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> bool:
+def better(new: dict[str, np.ndarray], old: dict[str, np.ndarray], episodes: list[str]) -> bool:
     """Whether held-out LPIPS fell for certain and PSNR did not."""
-    changes = {name: bootstrap_mean(new[name] - old[name]) for name in ("psnr", "ssim", "lpips")}
+    changes = {
+        name: bootstrap_mean(new[name] - old[name], episodes=episodes) for name in ("psnr", "ssim", "lpips")
+    }
     tell(section="change", **{name: interval.as_json() for name, interval in changes.items()})
     return changes["lpips"].high < 0 and changes["psnr"].high > 0
 
@@ -248,12 +250,13 @@ def main() -> int:
     spec = window_spec(config, given.horizon + 1)
     windows = held_out_windows(open_store(given.store), spec, given.windows, completing=0.5)
     lpips = load_lpips(device=given.device)
+    episodes_of = [window.episode_id for window in windows]
     new = rolled_out(candidate, windows, lpips, given.device)
-    tell(section="held out", lpips_network=lpips.label, windows=len(windows), **means(new))
+    tell(section="held out", lpips_network=lpips.label, windows=len(windows), **means(new, episodes_of))
     if given.against is not None:
         old = rolled_out(given.against, windows, lpips, given.device)
-        tell(section="against", **means(old))
-        if not better(new, old):
+        tell(section="against", **means(old, episodes_of))
+        if not better(new, old, episodes_of):
             tell(section="result", written=None)
             return 3
     candidate.rename(folder)
@@ -261,9 +264,9 @@ def main() -> int:
     return 0
 
 
-def means(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Means with 95 % intervals over windows."""
-    return {name: bootstrap_mean(of).as_json() for name, of in values.items()}
+def means(values: dict[str, np.ndarray], episodes: list[str]) -> dict[str, dict[str, float]]:
+    """Means with 95 % intervals."""
+    return {name: bootstrap_mean(of, episodes=episodes).as_json() for name, of in values.items()}
 
 
 if __name__ == "__main__":

@@ -262,8 +262,9 @@ def load_measured(path: Path, resamples: int, episodes: tuple[str, ...] = ()) ->
         views = {
             view: MetricCurves(
                 {name: arrays[f"{view}/{name}"] for name in FRAME_METRICS},
-                *(arrays[f"{view}/{name}"] for name in CLIP_METRICS),
-                resamples,
+                freeze_rate=arrays[f"{view}/freeze_rate"],
+                motion=arrays[f"{view}/motion"],
+                resamples=resamples,
                 episodes=episodes,
             )
             for view in dict.fromkeys(name.rpartition("/")[0] for name in arrays)

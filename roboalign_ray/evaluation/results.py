@@ -11,7 +11,7 @@ from roboalign_ray.config import RefreshConfig
 from roboalign_ray.evaluation.bootstrap import Interval, bootstrap_mean
 from roboalign_ray.metrics.frame_metrics import FRAME_METRICS
 
-CLIP_METRICS = ("freeze_rate", "motion")  # one value per clip, in the order of `MetricCurves`
+CLIP_METRICS = ("freeze_rate", "motion")  # one value per clip
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ class MetricCurves:
         per_frame = {
             name: np.mean([one.per_frame[name] for one in curves], axis=0) for name in curves[0].per_frame
         }
-        per_clip = [np.mean([getattr(one, name) for one in curves], axis=0) for name in CLIP_METRICS]
-        first = curves[0]
-        return cls(per_frame, *per_clip, first.resamples, dict(views), first.episodes)
+        return cls(
+            per_frame,
+            freeze_rate=np.mean([one.freeze_rate for one in curves], axis=0),
+            motion=np.mean([one.motion for one in curves], axis=0),
+            resamples=curves[0].resamples,
+            views=dict(views),
+            episodes=curves[0].episodes,
+        )
 
     def by_view(self) -> dict[str, dict[str, float]]:
         """View to metric to mean over windows and frames; empty where there is one view."""
