@@ -18,7 +18,7 @@ stream.
 A shared history saves at most K (H + n) / (H + K n), the ratio of frames that are denoised; both are printed. It comes
 near K where the history is long: for 0.8 K with K = 16, H must be at least 59 n.
 
---memory tells the bytes of the state that `save` gives at the end, and how far memory rises above what the model and
+--memory measures the bytes of the state that `save` gives at the end, and how far memory rises above what the model and
 one frame of every candidate need: of a GPU, or of a process of its own for each way.
 """
 
@@ -199,13 +199,13 @@ def speeds(given: argparse.Namespace) -> dict[str, object]:
     seconds = measure(ways, given)
     candidates, history, frames = given.candidates, given.history, given.frames
     count = given.prompts * candidates * frames
-    told: dict[str, object] = {"frames/s": {name: round(count / seconds[name], 1) for name in ways}}
+    result: dict[str, object] = {"frames/s": {name: round(count / seconds[name], 1) for name in ways}}
     if given.passes:
-        return told
+        return result
     bare = seconds[f"bare {all_ways.engine.rows_per_pass}"]
     gain = seconds["separate"] / seconds["shared"]
     rollout = all_ways.engine.rollouts(all_ways.separate(all_ways.sizes.clip_frames))[0]
-    return told | {
+    return result | {
         "engine against bare passes": round(bare / seconds["engine"], 3),
         "shared against separate": round(gain, 2),
         "the same, over K": round(gain / candidates, 3),
@@ -231,15 +231,15 @@ def main() -> None:
     parser.add_argument("--passes", action="store_true", help="passes alone")
     parser.add_argument("--memory", action="store_true", help="memory of both kinds of history, no times")
     given = parser.parse_args()
-    told: dict[str, object] = {"settings": vars(given)}
+    result: dict[str, object] = {"settings": vars(given)}
     if given.memory:
         for way in HISTORIES:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                told[f"megabytes, {way}"] = pool.apply(memory, (given, way))
+                result[f"megabytes, {way}"] = pool.apply(memory, (given, way))
     else:
         torch.set_num_threads(1 if given.cpu else given.threads)
-        told |= speeds(given)
-    print(json.dumps(told, indent=1))
+        result |= speeds(given)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

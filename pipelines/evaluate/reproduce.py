@@ -258,8 +258,8 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
         if result.motion is not None:
             content[MOTION] = result.motion.tolist()
     _write(scores, json.dumps(content) + "\n")
-    told = _read(scores)
-    return {name: told[name] for name in panel.judges}
+    stored = _read(scores)
+    return {name: stored[name] for name in panel.judges}
 
 
 def _read(path: Path) -> dict[str, JudgedResult]:
@@ -267,9 +267,9 @@ def _read(path: Path) -> dict[str, JudgedResult]:
     if not path.is_file():
         return {}
     content = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
-    told = {name: np.array(values, np.float64) for name, values in content.items()}
-    motion = told.pop(MOTION, None)
-    return {name: JudgedResult(name, values, motion) for name, values in told.items()}
+    arrays = {name: np.array(values, np.float64) for name, values in content.items()}
+    motion = arrays.pop(MOTION, None)
+    return {name: JudgedResult(name, values, motion=motion) for name, values in arrays.items()}
 
 
 def _write(path: Path, text: str) -> None:

@@ -117,7 +117,7 @@ def judge_rollouts(
                 title = f"“{group.instruction}” ({group.prompt_id})"
                 firsts = {name: outcomes[0] for name, outcomes in judged.items()}
                 shown.append(ShownClip(title, videos[0], firsts))
-    return {name: JudgedResult(name, values, motion) for name, values in scores.items()}, shown
+    return {name: JudgedResult(name, values, motion=motion) for name, values in scores.items()}, shown
 
 
 def _judge_samples(
