@@ -287,12 +287,12 @@ def _of(results: Mapping[Run, Mapping[str, JudgedResult]], arm: str, judge: str)
 
 def _summary(result: JudgedResult) -> dict[str, Any]:
     """Mean per dimension, of the total, and of the rollouts' motion as a share of the real clips', if it is known."""
-    known = result.motion is not None and bool(np.isfinite(result.motion).any())
+    motion = np.empty(0) if result.motion is None else result.motion[np.isfinite(result.motion)]
     return {
         **{d.name: float(np.nanmean(result.per_window(n))) for n, d in enumerate(DIMENSIONS)},
         "total": float(np.nanmean(result.per_window())),
         "failed": result.failed,
-        **({"motion": float(np.nanmean(result.motion))} if known else {}),
+        **({"motion": float(motion.mean())} if motion.size else {}),
     }
 
 
