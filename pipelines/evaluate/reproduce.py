@@ -66,7 +66,7 @@ HACKING_ARMS: Mapping[str, Change] = {
 }
 
 
-MAY_CHANGE = {
+_MAY_CHANGE = {
     *("name", "output", "cluster", "serving", "telemetry"),
     *("alignment.checkpoint_every", "alignment.checkpoints", "evaluation.judges"),
     *("teacher.labelling", "teacher.engine", "teacher.server"),
@@ -83,7 +83,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return f"{self.arm.replace(',', '').replace(' ', '_')}-{self.seed}"
+        return f"{self.arm.replace(' ', '_')}-{self.seed}"
 
 
 @one_job
@@ -165,7 +165,7 @@ def check_same_experiment(before: Mapping[str, Any], config: JobConfig, where: s
     asked = config.judge.relabel.teacher == "vlm" or JUDGE_TITLES["vlm"] in _read(
         Path(where) / f"{BASE}.json"
     )
-    check_settings(before, config, where, MAY_CHANGE | (set() if asked else {"teacher"}))
+    check_settings(before, config, where, _MAY_CHANGE | (set() if asked else {"teacher"}))
 
 
 def changed(config: JobConfig, change: Change, seed: int) -> JobConfig:
@@ -258,8 +258,8 @@ def _judged(judge_of: _Judges, model: Path, scores: Path, quiet: bool) -> dict[s
         if result.motion is not None:
             content[MOTION] = result.motion.tolist()
     _write(scores, json.dumps(content) + "\n")
-    told = _read(scores)
-    return {name: told[name] for name in panel.judges}
+    stored = _read(scores)
+    return {name: stored[name] for name in panel.judges}
 
 
 def _read(path: Path) -> dict[str, JudgedResult]:
@@ -267,9 +267,9 @@ def _read(path: Path) -> dict[str, JudgedResult]:
     if not path.is_file():
         return {}
     content = read_object(path, "judges' scores", remedy="delete it, and the scores are computed again")
-    told = {name: np.array(values, np.float64) for name, values in content.items()}
-    motion = told.pop(MOTION, None)
-    return {name: JudgedResult(name, values, motion=motion) for name, values in told.items()}
+    arrays = {name: np.array(values, np.float64) for name, values in content.items()}
+    motion = arrays.pop(MOTION, None)
+    return {name: JudgedResult(name, values, motion=motion) for name, values in arrays.items()}
 
 
 def _write(path: Path, text: str) -> None:
@@ -287,12 +287,12 @@ def _of(results: Mapping[Run, Mapping[str, JudgedResult]], arm: str, judge: str)
 
 def _summary(result: JudgedResult) -> dict[str, Any]:
     """Mean per dimension, of the total, and of the rollouts' motion as a share of the real clips', if it is known."""
-    known = result.motion is not None and bool(np.isfinite(result.motion).any())
+    motion = np.empty(0) if result.motion is None else result.motion[np.isfinite(result.motion)]
     return {
         **{d.name: float(np.nanmean(result.per_window(n))) for n, d in enumerate(DIMENSIONS)},
         "total": float(np.nanmean(result.per_window())),
         "failed": result.failed,
-        **({"motion": float(np.nanmean(result.motion))} if known else {}),
+        **({"motion": float(motion.mean())} if motion.size else {}),
     }
 
 

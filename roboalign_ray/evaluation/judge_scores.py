@@ -120,7 +120,9 @@ def judge_rollouts(
                 firsts = {name: outcomes[0] for name, outcomes in judged.items()}
                 shown.append(ShownClip(title, videos[0], firsts))
     episodes = tuple(source.window.episode_id for source in sources)
-    return {name: JudgedResult(name, values, episodes, motion) for name, values in scores.items()}, shown
+    return {
+        name: JudgedResult(name, values, episodes=episodes, motion=motion) for name, values in scores.items()
+    }, shown
 
 
 def _judge_samples(

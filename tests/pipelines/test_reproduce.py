@@ -87,7 +87,9 @@ def test_motion_stands_beside_every_judges_scores() -> None:
     moving, still = np.full((4, 2), 0.8), np.full((4, 2), 0.1)
     moving[0, 0] = np.nan  # nothing real moves
     base = JudgedResult("j", scores, motion=moving)
-    told = total_gain(base, [JudgedResult("j", scores, motion=moving), JudgedResult("j", scores, motion=still)])
+    told = total_gain(
+        base, [JudgedResult("j", scores, motion=moving), JudgedResult("j", scores, motion=still)]
+    )
     assert told["motion"] == pytest.approx(0.45)
     result = {
         "base": {"j": {**reproduce._summary(base)}},

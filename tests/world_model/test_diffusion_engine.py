@@ -135,6 +135,21 @@ def test_an_offset_of_the_actions_is_what_the_network_sees_of_action_noise() -> 
     assert np.abs(first.astype(int) - second).max() <= 1
 
 
+def test_a_shared_history_is_held_once_for_all_candidates() -> None:
+    """Bytes of frames in the state: the context and H + 1 known frames once per group, n frames per candidate."""
+    model, candidates, history, frames = engine(), 16, 6, 2
+    start, seeds = prompt(history + frames), tuple(range(16))
+    actions, frame = start.actions[None], int(np.prod(FRAME))
+
+    def held(state) -> int:
+        return sum(value.nbytes for value in model.save(state).values() if value.shape[-1:] == (3,))
+
+    shared = model.branch(model.step(model.begin([start], [(7,)]), actions[:, :history]), [0], [seeds])
+    assert held(model.step(shared, actions[:, history:])) == frame * (1 + 1 + history + candidates * frames)
+    separate = model.step(model.begin([start], [seeds]), actions)
+    assert held(separate) == frame * (1 + 1 + candidates * (history + frames))
+
+
 def test_action_noise_spreads_a_group() -> None:
     start, spread = prompt(), []
     for noise in (0.0, 0.1, 0.5):

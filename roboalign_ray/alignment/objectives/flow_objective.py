@@ -37,8 +37,8 @@ from roboalign_ray.world_model.diffusion.rollout import Sampling
 class SamplingPolicies:
     """Weights of the policies that sampled the groups that may still come, by version.
 
-    An update without a step leaves the weights as they are, and is not told of here. So the weights of a version that
-    is missing are those of the next one.
+    An update without a step changes no weights, and its version is not kept. So the weights of a missing version are
+    those of the next kept one.
 
     Args:
         most: versions that are kept.
@@ -111,15 +111,15 @@ class FlowGrpoObjective(DiffusionObjective[ChainStep]):
         sampling, where = config.rollout.diffusion, "rollout.diffusion."
         name = f"the objective '{self.config.objective}'"
         if not sampling.fresh_noise:
-            told = f"{name} needs steps with noise: it learns from their likelihoods"
-            raise UserError(told, where=where + "fresh_noise", remedy="set it to 0.7, as published")
+            message = f"{name} needs steps with noise: it learns from their likelihoods"
+            raise UserError(message, where=where + "fresh_noise", remedy="set it to 0.7, as published")
         if sampling.steps is None or sampling.steps < 2:
-            told = f"{name} needs at least two denoising steps: the last one adds no noise"
-            raise UserError(told, where=where + "steps", remedy="set it to 2 or more")
+            message = f"{name} needs at least two denoising steps: the last one adds no noise"
+            raise UserError(message, where=where + "steps", remedy="set it to 2 or more")
         for other in ("action_noise", "history_noise"):
             if getattr(sampling, other):
-                told = f"{name} takes the likelihood of samples without it; fresh_noise makes them differ"
-                raise UserError(told, where=where + other, remedy="set it to 0")
+                message = f"{name} takes the likelihood of samples without it; fresh_noise makes them differ"
+                raise UserError(message, where=where + other, remedy="set it to 0")
         if config.asynchrony.staleness >= self.config.flow_grpo.policies:
             raise UserError(
                 f"with a staleness of {config.asynchrony.staleness}, {name} must keep more policies",
