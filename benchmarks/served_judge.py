@@ -6,7 +6,9 @@
 Client and server share this machine, over loopback. Every request has a connection of its own. The capacity is the best
 rate of any number of clients that wait for their answers, of a service that refuses nobody. Arrivals at ten times that
 come at fixed times whatever the answers are (an open loop), so a slow server is not spared, and a time counts from when
-its request was due. Each part is bounded in time and in number of requests.
+its request was due. The best load is the rate of arrivals, up to twice the capacity, at which the same service answers
+most of the same client's requests: it keeps the same promise about their time. Each part is bounded in time and in
+number of requests.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ HOST = "127.0.0.1"
 START_S = 300.0
 ALONE = 300  # requests of which the p99 alone is taken
 CLIENTS = (16, 8, 4, 2)  # that ask at once, where the capacity is measured
+LOADS = (0.5, 0.7, 0.85, 1.0, 2.0)  # shares of the capacity, where the best load is looked for
 REFUSES_NOBODY = ("serving.slowdown=1000", "serving.burst=64")
 
 
@@ -219,14 +222,26 @@ def measure_capacity(figures: Figures, requests: Requests, seconds: float) -> fl
     return max(found["answers_per_s"] for found in figures.found.values())
 
 
+def measure_best(figures: Figures, requests: Requests, capacity: float, seconds: float) -> float:
+    """Answers per second at the best load, of the service as it is."""
+    rates = []
+    for share in LOADS:
+        outcome = requests.opened(share * capacity, seconds)
+        figures.note(f"arrivals at {share:g} of the capacity", outcome)
+        rates.append(outcome.rate)
+    return max(rates)
+
+
 def measure_load(figures: Figures, requests: Requests, capacity: float, seconds: float, repeats: int) -> None:
-    """Ten times the capacity, each time beside what a request alone takes just before."""
+    """Ten times the capacity, each time beside what a request alone takes just before, and the best load."""
+    best = measure_best(figures, requests, capacity, seconds)
     for number in range(1, repeats + 1):
         alone = requests.alone(ALONE)
         figures.note(f"alone, {number}", alone)
         flood = requests.opened(10 * capacity, seconds)
         ratio = flood.quantile(0.99) / alone.quantile(0.99)
-        figures.note(f"ten times, {number}", flood, p99_ratio=ratio, goodput=flood.rate / capacity)
+        shares = {"of_capacity": flood.rate / capacity, "of_best_load": flood.rate / best}
+        figures.note(f"ten times, {number}", flood, p99_ratio=ratio, **shares)
         time.sleep(1.0)
 
 

@@ -81,6 +81,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "label": (check_teacher,),
     "serve student": (check_student,),
     "serve teacher": (check_teacher,),
+    "score student": (check_student,),
+    "score teacher": (check_teacher,),
 }
 
 # A job's part that holds workers: how messages call it, and its name in `placement.roles_of`.
@@ -93,6 +95,7 @@ _PARTS = {
     "label": ("labelling", "label"),
     "serve student": ("serving", "serve student"),
     "serve teacher": ("serving", "serve teacher"),
+    "score teacher": ("scoring", "label"),
 }
 
 
