@@ -27,6 +27,7 @@ from roboalign_ray.pipelines.label.score_stages import DecodeStage, JudgeStage
 
 _AHEAD = 4  # tables that wait for the driver
 _LOOK_S = 1.0
+_MOST_BLOCKS = 4096  # of an input: more of them cost the driver more than they give
 
 
 def decoded(
@@ -80,7 +81,7 @@ def _decode(clips: Sequence[Clip], source: ClipInput, config: JobConfig, alone: 
     import ray.data
 
     scoring = config.scoring
-    size = 1 if alone else scoring.clips_per_block
+    size = 1 if alone else max(scoring.clips_per_block, -(-len(clips) // _MOST_BLOCKS))
     texts = [clips_as_text(list(clips[first : first + size])) for first in range(0, len(clips), size)]
     dataset = ray.data.from_items([{"clips": text} for text in texts], override_num_blocks=len(texts))
     _configure(dataset.context, int(scoring.block_mb * 1e6))

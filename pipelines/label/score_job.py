@@ -119,9 +119,11 @@ def run_scoring(
     """
     kinds = ("student", "teacher") if judge == "both" else (judge,)
     for kind in kinds:
-        config = check_ready(Preflight(f"score {kind}", config), room=kind == "teacher")
+        config = check_ready(Preflight(f"score {kind}", config))
     if not is_uri(source.place):
         source = replace(source, place=str(Path(source.place).expanduser().absolute()))
+        if out.absolute().is_relative_to(source.place):
+            raise UserError("lies inside INPUT", where=str(out), remedy="choose an OUTPUT outside of it")
     clips = list_clips(source)
     found = {"student": student_identity, "teacher": teacher_identity}
     judges = [found[kind](config) for kind in kinds]
@@ -133,12 +135,12 @@ def run_scoring(
     record.write(out)
     with start_ray(config.cluster, worker_logs=False):
         began = time.monotonic()
-        with Progress(
-            "scoring", len(clips), unit="clip", done=job.report.known, quiet=quiet, console=console
-        ) as progress:
-            job.run(kinds[0], progress)
-        if judge == "both":
-            job.run_second()
+        progress = partial(Progress, unit="clip", quiet=quiet, console=console)
+        with progress("scoring", len(clips), done=job.report.known) as bar:
+            job.run(kinds[0], bar)
+        if judge == "both" and (chosen := job.most_uncertain()):
+            with progress("the teacher's share", len(chosen)) as bar:
+                job.run_second(chosen, bar)
         job.report.seconds = time.monotonic() - began
     return job.finish()
 
@@ -184,8 +186,7 @@ class _Scoring:
         if not self.todo:
             return
         if kind == "teacher":
-            report = self._label(self.todo, self.first, self.judges[0])
-            progress.advance(report.labelled + len(report.set_aside))
+            self._label(self.todo, self.first, self.judges[0], progress)
             return
         opener = partial(
             open_served_judge,
@@ -244,15 +245,13 @@ class _Scoring:
 
     # --- teachers ----------------------------------------------------------------------------------------------------
 
-    def run_second(self) -> None:
-        """Show the teacher the clips that the student is most uncertain of, within the budget."""
-        chosen = [self.clips[name] for name in self._most_uncertain()]
-        if chosen:
-            # The clip was read before: it is as it was, whatever its stamp.
-            report = self._label([replace(clip, before="") for clip in chosen], self.second, self.judges[1])
-            self.report.second = report.labelled
+    def run_second(self, chosen: Sequence[str], progress: Progress) -> None:
+        """Let the teacher score these clips."""
+        clips = [self.clips[name] for name in chosen]
+        self.report.second = self._label(clips, self.second, self.judges[1], progress).labelled
 
-    def _most_uncertain(self) -> list[str]:
+    def most_uncertain(self) -> list[str]:
+        """The clips that the teacher is to see: those that the student is most uncertain of, within the budget."""
         scoring, table = self.config.scoring, self.first.table()
         spread, names = total_std(table), table["clip_id"].to_pylist()
         left = max(0, scoring.teacher_budget - len(self.second.scored))
@@ -260,13 +259,16 @@ class _Scoring:
         wanted = [n for n in order if spread[n] > scoring.teacher_uncertainty and names[n] in self.clips]
         return [names[n] for n in wanted if names[n] not in self.second.scored][:left]
 
-    def _label(self, clips: Sequence[Clip], scores: ScoreSet, judge: JudgeIdentity) -> LabelReport:
+    def _label(
+        self, clips: Sequence[Clip], scores: ScoreSet, judge: JudgeIdentity, progress: Progress
+    ) -> LabelReport:
         with teacher_pool(self.config) as pool:
-            sink = _ScoreSink(scores, replace(judge, name=pool.name), clips)
+            sink = _ScoreSink(scores, replace(judge, name=pool.name), clips, progress)
             report = run_labels(self._questions(clips), pool, self.config.teacher.labelling, sink, self.out)
         self.report.scored += report.labelled
         self.report.judge_seconds += sink.seconds
         self.report.quarantined.update(report.set_aside)
+        scores.drop(report.set_aside.keys() & scores.scored.keys())  # of content that is no longer there
         self._write_quarantine()
         return report
 
@@ -308,8 +310,10 @@ class _Scoring:
 class _ScoreSink:
     """Stores a teacher's labels as scores."""
 
-    def __init__(self, scores: ScoreSet, judge: JudgeIdentity, clips: Sequence[Clip]) -> None:
-        self._scores, self._judge = scores, judge
+    def __init__(
+        self, scores: ScoreSet, judge: JudgeIdentity, clips: Sequence[Clip], progress: Progress
+    ) -> None:
+        self._scores, self._judge, self._progress = scores, judge, progress
         changed = {clip.clip_id for clip in clips if clip.before}
         self.known = frozenset(scores.scored.keys() - changed)
         self._rows: list[dict[str, Any]] = []
@@ -321,6 +325,7 @@ class _ScoreSink:
         took, self._last = now - self._last, now
         self.seconds += took
         self._rows.append(_row_of(question.source | {"seconds": took}, judgement, self._judge))
+        self._progress.advance()
 
     def keep(self) -> int:
         """See `LabelSink`."""

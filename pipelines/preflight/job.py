@@ -95,7 +95,8 @@ _PARTS = {
     "label": ("labelling", "label"),
     "serve student": ("serving", "serve student"),
     "serve teacher": ("serving", "serve teacher"),
-    "score teacher": ("scoring", "label"),
+    "score student": ("scoring", "score student"),
+    "score teacher": ("scoring", "score teacher"),
 }
 
 

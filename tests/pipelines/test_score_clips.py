@@ -11,7 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from episode_files import write_droid, write_lerobot_v2, write_lerobot_v3, write_rlds
+from episode_files import clip as made_clip
+from episode_files import (
+    lerobot_info,
+    lerobot_rows,
+    write_droid,
+    write_lerobot_v2,
+    write_lerobot_v3,
+    write_rlds,
+)
 from made_episodes import made_episodes
 from made_pairs import made_pairs
 from scored_clips import BAD, GOOD, MOST_PIXELS, frames_of, good_clip, write_clip, write_clips
@@ -42,11 +50,11 @@ def test_a_folder_gives_each_video_its_instruction_and_each_bad_one_its_reason(t
     found = read_all(ClipInput(str(tmp_path)))
     assert set(found) == {*GOOD, *BAD}
     for seed, name in enumerate(GOOD):
-        clip = sound(found[name])
-        assert clip.request is not None
-        assert (clip.request.instruction, clip.request.fps) == (f"open drawer {seed}", 5.0)
-        assert clip.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        np.testing.assert_array_equal(clip.request.frames, decode_video(tmp_path / name))
+        read = sound(found[name])
+        assert read.request is not None
+        assert (read.request.instruction, read.request.fps) == (f"open drawer {seed}", 5.0)
+        assert read.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        np.testing.assert_array_equal(read.request.frames, decode_video(tmp_path / name))
     for name, reason in BAD.items():
         bad = found[name]
         assert isinstance(bad, Unreadable), name
@@ -149,7 +157,10 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 
 
 def lerobot_v3(folder: Path) -> None:
-    write_lerobot_v3(folder, [6, 7, 8])
+    lengths = (6, 7, 8)
+    clips = [made_clip(length, number) for number, length in enumerate(lengths)]
+    lerobot_info(folder, "v3.0", len(lengths))
+    write_lerobot_v3(folder, clips, [lerobot_rows(number, length) for number, length in enumerate(lengths)])
 
 
 @pytest.mark.parametrize(

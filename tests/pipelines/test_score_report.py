@@ -105,6 +105,8 @@ def test_a_folder_without_scores_is_one_line(tmp_path: Path, capsys: pytest.Capt
         (["clips", "out", "--judge", "teacher", "--set", "teacher.model={}/none"], "none"),
         (["clips", "out", "--set", "judge.weights={}/none"], "none"),
         (["clips", "out", "-i", "  "], "is empty"),
+        (["clips", "clips/out"], "lies inside INPUT"),
+        (["clips", "out", "--set", "scoring.decode_cpus=1000"], "the job cannot be placed: scoring"),
     ],
 )
 def test_what_cannot_begin_is_one_line(
