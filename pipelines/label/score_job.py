@@ -208,6 +208,8 @@ class _Scoring:
 
     def _take(self, table: pa.Table) -> None:
         for row in table.to_pylist():
+            if row["clip_id"] in self._ended:
+                continue
             self._ended.add(row["clip_id"])
             if row["status"] == HOST:
                 self._keep()

@@ -102,6 +102,7 @@ def _by_reason(quarantined: dict[str, str]) -> list[tuple[str, int, str]]:
         words = reason
         for part in (name, Path(name).name, Path(name).with_suffix(".json").name):
             words = words.replace(part, "…")
+        words = words.removeprefix("…: ")
         counts[words] += 1
         examples.setdefault(words, name)
     return [(words, count, examples[words]) for words, count in counts.most_common()]
