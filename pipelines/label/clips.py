@@ -21,7 +21,11 @@ import pyarrow.parquet as pq
 
 from roboalign_ray.episodes.episode import EpisodeError
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
-from roboalign_ray.episodes.sources.folder import FolderSource, detect_format, open_folder
+from roboalign_ray.episodes.sources.droid import VIEWS, DroidSource
+from roboalign_ray.episodes.sources.extension import ExtensionSource
+from roboalign_ray.episodes.sources.folder import detect_format, open_folder
+from roboalign_ray.episodes.sources.lerobot import LeRobotSource
+from roboalign_ray.episodes.sources.rlds import RldsSource
 from roboalign_ray.episodes.store import open_store
 from roboalign_ray.foundation.failures import UserError, printable, raise_if_host
 from roboalign_ray.foundation.storage.parquet import open_parquet
@@ -130,15 +134,18 @@ def _of_folder(folder: Path, source: ClipInput) -> Iterator[Clip]:
     return (Clip(name, "episode", str(folder), number) for number, (name, _) in records)
 
 
-def open_episodes(folder: Path, view: str) -> FolderSource:
+def open_episodes(folder: Path, view: str) -> LeRobotSource | RldsSource | DroidSource:
     """The data set of a folder, with one view; its first one if none is named.
 
     Raises:
         UserError: it cannot be read, or it has no such view.
     """
     source = open_folder(folder, views=(view,) if view else ())
-    names = getattr(source, "view_names", ())
-    return source if view or len(names) < 2 else open_folder(folder, views=names[:1])
+    assert not isinstance(source, ExtensionSource)  # only where a format is named
+    if view:
+        return source
+    names = VIEWS if isinstance(source, DroidSource) else source.view_names
+    return open_episodes(folder, names[0]) if names else source
 
 
 def _below(folder: Path) -> list[Path]:

@@ -75,7 +75,8 @@ class DecodeStage:
             yield pa.Table.from_pylist(rows, schema=DECODED)
 
     def _row(self, clip: Clip) -> dict[str, Any]:
-        began, row = time.perf_counter(), {"clip_id": clip.clip_id, "stamp": clip.stamp, "video": None}
+        began = time.perf_counter()
+        row: dict[str, Any] = {"clip_id": clip.clip_id, "stamp": clip.stamp, "video": None}
         try:
             found = self._reader.read(clip)
         except HostError as error:
