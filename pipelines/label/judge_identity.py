@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from roboalign_ray.config import JobConfig
-from roboalign_ray.judge.data.score_store import JudgeIdentity
+from roboalign_ray.judge.data.score_record import JudgeIdentity
 from roboalign_ray.judge.student.model import read_description
 from roboalign_ray.judge.teacher.model_sources import model_source
 from roboalign_ray.pipelines.cluster.weight_folders import student_folder

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,20 +23,17 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import HostError, UserError
 from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.foundation.telemetry.progress import Progress
+from roboalign_ray.judge.data.score_card import write_card
+from roboalign_ray.judge.data.score_record import JudgeIdentity, ScoringRecord
 from roboalign_ray.judge.data.score_store import (
     QUARANTINE,
     SCORES,
     SECOND,
-    JudgeIdentity,
     ScoreSet,
-    ScoringRecord,
     read_quarantine,
-    score_row,
     total_std,
-    write_card,
     write_quarantine,
 )
-from roboalign_ray.judge.protocol import Judgement
 from roboalign_ray.pipelines.cluster.runtime import role_threads, start_ray
 from roboalign_ray.pipelines.cluster.weight_folders import student_folder
 from roboalign_ray.pipelines.label.clip_reader import content_key
@@ -45,48 +42,14 @@ from roboalign_ray.pipelines.label.clips import Clip, ClipInput, list_clips
 from roboalign_ray.pipelines.label.judge_identity import student_identity, teacher_identity
 from roboalign_ray.pipelines.label.label_run import JOURNAL, LabelReport, Question, run_labels
 from roboalign_ray.pipelines.label.remote_files import is_uri
-from roboalign_ray.pipelines.label.score_stages import BAD, GOOD, HOST, SAME, judgement_of_row, request_of
+from roboalign_ray.pipelines.label.score_sink import ScoreReport, ScoreSink, row_of
+from roboalign_ray.pipelines.label.score_stages import BAD, HOST, SAME, judgement_of_row, request_of
 from roboalign_ray.pipelines.label.teacher_pool import teacher_pool
 from roboalign_ray.pipelines.label.videos import Unreadable
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 
 Judges = Literal["student", "teacher", "both"]
 _LOST = "its worker was lost on every try"
-
-
-@dataclass
-class ScoreReport:
-    """The result of a run.
-
-    Attributes:
-        clips: clips of the input.
-        scored: scores written by this run.
-        known: clips whose score was there before.
-        second: of the scored ones, those that the teacher scored in the second stage.
-        quarantined: id -> reason, for clips without a score.
-        seconds: duration of the run without the start of Ray.
-        decode_seconds, judge_seconds: time that actors spent reading and judging.
-    """
-
-    clips: int = 0
-    scored: int = 0
-    known: int = 0
-    second: int = 0
-    quarantined: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    decode_seconds: float = 0.0
-    judge_seconds: float = 0.0
-
-    def cost(self) -> str:
-        """One line: rate, and time of actors per thousand clips."""
-        if not self.scored:
-            return "nothing to score"
-        each = 1000 / self.scored
-        rate = self.scored / max(self.seconds, 1e-9)
-        return (
-            f"{self.scored} scores in {self.seconds:.1f} s: {rate:.2f} a second; per 1,000 scores, actors read for "
-            f"{self.decode_seconds * each:.1f} s and judged for {self.judge_seconds * each:.1f} s"
-        )
 
 
 @one_job
@@ -221,7 +184,7 @@ class _Scoring:
             else:
                 self.report.decode_seconds += row["decode_seconds"]
                 self.report.judge_seconds += row["seconds"]
-                self._rows.append(_row_of(row, judgement_of_row(row), self.judges[0]))
+                self._rows.append(row_of(row, judgement_of_row(row), self.judges[0]))
         scoring = self.config.scoring
         if len(self._rows) >= scoring.part or time.monotonic() - self._written > scoring.part_s:
             self._keep()
@@ -265,7 +228,7 @@ class _Scoring:
         self, clips: Sequence[Clip], scores: ScoreSet, judge: JudgeIdentity, progress: Progress
     ) -> LabelReport:
         with teacher_pool(self.config) as pool:
-            sink = _ScoreSink(scores, replace(judge, name=pool.name), clips, progress)
+            sink = ScoreSink(scores, replace(judge, name=pool.name), clips, progress)
             report = run_labels(self._questions(clips), pool, self.config.teacher.labelling, sink, self.out)
         self.report.scored += report.labelled
         self.report.judge_seconds += sink.seconds
@@ -307,36 +270,3 @@ class _Scoring:
             reason = next(iter(self.report.quarantined.values()))
             raise UserError(f"no clip could be scored ({reason})", where=self.source.place)
         return self.report
-
-
-class _ScoreSink:
-    """Stores a teacher's labels as scores."""
-
-    def __init__(
-        self, scores: ScoreSet, judge: JudgeIdentity, clips: Sequence[Clip], progress: Progress
-    ) -> None:
-        self._scores, self._judge, self._progress = scores, judge, progress
-        changed = {clip.clip_id for clip in clips if clip.before}
-        self.known = frozenset(scores.scored.keys() - changed)
-        self._rows: list[dict[str, Any]] = []
-        self.seconds, self._last = 0.0, time.monotonic()
-
-    def add(self, question: Question, judgement: Judgement) -> None:
-        """See `LabelSink`."""
-        now = time.monotonic()
-        took, self._last = now - self._last, now
-        self.seconds += took
-        self._rows.append(_row_of(question.source | {"seconds": took}, judgement, self._judge))
-        self._progress.advance()
-
-    def keep(self) -> int:
-        """See `LabelSink`."""
-        rows, self._rows = self._rows, []
-        self._scores.append(rows)
-        return len(rows)
-
-
-def _row_of(row: dict[str, Any], judgement: Judgement, judge: JudgeIdentity) -> dict[str, Any]:
-    assert row["status"] == GOOD
-    kept = ("clip_id", "stamp", "input_sha256", "instruction", "fps", "decode_seconds", "seconds")
-    return score_row(judgement, judge, frames=row["shape"][0], **{name: row[name] for name in kept})

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from roboalign_ray.evaluation.report.scores import ScoredClip, ScoresPage, write_scores_page
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.judge.data.score_store import final_scores, read_quarantine, read_record, write_card
+from roboalign_ray.judge.data.score_card import write_card
+from roboalign_ray.judge.data.score_record import read_record
+from roboalign_ray.judge.data.score_store import final_scores, read_quarantine
 from roboalign_ray.judge.rubric import names
 from roboalign_ray.pipelines.label.clip_reader import ClipReader
 from roboalign_ray.pipelines.label.clips import Clip, ClipInput, list_clips

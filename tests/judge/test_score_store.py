@@ -16,19 +16,16 @@ from hypothesis import strategies as st
 
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.judge.data import score_store
+from roboalign_ray.judge.data.score_card import BINS, histogram, write_card
+from roboalign_ray.judge.data.score_record import JudgeIdentity, ScoringRecord
 from roboalign_ray.judge.data.score_store import (
-    BINS,
     SCORES,
     SECOND,
-    JudgeIdentity,
     ScoreSet,
-    ScoringRecord,
     final_scores,
-    histogram,
     read_quarantine,
     score_row,
     total_std,
-    write_card,
     write_quarantine,
 )
 from roboalign_ray.judge.protocol import Judgement

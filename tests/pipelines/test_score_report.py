@@ -12,11 +12,10 @@ from refusals import refused
 from scored_clips import good_clip, write_clip
 
 from roboalign_ray.episodes.video import decode_video
+from roboalign_ray.judge.data.score_record import JudgeIdentity, ScoringRecord
 from roboalign_ray.judge.data.score_store import (
     SCORES,
-    JudgeIdentity,
     ScoreSet,
-    ScoringRecord,
     score_row,
     write_quarantine,
 )

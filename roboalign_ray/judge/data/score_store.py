@@ -15,8 +15,8 @@ any time.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from roboalign_ray.config.resume import differences
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.foundation.storage.files import flush, whole_file
 from roboalign_ray.foundation.storage.parquet import read_columns
-from roboalign_ray.foundation.storage.readers import read_object
-from roboalign_ray.foundation.storage.shards import write_json
+from roboalign_ray.judge.data.score_record import RECORD, SCHEMA_VERSION, JudgeIdentity
 from roboalign_ray.judge.protocol import Judgement
-from roboalign_ray.judge.rubric import DIMENSIONS, names
+from roboalign_ray.judge.rubric import names
 
-SCHEMA_VERSION = 1
-MANIFEST, CARD, QUARANTINE = "scoring.json", "card.json", "quarantine.parquet"
+QUARANTINE = "quarantine.parquet"
 SCORES, SECOND = "scores", "second"
-BINS = 20  # of a histogram, from 0 to the maximum of its dimension
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _ROW_GROUP = 4096
-_OF_INPUT = ("input", "view", "video_column")
 _INDEX = ("clip_id", "input_sha256", "instruction", "stamp", "judge_id")
 
 SCORE_SCHEMA = pa.schema(
@@ -64,23 +59,6 @@ SCORE_SCHEMA = pa.schema(
     metadata={"roboalign_ray.scores_schema_version": str(SCHEMA_VERSION)},
 )
 _QUARANTINE_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
-
-
-@dataclass(frozen=True)
-class JudgeIdentity:
-    """What a judge's scores depend on.
-
-    Attributes:
-        name: "student", or the teacher's name.
-        version: version of a student; None for a teacher.
-        digest: hash of weights and settings.
-        settings: its settings (JSON types), to name what changed.
-    """
-
-    name: str
-    version: int | None
-    digest: str
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -182,86 +160,6 @@ class ScoreSet:
             self.scored[name], self._part_of[name] = Scored(*known), part
 
 
-@dataclass(frozen=True)
-class ScoringRecord:
-    """What a folder's scores are of.
-
-    Attributes:
-        input, view, video_column: the input.
-        judges: the judges, in order.
-    """
-
-    input: str
-    view: str
-    video_column: str
-    judges: Sequence[JudgeIdentity]
-
-    def check(self, folder: Path, *, rescore: bool) -> bool:
-        """Whether the folder's scores are by other judges; False also where it holds none.
-
-        Args:
-            rescore: whether that is allowed.
-
-        Raises:
-            UserError: the folder holds scores of another input, or of other judges and that is not allowed.
-        """
-        path = folder / MANIFEST
-        if not path.is_file():
-            return False
-        before, now = read_record(folder), self._content()
-        for key in _OF_INPUT:
-            if before[key] != now[key]:
-                raise UserError(
-                    f"holds scores of {key} '{before[key]}', not of '{now[key]}'",
-                    where=str(folder),
-                    remedy="choose another OUTPUT",
-                )
-        if before["judges"] == now["judges"]:
-            return False
-        if not rescore:
-            raise UserError(
-                f"was scored by another judge ({_changed(before['judges'], now['judges'])})",
-                where=str(folder),
-                remedy="choose another OUTPUT, or score all anew with --rescore",
-            )
-        return True
-
-    def write(self, folder: Path) -> None:
-        """Write the record."""
-        with whole_file(folder / MANIFEST) as draft:
-            write_json(draft, self._content())
-            flush(draft)
-
-    def _content(self) -> dict[str, Any]:
-        judges = [asdict(judge) for judge in self.judges]
-        place = {key: getattr(self, key) for key in _OF_INPUT}
-        return {"schema_version": SCHEMA_VERSION, **place, "judges": judges}
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What a folder's scores are of, as `ScoringRecord` wrote it.
-
-    Raises:
-        UserError: there is no record, or it cannot be read.
-    """
-    return read_object(folder / MANIFEST, "scoring record", keys=(*_OF_INPUT, "judges"))
-
-
-def _changed(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    named = [" and ".join(str(judge["name"]) for judge in judges) for judges in (before, now)]
-    if named[0] != named[1]:
-        return f"{named[0]}; this is {named[1]}"
-    lines = [
-        change.line()
-        for old, new in zip(before, now, strict=True)
-        for change in differences(
-            {**old, "digest": str(old["digest"])[:12]}, {**new, "digest": new["digest"][:12]}
-        )
-    ]
-    settings = [line for line in lines if not line.startswith("digest")]
-    return "; ".join((settings or lines)[:3])
-
-
 def write_quarantine(folder: Path, reasons: Mapping[str, str]) -> None:
     """Replace the list of clips without a score."""
     rows = [{"clip_id": name, "reason": reason} for name, reason in sorted(reasons.items())]
@@ -287,7 +185,7 @@ def final_scores(folder: Path) -> pa.Table:
     Raises:
         UserError: there are no scores, or a file cannot be read.
     """
-    if not (folder / MANIFEST).is_file():
+    if not (folder / RECORD).is_file():
         raise UserError("no scores here", where=str(folder), remedy="write them with: roboalign score")
     first, second = ScoreSet(folder / SCORES).table(), ScoreSet(folder / SECOND).table()
     kept = first.filter(pc.invert(pc.is_in(first["clip_id"], second["clip_id"].combine_chunks())))
@@ -298,36 +196,6 @@ def total_std(table: pa.Table) -> np.ndarray:
     """Standard deviation of each row's total, float64 [N], in points: that of a sum of independent scores."""
     stds = [table[f"{name}_std"].to_numpy() for name in names()]
     return np.sqrt(np.square(np.stack(stds, axis=1).astype(np.float64)).sum(axis=1))
-
-
-def write_card(folder: Path, **more: Any) -> dict[str, Any]:
-    """Count what a folder holds, write it to `card.json`, and return it.
-
-    Args:
-        more: further entries.
-    """
-    table, manifest = final_scores(folder), read_record(folder)
-    quarantined = read_quarantine(folder)
-    limits = {**{dimension.name: dimension.maximum for dimension in DIMENSIONS}, "total": 10}
-    card = {
-        **manifest,
-        "clips": len(table),
-        "by_judge": {entry["values"]: entry["counts"] for entry in table["judge"].value_counts().to_pylist()},
-        "quarantined": len(quarantined),
-        "histograms": {name: histogram(table[name].to_numpy(), most) for name, most in limits.items()},
-        "mean": {name: float(np.mean(table[name].to_numpy())) if len(table) else None for name in limits},
-        **more,
-    }
-    with whole_file(folder / CARD) as draft:
-        write_json(draft, card)
-        flush(draft)
-    return card
-
-
-def histogram(values: Iterable[float] | np.ndarray, most: float) -> dict[str, list[float]]:
-    """Edges [BINS + 1] and counts [BINS] from 0 to `most`; values beyond count in the last bins."""
-    counts, edges = np.histogram(np.clip(np.asarray(values, np.float64), 0, most), BINS, (0, most))
-    return {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
 
 
 def _write(table: pa.Table, path: Path) -> None:
