@@ -97,7 +97,7 @@ def _decode(clips: Sequence[Clip], source: ClipInput, config: JobConfig, alone: 
 
 
 def _configure(context: Any, block_bytes: int) -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the job shows its own progress
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the job tells of progress and losses itself
     context.enable_progress_bars = context.print_on_execution_start = False
     context.enable_rich_progress_bars = False
     context.target_max_block_size = block_bytes

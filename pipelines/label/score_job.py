@@ -161,6 +161,8 @@ class _Scoring:
         for alone in (False, True):
             left = [clip for clip in self.todo if clip.clip_id not in self._ended]
             if left:
+                if alone:
+                    progress.console.print(f"{len(left)} clips were lost with a worker: each is tried alone")
                 for table in judged(left, self.source, self.config, opener, alone=alone):
                     self._take(table)
                     progress.advance(len(table), quarantined=len(self.report.quarantined))
