@@ -13,22 +13,20 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 from roboalign_ray.actors.serve_ports import keep_serve_port_on_loopback
+from roboalign_ray.actors.served_judge import JudgeKind, open_served_judge
 from roboalign_ray.config import JobConfig
 from roboalign_ray.episodes.pixel_budget import PixelBudget, PixelsBusyError
 from roboalign_ray.foundation.failures import Failed, UserError, first_line
 from roboalign_ray.judge.protocol import BROKEN, Judgement, JudgeRequest
 from roboalign_ray.judge.serving.http import (
-    ServedJudge,
-    ServedTeacher,
     answer_json,
     read_question,
     status_of,
 )
 
-JudgeKind = Literal["student", "teacher"]
 Outcome = Judgement | Failed
 _READERS = 2  # videos decoded at the same time: one ahead of the judge, and one more
 
@@ -73,7 +71,7 @@ class JudgeService:
     def __init__(self, judge: JudgeKind, config: JobConfig, student: Path | None, threads: int = 1) -> None:
         keep_serve_port_on_loopback()
         self._serving = config.serving
-        self._judge = _opened(judge, config, student, threads)
+        self._judge = open_served_judge(judge, config, student, threads)
         self._failed_in_a_row = 0
         self._pixels = PixelBudget(config.serving.pixels_in_flight)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
@@ -155,22 +153,3 @@ class JudgeService:
         broken = all(isinstance(outcome, Failed) and outcome.kind == BROKEN for outcome in outcomes)
         self._failed_in_a_row = self._failed_in_a_row + 1 if broken else 0
         return outcomes
-
-
-def _opened(judge: JudgeKind, config: JobConfig, student: Path | None, threads: int) -> ServedJudge:
-    import torch
-
-    if judge == "teacher":
-        from roboalign_ray.actors.teacher import TeacherActor
-        from roboalign_ray.judge.teacher.model_sources import teacher_training_range
-
-        teacher = TeacherActor(config.teacher, threads)
-        return ServedTeacher(teacher.ready(), teacher, teacher_training_range(config.teacher))
-    from roboalign_ray.judge.student.judge import StudentJudge
-    from roboalign_ray.judge.student.model import Student
-    from roboalign_ray.judge.student.training_range import TrainingRange
-
-    torch.set_num_threads(threads)
-    assert student is not None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return StudentJudge(Student.load(student).to(device), TrainingRange.load(student))

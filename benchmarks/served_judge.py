@@ -1,4 +1,4 @@
-"""The served judge under load: alone, at its capacity, at ten times that, beside slow connections, and after a kill.
+"""The served judge: cost of a request; alone, at capacity, at ten times that, beside slow connections, killed.
 
     python benchmarks/served_judge.py                       # starts `roboalign judge serve`, measures
     python benchmarks/served_judge.py --set serving.batch=8 --seconds 5
@@ -6,7 +6,9 @@
 Client and server share this machine, over loopback. Every request has a connection of its own. The capacity is the best
 rate of any number of clients that wait for their answers, of a service that refuses nobody. Arrivals at ten times that
 come at fixed times whatever the answers are (an open loop), so a slow server is not spared, and a time counts from when
-its request was due. Each part is bounded in time and in number of requests.
+its request was due. The best load is the rate of arrivals, up to twice the capacity, at which the same service answers
+most of the same client's requests: it keeps the same promise about their time. Each part is bounded in time and in
+number of requests.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ HOST = "127.0.0.1"
 START_S = 300.0
 ALONE = 300  # requests of which the p99 alone is taken
 CLIENTS = (16, 8, 4, 2)  # that ask at once, where the capacity is measured
+LOADS = (0.5, 0.7, 0.85, 1.0, 2.0)  # shares of the capacity, where the best load is looked for
+PARTS = ["cost", "load", "slow", "kill"]
 REFUSES_NOBODY = ("serving.slowdown=1000", "serving.burst=64")
 
 
@@ -122,6 +126,31 @@ async def beside(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def measure_cost(figures: Figures, requests: Requests, server: int, count: int = 200) -> None:
+    """Processor time of a request for a score, and of one that only passes through: /health asks the replica too."""
+    health = Requests(
+        requests.address, f"GET /health HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+    )
+    for name, asked in (("a score", requests), ("health", health)):
+        before = _processor_seconds(server)
+        outcome = asked.alone(count)
+        spent = {role: now - before[role] for role, now in _processor_seconds(server).items()}
+        figures.note(
+            name, outcome, **{f"{role}_ms": 1000 * seconds / count for role, seconds in spent.items()}
+        )
+
+
+def _processor_seconds(server: int) -> dict[str, float]:
+    """Processor time so far of the service's own process, of the replica, and of Ray's other processes."""
+    own = psutil.Process(server)
+    found = {"front": sum(own.cpu_times()[:2]), "replica": 0.0, "ray": 0.0}
+    for process in own.children(recursive=True):
+        with suppress(psutil.Error):
+            role = "replica" if "ServeReplica" in " ".join(process.cmdline()) else "ray"
+            found[role] += sum(process.cpu_times()[:2])
+    return found
 
 
 def killed(requests: Requests, server: int, seconds: float) -> tuple[Outcome, float]:
@@ -219,14 +248,26 @@ def measure_capacity(figures: Figures, requests: Requests, seconds: float) -> fl
     return max(found["answers_per_s"] for found in figures.found.values())
 
 
+def measure_best(figures: Figures, requests: Requests, capacity: float, seconds: float) -> float:
+    """Answers per second at the best load, of the service as it is."""
+    rates = []
+    for share in LOADS:
+        outcome = requests.opened(share * capacity, seconds)
+        figures.note(f"arrivals at {share:g} of the capacity", outcome)
+        rates.append(outcome.rate)
+    return max(rates)
+
+
 def measure_load(figures: Figures, requests: Requests, capacity: float, seconds: float, repeats: int) -> None:
-    """Ten times the capacity, each time beside what a request alone takes just before."""
+    """Ten times the capacity, each time beside what a request alone takes just before, and the best load."""
+    best = measure_best(figures, requests, capacity, seconds)
     for number in range(1, repeats + 1):
         alone = requests.alone(ALONE)
         figures.note(f"alone, {number}", alone)
         flood = requests.opened(10 * capacity, seconds)
         ratio = flood.quantile(0.99) / alone.quantile(0.99)
-        figures.note(f"ten times, {number}", flood, p99_ratio=ratio, goodput=flood.rate / capacity)
+        shares = {"of_capacity": flood.rate / capacity, "of_best_load": flood.rate / best}
+        figures.note(f"ten times, {number}", flood, p99_ratio=ratio, **shares)
         time.sleep(1.0)
 
 
@@ -240,6 +281,8 @@ def measure(given: argparse.Namespace, figures: Figures) -> None:
     with service(given.set) as (port, server):
         requests = requests_to(port, video)
         requests.alone(20)
+        if "cost" in given.parts:
+            measure_cost(figures, requests, server)
         if "load" in given.parts:
             measure_load(figures, requests, capacity, seconds, given.repeats)
         if "slow" in given.parts:
@@ -261,9 +304,7 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the job's settings"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part under load")
-    parser.add_argument(
-        "--parts", nargs="*", default=["load", "slow", "kill"], choices=["load", "slow", "kill"]
-    )
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--repeats", type=int, default=3, help="of the load")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()

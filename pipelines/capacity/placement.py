@@ -107,11 +107,14 @@ def roles_of(job: str, config: JobConfig) -> list[tuple[str, RoleConfig]]:
     """The roles whose workers a job uses at the same time, by name.
 
     Args:
-        job: "train", "align", "label", "serve student", "serve teacher", or a job without workers.
+        job: "train", "align", "label", "serve student", "serve teacher", "score student", "score teacher", or a job
+            without workers. Pools that grow count with their smallest size.
     """
     cluster, judge = config.cluster, config.reward.needs_judge
     labels = judge and config.judge.relabel.teacher != "none"
     replicas = {"workers": max(1, config.serving.min_replicas)}
+    scoring = config.scoring
+    readers = ("reader", RoleConfig(workers=scoring.decode_min, num_cpus=scoring.decode_cpus))
     return {
         "train": [("trainer", cluster.trainer)],
         "align": [
@@ -125,6 +128,11 @@ def roles_of(job: str, config: JobConfig) -> list[tuple[str, RoleConfig]]:
         "label": [("teacher", cluster.teacher)],
         "serve student": [("scorer", cluster.scorer.model_copy(update=replicas))],
         "serve teacher": [("teacher", cluster.teacher.model_copy(update=replicas))],
+        "score student": [
+            readers,
+            ("scorer", cluster.scorer.model_copy(update={"workers": scoring.judge_min})),
+        ],
+        "score teacher": [readers, ("teacher", cluster.teacher)],
     }.get(job, [])
 
 

@@ -30,6 +30,7 @@ from roboalign_ray.pipelines.cli import jobs as jobs_cli
 from roboalign_ray.pipelines.cli import judge as judge_cli
 from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
 from roboalign_ray.pipelines.cli import rollout as rollout_cli
+from roboalign_ray.pipelines.cli import score as score_cli
 from roboalign_ray.pipelines.cli import simulation as simulation_cli
 from roboalign_ray.pipelines.cli import spread as spread_cli
 from roboalign_ray.pipelines.cli.options import Json, Overrides, Profile
@@ -68,6 +69,7 @@ app = typer.Typer(
 for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.distill, jobs_cli.evaluate):
     app.command(rich_help_panel=JOBS)(job)
 app.command(rich_help_panel=JOBS)(rollout_cli.rollout)
+app.add_typer(score_cli.app, name="score", rich_help_panel=JOBS)
 app.add_typer(reproduce_cli.app, name="reproduce", rich_help_panel=JOBS)
 app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)

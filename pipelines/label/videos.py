@@ -77,12 +77,17 @@ def _of_folder(path: Path, about: dict[str, Any] | UserError) -> Item:
 
 def _sidecar_or_error(path: Path) -> dict[str, Any] | UserError:
     try:
-        return _sidecar(path)
+        return sidecar_of(path)
     except UserError as error:
         return error
 
 
-def _sidecar(path: Path) -> dict[str, Any]:
+def sidecar_of(path: Path) -> dict[str, Any]:
+    """The JSON file beside a video, with its instruction.
+
+    Raises:
+        UserError: there is none, or it holds no instruction or a wrong rate.
+    """
     sidecar, about = read_sidecar(path, 'it gives the instruction: {"instruction": "…"}')
     if not isinstance(about.get("instruction"), str) or not about["instruction"].strip():
         raise UserError("has no instruction", where=str(sidecar))

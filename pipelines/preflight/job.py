@@ -86,6 +86,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "label": (check_teacher,),
     "serve student": (check_student,),
     "serve teacher": (check_teacher,),
+    "score student": (check_student,),
+    "score teacher": (check_teacher,),
 }
 
 # A job's part that holds workers: how messages call it, and its name in `placement.roles_of`.
@@ -99,6 +101,8 @@ _PARTS = {
     "label": ("labelling", "label"),
     "serve student": ("serving", "serve student"),
     "serve teacher": ("serving", "serve teacher"),
+    "score student": ("scoring", "score student"),
+    "score teacher": ("scoring", "score teacher"),
 }
 
 

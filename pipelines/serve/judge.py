@@ -24,7 +24,8 @@ from ray.serve import Application
 from ray.serve.schema import ApplicationStatus
 
 from roboalign_ray.actors.judge_front import LOOPBACK_NAMES, JudgeIngress, bearer_token, front_of
-from roboalign_ray.actors.judge_service import JudgeKind, JudgeService
+from roboalign_ray.actors.judge_service import JudgeService
+from roboalign_ray.actors.served_judge import JudgeKind
 from roboalign_ray.config import FrozenConfig, JobConfig, RoleConfig, ServingConfig
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.episodes.video import encode_video

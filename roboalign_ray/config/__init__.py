@@ -19,6 +19,7 @@ from roboalign_ray.config.judge import (
     StudentConfig,
 )
 from roboalign_ray.config.rewards import FidelityRewardConfig, JudgedRewardConfig, RewardConfig
+from roboalign_ray.config.scoring import ScoringConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import SmallTeacherConfig, TeacherConfig, TeacherTrainingConfig
 from roboalign_ray.config.telemetry import TelemetryConfig
@@ -59,6 +60,7 @@ __all__ = [
     "RoleConfig",
     "RolloutConfig",
     "SamplingConfig",
+    "ScoringConfig",
     "ServingConfig",
     "SimulationConfig",
     "SmallTeacherConfig",

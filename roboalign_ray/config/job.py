@@ -16,6 +16,7 @@ from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
 from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.paths import ShippedOrFolder, WorldModelOrFolder
 from roboalign_ray.config.rewards import FidelityRewardConfig, RewardConfig
+from roboalign_ray.config.scoring import ScoringConfig
 from roboalign_ray.config.serving import ServingConfig
 from roboalign_ray.config.teacher import TeacherConfig
 from roboalign_ray.config.telemetry import TelemetryConfig
@@ -112,6 +113,7 @@ class JobConfig(FrozenConfig):
     judge: JudgeConfig = JudgeConfig()
     teacher: TeacherConfig = TeacherConfig()
     serving: ServingConfig = ServingConfig()
+    scoring: ScoringConfig = ScoringConfig()
     bench: BenchConfig = BenchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

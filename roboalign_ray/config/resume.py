@@ -21,6 +21,7 @@ ALIGNMENT: Mapping[str, str] = {
     "output": "where files go",
     "cluster": _WHERE,
     "serving": _UNREAD,
+    "scoring": _UNREAD,
     "bench": _UNREAD,
     "simulation": _UNREAD,
     "tokenizer_training": _UNREAD,

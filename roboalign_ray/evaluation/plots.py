@@ -2,6 +2,7 @@
 
     line_chart     curves over a common axis, with an optional marker
     interval_bar   one mean and its interval on a shared axis around zero
+    histogram_bars counts between edges
 
 A series has its colour from the class `s-<key>`. The page defines `--ink`, `--muted`, `--grid` and one colour per
 key, for both light and dark mode.
@@ -159,6 +160,41 @@ def _curve(frame: _Frame, series: Series) -> str:
         else:
             drawn.append(f'<polyline class="{style}" points="{" ".join(piece)}"/>')
     return f"<g><title>{escape(series.label)}</title>{''.join(drawn)}</g>"
+
+
+def histogram_bars(edges: Sequence[float], counts: Sequence[int], *, description: str) -> str:
+    """A histogram: one bar per bin, each told on hovering.
+
+    Args:
+        edges: ascending, one more than there are counts.
+        counts: of each bin.
+        description: for people who do not see the chart.
+    """
+    width, height = 320, 140
+    most = max(max(counts), 1)
+    inner, low, span = width - _LEFT - _RIGHT, edges[0], edges[-1] - edges[0]
+
+    def at(value: float) -> float:
+        return _LEFT + inner * (value - low) / span
+
+    base = height - _BOTTOM
+    bars = []
+    for first, last, count in zip(edges, edges[1:], counts, strict=False):
+        tall = (base - _TOP) * count / most
+        told = f"{tick_label(first)} to {tick_label(last)}: {count}"
+        bars.append(
+            f'<rect x="{at(first):.1f}" y="{base - tall:.1f}" width="{max(1.0, at(last) - at(first) - 1):.1f}" '
+            f'height="{tall:.1f}"><title>{told}</title></rect>'
+        )
+    ticks = "".join(
+        f'<text x="{at(value):.1f}" y="{height - 8}" text-anchor="middle">{tick_label(value)}</text>'
+        for value in nice_ticks(edges[0], edges[-1])
+    )
+    return (
+        f'<svg class="histogram" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">'
+        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{base}" y2="{base}"/>{"".join(bars)}{ticks}'
+        f'<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{most}</text></svg>'
+    )
 
 
 def interval_bar(mean: float, low: float, high: float, reach: float, style: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -448,3 +449,14 @@ def test_views_have_curves_and_rows_of_their_own(tmp_path: Path) -> None:
     words = " ".join(Page(write_report(data, tmp_path / "r.html").read_text()).text)
     for shown in ("PSNR, dB ↑, wrist", "after against before", "Frozen ↓", f"0 of {EPISODES}"):
         assert shown in words, shown
+
+
+def test_a_histogram_has_a_bar_per_bin_as_tall_as_its_count() -> None:
+    svg = plots.histogram_bars([0.0, 1.0, 2.0, 3.0], [4, 0, 2], description="made")
+    tall = [float(value) for value in re.findall(r'<rect[^>]* height="([0-9.]+)"', svg)]
+    assert len(tall) == 3
+    assert tall[1] == 0
+    assert tall[0] == pytest.approx(2 * tall[2])
+    left = [float(value) for value in re.findall(r'<rect x="([0-9.]+)"', svg)]
+    assert left[1] - left[0] == pytest.approx(left[2] - left[1], abs=0.11)
+    assert "0 to 1: 4" in svg

@@ -24,7 +24,8 @@ from roboalign_ray.judge.data.pairs import JudgedPair, write_pairs
 from roboalign_ray.judge.protocol import Judgement, JudgeRequest, judgement_of
 from roboalign_ray.judge.teacher.prompt import target_answer
 from roboalign_ray.pipelines.cluster.runtime import RoleFailure
-from roboalign_ray.pipelines.label.job import JOURNAL, _events, label_items
+from roboalign_ray.pipelines.label.job import label_items
+from roboalign_ray.pipelines.label.label_run import JOURNAL, journal_events
 from roboalign_ray.pipelines.label.teacher_pool import TeacherPool
 from roboalign_ray.pipelines.label.videos import items_of
 
@@ -174,7 +175,7 @@ def test_a_restarted_run_asks_for_nothing_twice(tmp_path: Path) -> None:
 def test_damaged_lines_of_the_journal_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_bytes(b'\xff\xfe\n[]\n{"event": "begun"}\n{"event": "begun", "item": "a"}\n{"event": "fai')
-    assert _events(path) == [{"event": "begun", "item": "a"}]
+    assert journal_events(path) == [{"event": "begun", "item": "a"}]
 
 
 def test_a_pool_judges_in_order_and_gives_failures_their_place() -> None:

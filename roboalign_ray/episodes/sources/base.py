@@ -27,6 +27,10 @@ class Quarantined:
     reason: str
 
 
+Record = tuple[str, Callable[[], Episode | Quarantined]]
+"""An episode's id, and a function that reads the episode."""
+
+
 @runtime_checkable
 class EpisodeSource(Protocol):
     """A source of episodes: a simulator, a dataset on disk, a store.

@@ -33,7 +33,7 @@ from roboalign_ray.episodes.action_kinds import ActionFindings
 from roboalign_ray.episodes.actions import differences
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import MOST_EPISODE_PIXELS, WHOLE, Shaping
-from roboalign_ray.episodes.sources.base import Quarantined, read_or_quarantine
+from roboalign_ray.episodes.sources.base import Quarantined, Record, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.known_actions import CARTESIAN_DELTA_KINDS, CARTESIAN_DELTAS
 from roboalign_ray.episodes.sources.metadata import read_metadata
@@ -95,14 +95,19 @@ class DroidSource:
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes by path. Episodes with unreadable JSON, missing or corrupt video, or bad states are quarantined."""
+        return (read() for _, read in self.records())
+
+    def records(self) -> Iterator[Record]:
+        """The same episodes, not yet read."""
         for path in self.annotations:
             base = path.parents[2]
             parts = [] if base == self.root else [base.name]
             episode_id = printable("/".join([self.name, *parts, path.parent.name, path.stem]))
             read = partial(self._episode, episode_id, base, path)
-            yield read_or_quarantine(
-                episode_id, read, reword=lambda reason: reason.replace(f"{self.root}/", "")
-            )
+            yield episode_id, partial(read_or_quarantine, episode_id, read, reword=self._relative)
+
+    def _relative(self, text: str) -> str:
+        return text.replace(f"{self.root}/", "")
 
     def _episode(self, episode_id: str, base: Path, path: Path) -> Episode:
         folder = DatasetFolder(base)

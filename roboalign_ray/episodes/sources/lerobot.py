@@ -22,7 +22,7 @@ from roboalign_ray.episodes.action_evidence import ActionSample
 from roboalign_ray.episodes.action_kinds import ActionFindings
 from roboalign_ray.episodes.episode import Episode, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, Shaping
-from roboalign_ray.episodes.sources.base import Quarantined, opened, read_or_quarantine
+from roboalign_ray.episodes.sources.base import Quarantined, Record, opened, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.lerobot_actions import action_keys, lerobot_findings
 from roboalign_ray.episodes.sources.lerobot_entries import EpisodeEntry, read_entries
@@ -116,12 +116,17 @@ class LeRobotSource:
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes by index; those with a missing or corrupt file are quarantined by that file's name."""
+        return (read() for _, read in self.records())
+
+    def records(self) -> Iterator[Record]:
+        """The same episodes, not yet read."""
         for bad in self._bad:
-            yield Quarantined(printable(f"{self.name}/{bad.name}"), printable(bad.reason))
+            name = printable(f"{self.name}/{bad.name}")
+            yield name, partial(Quarantined, name, printable(bad.reason))
         for entry in self.entries:
             episode_id = f"{self.name}/{entry.index:06d}"
             read = partial(self._episode, episode_id, entry)
-            yield read_or_quarantine(episode_id, read, reword=self.folder.relative)
+            yield episode_id, partial(read_or_quarantine, episode_id, read, reword=self.folder.relative)
 
     def _episode(self, episode_id: str, entry: EpisodeEntry) -> Episode:
         for (

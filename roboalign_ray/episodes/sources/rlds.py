@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -26,7 +26,7 @@ from roboalign_ray.episodes.action_evidence import ActionSample
 from roboalign_ray.episodes.action_kinds import ActionFindings, listed
 from roboalign_ray.episodes.episode import Episode, EpisodeError, Outcome
 from roboalign_ray.episodes.shaping import WHOLE, FrameCollector, Shaping
-from roboalign_ray.episodes.sources.base import Quarantined, read_or_quarantine
+from roboalign_ray.episodes.sources.base import Quarantined, Record, read_or_quarantine
 from roboalign_ray.episodes.sources.dataset_folder import DatasetFolder
 from roboalign_ray.episodes.sources.known_actions import ActionLeaf, rlds_findings
 from roboalign_ray.episodes.sources.pictures import decode_picture
@@ -132,19 +132,27 @@ class RldsSource:
 
     def episodes(self) -> Iterator[Episode | Quarantined]:
         """Episodes shard by shard. Damaged records are quarantined by shard and byte, missing shards by name."""
+        return (read() for _, read in self.records())
+
+    def records(self) -> Iterator[Record]:
+        """The same episodes, their bytes read and not yet decoded."""
         for label in self._shards.missing:
-            yield Quarantined(printable(f"{self.name}/{label}"), "the shard is missing, its episodes with it")
+            name = printable(f"{self.name}/{label}")
+            yield name, partial(Quarantined, name, "the shard is missing, its episodes with it")
         for shard in self._shards.present:
             count = 0
             for record in read_records(shard.path):
-                yield self._item(shard, count, record)
+                name = printable(f"{self.name}/{shard.label}/{count:06d}")
+                yield name, partial(self._item, name, shard, count, record)
                 count += 1
             if shard.records is not None and count < shard.records:
                 reason = f"{shard.path.name} holds {count} records, dataset_info.json says {shard.records}"
-                yield Quarantined(printable(f"{self.name}/{shard.label}/{count:06d}"), printable(reason))
+                name = printable(f"{self.name}/{shard.label}/{count:06d}")
+                yield name, partial(Quarantined, name, printable(reason))
 
-    def _item(self, shard: Shard, index: int, record: bytes | CorruptRecord) -> Episode | Quarantined:
-        episode_id = printable(f"{self.name}/{shard.label}/{index:06d}")
+    def _item(
+        self, episode_id: str, shard: Shard, index: int, record: bytes | CorruptRecord
+    ) -> Episode | Quarantined:
         if isinstance(record, CorruptRecord):
             lost = "; the rest of the shard is lost" if record.ends_file else ""
             reason = f"{shard.path.name} at byte {record.offset}: {record.reason}{lost}"

@@ -62,21 +62,13 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The whole page."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    folder = files("roboalign_ray.evaluation.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = number
-    template = environment.from_string((folder / "template.html.j2").read_text(encoding="utf-8"))
     kind, headline, sentence = data.verdict()
     common = _common_prefix(data.learning_curves)
-    return template.render(
+    return page(
+        "template.html.j2",
         data=data,
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "script.js").read_text(encoding="utf-8")),
         verdict={"kind": kind, "headline": headline, "sentence": sentence},
         duration=seconds(data.seconds),
         comparisons=[_comparison_view(one, _reach(data.comparisons)) for one in data.comparisons],
@@ -88,11 +80,38 @@ def render(data: ReportData) -> str:
         legend=_legend(data.frame_curves),
         policy_legend=_legend(data.policy_curves),
         policies=_policy_view(data.policies),
-        tables=[_table_view(table) for table in data.tables],
+        tables=[table_view(table) for table in data.tables],
         judged=_judged_view(data.judged, data.fps) if data.judged else None,
         dimensions=[*(dimension.title for dimension in DIMENSIONS), "Total"],
         settings=[(name, _flatten(value)) for name, value in _sections(data.settings)],
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A page of this folder, with its style sheet and script inside it.
+
+    Args:
+        template: name of the template's file.
+        values: variables of the template.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = files("roboalign_ray.evaluation.report")
+
+    def text(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    inside = {"style": Markup(text("style.css")), "script": Markup(text("script.js"))}
+    return environment.get_template(template).render(**inside, **values)
 
 
 def number(value: float | int | str, digits: int | None = None) -> str:
@@ -239,7 +258,8 @@ def _policy_cell(
     }
 
 
-def _table_view(table: Table) -> dict[str, Any]:
+def table_view(table: Table) -> dict[str, Any]:
+    """A table for the macro `plain_table`."""
     digits = table.digits or [None] * len(table.columns)
     rows = [
         [
@@ -273,7 +293,7 @@ def _judged_view(section: JudgedSection, fps: float) -> dict[str, Any]:
         for clip in section.clips
     ]
     legend = [("student", "before"), ("teacher", "after")]
-    return {"table": _table_view(section.table), "charts": charts, "legend": legend, "clips": clips}
+    return {"table": table_view(section.table), "charts": charts, "legend": legend, "clips": clips}
 
 
 def _sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
