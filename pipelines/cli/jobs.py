@@ -67,21 +67,25 @@ def pretrain(
     overrides: Overrides = None,
     out: Out = None,
     stage: Annotated[
-        Literal["tokenizer", "world_model"] | None,
-        typer.Option("--stage", help="Train only this part; without it, all parts in this order."),
+        Literal["tokenizer", "world_model", "inverse_dynamics"] | None,
+        typer.Option(
+            "--stage", help="Train only this part.", show_default="all of the world model, in order"
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a world model on an episode store: of kind token its tokenizer first, of kind diffusion in one stage.
 
-    A complete stage in OUT is kept; an interrupted stage resumes.
+    A complete stage in OUT is kept; an interrupted stage resumes. --stage inverse_dynamics trains a model that reads
+    actions from video, measures it on held-out episodes, and says whether it may reward.
 
     \b
     [bold]Examples[/bold]
       roboalign pretrain shipped --out runs/shipped
       roboalign pretrain demo --stage world_model --set episodes.store=stores/mine
       roboalign pretrain demo_diffusion --out runs/diffusion --set episodes.store=runs/two_views
+      roboalign pretrain demo --stage inverse_dynamics --out runs/inverse
     """
     quiet = quiet or as_json
     config, folder = job_and_folder(profile, overrides, out)

@@ -26,6 +26,7 @@ from roboalign_ray.pipelines.cli import bench as bench_cli
 from roboalign_ray.pipelines.cli import chaos as chaos_cli
 from roboalign_ray.pipelines.cli import config as config_cli
 from roboalign_ray.pipelines.cli import episodes as episodes_cli
+from roboalign_ray.pipelines.cli import executability as executability_cli
 from roboalign_ray.pipelines.cli import jobs as jobs_cli
 from roboalign_ray.pipelines.cli import judge as judge_cli
 from roboalign_ray.pipelines.cli import reproduce as reproduce_cli
@@ -74,6 +75,7 @@ app.add_typer(reproduce_cli.app, name="reproduce", rich_help_panel=JOBS)
 app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)
 app.add_typer(judge_cli.app, name="judge", rich_help_panel=MATERIAL)
+app.add_typer(executability_cli.app, name="executability", rich_help_panel=MATERIAL)
 app.add_typer(assets_cli.app, name="assets", rich_help_panel=MATERIAL)
 app.add_typer(config_cli.app, name="config", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(simulation_cli.simulate)

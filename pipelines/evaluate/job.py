@@ -1,5 +1,7 @@
 """Evaluation of a tokenizer and a world model on held-out windows: reconstruction, one step, thirty frames.
 
+Where the job names an inverse dynamics model, also whether rollouts can be executed.
+
 out/
   evaluation.json      every figure, with intervals and per-frame curves
   evaluation.png       per-frame curves of all refresh policies
@@ -34,6 +36,7 @@ from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.metrics.perceptual import PerceptualDistance, load_lpips
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
+from roboalign_ray.pipelines.evaluate.executability import run_measure_executability
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
 from roboalign_ray.tokenizer.tokenizer import DualBranchTokenizer
 from roboalign_ray.world_model.prompts import PromptReader, prompt_spec
@@ -43,6 +46,7 @@ from roboalign_ray.world_model.registry import open_decoder, open_world_model
 
 Protocol = Literal["reconstruction", "one_step", "long_horizon"]
 PROTOCOLS: tuple[Protocol, ...] = ("reconstruction", "one_step", "long_horizon")
+_EXECUTABILITY_HEADLINE = ("plausible", "motion", "error")
 _ONE_STEP_EVERY = 5  # frames of a window resemble each other, so every fifth frame is enough
 
 
@@ -127,7 +131,8 @@ def run_evaluate(
         config: the job; `evaluation` sets the number and length of windows.
         out: run directory.
         model: world model folder; None takes the configured one.
-        protocols: protocols to run; None runs those that the model supports.
+        protocols: protocols to run; None runs those that the model supports, and measures executability where
+            `reward.executability.model` names an inverse dynamics model.
         quiet: show no progress.
 
     Returns:
@@ -151,6 +156,17 @@ def run_evaluate(
         "one_step": partial(_one_step, bench, folder, quiet),
         "long_horizon": partial(_long_horizon, bench, folder, out, quiet),
     }
+    if protocols is None and config.reward.executability.model is not None:
+        found = run_measure_executability(
+            config,
+            None,
+            groups=settings.judged_windows,
+            samples=settings.judged_samples,
+            model=model,
+            quiet=quiet,
+        )
+        result["executability"] = found
+        result["headline"] |= {name: found["generated"][name]["mean"] for name in _EXECUTABILITY_HEADLINE}
     for protocol in usual_protocols(bench.decoder.card) if protocols is None else protocols:
         if protocol not in runners:
             raise UserError(f"no protocol '{protocol}'", remedy=f"there are {', '.join(runners)}")

@@ -34,7 +34,7 @@ from roboalign_ray.pipelines.cluster.weight_folders import (
     world_model_folder,
 )
 from roboalign_ray.pipelines.preflight.actions import compare_actions, store_card
-from roboalign_ray.pipelines.train.stages import Stage, stages_of
+from roboalign_ray.pipelines.train.stages import Stage, StageName, stage_of, stages_of
 from roboalign_ray.pipelines.train.train_job import check_shares
 from roboalign_ray.world_model import registry
 from roboalign_ray.world_model.protocol import ModelCard
@@ -52,7 +52,7 @@ class Preflight:
         config: the job's; its paths become absolute.
         out: run directory; None where nothing is written.
         model: world model to be measured; None takes the configured one.
-        stages: of pre-training.
+        stages: of pre-training; () takes all of the world model.
         rollouts: whether a bench rolls the world model out.
         notes: what the checks found that stops nothing, a line each.
     """
@@ -61,7 +61,7 @@ class Preflight:
     config: JobConfig
     out: Path | None = None
     model: Path | None = None
-    stages: tuple[str, ...] = ("tokenizer", "world_model")
+    stages: tuple[StageName, ...] = ()
     rollouts: bool = True
     notes: list[str] = field(default_factory=list)
 
@@ -169,13 +169,16 @@ def check_action_kinds(job: Preflight) -> None:
 
 
 def check_training_windows(job: Preflight) -> None:
-    """Every worker of every stage finds a training episode that holds a window."""
+    """Every worker of every stage finds a training episode that holds a window, and its measurement a held-out one."""
     config, workers = job.config, job.config.cluster.trainer.workers
     for stage in _stages(job):
         check_shares(stage.windows_per_step(config), "windows", workers, where="windows_per_step")
         spec = WindowSpec(stage.window_frames(config), stride=config.episodes.frame_stride)
         fraction = config.episodes.held_out_fraction
         WindowPlan(job.store, spec, seed=0, held_out_fraction=fraction, world_size=workers)
+        if stage.held_out_frames is not None:
+            clip = WindowSpec(stage.held_out_frames(config), stride=spec.stride)
+            long_enough(job.store, clip, "held_out", fraction)
 
 
 def check_prompts(job: Preflight) -> None:
@@ -218,7 +221,8 @@ def check_stage_tokenizer(job: Preflight) -> None:
     """A world model that is trained alone has a tokenizer, an earlier run's or the configured one."""
     from roboalign_ray.pipelines.train.train_job import SUMMARY
 
-    alone = "tokenizer" in stages_of(job.config) and "tokenizer" not in job.stages
+    stages = job.stages or tuple(stages_of(job.config))
+    alone = stages == ("world_model",) and "tokenizer" in stages_of(job.config)
     if alone and not (job.out and (job.out / "tokenizer" / SUMMARY).is_file()):
         check_tokenizer(job)
 
@@ -325,7 +329,7 @@ def check_training_start(job: Preflight) -> None:
 
 
 def _stages(job: Preflight) -> list[Stage]:
-    return [stage for name, stage in stages_of(job.config).items() if name in job.stages]
+    return [stage_of(job.config, name) for name in job.stages or stages_of(job.config)]
 
 
 def _check_dims(store: EpisodeStore, wanted: int, what: str, remedy: str) -> None:

@@ -15,6 +15,7 @@ from roboalign_ray.foundation.failures import ReportedError, UserError
 from roboalign_ray.foundation.telemetry.notes import tell_once
 from roboalign_ray.pipelines.capacity.cluster_nodes import cluster_of
 from roboalign_ray.pipelines.capacity.placement import placement_of
+from roboalign_ray.pipelines.preflight.executability import check_executability
 from roboalign_ray.pipelines.preflight.inputs import (
     Preflight,
     check_action_card,
@@ -64,6 +65,7 @@ _ALIGN: tuple[Check, ...] = (
     *_MODEL,
     check_objective,
     check_judge,
+    check_executability,
 )
 
 CHECKS: dict[str, tuple[Check, ...]] = {
@@ -81,6 +83,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "reproduce": (*_ALIGN, check_configured_layout, check_judges),
     "persistence": (*_ALIGN, check_evaluation_windows, check_configured_layout),
     "select": (*_EPISODES, check_prompts, *_MODEL, check_configured_layout, check_judges),
+    "executability": (*_EPISODES, check_prompts, *_MODEL, check_executability),
     "bench": (*_EPISODES, check_bench_weights),
     "train": (check_out,),
     "label": (check_teacher,),

@@ -1,6 +1,8 @@
-"""The stages of pre-training by kind of world model: what a stage needs, and which function builds its job.
+"""The stages of pre-training: what a stage needs, and which function builds its job.
 
-To pre-train another kind, add its stages here. Nothing else asks which kind a job is of. Imports no PyTorch.
+Those of a world model follow from its kind. To pre-train another kind, add its stages here. Nothing else asks which
+kind a job is of. The inverse dynamics model is a stage of its own, which runs only where it is named.
+Imports no PyTorch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from roboalign_ray.config import JobConfig
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.pipelines.train.train_job import TrainJob
 
-StageName = Literal["tokenizer", "world_model"]
+StageName = Literal["tokenizer", "world_model", "inverse_dynamics"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Stage:
         steps: optimizer steps.
         window_frames, windows_per_step: of its training windows.
         action_dims: numbers of an action that the stage is built for, and the setting's name; None where it needs none.
+        held_out_frames: of the held-out clips that its result is measured on; None where it is not measured.
     """
 
     job: str
@@ -34,6 +37,7 @@ class Stage:
     window_frames: Callable[[JobConfig], int]
     windows_per_step: Callable[[JobConfig], int]
     action_dims: Callable[[JobConfig], tuple[int, str]] | None = None
+    held_out_frames: Callable[[JobConfig], int] | None = None
 
     def build(self, config: JobConfig, out: Path) -> TrainJob:
         """One worker's side of the job."""
@@ -69,21 +73,33 @@ _DIFFUSION: Mapping[StageName, Stage] = {
     ),
 }
 _STAGES = {"token": _TOKEN, "diffusion": _DIFFUSION}
+_OF_ITS_OWN: Mapping[StageName, Stage] = {
+    "inverse_dynamics": Stage(
+        "inverse_stage:inverse_dynamics_job",
+        steps=lambda config: config.inverse_dynamics.training.steps,
+        window_frames=lambda config: config.inverse_dynamics.network.frames,
+        windows_per_step=lambda config: config.inverse_dynamics.training.windows_per_step,
+        held_out_frames=lambda config: config.inverse_dynamics.gate.clip_frames,
+    ),
+}
 
 
-def stages_of(config: JobConfig, named: StageName | None = None) -> dict[StageName, Stage]:
-    """The stages of a job in order, or the named one alone.
+def stages_of(config: JobConfig) -> dict[StageName, Stage]:
+    """The stages of the job's world model, in order."""
+    return dict(_STAGES[config.world_model_kind])
+
+
+def stage_of(config: JobConfig, name: StageName) -> Stage:
+    """One stage by its name.
 
     Raises:
         UserError: a world model of this kind has no such stage.
     """
-    stages = _STAGES[config.world_model_kind]
-    if named is None:
-        return dict(stages)
-    if named not in stages:
+    stages = {**stages_of(config), **_OF_ITS_OWN}
+    if name not in stages:
         raise UserError(
-            f"a {config.world_model_kind} world model has no {named}",
+            f"a {config.world_model_kind} world model has no {name}",
             where="--stage",
             remedy=f"its stages: {', '.join(stages)}",
         )
-    return {named: stages[named]}
+    return stages[name]

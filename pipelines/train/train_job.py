@@ -74,6 +74,7 @@ class TrainJob:
         save: writes the result into a folder.
         steps, log_every, checkpoint_every: in optimizer steps.
         tokenizer: folder of the tokenizer that the result needs, and its origin; None if it needs none.
+        measure: measures the result in its folder; the figures stand in its summary.
     """
 
     trainer: Trainer
@@ -84,6 +85,7 @@ class TrainJob:
     log_every: int
     checkpoint_every: int
     tokenizer: tuple[Path, str] | None = None
+    measure: Callable[[Path], Mapping[str, float]] | None = None
 
 
 def run_train_job(
@@ -333,9 +335,10 @@ def _publish(
     from roboalign_ray.episodes.action_card import ActionCard
 
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    summary = {"steps": job.steps, "hardware": hardware, **metrics}
     with complete_or_absent(folder) as writing:
         job.save(writing)
+        measured = job.measure(writing) if job.measure else {}
+        summary = {"steps": job.steps, "hardware": hardware, **metrics, **measured}
         (writing / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
         card = ActionCard.load(writing)
         record = describe(

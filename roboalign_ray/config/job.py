@@ -13,6 +13,7 @@ from roboalign_ray.config.bench import BenchConfig
 from roboalign_ray.config.cluster import ClusterConfig
 from roboalign_ray.config.diffusion import DiffusionConfig
 from roboalign_ray.config.episodes import EpisodesConfig, SimulationConfig
+from roboalign_ray.config.inverse_dynamics import InverseDynamicsConfig
 from roboalign_ray.config.judge import JudgeConfig
 from roboalign_ray.config.paths import ShippedOrFolder, WorldModelOrFolder
 from roboalign_ray.config.rewards import FidelityRewardConfig, RewardConfig
@@ -106,6 +107,7 @@ class JobConfig(FrozenConfig):
     world_model: WorldModelConfig = WorldModelConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    inverse_dynamics: InverseDynamicsConfig = InverseDynamicsConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig(fidelity=FidelityRewardConfig(weight=1.0))
     alignment: AlignmentConfig = AlignmentConfig()

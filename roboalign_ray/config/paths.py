@@ -27,10 +27,12 @@ class PathKind:
         keywords: values that are not paths.
         or_name: whether a value may also be a model's name; it is a path if such a folder exists or if it is written
             like one ("./model", "~/model").
+        suffix: ending of files; a value without it is a name. "" where any value may be a path.
     """
 
     keywords: frozenset[str] = frozenset()
     or_name: bool = False
+    suffix: str = ""
 
 
 Place = Annotated[str, PathKind()]
@@ -42,6 +44,7 @@ SHIPPED_STORES = {"shipped": "episodes", "shipped_two_views": "episodes_two_view
 WorldModelOrFolder = Annotated[str, PathKind(frozenset(SHIPPED_WORLD_MODELS))]
 WorldModelOrNone = Annotated[str | None, PathKind(frozenset(SHIPPED_WORLD_MODELS))]
 StoreOrFolder = Annotated[str, PathKind(frozenset(SHIPPED_STORES))]
+NameOrYaml = Annotated[str | None, PathKind(suffix=".yaml")]
 ModelOrFolder = Annotated[str, PathKind(frozenset({"shipped", "hashed", "patches"}), or_name=True)]
 
 
@@ -94,7 +97,7 @@ def is_uri(text: str) -> bool:
 
 
 def _absolute(value: str, kind: PathKind, where: str) -> str:
-    if not value or value in kind.keywords or is_uri(value):
+    if not value or value in kind.keywords or is_uri(value) or not value.endswith(kind.suffix):
         return value
     written_as_path = value.startswith(("./", "../", "~", "/"))
     if kind.or_name and not written_as_path and not Path(value).is_dir():

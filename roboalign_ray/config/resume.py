@@ -28,6 +28,7 @@ ALIGNMENT: Mapping[str, str] = {
     "pretraining": _UNREAD,
     "world_model_kind": _UNREAD,
     "diffusion.training": _UNREAD,
+    "inverse_dynamics": _UNREAD,
     "evaluation": _LOOKS,
     "telemetry": "logging and monitoring; no update depends on it",
     "alignment.updates": _STOPS,

@@ -26,6 +26,7 @@ REWARDS: Registry[Callable[..., Any]] = Registry(
     {
         "fidelity": "roboalign_ray.rewards.fidelity:FidelityReward",
         "judged": "roboalign_ray.rewards.student_judge:JudgedReward",
+        "executability": "roboalign_ray.rewards.executability:ExecutabilityReward",
     },
     extension_fault,
 )

@@ -48,6 +48,8 @@ RUN = {
     "config schema",
     "episodes convert",
     "episodes inspect",
+    "executability fit",
+    "executability profiles",
     "--help",
 }
 # README's way from episodes to an aligned model is run with these, which only make it shorter.

@@ -82,7 +82,7 @@ def library(*rooms: str) -> set[str]:
     return {f"roboalign_ray.{room}" for room in rooms}
 
 
-@pytest.mark.parametrize("room", [room for room in RANK if room != "inverse_dynamics"])
+@pytest.mark.parametrize("room", RANK)
 def test_rooms_know_only_rooms_of_lower_levels(room: str) -> None:
     assert modules(room)
     forbidden = library(*(other for other in RANK if other != room and RANK[other] >= RANK[room]))
