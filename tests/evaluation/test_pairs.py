@@ -43,3 +43,17 @@ def test_a_window_is_won_in_the_direction_of_the_metric() -> None:
     assert lpips.change.wins == pytest.approx(2 / 3)
     assert lpips.change.difference.mean == pytest.approx(-0.05 / 3)
     assert lpips.as_json()["sign_test"] == {"wins": 2, "losses": 1, "ties": 0, "p": 1.0}
+
+
+def test_runs_are_averaged_window_by_window_in_every_view() -> None:
+    runs = [
+        MetricCurves.over({"front": curves([20, 30], [0.1, 0.2]), "wrist": curves([10, 12], [0.3, 0.4])}),
+        MetricCurves.over({"front": curves([22, 34], [0.3, 0.2]), "wrist": curves([14, 12], [0.3, 0.2])}),
+    ]
+    found = MetricCurves.averaged(runs)
+    assert found.views["front"].per_episode("psnr").tolist() == [21, 32]
+    assert found.views["wrist"].per_episode("psnr").tolist() == [12, 12]
+    assert found.per_episode("psnr").tolist() == [16.5, 22]
+    alone = MetricCurves.averaged([curves([20, 30], [0.1, 0.2]), curves([24, 30], [0.1, 0.4])])
+    assert alone.per_episode("lpips") == pytest.approx([0.1, 0.3])
+    assert not alone.views
