@@ -61,21 +61,13 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The whole page."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    folder = files("roboalign_ray.evaluation.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = number
-    template = environment.from_string((folder / "template.html.j2").read_text(encoding="utf-8"))
     kind, headline, sentence = data.verdict()
     common = _common_prefix(data.learning_curves)
-    return template.render(
+    return render_template(
+        "template.html.j2",
         data=data,
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "script.js").read_text(encoding="utf-8")),
         verdict={"kind": kind, "headline": headline, "sentence": sentence},
         duration=seconds(data.seconds),
         comparisons=[_comparison_view(one, _reach(data.comparisons)) for one in data.comparisons],
@@ -88,11 +80,31 @@ def render(data: ReportData) -> str:
         legend=_legend(data.frame_curves),
         policy_legend=_legend(data.policy_curves),
         policies=_policy_view(data.policies),
-        tables=[_table_view(table) for table in data.tables],
+        tables=[table_view(table) for table in data.tables],
         judged=_judged_view(data.judged, data.fps) if data.judged else None,
         dimensions=[*(dimension.title for dimension in DIMENSIONS), "Total"],
-        settings=[(name, _flatten(value)) for name, value in _sections(data.settings)],
+        settings=[(name, flatten(value)) for name, value in sections(data.settings)],
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page of one of this package's templates, which also gets the style sheet and the script."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def text(part: str) -> str:
+        return (files("roboalign_ray.evaluation.report") / part).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    page = environment.get_template(name)
+    return page.render(style=Markup(text("style.css")), script=Markup(text("script.js")), **values)
 
 
 def number(value: float | int | str, digits: int | None = None) -> str:
@@ -238,7 +250,8 @@ def _policy_cell(
     }
 
 
-def _table_view(table: Table) -> dict[str, Any]:
+def table_view(table: Table) -> dict[str, Any]:
+    """A table as the templates' macro `plain_table` takes it."""
     digits = table.digits or [None] * len(table.columns)
     rows = [
         [
@@ -272,21 +285,22 @@ def _judged_view(section: JudgedSection, fps: float) -> dict[str, Any]:
         for clip in section.clips
     ]
     legend = [("student", "before"), ("teacher", "after")]
-    return {"table": _table_view(section.table), "charts": charts, "legend": legend, "clips": clips}
+    return {"table": table_view(section.table), "charts": charts, "legend": legend, "clips": clips}
 
 
-def _sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The sections of the settings; top-level values come first, under "job"."""
     loose = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
     nested = [(key, value) for key, value in settings.items() if isinstance(value, Mapping)]
     return ([("job", loose)] if loose else []) + nested
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted names and values as texts."""
     rows: list[tuple[str, str]] = []
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
+            rows += flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             rows.append((prefix + key, ", ".join(map(str, value)) or "–"))
         else:
