@@ -1,4 +1,4 @@
-"""Extensions by name: rewards, objectives, world models, planners, episode sources and judges.
+"""Extensions by name: rewards, objectives, world models, planners, costs, episode sources and judges.
 
     "fidelity"               built in: loaded when it is first asked for
     "smoothness"             an installed package's entry point, of the group roboalign_ray.rewards (or .objectives, …)
@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from roboalign_ray.foundation.failures import UserError, first_line, nearest_key, raise_if_host
 
-KINDS = ("rewards", "objectives", "world_models", "planners", "episode_sources", "judges")
+KINDS = ("rewards", "objectives", "world_models", "planners", "costs", "episode_sources", "judges")
 _IMPORT_PATH = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
 _ON_THE_PATH = "install its package, or put its folder on PYTHONPATH"
 

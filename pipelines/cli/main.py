@@ -21,6 +21,7 @@ import typer
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.config.paths import absolute_path
 from roboalign_ray.foundation.failures import EXIT_BAD_INPUT, ReportedError, UserError, host_error
+from roboalign_ray.pipelines.cli import agent as agent_cli
 from roboalign_ray.pipelines.cli import assets as assets_cli
 from roboalign_ray.pipelines.cli import bench as bench_cli
 from roboalign_ray.pipelines.cli import chaos as chaos_cli
@@ -47,8 +48,8 @@ MATERIAL = "Material"
 HELP = """Robot video world models, aligned with reinforcement learning on Ray.
 
 A job is described by a [bold]profile[/bold]: the name of a shipped profile (demo, demo_diffusion, single_gpu, \
-node_8gpu, mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, persistence, chaos) or the path of a \
-YAML file, which may extend another profile. \
+node_8gpu, mixed_64, fleet_1000, paper_rt1, shipped, teacher, reproduce, hacking, persistence, progress, chaos) or the \
+path of a YAML file, which may extend another profile. \
 [bold]--set[/bold] changes single values.
 
 \b
@@ -71,6 +72,7 @@ for job in (jobs_cli.demo, jobs_cli.pretrain, jobs_cli.align, jobs_cli.distill, 
     app.command(rich_help_panel=JOBS)(job)
 app.command(rich_help_panel=JOBS)(rollout_cli.rollout)
 app.add_typer(score_cli.app, name="score", rich_help_panel=JOBS)
+app.add_typer(agent_cli.app, name="agent", rich_help_panel=JOBS)
 app.add_typer(reproduce_cli.app, name="reproduce", rich_help_panel=JOBS)
 app.add_typer(episodes_cli.app, name="episodes", rich_help_panel=MATERIAL)
 app.add_typer(bench_cli.app, name="bench", rich_help_panel=MATERIAL)

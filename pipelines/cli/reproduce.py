@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from roboalign_ray.config.loading import resolve_job
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.pipelines.cli.options import Json, Out, Overrides, Profile, Quiet, run_folder
+from roboalign_ray.pipelines.cli.options import (
+    Json,
+    Out,
+    Overrides,
+    Profile,
+    Quiet,
+    folder_to_write,
+    run_folder,
+)
 
 HELP = """Repeat an experiment: several alignment runs and their scores. An interrupted experiment resumes.
 
@@ -19,6 +28,7 @@ HELP = """Repeat an experiment: several alignment runs and their scores. An inte
   roboalign reproduce alignment
   roboalign reproduce hacking --set alignment.updates=40
   roboalign reproduce persistence
+  roboalign reproduce planning --task window-close --task drawer-close --starts 5
 """
 
 OF_MODEL = {"token": "reproduce", "diffusion": "reproduce_diffusion"}  # profiles of the world models
@@ -134,3 +144,54 @@ def persistence(
         return
     typer.echo((folder / TABLES).read_text(encoding="utf-8"))
     typer.echo(f"report: {folder / PAGE}")
+
+
+@app.command()
+def planning(
+    profile: Profile = "demo",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", metavar="TASK", help="May be repeated.", show_default="the learned cost's tasks"
+        ),
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--row", metavar="ROW", help="An agent. May be repeated.", show_default="all rows"),
+    ] = None,
+    starts: Annotated[int, typer.Option("--starts", min=1, max=10000, help="Start states per task.")] = 20,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, by Ray.")] = 1,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Run directory.",
+            show_default="runs/<profile's name>/planning",
+            parser=folder_to_write,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare agents in closed loop: nothing, random, the expert, and planners in the simulator and the world model.
+
+    Success rates with Wilson intervals, and the predicted beside the real cost of plans. Complete episodes are kept, so
+    that rows, tasks and starts can be added later.
+
+    \b
+    [bold]Examples[/bold]
+      roboalign reproduce planning --set agent.progress_weights=runs/cost/progress --out runs/planning
+      roboalign reproduce planning --task window-close --row random --row model+goal --starts 5
+    """
+    quiet = quiet or as_json
+    config = resolve_job(profile, overrides or ())
+    from roboalign_ray.pipelines.planning.rows import TABLE, TableRequest, run_table, tasks_of
+    from roboalign_ray.planning.closed_loop.table import ROWS
+
+    folder = out or run_folder(config, None) / "planning"
+    request = TableRequest(tuple(tasks or tasks_of(config)), tuple(rows or ROWS), starts, workers)
+    command = ["roboalign", *sys.argv[1:]]
+    result = run_table(config, folder, request, command=command, quiet=quiet)
+    typer.echo(json.dumps(result, indent=2) if as_json else (folder / TABLE).read_text(encoding="utf-8"))

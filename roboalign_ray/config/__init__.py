@@ -1,5 +1,6 @@
 """One frozen model per component, composed into one tree. Imports neither torch nor ray."""
 
+from roboalign_ray.config.agent import AgentConfig, ProgressConfig
 from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig
 from roboalign_ray.config.cluster import ClusterConfig, RoleConfig
@@ -35,6 +36,7 @@ from roboalign_ray.config.world_model import (
 )
 
 __all__ = [
+    "AgentConfig",
     "AlignmentConfig",
     "ClusterConfig",
     "ConfigError",
@@ -54,6 +56,7 @@ __all__ = [
     "JudgedRewardConfig",
     "NoiseConfig",
     "PretrainingConfig",
+    "ProgressConfig",
     "RefreshConfig",
     "RelabelConfig",
     "RewardConfig",

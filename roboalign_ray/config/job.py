@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from roboalign_ray.config.agent import AgentConfig
 from roboalign_ray.config.alignment import AlignmentConfig
 from roboalign_ray.config.asynchrony import AsynchronyConfig
 from roboalign_ray.config.base import ConfigError, FrozenConfig, Seed
@@ -118,6 +119,7 @@ class JobConfig(FrozenConfig):
     scoring: ScoringConfig = ScoringConfig()
     bench: BenchConfig = BenchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    agent: AgentConfig = AgentConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     cluster: ClusterConfig = ClusterConfig()
 

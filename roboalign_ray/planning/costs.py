@@ -2,12 +2,13 @@
 
     ModelCost(model, {"task": (RewardTerm(scorer), 1.0), "still": (my_term, 0.1)})(state, candidates, seed) -> [N]
 
-A term is a function of `Imagined`. Frames are decoded when a term first asks for them, and no term that asks for the
-last frame alone has the others decoded. Nothing is even stepped for terms that look at the actions only.
+A term is a function of `Predictions`. Frames are decoded when a term first asks for them, and no term that asks for
+the last frame alone has the others decoded. Nothing is even stepped for terms that look at the actions only.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,19 +38,41 @@ class PlanningState:
     clip: ClipSoFar
 
 
-class Imagined:
+class Predictions(ABC):
+    """What some dynamics predict for R rows of actions: a world model (`Imagined`), or a simulator.
+
+    Attributes:
+        clip: what was seen before the first action.
+        actions: float32 [R, H, A].
+    """
+
+    clip: ClipSoFar
+    actions: np.ndarray
+
+    @property
+    @abstractmethod
+    def frames(self) -> np.ndarray:
+        """Uint8 [R, H, V, height, width, 3]."""
+
+    @property
+    @abstractmethod
+    def last_frame(self) -> np.ndarray:
+        """Uint8 [R, V, height, width, 3]; asking for it alone is cheaper."""
+
+
+class Imagined(Predictions):
     """What the world model predicts for R rows: candidates, each with as many seeds as the cost averages over.
 
     Attributes:
         start: where all of them start.
-        actions: float32 [R, H, A].
         seeds: R sampling seeds; those of every candidate are the same.
     """
 
     def __init__(
         self, model: WorldModel, start: PlanningState, actions: np.ndarray, seeds: tuple[int, ...]
     ) -> None:
-        self.start, self.actions, self.seeds, self._model = start, actions, seeds, model
+        self.start, self.clip, self.actions = start, start.clip, actions
+        self.seeds, self._model = seeds, model
 
     @cached_property
     def state(self) -> Any:
@@ -76,8 +99,9 @@ class Imagined:
         return rollout
 
 
-Term = Callable[[Imagined], np.ndarray]
-"""Costs float [R]; infinite or NaN for a row that has none."""
+Term = Callable[[Any], np.ndarray]
+"""A function of `Predictions`, or of `Imagined` where it needs a world model, that gives costs float [R]; infinite or
+NaN for a row that has none."""
 
 
 class RewardTerm:
@@ -96,11 +120,11 @@ class RewardTerm:
             raise UserError("judges clips, so the last frame alone has no score", where="reward")
         self._scorer, self._last = scorer, last
 
-    def __call__(self, imagined: Imagined) -> np.ndarray:
+    def __call__(self, predicted: Predictions) -> np.ndarray:
         """Float64 [R]."""
-        frames = imagined.last_frame[:, None] if self._last else imagined.frames
-        actions = imagined.actions[:, -frames.shape[1] :]
-        scores = self._scorer.scores_behind(imagined.start.clip, frames, actions)
+        frames = predicted.last_frame[:, None] if self._last else predicted.frames
+        actions = predicted.actions[:, -frames.shape[1] :]
+        scores = self._scorer.scores_behind(predicted.clip, frames, actions)
         return np.array([np.inf if isinstance(score, Failed) else -score.total for score in scores])
 
 
@@ -114,9 +138,9 @@ class GoalTerm:
     def __init__(self, goal: np.ndarray) -> None:
         self._goal = goal.astype(np.float32)
 
-    def __call__(self, imagined: Imagined) -> np.ndarray:
+    def __call__(self, predicted: Predictions) -> np.ndarray:
         """Float64 [R]."""
-        difference = np.abs(imagined.last_frame.astype(np.float32) - self._goal)
+        difference = np.abs(predicted.last_frame.astype(np.float32) - self._goal)
         return difference.mean(axis=(1, 2, 3, 4), dtype=np.float64) / 255
 
 
@@ -143,13 +167,7 @@ class ModelCost:
         samples: int = 1,
         rows: int | None = None,
     ) -> None:
-        if not terms:
-            raise UserError("has no term", where="cost", remedy="give a reward or a cost")
-        for name, (_, weight) in terms.items():
-            if not 0 < weight < np.inf:
-                raise UserError(
-                    f"the weight of '{name}' is {weight}", where="cost", remedy="give one above 0"
-                )
+        check_terms(terms)
         for name, count in (("samples", samples), ("rows", rows)):
             if count is not None and count < 1:
                 raise UserError(f"is {count}", where=name, remedy="give at least 1")
@@ -165,10 +183,32 @@ class ModelCost:
     def _block(self, state: PlanningState, candidates: np.ndarray, seeds: list[int]) -> np.ndarray:
         actions = np.repeat(candidates, self._samples, axis=0)
         imagined = Imagined(self._model, state, actions, tuple(seeds * len(candidates)))
-        total = np.zeros(len(actions))
-        for name, (term, weight) in self._terms.items():
-            costs = np.asarray(term(imagined), np.float64)
-            if costs.shape != total.shape:
-                raise UserError(f"'{name}' gave {costs.shape} for {len(total)} rows", where="cost")
-            total += weight * costs
-        return total.reshape(len(candidates), self._samples).mean(axis=1)
+        return weighted_sum(self._terms, imagined).reshape(len(candidates), self._samples).mean(axis=1)
+
+
+def check_terms(terms: Mapping[str, tuple[Term, float]]) -> None:
+    """Check the terms of a cost and their weights.
+
+    Raises:
+        UserError: there is none, or a weight is not above 0 and finite.
+    """
+    if not terms:
+        raise UserError("has no term", where="cost", remedy="give a reward or a cost")
+    for name, (_, weight) in terms.items():
+        if not 0 < weight < np.inf:
+            raise UserError(f"the weight of '{name}' is {weight}", where="cost", remedy="give one above 0")
+
+
+def weighted_sum(terms: Mapping[str, tuple[Term, float]], predicted: Predictions) -> np.ndarray:
+    """The terms' costs of predictions, float64 [R].
+
+    Raises:
+        UserError: a term gives another number of costs.
+    """
+    total = np.zeros(len(predicted.actions))
+    for name, (term, weight) in terms.items():
+        costs = np.asarray(term(predicted), np.float64)
+        if costs.shape != total.shape:
+            raise UserError(f"'{name}' gave {costs.shape} for {len(total)} rows", where="cost")
+        total += weight * costs
+    return total

@@ -7,11 +7,11 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from roboalign_ray.foundation.failures import UserError
-from roboalign_ray.planning.costs import ModelCost, PlanningState, RewardTerm, Term
+from roboalign_ray.planning.cost_option import CostOption, open_terms
+from roboalign_ray.planning.costs import ModelCost, PlanningState, RewardTerm
 from roboalign_ray.planning.options import Setup
 from roboalign_ray.planning.protocol import ActionPlan, Problem
 from roboalign_ray.planning.registry import open_planner
-from roboalign_ray.plugins import import_attribute
 
 
 class _PlanningEnv(Protocol):
@@ -29,7 +29,7 @@ def plan_actions(
     seed: int = 0,
     warm: np.ndarray | None = None,
     proposals: np.ndarray | None = None,
-    cost: Term | str | None = None,
+    cost: CostOption | None = None,
     samples: int = 1,
     rows: int | None = None,
     **settings: Any,
@@ -44,8 +44,9 @@ def plan_actions(
         seed: of the search and of the predictions, which every candidate meets alike.
         warm: float [h, A], a plan to start from, such as `ActionPlan.rest` of the last one.
         proposals: float [N, H, A], candidates of a policy.
-        cost: a function of `costs.Imagined` that gives float [R], or its "module:attribute"; None takes minus the
-            environment's reward.
+        cost: a function of `costs.Imagined` that gives float [R]; a name of `cost_option.COSTS` or "module:attribute";
+            or several by name with their settings and weights, {"progress": {"weights": …, "task": …}}; None takes
+            minus the environment's reward.
         samples: predictions per candidate that the cost is averaged over.
         rows: most rows predicted at once; None for all candidates.
         settings: of the planner: candidates, iterations, seconds, knots, …
@@ -58,12 +59,8 @@ def plan_actions(
     if cost is None:
         if setup.scorer is None:
             raise UserError("the environment has no reward", where="cost", remedy="give reward=… or cost=…")
-        term: Term = RewardTerm(setup.scorer)
-    else:
-        term = import_attribute(cost, "cost") if isinstance(cost, str) else cost
-    if not callable(term):
-        raise UserError(f"is of type {type(term).__name__}, not a function", where="cost")
-    total = ModelCost(setup.model, {"cost": (term, 1.0)}, samples=samples, rows=rows)
+        cost = RewardTerm(setup.scorer)
+    total = ModelCost(setup.model, open_terms(cost, setup.card), samples=samples, rows=rows)
     problem = Problem(state, total, setup.low, setup.high, horizon)
     return open_planner(planner, settings).plan(problem, seed=seed, warm=warm, proposals=proposals)
 

@@ -97,7 +97,7 @@ class ClipScorer:
             instruction=clip.instruction,
             start=clip.start,
             generated=frames,
-            real=None if self.goal is None else np.broadcast_to(self.goal, frames.shape[1:]),
+            real=None if self.goal is None else np.repeat(self.goal[None], frames.shape[1], axis=0),
             actions=None if self._in_groups else np.asarray(actions, np.float32),
             action_names=() if card is None else card.labels,
             action_kinds=() if card is None else card.kinds,

@@ -26,7 +26,7 @@ from roboalign_ray.planning.state_files import read_states, state_arrays
 from roboalign_ray.planning.step_rewards import StepReward, step_rewards
 
 RENDER_MODES = ("rgb_array", "rgb_array_list")
-AUTORESET_MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED)
+AUTORESET_MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 
 class WorldModelVectorEnv(VectorEnv):
@@ -42,6 +42,7 @@ class WorldModelVectorEnv(VectorEnv):
     Args:
         num_envs: sub-environments n.
         autoreset_mode: NEXT_STEP begins a new episode in the step behind the last one, whose action is not read;
+            SAME_STEP in the last one itself, whose observation and info are then `final_obs` and `final_info` of info;
             DISABLED leaves that to `reset(options={"reset_mask": bool [n]})`.
         render_mode: "rgb_array" or "rgb_array_list".
         setup: parts that are open already, in place of options.
@@ -132,13 +133,8 @@ class WorldModelVectorEnv(VectorEnv):
             terminated[number] = bound is not None and given.score is not None and given.score.total >= bound
             truncated[number] = episode.steps >= self.setup.options.horizon
             episode.over = bool(terminated[number] or truncated[number])
-        return (
-            self._observations(),
-            rewards,
-            terminated,
-            truncated,
-            self._infos([*ended, *moving], scored),
-        )
+        infos = self._infos([*ended, *moving], scored, self._renewed(moving, scored))
+        return self._observations(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[Any, ...] | None:
         """Per sub-environment what is seen now, uint8 [H, V * W, 3], or the list of what was seen since the last call.
@@ -317,12 +313,39 @@ class WorldModelVectorEnv(VectorEnv):
             INSTRUCTION: tuple(episode.instruction for episode in now),
         }
 
-    def _infos(self, numbers: Sequence[int], scored: Mapping[int, StepReward]) -> dict[str, Any]:
+    def _renewed(self, moving: Sequence[int], scored: Mapping[int, StepReward]) -> dict[int, dict[str, Any]]:
+        """Begin anew where an episode has just ended, if this is asked for; what was last seen and told of it."""
+        if self.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
+            return {}
+        ended = [number for number in moving if self._episodes[number].over]
+        final = {
+            n: {"final_obs": self._observation(n), "final_info": self._step_info(n, scored)} for n in ended
+        }
+        if ended:
+            self._begin(ended)
+        return final
+
+    def _observation(self, number: int) -> Any:
+        episode = self._episodes[number]
+        if self.setup.options.observation == "rgb":
+            return episode.last[0]
+        return {VIEWS: episode.last, INSTRUCTION: episode.instruction}
+
+    def _step_info(self, number: int, scored: Mapping[int, StepReward]) -> dict[str, Any]:
+        info: dict[str, Any] = {"frames_since_refresh": self._rows.since_refresh(number)}
+        return info | (scored[number].info() if number in scored else {})
+
+    def _infos(
+        self,
+        numbers: Sequence[int],
+        scored: Mapping[int, StepReward],
+        final: Mapping[int, dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
         infos: dict[str, Any] = {}
         for number in numbers:
-            info: dict[str, Any] = {"frames_since_refresh": self._rows.since_refresh(number)}
-            info |= scored[number].info() if number in scored else {}
-            infos = self._add_info(infos, info, number)
+            ended = final[number] if final and number in final else None
+            infos = infos if ended is None else self._add_info(infos, ended, number)
+            infos = self._add_info(infos, self._step_info(number, scored if ended is None else {}), number)
         return infos
 
     def _show(self, number: int) -> None:

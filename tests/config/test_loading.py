@@ -21,6 +21,7 @@ SHIPPED = (
     "demo_diffusion",
     "fleet_1000",
     "hacking",
+    "progress",
     "mixed_64",
     "node_8gpu",
     "paper_rt1",

@@ -15,7 +15,7 @@ from roboalign_ray.config import EpisodesConfig
 from roboalign_ray.episodes.action_card_of_store import action_card_of, fitted_action_card
 from roboalign_ray.episodes.declaration import declare_store
 from roboalign_ray.episodes.episode import Episode
-from roboalign_ray.episodes.sources.metaworld import ACTION_SCALE
+from roboalign_ray.episodes.sources.metaworld_simulator import ACTION_SCALE
 from roboalign_ray.episodes.store import EpisodeStore, open_store, write_store
 from roboalign_ray.episodes.transforms import stride_episode
 from roboalign_ray.foundation.failures import UserError

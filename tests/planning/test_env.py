@@ -390,8 +390,8 @@ BAD = {
         "render_mode: is 'human'; rgb_array or rgb_array_list",
     ),
     "automatic reset": (
-        lambda job, tmp: WorldModelVectorEnv(1, autoreset_mode="SameStep", **toy_options()),
-        "autoreset_mode: is 'SameStep'",
+        lambda job, tmp: WorldModelVectorEnv(1, autoreset_mode="SomeStep", **toy_options()),
+        "autoreset_mode: is 'SomeStep'",
     ),
     "no row to branch": (
         lambda job, tmp: WorldModelVectorEnv(1, **toy_options()).branch([4], 2),

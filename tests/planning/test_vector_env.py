@@ -12,7 +12,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_planning import columns, moves, picture, token_options, toy, toy_options
 
 import roboalign_ray.planning
@@ -254,18 +254,42 @@ def test_make_vec_without_warnings() -> None:
         np.testing.assert_array_equal(other.reset(seed=4)[0], first)
 
 
-def test_the_native_vector_env_and_gymnasiums_own_agree() -> None:
-    """Gymnasium's loop over single environments is the reference, resets included."""
-    options = toy_options(horizon=3)
-    native, loop = (
-        gymnasium.make_vec("RoboAlign/WorldModel-v0", num_envs=3, vectorization_mode=mode, **options)
-        for mode in ("vector_entry_point", "sync")
+@pytest.mark.parametrize("observation", ["rgb", "dict"])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_the_native_vector_env_and_gymnasiums_own_agree(mode, observation) -> None:
+    """Gymnasium's loop over single environments is the reference: resets, final observations and infos included."""
+    reward = {"toy_planning:column": {"weight": 1.0}}
+    options = toy_options(
+        horizon=3, reward=reward, success=14, world_model=toy(gain=3.0), observation=observation
     )
-    np.testing.assert_array_equal(native.reset(seed=11)[0], loop.reset(seed=11)[0])
+    native = gymnasium.make_vec("RoboAlign/WorldModel-v0", num_envs=3, autoreset_mode=mode, **options)
+    loop = SyncVectorEnv(
+        [lambda: gymnasium.make("RoboAlign/WorldModel-v0", **options)] * 3, autoreset_mode=mode
+    )
+    assert_equal_trees(native.reset(seed=11), loop.reset(seed=11))
+    ends = []
     for action in moves(15, 9, 3):
         one, other = native.step(action), loop.step(action)
-        assert_equal_steps([one], [other])
-        assert one[4]["frames_since_refresh"].tolist() == other[4]["frames_since_refresh"].tolist()
+        assert_equal_trees(one, other)
+        ends.append((one[2].any(), one[3].any(), "final_obs" in one[4]))
+    assert {True, False} == {
+        end[0] for end in ends
+    }  # ended by success and by the horizon, at different times
+    assert {True, False} == {end[1] for end in ends}
+    assert any(end[2] for end in ends) == (mode is AutoresetMode.SAME_STEP)
+
+
+def assert_equal_trees(one, other) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_equal_trees(one[name], other[name])
+    elif isinstance(one, tuple | list) or (isinstance(one, np.ndarray) and one.dtype == object):
+        assert len(one) == len(other)
+        for part, again in zip(one, other, strict=True):
+            assert_equal_trees(part, again)
+    else:
+        np.testing.assert_array_equal(one, other)
 
 
 def test_vector_wrappers() -> None:

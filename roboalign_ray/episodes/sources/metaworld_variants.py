@@ -25,16 +25,29 @@ class Wanderer:
         low, high: workspace corners [3], metres.
         rng: source of waypoints.
         gripper: constant command, or None for a new one at every waypoint.
+        whole: corners of the whole workspace, of which cameras see a part; None for the same corners.
     """
 
+    near, speeds, steps = 0.5, (0.35, 0.8), (20, 45)  # share near the object; speed, and time for a waypoint
+
     def __init__(
-        self, low: np.ndarray, high: np.ndarray, rng: np.random.Generator, gripper: float | None = None
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        rng: np.random.Generator,
+        gripper: float | None = None,
+        whole: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self._low, self._high, self._rng, self._fixed = low, high, rng, gripper
+        self._whole = whole or (low, high)
         self._velocity = np.zeros(3)
         self._left = 0
         self._target = np.zeros(3)
         self._speed, self._gripper = 1.0, OPEN if gripper is None else gripper
+
+    def everywhere(self) -> Wanderer:
+        """One with the same source of waypoints that also leaves the visible part of the workspace."""
+        return _Stray(*self._whole, self._rng, self._fixed)
 
     def __call__(self, observation: np.ndarray, succeeded: bool = False) -> np.ndarray:
         hand, thing = observation[:3], observation[4:7]
@@ -48,13 +61,19 @@ class Wanderer:
 
     def _choose(self, thing: np.ndarray) -> None:
         self._target = self._rng.uniform(self._low, self._high)
-        near = self._rng.random() < 0.5
+        near = self._rng.random() < self.near
         if near:
             self._target = np.clip(thing + self._rng.normal(0, 0.05, 3), self._low, self._high)
-        self._speed = self._rng.uniform(0.35, 0.8)
-        self._left = int(self._rng.integers(20, 45))
+        self._speed = self._rng.uniform(*self.speeds)
+        self._left = int(self._rng.integers(*self.steps))
         if self._fixed is None:
             self._gripper = CLOSE if self._rng.random() < 0.5 else OPEN
+
+
+class _Stray(Wanderer):
+    """Goes far, and seldom to the object."""
+
+    near, speeds, steps = 0.2, (0.7, 1.0), (25, 60)
 
 
 def _expert(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
@@ -95,6 +114,19 @@ def _early_stop(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: 
         nonlocal left
         left -= 1
         return policy(observation) if left > 0 else wander(observation)
+
+    return drive
+
+
+def _detour(policy: Any, wander: Wanderer, rng: np.random.Generator, steps: int) -> Driver:
+    """Random waypoints for up to 60 % of the time, out of view too; the expert from wherever they lead."""
+    expert, astray = _expert(policy, wander, rng, steps), wander.everywhere()
+    left = int(steps * rng.uniform(0.0, 0.6))
+
+    def drive(observation: np.ndarray, succeeded: bool) -> np.ndarray:
+        nonlocal left
+        left -= 1
+        return astray(observation) if left > 0 else expert(observation, succeeded)
 
     return drive
 
@@ -163,6 +195,7 @@ VARIANTS: dict[str, Callable[[Any, Wanderer, np.random.Generator, int], Driver]]
     "noisy": _noisy,
     "wander": _wander,
     "early_stop": _early_stop,
+    "detour": _detour,
     "reverse": _reverse,
     "slow": _slow,
     "flipped_gripper": _flipped_gripper,

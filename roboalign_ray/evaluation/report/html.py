@@ -66,7 +66,7 @@ def render(data: ReportData) -> str:
 
     kind, headline, sentence = data.verdict()
     common = _common_prefix(data.learning_curves)
-    return page(
+    return render_template(
         "template.html.j2",
         data=data,
         verdict={"kind": kind, "headline": headline, "sentence": sentence},
@@ -83,24 +83,17 @@ def render(data: ReportData) -> str:
         tables=[table_view(table) for table in data.tables],
         judged=_judged_view(data.judged, data.fps) if data.judged else None,
         dimensions=[*(dimension.title for dimension in DIMENSIONS), "Total"],
-        settings=[(name, _flatten(value)) for name, value in _sections(data.settings)],
+        settings=[(name, flatten(value)) for name, value in sections(data.settings)],
     )
 
 
-def page(template: str, **values: Any) -> str:
-    """A page of this folder, with its style sheet and script inside it.
-
-    Args:
-        template: name of the template's file.
-        values: variables of the template.
-    """
+def render_template(name: str, **values: Any) -> str:
+    """A page of one of this package's templates, which also gets the style sheet and the script."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = files("roboalign_ray.evaluation.report")
-
-    def text(name: str) -> str:
-        return (folder / name).read_text(encoding="utf-8")
+    def text(part: str) -> str:
+        return (files("roboalign_ray.evaluation.report") / part).read_text(encoding="utf-8")
 
     environment = Environment(
         loader=FunctionLoader(text),
@@ -110,8 +103,8 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    inside = {"style": Markup(text("style.css")), "script": Markup(text("script.js"))}
-    return environment.get_template(template).render(**inside, **values)
+    page = environment.get_template(name)
+    return page.render(style=Markup(text("style.css")), script=Markup(text("script.js")), **values)
 
 
 def number(value: float | int | str, digits: int | None = None) -> str:
@@ -296,18 +289,19 @@ def _judged_view(section: JudgedSection, fps: float) -> dict[str, Any]:
     return {"table": table_view(section.table), "charts": charts, "legend": legend, "clips": clips}
 
 
-def _sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def sections(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The sections of the settings; top-level values come first, under "job"."""
     loose = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
     nested = [(key, value) for key, value in settings.items() if isinstance(value, Mapping)]
     return ([("job", loose)] if loose else []) + nested
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted names and values as texts."""
     rows: list[tuple[str, str]] = []
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
+            rows += flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             rows.append((prefix + key, ", ".join(map(str, value)) or "–"))
         else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from roboalign_ray.evaluation.plots import histogram_bars
 from roboalign_ray.evaluation.report.data import Table
-from roboalign_ray.evaluation.report.html import page, table_view
+from roboalign_ray.evaluation.report.html import render_template, table_view
 from roboalign_ray.evaluation.report.tiles import frames_uri
 from roboalign_ray.foundation.storage.files import whole_file
 from roboalign_ray.judge.rubric import DIMENSIONS
@@ -83,7 +83,7 @@ def render_scores(data: ScoresPage) -> str:
         for name, title in titles.items()
     ]
     table = Table("", ("Reason", "Clips", "Example"), data.quarantine, digits=(None, 0, None))
-    return page(
+    return render_template(
         "scores.html.j2",
         data=data,
         histograms=histograms,

@@ -1,0 +1,1 @@
+"""Jobs of closed-loop planning in Meta-World."""
