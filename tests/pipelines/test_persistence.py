@@ -126,6 +126,7 @@ def test_the_command_hands_over_what_it_was_told(monkeypatch: pytest.MonkeyPatch
     assert (asked["seeds"], asked["out"]) == (2, tmp_path)
 
 
+@pytest.mark.slow
 def test_arms_are_trained_measured_and_made_once(
     ray_cluster: None, job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
