@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from tiny_denoiser import tiny_sizes
 
 from roboalign_ray.episodes.episode import Episode
 from roboalign_ray.episodes.store import write_store
 from roboalign_ray.world_model.registry import open_world_model
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 # `sys.modules[name] = None` makes `import name` fail as if the package were not installed.
 WITHOUT = """
 import runpy, sys

@@ -53,11 +53,13 @@ ALIGNMENT_ARMS: Mapping[str, Change] = {
         "reward.fidelity.weight": 1.0,
         "reward.judged.weight": 0.0,
         "reward.fidelity.ssim_weight": 0.0,
+        "reward.fidelity.psnr_weight": 0.0,
     },
     "SSIM only": {
         "reward.fidelity.weight": 1.0,
         "reward.judged.weight": 0.0,
         "reward.fidelity.lpips_weight": 0.0,
+        "reward.fidelity.psnr_weight": 0.0,
     },
 }
 HACKING_ARMS: Mapping[str, Change] = {
