@@ -14,6 +14,7 @@ from tiny_denoiser import tiny_network, tiny_sizes
 from tiny_job import SIZE, make_tiny_job
 
 from roboalign_ray.config import JobConfig, NoiseConfig
+from roboalign_ray.config.loading import load_job
 from roboalign_ray.episodes.action_card import ActionCard
 from roboalign_ray.foundation.failures import UserError
 from roboalign_ray.inverse_dynamics.embodiment import load_embodiment
@@ -199,8 +200,7 @@ def test_alignment_learns_from_it_and_its_run_holds_the_calibration(
     assert all(np.isfinite(score["total"]) for score in scores)
     assert {"limits", "following", "rank", "penalty", "motion"} <= set(scores[0]["components"])
     assert {"reward_limits", "reward_penalty", "reward_motion"} <= result.curves.keys()
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert settings["reward"]["executability"]["p0"] == 1e5
+    assert load_job(str(result.model / "profile.yaml")).reward.executability.p0 == 1e5
 
 
 def test_a_world_model_of_another_view_is_refused(job: JobConfig, tmp_path: Path) -> None:
