@@ -36,7 +36,7 @@ def decoded(
     """Tables of `DECODED`, in any order.
 
     Args:
-        alone: one clip per block, so that a clip that kills its worker takes no other with it.
+        alone: one clip per block and call, so that a clip that kills its worker takes no other with it.
 
     Raises:
         RoleFailure: no clip ended for `scoring.no_result_s`.
@@ -69,7 +69,8 @@ def judged(
         (opener,),
         (scoring.judge_min, scoring.judge_max),
         config,
-        batch_size=scoring.batch,
+        alone,
+        batch_size=1 if alone else scoring.batch,
         num_cpus=role.num_cpus,
         runtime_env={"env_vars": thread_environment(role)},
         **options,
@@ -91,6 +92,7 @@ def _decode(clips: Sequence[Clip], source: ClipInput, config: JobConfig, alone: 
         (source, scoring.largest_video_pixels, int(scoring.block_mb * 1e6)),
         (scoring.decode_min, scoring.decode_max),
         config,
+        alone,
         batch_size=None,
         num_cpus=scoring.decode_cpus,
     )
@@ -114,6 +116,7 @@ def _mapped(
     arguments: tuple[Any, ...],
     pool: tuple[int, int],
     config: JobConfig,
+    alone: bool,
     **options: Any,
 ) -> Any:
     """The dataset with one more stage: an autoscaling pool of `pool[0]` to `pool[1]` actors."""
@@ -127,7 +130,9 @@ def _mapped(
             fn_constructor_args=arguments,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=scoring.in_flight
+                min_size=pool[0],
+                max_size=pool[1],
+                max_tasks_in_flight_per_actor=1 if alone else scoring.in_flight,
             ),
             max_restarts=-1,
             max_task_retries=scoring.retries,

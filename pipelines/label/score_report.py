@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from roboalign_ray.evaluation.report.scores import ScoredClip, ScoresPage, write_scores_page
 from roboalign_ray.foundation.failures import UserError
+from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.judge.data.score_card import write_card
 from roboalign_ray.judge.data.score_record import read_record
 from roboalign_ray.judge.data.score_store import final_scores, read_quarantine
@@ -23,6 +24,7 @@ PAGE = "report.html"
 _MOST_PIXELS = 2**25  # of a shown clip
 
 
+@one_job
 def write_score_report(out: Path, clips: int = 6) -> Path:
     """Write `report.html` into a folder of scores and return its path.
 

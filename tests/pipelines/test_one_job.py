@@ -23,6 +23,8 @@ RUNS = (
     "evaluate.job.run_evaluate",
     "train.teacher.run_judge_train",
     "label.job.run_label",
+    "label.score_job.run_scoring",
+    "label.score_report.write_score_report",
     "chaos.job.run_chaos",
     "evaluate.reproduce.run_alignment",
     "evaluate.reproduce.run_hacking",
