@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -50,7 +50,7 @@ REINFORCED = "self-rollout, RL"
 SUPERVISED_ARMS: Mapping[str, float] = {"teacher-forced": 0.0, "self-rollout, supervised": 1.0}
 ARMS = (*SUPERVISED_ARMS, REINFORCED)
 RESULT, TABLES, PAGE = "persistence.json", "persistence.md", "report.html"
-_WORLD_MODEL = "world_model"
+_WORLD_MODEL: Final = "world_model"
 _CLIPS = 4  # windows whose frames are kept
 
 

@@ -79,7 +79,7 @@ def penalty_of(motion: Kinematics, profile: Embodiment, config: ExecutabilityRew
     return Penalty(
         terms={name: value.mean(-1) for name, value in frames.items()},
         per_frame=np.sum(list(frames.values()), axis=0),
-        within=~outside.any((-1, -2)),
+        within=np.asarray(~outside.any((-1, -2))),
         violations=outside.mean((-1, -2)),
     )
 

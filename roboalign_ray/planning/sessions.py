@@ -4,7 +4,7 @@
     one = sessions.open(frame, "open the drawer", seed=0)
     frames = sessions.generate(one, actions)          any number of actions at a time
     sessions.offload()                                a trainer takes the device
-    sessions.onload()                                 and gives it back: sessions go on, bit for bit
+    sessions.onload()                                 and gives it back: sessions go on where they were
     sessions.close(one)
 
 Not bound to any of these systems: the five calls are what they have in common.
@@ -35,10 +35,12 @@ class _Session:
 
 
 class WorldModelSessions:
-    """Sessions of one world model; each is one rollout, whose frames do not depend on other sessions.
+    """Sessions of one world model; each is one rollout, which does not depend on other sessions or on offloading.
+
+    A decoder's last bit may depend on how many frames are asked for at once, and so one grey level.
 
     Args:
-        opener: opens the world model; called again by `onload`, and must then give the same weights.
+        opener: opens the world model; called again by `onload`.
     """
 
     def __init__(self, opener: Callable[[], WorldModel]) -> None:
@@ -124,7 +126,8 @@ class WorldModelSessions:
         """Open the world model again and take up the sessions. Twice is once.
 
         Raises:
-            UserError: it cannot be opened, or has other weights than the sessions began with; it then stays offloaded.
+            UserError: it cannot be opened, or has other weights than the current segment of a session was begun
+                with; it then stays offloaded. New weights take effect where segments end.
         """
         if self._model is not None:
             return
