@@ -110,7 +110,7 @@ CONFIG_CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "nodes.yaml: holds no list of nodes",
     ),
     "missing cluster file": (nothing, "plan demo --cluster nodes.yaml", "nodes.yaml: no such file"),
-    "unknown command": (nothing, "algin demo", "No such command 'algin'. Did you mean 'align'?"),
+    "unknown command": (nothing, "algin demo", "No such command 'algin'. Did you mean 'align', 'agent'?"),
     "misspelt command": (nothing, "rolout", "No such command 'rolout'. Did you mean 'rollout'?"),
     "misspelt command of a group": (nothing, "episodes inspct x", "see 'roboalign episodes --help'"),
     "number out of range": (nothing, "rollout --horizon 0", "see 'roboalign rollout --help'"),
@@ -135,12 +135,13 @@ CONFIG_CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "simulated store that is not there": (
         nothing,
         "plan demo_diffusion",
-        "runs/two_views --profile demo_diffusion",
+        "make it with: roboalign episodes generate runs/two_views --profile demo_diffusion, and set "
+        "episodes.store=runs/two_views",
     ),
     "simulated store of a profile of one's own": (
-        write("job.yaml", "extends: demo_diffusion\nname: mine\n"),
+        write("job.yaml", "extends: demo_diffusion\nname: mine\nepisodes: {store: two_views}\n"),
         "plan job.yaml",
-        "two_views: no such folder; make one with: roboalign episodes generate",
+        "two_views --profile PROFILE",
     ),
     "nothing held out": (
         nothing,

@@ -200,7 +200,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no weights at all": (
         nothing,
         "demo tiny.yaml --set world_model_weights=nowhere",
-        "nowhere: no world model here: model.safetensors is missing; set world_model_weights",
+        "nowhere: no such folder; set world_model_weights to a folder",
     ),
 }
 

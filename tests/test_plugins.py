@@ -56,7 +56,7 @@ def test_kinds_do_not_mix(site: Path) -> None:
     assert registry("planners").load("smooth").__name__ == "Mine"
     with pytest.raises(ValueError, match="no kind"):
         registry("reward")
-    assert len(set(KINDS)) == 6
+    assert len(set(KINDS)) == 7
 
 
 def test_nothing_is_imported_before_its_name_is_asked_for(site: Path) -> None:

@@ -76,9 +76,9 @@ class Preflight:
         try:
             return open_store(store)
         except UserError as error:
-            if simulation == SimulationConfig() or Path(store).exists():
+            if simulation == SimulationConfig() or Path(store).exists() or store in SHIPPED_STORES:
                 raise
-            # A profile that describes a simulation is about a store that is to be simulated.
+            # A profile that describes a simulation needs a store that is to be simulated.
             profile = self.config.name if self.config.name in profile_names() else "PROFILE"
             remedy = f"make one with: roboalign episodes generate {store} --profile {profile}"
             raise UserError(error.what, where=error.where, remedy=remedy) from None

@@ -247,7 +247,7 @@ def _suggest(model: type[FrozenConfig], prefix: str, key: str, value: Any) -> st
     for path in known_paths():
         elsewhere.setdefault(path.rsplit(".", 1)[-1], []).append(f"'{path}'")
     if near := difflib.get_close_matches(key, list(elsewhere), n=1, cutoff=0.6):
-        return f"did you mean {' or '.join(elsewhere[near[0]][:4])}?"
+        return f"did you mean {' or '.join(elsewhere[near[0]][:6])}?"
     return f"known keys here: {', '.join(sorted(siblings))}"
 
 

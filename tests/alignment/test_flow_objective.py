@@ -180,6 +180,7 @@ def test_a_job_that_cannot_be_trained_is_told_before_it_starts(setting: str, whe
         "alignment.objective=flow_grpo",
         "rollout.diffusion.steps=4",
         "rollout.diffusion.fresh_noise=0.7",
+        "rollout.diffusion.action_noise=0",
     ]
     config = load_job("demo_diffusion", good)
     build_objective(config.alignment).check(config)

@@ -297,6 +297,7 @@ def test_a_metric_is_compared_by_the_episodes_of_its_windows() -> None:
         return MetricCurves(
             {name: np.tile(values, (2, 1)) for name, values in curves.per_frame.items()},
             np.tile(curves.freeze_rate, 2),
+            np.tile(curves.motion, 2),
             episodes=names * 2,
         )
 

@@ -82,7 +82,15 @@ def test_a_shuffled_clip_has_every_frame_in_another_place(seed: int, frames: int
 def test_the_loss_is_hubers_and_the_uncertainty_teaches_the_mean_nothing() -> None:
     """Of one example whose error is known: gradients of the head's last bias against the closed form."""
     config = InverseTrainingConfig(
-        steps=1, still=0, edge=0, brightness=0, contrast=0, pixel_noise=0, warmup_steps=0, clip_norm=1e9
+        steps=1,
+        still=0,
+        edge=0,
+        spoiled=0,
+        brightness=0,
+        contrast=0,
+        pixel_noise=0,
+        warmup_steps=0,
+        clip_norm=1e9,
     )
     frames, steps = made.clips(1, seed=0)
     network = InverseDynamics(made.NETWORK, 1, 2)

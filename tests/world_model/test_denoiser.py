@@ -119,8 +119,8 @@ def test_states_and_clips_are_inverse_and_one_step_is_the_first_prediction() -> 
         ({"heads": 3}, "8 channels do not divide among 3 heads"),
         ({"channels": (8, 2**40)}, "less than or equal to 65536"),
         ({"largest_motion": float("inf")}, "less than or equal to 8192"),
-        ({"history": (0, 2, 2)}, "ascends"),
-        ({"history": (1, 2)}, "begins with 0"),
+        ({"history": (0, 2, 2)}, "and ascend; sort"),
+        ({"history": (1, 2)}, "does not begin with 0"),
     ],
 )
 def test_impossible_networks_are_refused(changes: dict, told: str) -> None:

@@ -183,7 +183,7 @@ def _segment(entry: Mapping[str, Any]) -> DiffusionSegment:
 
 
 def _sampling(entry: Mapping[str, Any]) -> Sampling:
-    fresh = float(entry.get("fresh_noise", 0.0))  # files of before there was any lack it
+    fresh = float(entry["fresh_noise"]) if "fresh_noise" in entry else 0.0  # older files have none
     return Sampling(int(entry["steps"]), float(entry["action_noise"]), float(entry["history_noise"]), fresh)
 
 
