@@ -113,6 +113,7 @@ KINDS = {
             world_model="diffusion",
             make=denoiser_job("flow_grpo", LORA, "sampled", steps=3, fresh_noise=0.7),
             curves=_CLIP_CURVES | {"reference_kl", "clip_fraction", "resampled_apart"},
+            slow=True,
         ),
         AlignKind(
             name="softmax_contrastive",

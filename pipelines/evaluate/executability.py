@@ -23,6 +23,7 @@ from roboalign_ray.config.rewards import ExecutabilityRewardConfig
 from roboalign_ray.evaluation.bootstrap import bootstrap_mean, paired_difference
 from roboalign_ray.foundation.failures import Failed, UserError
 from roboalign_ray.foundation.storage.files import whole_file
+from roboalign_ray.foundation.storage.folder_lock import one_job
 from roboalign_ray.foundation.telemetry.progress import Progress
 from roboalign_ray.pipelines.cluster.weight_folders import tokenizer_folder, world_model_folder
 from roboalign_ray.pipelines.preflight.job import Preflight, check_ready
@@ -64,6 +65,7 @@ class Readings:
     real: list[Score] = field(default_factory=list)
 
 
+@one_job
 def run_calibrate(
     config: JobConfig, out: Path, *, groups: int = 32, samples: int = 4, quiet: bool = False
 ) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def run_calibrate(
     return summary
 
 
+@one_job
 def run_measure_executability(
     config: JobConfig,
     out: Path | None,

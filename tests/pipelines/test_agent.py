@@ -107,6 +107,7 @@ def test_a_single_agent_leaves_video_figures_and_page(job, tmp_path) -> None:
     assert "start 10000" in page
 
 
+@pytest.mark.slow
 def test_the_cost_is_trained_once_and_measured_on_held_out_starts(tmp_path) -> None:
     store = labelled_store(tmp_path / "store")
     changes = {
@@ -152,12 +153,15 @@ BAD = {
     ),
     "no world model": (
         ["agent", "run", TASK, "--row", "random", "--set", "world_model_weights=nowhere"],
-        "no world model here",
+        "no such folder; set world_model_weights",
     ),
     "no episodes": (["agent", "run", TASK, "--episodes", "0"], "--episodes"),
     "no task of a table": (["reproduce", "planning"], "no task is named"),
     "unknown row of a table": (["reproduce", "planning", "--task", TASK, "--row", "x"], "no row 'x'"),
-    "no store": (["agent", "train-cost", "demo", "--set", "episodes.store=nowhere"], "no episode store here"),
+    "no store": (
+        ["agent", "train-cost", "demo", "--set", "episodes.store=nowhere"],
+        "no such folder; make one with",
+    ),
     "a task that the store lacks": (
         ["agent", "train-cost", "demo", "--set", "agent.progress.tasks=[window-clsoe]"],
         "did you mean 'window-close'",

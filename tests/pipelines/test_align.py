@@ -190,7 +190,7 @@ def with_workers(job, role, workers):
     return job.model_copy(update={"cluster": job.cluster.model_copy(update={role: changed})})
 
 
-@of_kinds(slow=["flow_grpo"])
+@of_kinds()
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(ray_cluster, kind, job, finished, tmp_path):
     """Weights, and what an objective has beside them: an average of weights and its place in a schedule."""
     uninterrupted, _ = finished

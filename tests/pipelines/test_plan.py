@@ -288,4 +288,4 @@ def test_the_plan_of_a_diffusion_world_model_counts_its_denoiser(tmp_path: Path)
     assert plan.bytes["weights"] == 4 * real < 24e6
     assert plan.tokens == {}
     assert plan.bytes["pixels"] == job.rollout.horizon * 2 * 64 * 64 * 3
-    assert "episode store" in plan.faults["pre-training"].line()
+    assert "episodes.store=runs/two_views" in plan.faults["pre-training"].line()

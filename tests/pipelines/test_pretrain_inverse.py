@@ -48,6 +48,7 @@ def job(store: Path, views: tuple[str, ...] = ("front", "wrist"), **changes: dic
     )
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_measured_model_and_resumes_to_the_same_bits(
     store: Path, tmp_path: Path, ray_cluster: None
 ) -> None:

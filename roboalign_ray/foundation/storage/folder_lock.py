@@ -122,6 +122,8 @@ def _locking(
     @functools.wraps(function)
     def locked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         out = signature.bind(*args, **kwargs).arguments["out"]
+        if out is None:  # nothing is written
+            return function(*args, **kwargs)
         with lock(Path(out).absolute()):
             return function(*args, **kwargs)
 
