@@ -43,6 +43,7 @@ def test_roll_out(tmp_path: Path) -> None:
     assert decode_video(tmp_path / "runs/roll_out.mp4").shape == (20, 256, 512, 3)
 
 
+@pytest.mark.slow
 def test_own_reward(tmp_path: Path) -> None:
     printed = run("own_reward.py", tmp_path, "alignment.updates=1", *SMALL, *PIXELS)
     assert "aligned model: " in printed

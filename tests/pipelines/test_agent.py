@@ -54,6 +54,7 @@ def written(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in (folder / "episodes").glob("*/*.json")}
 
 
+@pytest.mark.slow
 def test_every_row_runs_and_complete_episodes_are_kept(job, tmp_path) -> None:
     rows = tuple(ROWS)
     told = run_table(job, tmp_path, TableRequest((TASK,), rows, starts=1), quiet=True)

@@ -46,6 +46,7 @@ def held_in(out: Path) -> dict:
     return json.loads((out / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_with_the_same_settings_a_fork_does_what_its_parent_did(job, parent, tmp_path):
     out = tmp_path / "fork"
     result = run_align(job, out, fork=parent / "checkpoints" / "step-00000001", quiet=True)

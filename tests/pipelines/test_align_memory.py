@@ -17,6 +17,7 @@ def driver_memory(monkeypatch):
     return driver_memory
 
 
+@pytest.mark.slow
 def test_memory_is_flat_when_the_batch_grows_sixteenfold(ray_cluster, driver_memory):
     small, large = (driver_memory.memory_job(batch, updates=3) for batch in (4, 64))
     with driver_memory.waiting_crew(small) as crew:

@@ -187,6 +187,7 @@ def test_what_cannot_reward_is_refused_before_ray_starts(changes: dict, told: st
     assert told in fault.line()
 
 
+@pytest.mark.slow
 def test_alignment_learns_from_it_and_its_run_holds_the_calibration(
     job: JobConfig, tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -77,6 +77,7 @@ def _merged(old: object, new: object) -> object:
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_folder_that_opens_and_resumes_to_the_same_bits(
     store: Path, tmp_path: Path, ray_cluster: None
 ) -> None:

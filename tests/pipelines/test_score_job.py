@@ -109,6 +109,7 @@ def test_a_folder_is_scored_once_and_only_what_changes_again(tmp_path: Path) -> 
     assert set(read_quarantine(out)) == {*BAD, GOOD[2]} - {"empty.mp4"}
 
 
+@pytest.mark.slow
 def test_another_judge_is_refused_and_scores_anew_where_wanted(tmp_path: Path) -> None:
     out, clips = tmp_path / "out", tmp_path / "clips"
     for seed in range(3):
@@ -151,6 +152,7 @@ def pairs_of(place: Path, instructions: Sequence[str]) -> ClipInput:
     return ClipInput(str(place))
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_worker_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +266,7 @@ def loud(monkeypatch: pytest.MonkeyPatch) -> None:
 TEACHER = ("teacher.model=shipped", "teacher.labelling.retries=1", "teacher.labelling.part=2")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loud")
 def test_the_teacher_sees_the_most_uncertain_clips_within_its_budget(tmp_path: Path) -> None:
     source, out = pairs_of(tmp_path / "pairs", [f"do {n}" for n in range(8)]), tmp_path / "out"
@@ -290,6 +293,7 @@ def final_scores_of_stage(out: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loud")
 def test_a_teacher_alone_scores_all_but_what_kills_it(tmp_path: Path) -> None:
     source, out = pairs_of(tmp_path / "pairs", ["do 0", "poison", "do 2", "do 3"]), tmp_path / "out"
