@@ -280,12 +280,12 @@ def token_rollouts(run: Run) -> dict[str, Any]:
         tokens = groups * SAMPLES * ways.frames * size
         sequence = ways.layout.context_tokens + (ways.frames + 1) * ways.layout.frame_tokens
         keys = 4 * config.layers * config.hidden * config.kv_heads // config.heads * sequence
-        told = {"tokens_per_second": tokens / seconds}
+        figures = {"tokens_per_second": tokens / seconds}
         if "bandwidth" in run.ceilings:
             # The context's keys are read once per group, a row's own ones once per row; this counts all per group.
             floor = ways.frames * size * (weights + groups * keys) / run.ceilings["bandwidth"]
-            told["times_the_floor"] = seconds / floor
-        found[f"{groups} x {SAMPLES}"] = told
+            figures["times_the_floor"] = seconds / floor
+        found[f"{groups} x {SAMPLES}"] = figures
     return found
 
 

@@ -174,8 +174,8 @@ def rolled_out(
     folder: Path, windows: list[Window], lpips: PerceptualDistance, device: str
 ) -> dict[str, np.ndarray]:
     """PSNR, SSIM, LPIPS and freeze rate [windows], means over frames and views, of rollouts from one real frame."""
-    network, told = load_denoiser(folder, device)
-    engine = DiffusionEngine(network, told, RolloutConfig(refresh={"policy": "none"}), device=device)
+    network, description = load_denoiser(folder, device)
+    engine = DiffusionEngine(network, description, RolloutConfig(refresh={"policy": "none"}), device=device)
     names = [f"{window.episode_id}@{window.start}" for window in windows]
     prompts = [
         Prompt(name, window.frames[0], window.frames[0], window.actions[:-1])

@@ -94,8 +94,8 @@ def main() -> None:
             write_clips(folder, count)
             loop = plain_loop(folder)
             command = [sys.executable, __file__, "--job", str(folder), str(Path(place) / "out")]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found = json.loads(told.splitlines()[-1])
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(output.splitlines()[-1])
         print(
             f"{count} clips: loop {loop:.1f} a second, job {found['rate']:.1f} ({found['rate'] / loop:.2f} times)"
         )

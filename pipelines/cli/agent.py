@@ -79,12 +79,12 @@ def run(
     from roboalign_ray.pipelines.planning.run_agent import run_agent
 
     command = ["roboalign", *sys.argv[1:]]
-    told = run_agent(config, task, folder, row=row, episodes=episodes, command=command, quiet=quiet)
+    result = run_agent(config, task, folder, row=row, episodes=episodes, command=command, quiet=quiet)
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(result, indent=2))
         return
-    solved = sum(episode["success"] for episode in told["episodes"])
-    typer.echo(f"{solved} of {len(told['episodes'])} solved: {told['page']}")
+    solved = sum(episode["success"] for episode in result["episodes"])
+    typer.echo(f"{solved} of {len(result['episodes'])} solved: {result['page']}")
 
 
 @app.command("train-cost")
@@ -108,13 +108,13 @@ def train_cost(
     config, folder = job_and_folder(profile, overrides, out)
     from roboalign_ray.pipelines.train.progress import run_train_progress
 
-    told = run_train_progress(config, folder, quiet=quiet)
+    result = run_train_progress(config, folder, quiet=quiet)
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(result, indent=2))
         return
-    for name, error in told["errors"].items():
+    for name, error in result["errors"].items():
         typer.echo(
             f"{name:24} object to target {error['object_target_cm']:.2f} cm, "
             f"hand to object {error['hand_object_cm']:.2f} cm, {error['starts']} held-out starts"
         )
-    typer.echo(f"weights: {told['weights']}")
+    typer.echo(f"weights: {result['weights']}")

@@ -58,7 +58,7 @@ class ScoreSink:
         scores: the set that they go to.
         judge: the teacher.
         clips: the clips of the run.
-        progress: told of every label.
+        progress: advanced by every label.
 
     Attributes:
         seconds: time until the last label.

@@ -80,8 +80,8 @@ def table_page(
     seconds: float,
 ) -> Page:
     """The page of all rows and tasks."""
-    told, tasks = as_json(results), [result.task for result in results]
-    reached, counted = told["tasks_reached"], told["tasks_counted"]
+    summary, tasks = as_json(results), [result.task for result in results]
+    reached, counted = summary["tasks_reached"], summary["tasks_counted"]
     rows = [name for name in ROWS if any(name in result.rates for result in results)]
     judged = any(MODEL in result.rates for result in results)
     return Page(

@@ -174,8 +174,8 @@ def _starts(workers: _Workers, out: Path, task: str, count: int) -> Starts:
     """Start states of a task, from the file of an earlier run where it has as many."""
     path = out / "starts" / f"{task}.json"
     if path.is_file():
-        told = read_object(path, "start states", keys=("taken", "solved"))
-        found = Starts(tuple(told["taken"]), tuple(told["solved"]))
+        content = read_object(path, "start states", keys=("taken", "solved"))
+        found = Starts(tuple(content["taken"]), tuple(content["solved"]))
         if len(found.taken) >= count:
             taken = found.taken[:count]
             return Starts(taken, tuple(index for index in found.solved if index < taken[-1]))
@@ -215,8 +215,8 @@ def _result(episodes: Path, request: TableRequest, task: str, starts: Starts) ->
     for row in ROWS:
         for start in starts.taken:
             if (path := _place(episodes, row, task, start)).is_file():
-                told = read_object(path, "episode record")
-                records.append(validated(told, EpisodeRecord, "episode record", where=str(path)))
+                content = read_object(path, "episode record")
+                records.append(validated(content, EpisodeRecord, "episode record", where=str(path)))
     return task_result(task, records, starts)
 
 

@@ -74,7 +74,7 @@ def run_agent(
         for number, start in enumerate(starts.taken):
             before = number * config.agent.decisions
 
-            def told(scene: Scene, plan: Plan | None, before: int = before) -> None:
+            def show(scene: Scene, plan: Plan | None, before: int = before) -> None:
                 figures: dict[str, float | str] = {"object_target_cm": 100 * float(scene.distances()[0])}
                 if plan is not None:
                     figures |= {"predicted": plan.predicted, "real": plan.real}
@@ -82,7 +82,7 @@ def run_agent(
 
             agent = parts.agent(row, task, start)
             done.append(
-                run_episode(row, parts.simulator(task), start, agent, config.agent.decisions, told=told)
+                run_episode(row, parts.simulator(task), start, agent, config.agent.decisions, on_look=show)
             )
             progress.advance(before + config.agent.decisions - progress.done)
     result = task_result(task, [record for record, _ in done], starts)
@@ -102,10 +102,10 @@ def _write_video(path: Path, made: Recording, parts: AgentParts) -> str:
 def _write_figures(
     out: Path, result: TaskResult, records: Sequence[EpisodeRecord], videos: Sequence[str]
 ) -> dict[str, Any]:
-    told = as_json([result])["tasks"][result.task]
+    summary = as_json([result])["tasks"][result.task]
     figures = {
         "task": result.task,
-        **{name: told[name] for name in ("rates", "costs", "starts_solved_already")},
+        **{name: summary[name] for name in ("rates", "costs", "starts_solved_already")},
         "episodes": [record.model_dump(mode="json") for record in records],
     }
     with whole_file(out / FIGURES) as draft:

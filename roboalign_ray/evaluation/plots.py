@@ -163,7 +163,7 @@ def _curve(frame: _Frame, series: Series) -> str:
 
 
 def histogram_bars(edges: Sequence[float], counts: Sequence[int], *, description: str) -> str:
-    """A histogram: one bar per bin, each told on hovering.
+    """A histogram: one bar per bin, each with its range and count on hovering.
 
     Args:
         edges: ascending, one more than there are counts.
@@ -181,10 +181,10 @@ def histogram_bars(edges: Sequence[float], counts: Sequence[int], *, description
     bars = []
     for first, last, count in zip(edges, edges[1:], counts, strict=False):
         tall = (base - _TOP) * count / most
-        told = f"{tick_label(first)} to {tick_label(last)}: {count}"
+        text = f"{tick_label(first)} to {tick_label(last)}: {count}"
         bars.append(
             f'<rect x="{at(first):.1f}" y="{base - tall:.1f}" width="{max(1.0, at(last) - at(first) - 1):.1f}" '
-            f'height="{tall:.1f}"><title>{told}</title></rect>'
+            f'height="{tall:.1f}"><title>{text}</title></rect>'
         )
     ticks = "".join(
         f'<text x="{at(value):.1f}" y="{height - 8}" text-anchor="middle">{tick_label(value)}</text>'

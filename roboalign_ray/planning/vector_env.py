@@ -314,7 +314,7 @@ class WorldModelVectorEnv(VectorEnv):
         }
 
     def _renewed(self, moving: Sequence[int], scored: Mapping[int, StepReward]) -> dict[int, dict[str, Any]]:
-        """Begin anew where an episode has just ended, if this is asked for; what was last seen and told of it."""
+        """Begin anew where an episode has just ended, if this is asked for; the last observation and info of each."""
         if self.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
             return {}
         ended = [number for number in moving if self._episodes[number].over]

@@ -60,7 +60,7 @@ class Recording:
     plans: tuple[Plan, ...]
 
 
-Told = Callable[[Scene, Plan | None], None]
+OnLook = Callable[[Scene, Plan | None], None]
 
 
 def run_episode(
@@ -69,7 +69,7 @@ def run_episode(
     start: int,
     agent: Agent,
     decisions: int,
-    told: Told = lambda scene, plan: None,
+    on_look: OnLook = lambda scene, plan: None,
 ) -> tuple[EpisodeRecord, Recording]:
     """Let an agent act until the task is complete or the decisions are used up.
 
@@ -77,7 +77,7 @@ def run_episode(
         row: name of the agent, for the record.
         start: index of the start state.
         decisions: maximum.
-        told: called after every look, with the scene and the newest plan.
+        on_look: called after every look, with the scene and the newest plan.
     """
     clock, scene = time.monotonic(), Scene(simulator, start)
     began, imagined = scene.distances(), [scene.frames[0]]
@@ -88,7 +88,7 @@ def run_episode(
         made = len(scene.actions) - before
         imagined += list(scene.frames[-made:] if plan is None else plan.imagined[:made])
         plans += [] if plan is None else [plan]
-        told(scene, plan)
+        on_look(scene, plan)
     record = EpisodeRecord(
         row=row,
         task=simulator.task,

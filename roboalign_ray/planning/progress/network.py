@@ -110,8 +110,8 @@ class ProgressNetwork(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
         shape = {name: getattr(self.config, name) for name in _SHAPE}
-        told = {"format": FORMAT, "shape": shape, "card": self.card.model_dump(mode="json")}
-        (folder / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        content = {"format": FORMAT, "shape": shape, "card": self.card.model_dump(mode="json")}
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (folder / README).write_text(_readme(self.card), encoding="utf-8")
 
     @classmethod
@@ -123,12 +123,14 @@ class ProgressNetwork(nn.Module):
         """
         folder = Path(folder)
         remedy = "give a folder written by 'roboalign agent train-cost'"
-        told = read_object(folder / DESCRIPTION, WHAT, keys=("format", "shape", "card"), remedy=remedy)
-        if told["format"] != FORMAT:
-            raise UserError(f"format {told['format']!r:.40}, this version reads {FORMAT}", where=str(folder))
+        content = read_object(folder / DESCRIPTION, WHAT, keys=("format", "shape", "card"), remedy=remedy)
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"format {content['format']!r:.40}, this version reads {FORMAT}", where=str(folder)
+            )
         where = str(folder / DESCRIPTION)
-        card = validated(told["card"], ProgressCard, WHAT, where=where)
-        config = validated(told["shape"], ProgressConfig, WHAT, where=where)
+        card = validated(content["card"], ProgressCard, WHAT, where=where)
+        config = validated(content["shape"], ProgressConfig, WHAT, where=where)
         try:
             return load_module(lambda: cls(config, card), folder / WEIGHTS).eval()
         except FileNotFoundError as error:
